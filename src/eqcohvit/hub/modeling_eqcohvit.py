@@ -1,0 +1,425 @@
+"""EqCohViT: a ViT whose features are split into an invariant and an equivariant part (arXiv:2503.18753, section 2).
+
+Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D backbone width, K intermediate states.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import can_return_tuple
+
+from .configuration_eqcohvit import EqCohViTConfig
+
+if TYPE_CHECKING:  # named so that saving a model ships these files as well
+    from .image_processing_eqcohvit import EqCohViTImageProcessorPil  # noqa: F401
+    from .pipeline_eqcohvit import EqCohViTFeatureExtractionPipeline  # noqa: F401
+
+_AUTO_MAP = {
+    "AutoConfig": "configuration_eqcohvit.EqCohViTConfig",
+    "AutoModel": "modeling_eqcohvit.EqCohViTModel",
+    "AutoModelForPreTraining": "modeling_eqcohvit.EqCohViTForPreTraining",
+    "AutoModelForImageClassification": "modeling_eqcohvit.EqCohViTForImageClassification",
+    "AutoBackbone": "modeling_eqcohvit.EqCohViTBackbone",
+}
+_CUSTOM_PIPELINES = {
+    "equivariant-feature-extraction": {
+        "impl": "pipeline_eqcohvit.EqCohViTFeatureExtractionPipeline",
+        "pt": ["AutoModel"],
+        "type": "image",
+    }
+}
+
+
+@dataclass
+class EqCohViTModelOutput(ModelOutput):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(B, P + N, D)`): backbone tokens after the final layer norm.
+    pooler_output (`torch.FloatTensor` of shape `(B, D)`): the CLS token, or the mean of the patch tokens where there is none.
+    invariant_features (`torch.FloatTensor` of shape `(B, P + N, feature_dim - equivariant_dim)`): first part of the head's output.
+    equivariant_features (`torch.FloatTensor` of shape `(B, P + N, equivariant_dim)`): last part of the head's output.
+    hidden_states, attentions: as the backbone returns them.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    invariant_features: torch.FloatTensor | None = None
+    equivariant_features: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class EqCohViTForPreTrainingOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `()`): mean over k of the mean squared error, where `intermediates` were given.
+    reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1 .. u_K in normalised pixels.
+    intermediate_losses (`torch.FloatTensor` of shape `(K,)`): the mean squared error of each state.
+    invariant_features, invariant_features_end (`(B, P + N, feature_dim - equivariant_dim)`): of the first and the end view.
+    equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
+    hidden_states, attentions: of both views, stacked along the batch (first views, then end views).
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstructions: torch.FloatTensor | None = None
+    intermediate_losses: torch.FloatTensor | None = None
+    invariant_features: torch.FloatTensor | None = None
+    invariant_features_end: torch.FloatTensor | None = None
+    equivariant_features: torch.FloatTensor | None = None
+    equivariant_features_end: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def split_features(features: torch.Tensor, equivariant_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split (..., feature_dim) into its invariant part (first dimensions) and its equivariant part (last `equivariant_dim`)."""
+    return features[..., :-equivariant_dim], features[..., -equivariant_dim:]
+
+
+def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> torch.Tensor:
+    """Pool token features (B, P + N, d).
+
+    `tokens`: `"cls"` (B, d), the mean of the patches where the backbone has no CLS token; `"mean"` (B, d) over the patch tokens;
+    `"cls_mean"` (B, 2 d); `"patches"` (B, N, d); `"all"` (B, P + N, d).
+    """
+    if tokens == "all":
+        return features
+    patches = features[:, num_prefix_tokens:]
+    if tokens == "patches":
+        return patches
+    if tokens == "mean" or (tokens == "cls" and num_prefix_tokens == 0):
+        return patches.mean(dim=1)
+    if tokens == "cls":
+        return features[:, 0]
+    if tokens == "cls_mean":
+        cls = pool_tokens(features, num_prefix_tokens, "cls")
+        return torch.cat([cls, patches.mean(dim=1)], dim=-1)
+    raise ValueError(f"unknown tokens {tokens!r}; known: cls, mean, cls_mean, patches, all")
+
+
+class DecoderLinear(nn.Linear):
+    """The linear layer of the decoders, a class of its own so that it gets its own initialisation."""
+
+
+class DecoderConv(nn.Conv2d):
+    """A convolution of the decoders; `gain` scales its initial weights."""
+
+    def __init__(self, *args, gain: float = math.sqrt(2.0), **kwargs):
+        self.gain = gain
+        super().__init__(*args, **kwargs)
+
+
+class IntermediateDecoders(nn.Module):
+    """K decoders with independent weights, run as grouped layers (paper, section 3).
+
+    Each one is a linear layer on the concatenated equivariant features of both views per patch, then four convolutional layers.
+    A layer that upsamples does so by sub-pixel convolution (arXiv:1609.05158). Patch size p = r * 2^n with n <= 4: the first n
+    layers upsample by 2, the others keep the size, and the linear layer makes an r x r grid of each patch.
+    """
+
+    num_layers = 4
+
+    def __init__(self, config: EqCohViTConfig):
+        super().__init__()
+        patch_size, self.num_decoders = config.square_patch_size, config.num_intermediates
+        self.num_prefix_tokens, self.context = config.num_prefix_tokens, config.decoder_context
+        self.num_channels = config.num_channels
+        self.num_upsamplings = 0
+        while self.num_upsamplings < self.num_layers and patch_size % 2 ** (self.num_upsamplings + 1) == 0:
+            self.num_upsamplings += 1
+        self.patch_grid = patch_size // 2**self.num_upsamplings
+        groups, width = self.num_decoders, config.decoder_dim
+        self.width = width
+        self.from_patches = DecoderLinear(2 * config.equivariant_dim, groups * width * self.patch_grid**2)
+        if self.context != "none":
+            self.from_context = DecoderLinear(2 * config.equivariant_dim, groups * width)
+        self.convs = nn.ModuleList()
+        for layer in range(self.num_layers):
+            last, upsamples = layer == self.num_layers - 1, layer < self.num_upsamplings
+            out_width = config.num_channels if last else max(width // 2, 16) if upsamples else width
+            self.convs.append(
+                DecoderConv(
+                    groups * width, groups * out_width * (4 if upsamples else 1), 3, padding=1, groups=groups, gain=0.1 if last else 2**0.5
+                )
+            )
+            width = out_width
+
+    def forward(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
+        pairs = torch.cat([equivariant, equivariant_end], dim=-1)
+        (height, width), grid = grid_size, self.patch_grid
+        batch_size = pairs.shape[0]
+        x = self.from_patches(pairs[:, self.num_prefix_tokens :])
+        x = x.transpose(1, 2).reshape(batch_size, -1, height, width)
+        if grid > 1:
+            x = F.pixel_shuffle(x, grid)
+        if self.context != "none":
+            context = self.from_context(pool_tokens(pairs, self.num_prefix_tokens, self.context))
+            x = x + context[:, :, None, None]
+        for layer, conv in enumerate(self.convs):
+            x = conv(F.gelu(x))
+            if layer < self.num_upsamplings:
+                x = F.pixel_shuffle(x, 2)
+        return x.reshape(batch_size, self.num_decoders, self.num_channels, *x.shape[-2:])
+
+
+class EqCohViTPreTrainedModel(PreTrainedModel):
+    """Weights initialisation, loading and saving shared by all EqCohViT models."""
+
+    config: EqCohViTConfig
+    base_model_prefix = "eqcohvit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = []
+    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\."]
+
+    def __init__(self, config: EqCohViTConfig, *args, **kwargs):
+        config.check()  # fields may have been set after construction, which skips the checks
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (DecoderLinear, DecoderConv)):
+            gain = module.gain if isinstance(module, DecoderConv) else 1.0
+            init.normal_(module.weight, mean=0.0, std=gain / math.sqrt(module.weight[0].numel()))
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.backbone.get_input_embeddings()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # The library names only the class that is being saved; every Auto class shall work on the saved folder.
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
+        self.config.custom_pipelines = {**(getattr(self.config, "custom_pipelines", None) or {}), **_CUSTOM_PIPELINES}
+        return super().save_pretrained(save_directory, **kwargs)
+
+
+def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
+    """The ViT encoder of `config.backbone_config`, without a pooling layer: nothing would train it."""
+    backbone_class = MODEL_MAPPING[type(config.backbone_config)]
+    kwargs = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters else {}
+    if "use_mask_token" in inspect.signature(backbone_class.__init__).parameters:
+        kwargs["use_mask_token"] = bool(getattr(config.backbone_config, "use_mask_token", False))
+    return AutoModel.from_config(config.backbone_config, **kwargs)
+
+
+class _SplitEncoder(EqCohViTPreTrainedModel):
+    """Backbone and its call, shared by the model and the backbone wrapper so that one checkpoint serves both."""
+
+    def _make_backbone(self, config: EqCohViTConfig) -> None:
+        self.backbone = _build_backbone(config)
+        parameters = inspect.signature(type(self.backbone).forward).parameters
+        self._can_interpolate = "interpolate_pos_encoding" in parameters
+        self._takes_noise = "noise" in parameters  # ViT-MAE orders its patches by it
+
+    def _run_backbone(self, pixel_values: torch.Tensor | None, **kwargs):
+        config = self.config
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing: expected a float tensor of shape (batch_size, channels, height, width)")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+            raise ValueError(
+                f"pixel_values must have the shape (batch_size, {config.num_channels}, height, width), got {tuple(pixel_values.shape)}"
+            )
+        height, width, patch = *pixel_values.shape[-2:], config.square_patch_size
+        if height % patch or width % patch or not height or not width:
+            raise ValueError(f"image height and width must be multiples of the patch size {patch}, got {height} x {width}")
+        if self._can_interpolate and (height != config.square_image_size or width != config.square_image_size):
+            kwargs.setdefault("interpolate_pos_encoding", True)
+        if self._takes_noise:
+            num_patches = (height // patch) * (width // patch)
+            kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(len(pixel_values), -1)
+        return self.backbone(pixel_values.to(self.dtype), **kwargs)
+
+
+class EqCohViTModel(_SplitEncoder):
+    """ViT backbone and linear feature head; returns the invariant and the equivariant part of every token (paper, section 2)."""
+
+    def __init__(self, config: EqCohViTConfig):
+        super().__init__(config)
+        self._make_backbone(config)
+        self.feature_head = nn.Linear(config.hidden_size, config.feature_dim)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, bool_masked_pos: torch.Tensor | None = None, **kwargs
+    ) -> EqCohViTModelOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
+            bool_masked_pos: (B, N) booleans, true where a patch is replaced by the mask token (backbones that have one).
+            kwargs: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding` ... go to the backbone.
+        """
+        if bool_masked_pos is not None:
+            kwargs["bool_masked_pos"] = bool_masked_pos
+        outputs = self._run_backbone(pixel_values, **kwargs)
+        tokens = outputs.last_hidden_state
+        invariant, equivariant = split_features(self.feature_head(tokens), self.config.equivariant_dim)
+        return EqCohViTModelOutput(
+            last_hidden_state=tokens,
+            pooler_output=pool_tokens(tokens, self.config.num_prefix_tokens, "cls"),
+            invariant_features=invariant,
+            equivariant_features=equivariant,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
+    """The model with its K decoders: reconstructs the intermediate states of the path between two views (paper, section 3)."""
+
+    def __init__(self, config: EqCohViTConfig):
+        super().__init__(config)
+        self.eqcohvit = EqCohViTModel(config)
+        self.decoders = IntermediateDecoders(config)
+        self.post_init()
+
+    def reconstruct(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """Equivariant features (B, P + N, d_equi) of both views, (H, W) in pixels -> (B, K, C, H, W)."""
+        patch = self.config.square_patch_size
+        return self.decoders(equivariant, equivariant_end, (image_size[0] // patch, image_size[1] // patch))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_end: torch.Tensor | None = None,
+        intermediates: torch.Tensor | None = None,
+        **kwargs,
+    ) -> EqCohViTForPreTrainingOutput:
+        """
+        Args:
+            pixel_values: (B, C, H, W), the first view v1.
+            pixel_values_end: (B, C, H, W), the end view v2 = g(u).
+            intermediates: (B, K, C, H, W), the states u_1 .. u_K; without them no loss is returned.
+        """
+        if pixel_values is None or pixel_values_end is None:
+            raise ValueError("pretraining needs two views: pixel_values (first view) and pixel_values_end (end of the path)")
+        if pixel_values.shape != pixel_values_end.shape:
+            raise ValueError(f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}")
+        outputs = self.eqcohvit(torch.cat([pixel_values, pixel_values_end]), **kwargs)
+        invariant, invariant_end = outputs.invariant_features.chunk(2)
+        equivariant, equivariant_end = outputs.equivariant_features.chunk(2)
+        reconstructions = self.reconstruct(equivariant, equivariant_end, pixel_values.shape[-2:])
+        loss = losses = None
+        if intermediates is not None:
+            if intermediates.shape != reconstructions.shape:
+                raise ValueError(f"intermediates must have the shape {tuple(reconstructions.shape)}, got {tuple(intermediates.shape)}")
+            losses = reconstruction_losses(reconstructions, intermediates)
+            loss = losses.mean()
+        return EqCohViTForPreTrainingOutput(
+            loss=loss,
+            reconstructions=reconstructions,
+            intermediate_losses=losses,
+            invariant_features=invariant,
+            invariant_features_end=invariant_end,
+            equivariant_features=equivariant,
+            equivariant_features_end=equivariant_end,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def reconstruction_losses(reconstructions: torch.Tensor, intermediates: torch.Tensor) -> torch.Tensor:
+    """Mean squared error per intermediate state, in float32: two (B, K, C, H, W) -> (K,)."""
+    return (reconstructions.float() - intermediates.float()).square().mean(dim=(0, 2, 3, 4))
+
+
+class ClassifierHead(nn.Sequential):
+    """A linear layer, or an MLP of one hidden layer, on pooled features (B, d) -> logits (B, num_labels)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, num_labels: int):
+        layers: list[nn.Module] = [nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, num_labels)]
+        super().__init__(*(layers if hidden_dim else [nn.Linear(in_dim, num_labels)]))
+
+
+class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
+    """The model with a classification head on the CLS and mean features of the part that `config.classifier_part` names."""
+
+    def __init__(self, config: EqCohViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.eqcohvit = EqCohViTModel(config)
+        widths = {"invariant": config.invariant_dim, "equivariant": config.equivariant_dim, "both": config.feature_dim}
+        part_dim = widths.get(config.classifier_part, config.hidden_size)
+        self.classifier = ClassifierHead(2 * part_dim, config.classifier_hidden_dim, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        """pixel_values (B, C, H, W), labels (B,) class indices -> loss (), logits (B, num_labels)."""
+        outputs = self.eqcohvit(pixel_values, **kwargs)
+        features = {
+            "invariant": outputs.invariant_features,
+            "equivariant": outputs.equivariant_features,
+            "both": torch.cat([outputs.invariant_features, outputs.equivariant_features], dim=-1),
+            "backbone": outputs.last_hidden_state,
+        }[self.config.classifier_part]
+        logits = self.classifier(pool_tokens(features, self.config.num_prefix_tokens, "cls_mean"))
+        loss = self.loss_function(labels, logits, self.config) if labels is not None else None
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+
+class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
+    """Feature maps of chosen stages for transformers' dense heads (UperNet, DPT, DETR ...)."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\.", r"feature_head\."]
+
+    def __init__(self, config: EqCohViTConfig):
+        super().__init__(config)
+        self._make_backbone(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
+        """pixel_values (B, C, H, W) -> one feature map per `config.out_features`: (B, D, h, w), or tokens (B, P + N, D)."""
+        outputs = self._run_backbone(pixel_values, output_hidden_states=True, **kwargs)
+        norm = getattr(self.backbone, "layernorm", None) or getattr(self.backbone, "norm", None)
+        patch = self.config.square_patch_size
+        height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        maps = []
+        for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
+            if stage not in self.out_features:
+                continue
+            if self.config.apply_layernorm and norm is not None:
+                hidden_state = norm(hidden_state)
+            if self.config.reshape_hidden_states:
+                patches = hidden_state[:, self.config.num_prefix_tokens :]
+                hidden_state = patches.transpose(1, 2).reshape(len(patches), -1, height, width).contiguous()
+            maps.append(hidden_state)
+        return BackboneOutput(feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+
+__all__ = [
+    "EqCohViTBackbone",
+    "EqCohViTForImageClassification",
+    "EqCohViTForPreTraining",
+    "EqCohViTForPreTrainingOutput",
+    "EqCohViTModel",
+    "EqCohViTModelOutput",
+    "EqCohViTPreTrainedModel",
+    "IntermediateDecoders",
+    "pool_tokens",
+    "reconstruction_losses",
+    "split_features",
+]
