@@ -1,0 +1,21 @@
+"""Images from anywhere to batches of canvases."""
+
+from .decode import BadImage, Decoded, decode_image
+from .sources import DatasetSource, FolderSource, Record, Source, SpritesSource, open_source
+from .stream import Batch, CanvasStream, TooManyBadImages, sequential
+
+__all__ = [
+    "BadImage",
+    "Batch",
+    "CanvasStream",
+    "DatasetSource",
+    "Decoded",
+    "FolderSource",
+    "Record",
+    "Source",
+    "SpritesSource",
+    "TooManyBadImages",
+    "decode_image",
+    "open_source",
+    "sequential",
+]

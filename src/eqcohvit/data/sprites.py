@@ -36,7 +36,7 @@ class SpriteBatch:
     pose: float32 (B, 4), the object's (x, y, angle, scale): centre as a fraction of the side from the image centre (x right,
         y down), radians counter-clockwise from upright, radius of the bounding circle as a fraction of the side.
     depth: float32 (B, size, size), distance from the camera in sides: a slightly tilted background plane near 1, and a domed,
-        tilted object in front of it. Distractors are painted on the background.
+        tilted object at least 0.05 in front of it. Distractors are painted on the background.
     """
 
     images: np.ndarray
@@ -47,9 +47,8 @@ class SpriteBatch:
 
 def render_sprites(indices: np.ndarray, size: int, seed: int = 0) -> SpriteBatch:
     """Render the scenes `indices`, int64 (B,), at `size` x `size` pixels. Scene i depends on (seed, i) only."""
-    indices = np.asarray(indices, dtype=np.int64)
-    if indices.ndim != 1:
-        raise ValueError(f"indices must have shape (B,), got {indices.shape}")
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"indices must be an integer array of shape (B,), got {indices.dtype} of shape {indices.shape}")
     if size < 1:
         raise ValueError(f"size must be a positive number of pixels, got {size}")
     scenes = _draw_scenes(indices, seed)
@@ -155,7 +154,7 @@ def _draw_scenes(indices: np.ndarray, seed: int) -> _Scenes:
     light = np.stack([-np.sin(light_angle), -np.cos(light_angle)], axis=1)
 
     # Two themes, light and dark backgrounds; the dark ones keep to teal, blue and purple, as dark yellows and oranges look like mud.
-    # The object's hue is at least 100 degrees away from the background's.
+    # The object's hue is at least about 100 degrees away from the background's mean hue.
     dark_theme = draw.uniform() < 0.35
     hue = draw.uniform(np.where(dark_theme, 2.9, 0.0), np.where(dark_theme, 5.9, 2.0 * np.pi))
     lightness = np.where(dark_theme, draw.uniform(0.30, 0.42), draw.uniform(0.80, 0.88))
@@ -184,7 +183,9 @@ def _draw_scenes(indices: np.ndarray, seed: int) -> _Scenes:
     for k in range(MAX_DISTRACTORS):
         blob_x, blob_y, radius = draw.uniform(-0.46, 0.46), draw.uniform(-0.46, 0.46), draw.uniform(0.03, 0.075)
         blobs.append(np.stack([blob_x, blob_y, np.where(k < num_blobs, radius, -1.0)], axis=1))
-    depth = np.stack([draw.uniform(-0.1, 0.1), draw.uniform(0.0, 0.2), draw.uniform(0.25, 0.5), draw.normal(0.1), draw.normal(0.1)], axis=1)
+    plane_x, plane_y, gap = draw.uniform(-0.1, 0.1), draw.uniform(0.0, 0.2), draw.uniform(0.3, 0.5)
+    tilt_x, tilt_y = draw.uniform(-0.15, 0.15), draw.uniform(-0.15, 0.15)
+    depth = np.stack([plane_x, plane_y, gap, tilt_x, tilt_y], axis=1)
 
     f32 = np.float32
     return _Scenes(
@@ -315,8 +316,8 @@ def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _key(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     ring = np.abs(_length(x, y - 0.52) - 0.31) - 0.14
-    shaft = _box(x, y + 0.42, 0.12, 0.55)
-    teeth = np.minimum(_box(x - 0.25, y + 0.84, 0.25, 0.12), _box(x - 0.21, y + 0.48, 0.21, 0.11))
+    shaft = _box(x, y + 0.38, 0.12, 0.54)
+    teeth = np.minimum(_box(x - 0.22, y + 0.8, 0.22, 0.12), _box(x - 0.19, y + 0.44, 0.19, 0.11))
     return np.minimum(np.minimum(ring, shaft), teeth)
 
 
@@ -338,8 +339,8 @@ def _fish(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _flag(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    pole = _box(x + 0.5, y, 0.09, 0.92)
-    cloth = np.maximum(_box(x - 0.17, y - 0.44, 0.62, 0.42), (1.3 * (x - 0.45) - np.abs(y - 0.44)) * 0.61)
+    pole = _box(x + 0.5, y, 0.09, 0.86)
+    cloth = np.maximum(_box(x - 0.1, y - 0.42, 0.58, 0.38), (1.2 * (x - 0.36) - np.abs(y - 0.42)) * 0.64)
     return np.minimum(pole, cloth)
 
 
@@ -503,8 +504,8 @@ def _render_class(scenes: _Scenes, shape_distance: ShapeDistance, size: int) -> 
 
     plane_x, plane_y, gap, tilt_x, tilt_y = (scenes.depth[:, i : i + 1] for i in range(5))
     plane = _outer_sum(plane_x * grid + 1.0, -plane_y * grid)
-    surface = _coverage(distance, -0.8)
-    surface *= 0.5 * scale[:, :, None]
+    surface = np.maximum(distance, -0.4)  # the dome: nearer away from the outline
+    surface *= 0.6 * scale[:, :, None]
     surface += _outer_sum(tilt_x * (grid - x) + (1.0 - gap), tilt_y * (grid - y))
-    depth = np.where(distance < 0.0, np.minimum(surface, plane), plane)
+    depth = np.where(distance < 0.0, surface, plane)
     return images, depth

@@ -111,17 +111,27 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_preset(
-        cls, preset: str, image_size: int | None = None, patch_size: int | None = None, backbone_kwargs: dict | None = None, **kwargs
+        cls,
+        preset: str,
+        image_size: int | None = None,
+        patch_size: int | None = None,
+        backbone_type: str = "dinov2",
+        backbone_kwargs: dict | None = None,
+        **kwargs,
     ) -> "EqCohViTConfig":
-        """A configuration of one of the usual sizes (`PRESETS`), as a DINOv2-style ViT; sizes in pixels."""
+        """A configuration of one of the usual sizes (`PRESETS`), on any of the `SUPPORTED_BACKBONES`; sizes in pixels."""
         if preset not in PRESETS:
             raise ValueError(f"unknown model preset {preset!r}; known: {', '.join(PRESETS)}")
-        backbone = {"model_type": "dinov2", **PRESETS[preset], "use_mask_token": False, **(backbone_kwargs or {})}
-        if image_size is not None:
-            backbone["image_size"] = image_size
-        if patch_size is not None:
-            backbone["patch_size"] = patch_size
-        return cls(backbone_config=backbone, **kwargs)
+        cls._check_model_type(backbone_type)
+        backbone = {"model_type": backbone_type, **PRESETS[preset]}
+        if backbone_type in ("dinov2", "dinov2_with_registers"):
+            backbone["use_mask_token"] = False  # objectives that mask ask for it
+        else:
+            backbone["intermediate_size"] = backbone["hidden_size"] * backbone.pop("mlp_ratio")
+        for key, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if size is not None:
+                backbone[key] = size
+        return cls(backbone_config={**backbone, **(backbone_kwargs or {})}, **kwargs)
 
     def check(self) -> None:
         """Raise a `ValueError` in one line where the values do not fit together."""

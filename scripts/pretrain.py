@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""Pretrain an equivariance-coherent ViT (arXiv:2503.18753).
+
+    python scripts/pretrain.py                                           # embedded sprites, small model, minutes on two CPU cores
+    accelerate launch scripts/pretrain.py --train_dir ~/photos --output_dir runs/photos
+    accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_vicreg_rotation.yaml
+
+Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds metrics.jsonl, samples/, checkpoints/ and model/.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object, set_seed
+from transformers.utils import logging as transformers_logging
+
+from eqcohvit.data import CanvasStream, TooManyBadImages, open_source
+from eqcohvit.export import save_hub_folder
+from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.training.arguments import PretrainArguments, parse_arguments
+from eqcohvit.training.checkpoint import find_checkpoint, prepare_output_dir, read_state, save_checkpoint
+from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
+from eqcohvit.training.optim import make_optimizer, set_learning_rate, warmup_cosine
+from eqcohvit.training.pretrain_module import PretrainModule
+from eqcohvit.transforms import ViewRenderer, intermediate_fractions, make_path
+
+
+def main(args: PretrainArguments) -> None:
+    # ------------------------------------------------------------------ what can be wrong is found before anything is written
+    output_dir = Path(args.output_dir)
+    source = open_source(
+        args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, args.train_dir, args.image_column
+    )
+    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    precision = args.mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=str(output_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.is_main_process:
+        prepare_output_dir(output_dir, args)
+    accelerator.wait_for_everyone()
+    transformers_logging.disable_progress_bar()
+    torch.set_float32_matmul_precision("high")
+
+    # ------------------------------------------------------------------ model, objective, optimizer
+    set_seed(args.seed)
+    config = args.model_config()
+    model = EqCohViTForPreTraining(config)
+    module = PretrainModule(model, OBJECTIVES[args.objective](config.invariant_dim, args.projector_dim), args.recon_weight)
+    set_seed(args.seed, device_specific=True)
+    optimizer = make_optimizer(module.to(accelerator.device), args.learning_rate, args.weight_decay)
+    module, optimizer = accelerator.prepare(module, optimizer)
+
+    # ------------------------------------------------------------------ resume
+    state = {"step": 0, "positions": [None] * accelerator.num_processes}
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        if len(state["positions"]) != accelerator.num_processes:
+            raise ValueError(f"{checkpoint} is of {len(state['positions'])} processes, this run has {accelerator.num_processes}")
+        accelerator.load_state(str(checkpoint))
+        accelerator.print(f"resuming from {checkpoint}")
+    elif args.resume_from_checkpoint:
+        accelerator.print(f"no checkpoint in {output_dir} yet: starting from the beginning")
+
+    # ------------------------------------------------------------------ data and views
+    stream = CanvasStream(
+        source,
+        args.canvas_size,
+        args.per_device_train_batch_size,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=args.dataloader_num_workers,
+        max_bad_fraction=args.max_bad_fraction,
+        bad_images_path=output_dir / "bad_images.jsonl",
+        position=state["positions"][accelerator.process_index],
+    )
+    renderer = ViewRenderer(
+        make_path(args.path, args.path_magnitude), args.image_size, args.num_intermediates, args.augmentation, args.border, seed=args.seed
+    )
+    batches = iter(stream)
+
+    # ------------------------------------------------------------------ train
+    first_step = step = logged_step = state["step"]
+    samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
+    if args.report_to != "none":
+        accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
+    num_parameters = sum(p.numel() for p in model.eqcohvit.parameters())
+    accelerator.print(
+        f"{args.objective} + {args.path}: encoder of {num_parameters / 1e6:.2f} M parameters, steps {first_step} to {args.max_steps}, "
+        f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
+    )
+    progress = Progress(args.max_steps, samples_per_step)
+    shown = None
+    module.train()
+    while step < args.max_steps:
+        learning_rate = warmup_cosine(step, args.max_steps, args.warmup_steps, args.learning_rate, args.min_learning_rate)
+        set_learning_rate(optimizer, learning_rate)
+        for _ in range(args.gradient_accumulation_steps):
+            waiting = time.perf_counter()
+            batch = next(batches).to(accelerator.device, non_blocking=True)
+            progress.add_wait(time.perf_counter() - waiting)
+            views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0)
+            with accelerator.accumulate(module):
+                terms = module(views.first, views.end, views.intermediates)
+                accelerator.backward(terms["loss"])
+                if accelerator.sync_gradients:
+                    terms["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            progress.add_terms(terms)
+            shown = batch if shown is None else shown
+        step += 1
+
+        # -------------------------------------------------------------- log, look, save
+        done = step == args.max_steps
+        if step % args.logging_steps == 0 or done:
+            means = {name: value.item() for name, value in accelerator.reduce(progress.means(), reduction="mean").items()}
+            check_finite(means, logged_step, step)
+            line, figures = progress.line(step, means, step - logged_step)
+            logged_step = step
+            accelerator.print(line)
+            accelerator.log({**figures, "learning_rate": learning_rate}, step=step)
+            if log:
+                log.write(step, {"learning_rate": learning_rate, **figures})
+        if accelerator.is_main_process and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
+            draw_samples(output_dir / "samples" / f"step-{step}.png", accelerator.unwrap_model(module).model, renderer, shown)
+        if step % args.save_steps == 0 or done:
+            positions = gather_object([batch.position])
+            new_state = {"step": step, "positions": positions}
+            save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, args.save_total_limit)
+
+    # ------------------------------------------------------------------ export
+    if accelerator.is_main_process:
+        save_hub_folder(output_dir / "model", accelerator.unwrap_model(module).model, image_mean=renderer.mean, image_std=renderer.std)
+        print(f"model in {output_dir / 'model'}, pictures in {output_dir / 'samples'}, bad images skipped: {stream.num_bad}")
+    accelerator.end_training()
+
+
+@torch.no_grad()
+def draw_samples(path: Path, model: EqCohViTForPreTraining, renderer: ViewRenderer, batch, num_samples: int = 6) -> None:
+    """Picture of the first samples of the first batch, with the model as it is now."""
+    views = renderer(*(t[:num_samples] for t in (batch.canvases, batch.sizes, batch.epochs, batch.keys)))
+    model.eval()
+    reconstructions = model(views.first, views.end).reconstructions
+    model.train()
+    fractions = intermediate_fractions(renderer.num_intermediates)
+    save_samples(path, views.first, views.end, views.intermediates, reconstructions, renderer.mean, renderer.std, fractions)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_arguments())
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (TooManyBadImages, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

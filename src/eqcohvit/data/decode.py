@@ -1,0 +1,161 @@
+"""One image, in any format that Pillow reads, to one canvas: uint8 RGB, stretched to S x S, upright.
+
+Stretching keeps the canvas a plain tensor for every aspect ratio; the original (height, width) travels with it, so that
+rotations can be composed in true pixel geometry. Whatever is wrong with the data ends in `BadImage`, never in another exception.
+"""
+
+import io
+import warnings
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+MAX_PIXELS = 89_478_485  # Pillow's own default (a quarter of a GiB as RGB); larger images are refused before they are decoded
+
+# Not decodable by Pillow itself, or only by starting another program (EPS starts Ghostscript).
+_REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_COMMON_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+_WHITE = (255, 255, 255, 255)
+
+# EXIF orientation -> what makes the stored image upright; applied to the canvas, because it commutes with the stretch.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):
+    """This image cannot be decoded; the message is one line that says why."""
+
+
+class Decoded(NamedTuple):
+    """canvas: uint8 (3, S, S), RGB. size: (height, width) of the upright original, in pixels. label: where decoding is what tells it."""
+
+    canvas: np.ndarray
+    size: tuple[int, int]
+    label: int | None = None
+
+
+@cache
+def decodable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that `decode_image` accepts, frequent ones first."""
+    Image.init()
+    return tuple(_COMMON_FORMATS + sorted(set(Image.OPEN) - set(_COMMON_FORMATS) - _REFUSED_FORMATS))
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """Lower-case file name endings (".jpg", ...) of the formats that `decode_image` accepts."""
+    formats = {*decodable_formats(), "MPO"}  # Pillow opens MPO through its JPEG reader
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+
+
+def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+    """Decode the file content `data` (or convert an open Pillow image) to a canvas of `canvas_size` x `canvas_size` pixels.
+
+    EXIF orientation is applied. Transparency is laid on white. The first frame of an animation counts. Single-channel images of
+    more than 8 bits are scaled: 16-bit by their full range; 32-bit and float by [0, 1], [0, 255] or [0, 65535] if that holds all
+    values, otherwise from their own minimum to their maximum. Raises `BadImage` for anything that is not a whole image.
+    """
+    if canvas_size < 1:
+        raise ValueError(f"canvas_size must be a positive number of pixels, got {canvas_size}")
+    if isinstance(data, (bytes, bytearray, memoryview)) and len(data) == 0:
+        raise BadImage("empty file (0 bytes)")
+    try:
+        with warnings.catch_warnings():  # Pillow warns about oddities of single files; one line per web image would bury the log
+            warnings.simplefilter("ignore")
+            return _decode(data, canvas_size)
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image in a known format") from None
+    # Mutated files make Pillow's readers raise almost anything: OSError, SyntaxError, ValueError, struct.error, EOFError,
+    # IndexError, KeyError, OverflowError, RecursionError, zlib.error, MemoryError, DecompressionBombError ...
+    except Exception as error:
+        raise BadImage(one_line(error)) from None
+
+
+def one_line(error: Exception, limit: int = 200) -> str:
+    """`Type: message` without line breaks, at most `limit` characters of it."""
+    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    return " ".join(text.split())[:limit]
+
+
+def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+    if isinstance(data, Image.Image):
+        image = data
+    elif isinstance(data, (bytes, bytearray, memoryview)):
+        image = Image.open(io.BytesIO(data), formats=decodable_formats())
+    else:
+        raise BadImage(f"expected the bytes of an image file, got {type(data).__name__}")
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+    # JPEG only: decode at 1/2, 1/4 or 1/8, never below the canvas. It changes the image, so not for one that the caller holds.
+    drafted = image is not data and image.draft("RGB", (canvas_size, canvas_size)) is not None
+    image.load()
+    if not drafted:
+        width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
+    orientation = _orientation(image)
+    canvas = _to_8_bit(image).resize((canvas_size, canvas_size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if orientation in _UPRIGHT:
+        canvas = canvas.transpose(_UPRIGHT[orientation])
+        if orientation >= 5:
+            width, height = height, width
+    pixels = np.asarray(canvas)  # (S, S, 3), or (S, S) if gray
+    if pixels.ndim == 2:
+        pixels = np.broadcast_to(pixels[:, :, None], (canvas_size, canvas_size, 3))
+    return Decoded(np.ascontiguousarray(pixels.transpose(2, 0, 1)), (height, width))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata do not spoil the pixels
+        return 1
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Mode "RGB", or "L" for gray images."""
+    if image.mode in ("RGB", "L"):
+        transparent = image.info.get("transparency") is not None
+        return _on_white(image.convert("RGBA")) if transparent else image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("RGBA", "RGBa", "LA", "PA"):
+        return _on_white(image.convert("RGBA"))
+    if image.mode == "P":
+        return _on_white(image.convert("RGBA")) if "transparency" in image.info else image.convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scale_to_8_bit(np.asarray(image), is_16_bit=image.mode.startswith("I;16")))
+    return image.convert("RGB")  # CMYK, YCbCr, HSV
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.getextrema()[3] == (255, 255):
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+
+
+def _scale_to_8_bit(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
+    """(H, W) numbers of any type -> uint8 (H, W)."""
+    values = values.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BadImage("no finite value in a floating-point image")
+    values = np.where(finite, values, values[finite].min())
+    low, high = 0.0, float(values.max())
+    if is_16_bit:
+        high = 65535.0
+    elif values.min() < 0 or high > 65535:
+        low = float(values.min())
+    else:
+        high = next(limit for limit in (1.0, 255.0, 65535.0) if high <= limit)
+    return np.rint((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)

@@ -1,0 +1,223 @@
+"""Settings of a pretraining run: one dataclass, read from a YAML recipe and the command line, checked in one place."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
+from ..objectives import OBJECTIVES
+from ..transforms import AUGMENTATIONS, make_path
+from ..transforms.ops import BORDERS
+
+
+def _setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass
+class PretrainArguments:
+    """All settings of `scripts/pretrain.py`; each field is a flag of the same name and a key of a recipe."""
+
+    # Data
+    dataset_name: str | None = _setting(None, "Hub id, local dataset folder, or builder (parquet, webdataset, imagefolder); streamed")
+    dataset_config_name: str | None = _setting(None, "configuration of the dataset")
+    dataset_split: str = _setting("train", "split of the dataset")
+    data_files: str | None = _setting(None, "files of the dataset: a glob, or several separated by commas")
+    train_dir: str | None = _setting(None, "any folder tree (or glob) of images, no labels needed; instead of dataset_name")
+    image_column: str | None = _setting(None, "image column; by default the only one of the image type")
+    max_bad_fraction: float = _setting(0.01, "share of unreadable images above which the run stops; below it they are skipped and listed")
+    dataloader_num_workers: int = _setting(0, "processes that decode images; 0 decodes in the training process")
+
+    # Model
+    model_preset: str = _setting("micro", "size of the ViT", tuple(PRESETS))
+    backbone: str = _setting("dinov2", "transformers model type of the ViT", SUPPORTED_BACKBONES)
+    image_size: int = _setting(32, "side of the views in pixels")
+    patch_size: int = _setting(4, "side of a patch in pixels")
+    drop_path_rate: float = _setting(0.0, "stochastic depth, 0 to 1 (DINOv2-style backbones)")
+    feature_dim: int = _setting(256, "d_patch: width of the linear feature head")
+    equivariant_dim: int = _setting(128, "d_equi: how many of these dimensions are the equivariant part")
+    num_intermediates: int = _setting(2, "K: number of intermediate states to reconstruct")
+    decoder_dim: int = _setting(128, "channels before the first convolution of a decoder")
+    decoder_context: str = _setting("none", "global feature that the decoders read besides each patch's own", ("none", "cls", "mean"))
+
+    # Views
+    path: str = _setting("rotation", "transformation of the second view; several joined by + are walked together")
+    path_magnitude: float = _setting(1.0, "scales the ranges of the path's parameters")
+    augmentation: str = _setting("path_only", "base augmentation of both views; path_only is the paper's 'rot'", tuple(AUGMENTATIONS))
+    border: str = _setting("canvas", "what lies outside a moved view: the photograph itself, black, or its mirror image", BORDERS)
+    canvas_scale: float = _setting(1.25, "side of the decoded canvas over image_size")
+
+    # Objective
+    objective: str = _setting("vicreg", "SSL loss on the invariant part", tuple(OBJECTIVES))
+    recon_weight: float = _setting(25.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline; try 1 with simclr")
+    projector_dim: int = _setting(512, "hidden width of the objective's projection head")
+
+    # Optimisation
+    max_steps: int = _setting(400, "optimizer steps")
+    per_device_train_batch_size: int = _setting(128, "images in a step on each device, before accumulation")
+    gradient_accumulation_steps: int = _setting(1, "batches summed up in a step; the losses see one batch at a time")
+    learning_rate: float = _setting(1e-3, "peak learning rate of AdamW, not scaled by the batch size")
+    min_learning_rate: float = _setting(1e-5, "learning rate at the end of the cosine")
+    warmup_steps: int = _setting(40, "steps of linear warm-up")
+    weight_decay: float = _setting(0.05, "weight decay of matrices; biases, norms, tokens and positions have none")
+    max_grad_norm: float = _setting(3.0, "gradients are clipped to this norm")
+    mixed_precision: str | None = _setting(None, "by default bf16 on GPUs that have it, else no", ("no", "bf16", "fp16"))
+    seed: int = _setting(0, "seed of weights, order and views")
+
+    # Run
+    output_dir: str = _setting("outputs/pretrain", "folder of the run: metrics.jsonl, samples, checkpoints, model")
+    resume_from_checkpoint: str | None = _setting(None, "'latest' of output_dir, or the path of a checkpoint folder")
+    logging_steps: int = _setting(20, "steps between progress lines")
+    save_steps: int = _setting(200, "steps between checkpoints")
+    save_total_limit: int = _setting(2, "newest checkpoints to keep")
+    sample_steps: int = _setting(200, "steps between pictures of reconstructions")
+    report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
+    push_to_hub: bool = _setting(False, "upload the model folder at the end")
+    hub_model_id: str | None = _setting(None, "repository to upload to, user/name")
+
+    def model_config(self) -> EqCohViTConfig:
+        """The configuration of the model that these settings describe."""
+        return EqCohViTConfig.from_preset(
+            self.model_preset,
+            self.image_size,
+            self.patch_size,
+            backbone_type=self.backbone,
+            backbone_kwargs={"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else None,
+            feature_dim=self.feature_dim,
+            equivariant_dim=self.equivariant_dim,
+            num_intermediates=self.num_intermediates,
+            decoder_dim=self.decoder_dim,
+            decoder_context=self.decoder_context,
+            path=self.path,
+            border=self.border,
+        )
+
+    @property
+    def canvas_size(self) -> int:
+        """Side of the decoded canvas in pixels."""
+        return round(self.image_size * self.canvas_scale)
+
+    def check(self) -> None:
+        """Raise a `ValueError` of one line for the first setting that cannot work."""
+        self.model_config()
+        make_path(self.path, self.path_magnitude)
+        positive = (
+            "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm projector_dim "
+            "logging_steps save_steps save_total_limit sample_steps"
+        )
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in "recon_weight warmup_steps weight_decay min_learning_rate dataloader_num_workers".split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("max_bad_fraction", "drop_path_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.per_device_train_batch_size < 2:
+            raise ValueError("per_device_train_batch_size must be at least 2: the objectives compare images of a batch")
+        if self.canvas_scale < 1:
+            raise ValueError(f"canvas_scale must be at least 1, got {self.canvas_scale}")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub needs hub_model_id, for example user/name")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write all settings as a recipe."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+# What may differ when a run is resumed: nothing here changes the steps that are already done.
+_MAY_CHANGE_ON_RESUME = {
+    "resume_from_checkpoint", "output_dir", "max_steps", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
+    "sample_steps", "report_to", "push_to_hub", "hub_model_id", "max_bad_fraction",
+}  # fmt: skip
+
+
+def check_resumable(args: PretrainArguments, saved: dict[str, Any]) -> None:
+    """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one."""
+    given = args.to_dict()
+    changed = [name for name in given if name not in _MAY_CHANGE_ON_RESUME and name in saved and saved[name] != given[name]]
+    if changed:
+        differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
+        raise ValueError(f"cannot resume with other settings: {differences}")
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe, a flat YAML mapping of field names to values.
+
+    Raises:
+        ValueError: the file is missing, is no mapping, or names an unknown field.
+    """
+    try:
+        recipe = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"the recipe {path} must be a mapping of settings, got {type(recipe).__name__}")
+    known = [f.name for f in dataclasses.fields(PretrainArguments)]
+    for key in recipe:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(f"unknown setting {key!r} in {path}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return recipe
+
+
+def parse_arguments(argv: list[str] | None = None) -> PretrainArguments:
+    """Command line -> checked settings: defaults, overridden by `--config RECIPE.yaml`, overridden by flags.
+
+    Raises:
+        ValueError: a setting that cannot work. `SystemExit` with code 2 and one line for a malformed command line.
+    """
+    parser = argparse.ArgumentParser(
+        description="Pretrain an equivariance-coherent ViT. Without any flag: the embedded sprites and a small model, minutes on a CPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = lambda message: _exit(f"error: {message}")
+    parser.add_argument("--config", metavar="RECIPE.yaml", help="recipe with any of the settings below; flags override it")
+    for f in dataclasses.fields(PretrainArguments):
+        kind = next(k for k in (bool, int, float, str) if k.__name__ in f.type)
+        choices = f.metadata["choices"]
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=f.metadata["help"])
+        else:
+            text = f.metadata["help"] + (" (%(choices)s)" if choices else "")
+            metavar = kind.__name__.upper()
+            parser.add_argument(f"--{f.name}", type=kind, default=f.default, choices=choices, metavar=metavar, help=text)
+    argv = sys.argv[1:] if argv is None else argv
+    recipe_path = parser.parse_args(argv).config
+    if recipe_path:  # through the same parser, so that types and choices are checked alike
+        argv = [*_as_flags(load_recipe(recipe_path)), *argv]
+    values = vars(parser.parse_args(argv))
+    values.pop("config")
+    args = PretrainArguments(**values)
+    args.check()
+    return args
+
+
+def _as_flags(recipe: dict[str, Any]) -> list[str]:
+    flags = []
+    for key, value in recipe.items():
+        if isinstance(value, bool):
+            flags.append(f"--{key}" if value else f"--no-{key}")
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
+
+
+def _exit(message: str) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)

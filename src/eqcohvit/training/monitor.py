@@ -1,0 +1,106 @@
+"""What a person sees of a run: metrics.jsonl, progress lines, and pictures of reconstructions."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+
+class MetricsLog:
+    """Appends one JSON object per logged step to a file; entries after `resume_step` are dropped first."""
+
+    def __init__(self, path: Path, resume_step: int = 0):
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= resume_step]
+            path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+class Progress:
+    """Means of the loss terms between two progress lines, speed, and the share of time that the loop waits for data."""
+
+    def __init__(self, max_steps: int, samples_per_step: int):
+        self.max_steps, self.samples_per_step = max_steps, samples_per_step
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.batches = self.steps = 0
+        self.waited, self.since = 0.0, time.perf_counter()
+
+    def add_wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+    def add_terms(self, terms: dict[str, torch.Tensor]) -> None:
+        """Add one batch's terms, without waiting for the device."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.batches += 1
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """Mean of each term since the last line."""
+        return {name: value / self.batches for name, value in self.sums.items()}
+
+    def line(self, step: int, means: dict[str, float], num_steps: int) -> tuple[str, dict[str, float]]:
+        """The progress line after `step`, `num_steps` after the last one, and its figures; starts the next interval."""
+        seconds = time.perf_counter() - self.since
+        samples_per_second = num_steps * self.samples_per_step / seconds
+        remaining = round(seconds / num_steps * (self.max_steps - step))
+        wait_share = self.waited / seconds
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        text = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {terms}  {samples_per_second:.0f} samples/s  "
+        text += f"data wait {wait_share:.0%}  ETA {remaining // 60}:{remaining % 60:02d}"
+        self._restart()
+        return text, {**means, "samples_per_second": samples_per_second, "data_wait_share": wait_share}
+
+
+def check_finite(means: dict[str, float], first_step: int, last_step: int) -> None:
+    """Raise a `FloatingPointError` that names the terms that are not finite and the steps between which it happened."""
+    broken = [name for name, value in means.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(f"{', '.join(broken)} not finite between steps {first_step} and {last_step}; try a lower learning rate")
+
+
+def save_samples(
+    path: Path,
+    first: torch.Tensor,
+    end: torch.Tensor,
+    intermediates: torch.Tensor,
+    reconstructions: torch.Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    fractions: list[float],
+) -> None:
+    """Write a PNG with a row per sample: v1, v2, then each target u_k beside its reconstruction.
+
+    first, end (B, 3, H, H); intermediates, reconstructions (B, K, 3, H, H); all in normalised pixels.
+    """
+    columns, titles = [first, end], ["view 1", "view 2"]
+    for k, t in enumerate(fractions):
+        columns += [intermediates[:, k], reconstructions[:, k]]
+        titles += [f"target t={t:.2f}", "reconstruction"]
+    images = torch.stack(columns, dim=1).float().cpu()
+    images = (images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
+    side = pixels.shape[2]
+    zoom = max(1, 112 // side)
+    cell, gap, header = side * zoom, 4, 18
+    sheet = Image.new("RGB", (len(columns) * (cell + gap) + gap, header + len(pixels) * (cell + gap) + gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for column, title in enumerate(titles):
+        draw.text((gap + column * (cell + gap) + cell / 2, header / 2 + 2), title, fill="black", font=font, anchor="mm")
+    for row, sample in enumerate(pixels):
+        for column, image in enumerate(sample):
+            picture = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(picture, (gap + column * (cell + gap), header + gap + row * (cell + gap)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

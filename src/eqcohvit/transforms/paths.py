@@ -1,0 +1,252 @@
+"""Transformation paths: what g is, drawn at random, and its state at the fraction t of the way (paper, section 3.2 and table of ranges).
+
+A `TransformationPath` is the distribution (which transformation, which ranges). `sample` draws one g per image from uniform numbers;
+`at(t)` is g with all parameters scaled by t: the identity at t = 0, g itself at t = 1, differentiable in t and in the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .ops import adjust_color, affine, gaussian_blur, sample, sampling_grid
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """A geometric motion, then a colour change, then a blur; None means that part is the identity. B images.
+
+    Args:
+        matrix: (B, 3, 3), output -> input in normalised coordinates.
+        color: (B, 4) brightness, contrast and saturation factors, hue in turns.
+        sigma: (B,) standard deviation of the blur in pixels.
+    """
+
+    matrix: torch.Tensor | None = None
+    color: torch.Tensor | None = None
+    sigma: torch.Tensor | None = None
+
+    def then(self, other: Transformation) -> Transformation:
+        """This transformation followed by `other`. Factors multiply, hues add, variances add."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("matrix", "color", "sigma")}
+        merged = {name: b if a is None else a for name, (a, b) in pairs.items()}
+        if None not in pairs["matrix"]:
+            merged["matrix"] = self.matrix @ other.matrix
+        if self.color is not None and other.color is not None:
+            merged["color"] = torch.cat([self.color[:, :3] * other.color[:, :3], self.color[:, 3:] + other.color[:, 3:]], dim=-1)
+        if self.sigma is not None and other.sigma is not None:
+            merged["sigma"] = torch.hypot(self.sigma, other.sigma)
+        return Transformation(**merged)
+
+    def __call__(self, images: torch.Tensor, border: str = "zeros") -> torch.Tensor:
+        """Apply to images (B, C, H, H) in [0, 1]; `border` is `"zeros"` or `"reflection"` (there is no canvas around them)."""
+        if self.matrix is not None:
+            identity = torch.eye(3, dtype=images.dtype, device=images.device).expand(len(images), 1, 3, 3)
+            grid, coverage = sampling_grid(identity, self.matrix.to(images.dtype).unsqueeze(1), images.shape[-1], border)
+            images = sample(images, grid)
+            images = (images if coverage is None else images * coverage).squeeze(1)
+        if self.color is not None:
+            images, _ = adjust_color(images, self.color)
+        return images if self.sigma is None else gaussian_blur(images, self.sigma)
+
+
+class TransformationPath:
+    """A family of transformations with uniformly distributed parameters.
+
+    `parameter_names` and `limits` (low, high) are of one length P. A subclass gives these and `at`.
+    """
+
+    name: str
+    parameter_names: tuple[str, ...]
+    limits: tuple[tuple[float, float], ...]
+
+    @property
+    def num_parameters(self) -> int:
+        return len(self.parameter_names)
+
+    def sample(self, uniforms: torch.Tensor) -> SampledPath:
+        """Uniform numbers in [0, 1) of shape (B, P) -> one g per image."""
+        low, high = torch.tensor(self.limits, dtype=uniforms.dtype, device=uniforms.device).unbind(dim=-1)
+        return SampledPath(self, low + uniforms * (high - low))
+
+    def at(self, parameters: torch.Tensor, t: float | torch.Tensor) -> Transformation:
+        """g with parameters (B, P) at the fraction t, a number or (B,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SampledPath:
+    """One g per image: a path with drawn parameters (B, P), in the units of `path.parameter_names`."""
+
+    path: TransformationPath
+    parameters: torch.Tensor
+
+    def at(self, t: float | torch.Tensor) -> Transformation:
+        """The transformation at the fraction t in [0, 1] of the way, a number or (B,)."""
+        return self.path.at(self.parameters, t)
+
+
+def intermediate_fractions(num_intermediates: int) -> list[float]:
+    """The equidistant t_k = k / (K + 1), k = 1 .. K (paper, section 3.2): [1/3, 2/3] for K = 2."""
+    return [k / (num_intermediates + 1) for k in range(1, num_intermediates + 1)]
+
+
+class Rotation(TransformationPath):
+    """Counter-clockwise rotation about the centre, in radians."""
+
+    name = "rotation"
+    parameter_names = ("angle",)
+
+    def __init__(self, max_degrees: float = 45.0):
+        self.limits = (_symmetric(math.radians(max_degrees)),)
+
+    def at(self, parameters, t):
+        angle = parameters[:, 0] * t
+        cos, sin = angle.cos(), angle.sin()
+        return Transformation(matrix=affine([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], angle))
+
+
+class Translation(TransformationPath):
+    """Shift to the right and down, as a fraction of the side (10 of 224 pixels)."""
+
+    name = "translation"
+    parameter_names = ("shift_x", "shift_y")
+
+    def __init__(self, max_shift: float = 10 / 224):
+        self.limits = (_symmetric(max_shift),) * 2
+
+    def at(self, parameters, t):
+        x, y = (2 * parameters * t[:, None] if isinstance(t, torch.Tensor) else 2 * parameters * t).unbind(dim=-1)
+        return Transformation(matrix=affine([[1, 0, -x], [0, 1, -y], [0, 0, 1]], x))
+
+
+class SE2(TransformationPath):
+    """Rotation (radians), then translation (fraction of the side)."""
+
+    name = "se2"
+    parameter_names = ("angle", "shift_x", "shift_y")
+
+    def __init__(self, max_degrees: float = 45.0, max_shift: float = 10 / 224):
+        self.rotation, self.translation = Rotation(max_degrees), Translation(max_shift)
+        self.limits = self.rotation.limits + self.translation.limits
+
+    def at(self, parameters, t):
+        return self.rotation.at(parameters[:, :1], t).then(self.translation.at(parameters[:, 1:], t))
+
+
+class Zoom(TransformationPath):
+    """Magnification about the centre, by its natural logarithm: 0 keeps the size."""
+
+    name = "zoom"
+    parameter_names = ("log_scale",)
+
+    def __init__(self, max_scale: float = 1.5):
+        self.limits = (_symmetric(math.log(max_scale)),)
+
+    def at(self, parameters, t):
+        inverse = torch.exp(-parameters[:, 0] * t)
+        return Transformation(matrix=affine([[inverse, 0, 0], [0, inverse, 0], [0, 0, 1]], inverse))
+
+
+class Perspective(TransformationPath):
+    """The four corners move apart from each other, each by up to `max_shift` of the side in x and y; not a group."""
+
+    name = "perspective"
+    _corners = ("top_left", "top_right", "bottom_right", "bottom_left")
+    parameter_names = tuple(f"{corner}_{axis}" for corner in _corners for axis in "xy")
+
+    def __init__(self, max_shift: float = 0.15):
+        self.limits = (_symmetric(max_shift),) * 8
+
+    def at(self, parameters, t):
+        fraction = t[:, None] if isinstance(t, torch.Tensor) else t
+        corners = parameters.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        moved = corners + (2 * parameters * fraction).unflatten(-1, (4, 2))
+        return Transformation(matrix=homography(moved, corners.expand_as(moved)))
+
+
+def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The projective maps (B, 3, 3) that take four points `source` to `target`, both (B, 4, 2); last entry 1."""
+    x, y = source.unbind(dim=-1)
+    u, v = target.unbind(dim=-1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=-1)
+    rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=-1)
+    solution = torch.linalg.solve(torch.cat([rows_u, rows_v], dim=-2), torch.cat([u, v], dim=-1))
+    return torch.cat([solution, torch.ones_like(solution[:, :1])], dim=-1).unflatten(-1, (3, 3))
+
+
+class ColorJitter(TransformationPath):
+    """Brightness, contrast and saturation, by their factor minus 1, and hue in full turns."""
+
+    name = "color_jitter"
+    parameter_names = ("brightness", "contrast", "saturation", "hue")
+
+    def __init__(self, max_change: float = 0.4, max_hue: float = 0.1):
+        self.limits = (_symmetric(max_change),) * 3 + (_symmetric(max_hue),)
+
+    def at(self, parameters, t):
+        change = parameters * (t[:, None] if isinstance(t, torch.Tensor) else t)
+        return Transformation(color=torch.cat([1 + change[:, :3], change[:, 3:]], dim=-1))
+
+
+class GaussianBlur(TransformationPath):
+    """Blur by a standard deviation in pixels."""
+
+    name = "gaussian_blur"
+    parameter_names = ("sigma",)
+
+    def __init__(self, min_sigma: float = 0.1, max_sigma: float = 2.0):
+        self.limits = ((min_sigma, max_sigma),)
+
+    def at(self, parameters, t):
+        return Transformation(sigma=parameters[:, 0] * t)
+
+
+class Composition(TransformationPath):
+    """Several paths walked at the same time, the first applied first; parameters side by side."""
+
+    def __init__(self, paths: list[TransformationPath]):
+        self.paths = paths
+        self.name = "+".join(path.name for path in paths)
+        self.parameter_names = tuple(f"{path.name}.{name}" for path in paths for name in path.parameter_names)
+        self.limits = tuple(limit for path in paths for limit in path.limits)
+
+    def at(self, parameters, t):
+        widths = [path.num_parameters for path in self.paths]
+        steps = [path.at(part, t) for path, part in zip(self.paths, parameters.split(widths, dim=-1), strict=True)]
+        whole = steps[0]
+        for step in steps[1:]:
+            whole = whole.then(step)
+        return whole
+
+
+PATHS: dict[str, type[TransformationPath]] = {
+    path.name: path for path in (Rotation, Translation, SE2, ColorJitter, GaussianBlur, Perspective, Zoom)
+}
+
+
+def make_path(name: str, magnitude: float = 1.0) -> TransformationPath:
+    """The path called `name`, or a composition such as `"rotation+color_jitter"`; `magnitude` scales all its ranges.
+
+    Raises:
+        ValueError: a name is not one of `PATHS`, or the magnitude is not positive.
+    """
+    if magnitude <= 0:
+        raise ValueError(f"path magnitude must be positive, got {magnitude}")
+    parts = name.split("+")
+    for part in parts:
+        if part not in PATHS:
+            raise ValueError(f"unknown path {part!r}; known: {', '.join(PATHS)}, or several joined by '+'")
+    if len(set(parts)) != len(parts):
+        raise ValueError(f"path {name!r} names the same transformation twice")
+    paths = [PATHS[part]() for part in parts]
+    path = paths[0] if len(paths) == 1 else Composition(paths)
+    path.limits = tuple((low * magnitude, high * magnitude) for low, high in path.limits)
+    return path
+
+
+def _symmetric(limit: float) -> tuple[float, float]:
+    return -limit, limit

@@ -1,0 +1,179 @@
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from eqcohvit.data import decode
+from eqcohvit.data.decode import BadImage, decode_image, image_extensions
+
+RED_LEFT = np.zeros((20, 40, 3), dtype=np.uint8)  # wide: left half red, right half blue
+RED_LEFT[:, :20, 0] = 255
+RED_LEFT[:, 20:, 2] = 255
+
+
+def encode(image: Image.Image, image_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def corner_colors(canvas: np.ndarray) -> list[list[int]]:
+    """Rounded to 0 / 255: top left, top right, bottom left, bottom right."""
+    return [np.where(canvas[:, y, x] > 127, 255, 0).tolist() for y, x in ((0, 0), (0, -1), (-1, 0), (-1, -1))]
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
+def test_decode_image_reads_each_format(image_format):
+    canvas, size, label = decode_image(encode(Image.fromarray(RED_LEFT), image_format), 16)
+    red, blue = [255, 0, 0], [0, 0, 255]
+    assert canvas.shape == (3, 16, 16) and canvas.dtype == np.uint8 and canvas.flags.c_contiguous
+    assert size == (20, 40) and label is None
+    assert corner_colors(canvas) == [red, blue, red, blue]
+
+
+def test_decode_image_accepts_a_pillow_image_and_leaves_it_alone():
+    image = Image.open(io.BytesIO(encode(Image.fromarray(RED_LEFT).resize((400, 200)), "JPEG")))
+    assert decode_image(image, 16).size == (200, 400)
+    assert image.size == (400, 200)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_image_applies_exif_orientation(image_format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    quadrants = np.zeros((16, 32, 3), dtype=np.uint8)
+    quadrants[:8, :16], quadrants[:8, 16:], quadrants[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    tl, tr, bl, br = [255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]
+    expected = {  # where row 0 and column 0 of the stored image lie in the upright one (EXIF 2.3, tag 0x0112)
+        1: [tl, tr, bl, br], 2: [tr, tl, br, bl], 3: [br, bl, tr, tl], 4: [bl, br, tl, tr],
+        5: [tl, bl, tr, br], 6: [bl, tl, br, tr], 7: [br, tr, bl, tl], 8: [tr, br, tl, bl],
+    }  # fmt: skip
+    canvas, size, _ = decode_image(encode(Image.fromarray(quadrants), image_format, exif=exif), 32)
+    assert size == ((16, 32) if orientation < 5 else (32, 16))
+    assert corner_colors(canvas) == expected[orientation]
+
+
+def test_decode_image_lays_transparency_on_white():
+    half = np.zeros((8, 8, 4), dtype=np.uint8)
+    half[:, :4] = (255, 0, 0, 255)
+    rgba = Image.fromarray(half)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([255, 0, 0, 0, 0, 0])
+    palette.paste(0, (0, 0, 4, 8))
+    gray_alpha = rgba.convert("LA")
+    red, white = [255, 0, 0], [255, 255, 255]
+    for data in (encode(rgba, "PNG"), encode(rgba, "WEBP", lossless=True), encode(palette, "PNG", transparency=1)):
+        assert corner_colors(decode_image(data, 8).canvas) == [red, white, red, white]
+    assert decode_image(encode(gray_alpha, "PNG"), 8).canvas[0, 0].tolist() == pytest.approx([76] * 4 + [255] * 4, abs=12)
+
+
+def test_decode_image_converts_gray_bilevel_and_cmyk():
+    gray = np.repeat(np.linspace(0, 255, 16).astype(np.uint8)[None], 16, axis=0)
+    canvas = decode_image(encode(Image.fromarray(gray), "PNG"), 16).canvas
+    assert (canvas == gray).all()
+    assert set(np.unique(decode_image(encode(Image.fromarray(gray).convert("1"), "PNG"), 16).canvas)) == {0, 255}
+    cmyk = decode_image(encode(Image.fromarray(RED_LEFT).convert("CMYK"), "JPEG", quality=95), 16).canvas
+    assert corner_colors(cmyk) == [[255, 0, 0], [0, 0, 255]] * 2
+
+
+def test_decode_image_scales_16_bit_integer_and_float_images():
+    ramp = np.repeat(np.linspace(0, 1, 16)[None], 16, axis=0)
+    expected = np.rint(ramp * 255)
+    images = [
+        encode(Image.fromarray((ramp * 65535).astype(np.uint16)), "PNG"),
+        encode(Image.fromarray((ramp * 65535).astype(np.uint16)), "TIFF"),
+        encode(Image.fromarray((ramp * 65535).astype(np.int32)), "TIFF"),
+        encode(Image.fromarray(ramp.astype(np.float32)), "TIFF"),
+        encode(Image.fromarray((ramp * 2e6 - 1e6).astype(np.float32)), "TIFF"),
+    ]
+    for data in images:
+        assert np.abs(decode_image(data, 16).canvas[1] - expected).max() <= 1
+    with pytest.raises(BadImage, match="finite"):
+        decode_image(encode(Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "TIFF"), 4)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
+def test_decode_image_takes_the_first_frame_of_an_animation(image_format):
+    frames = [Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 0, 255))]
+    data = encode(frames[0], image_format, save_all=True, append_images=frames[1:])
+    assert corner_colors(decode_image(data, 8).canvas) == [[255, 0, 0]] * 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2000)])
+def test_decode_image_allows_extreme_sizes(size):
+    canvas, original, _ = decode_image(encode(Image.new("RGB", size, (10, 200, 30)), "PNG"), 24)
+    assert original == size[::-1]
+    assert (canvas == np.array([10, 200, 30], dtype=np.uint8)[:, None, None]).all()
+
+
+def test_decode_image_reduced_jpeg_keeps_size_and_content():
+    y, x = np.mgrid[:600, :1000]
+    smooth = np.stack([x / 4, y / 3, (x + y) / 8], axis=-1).astype(np.uint8)
+    canvas, size, _ = decode_image(encode(Image.fromarray(smooth), "JPEG", quality=95), 64)
+    full = np.asarray(Image.fromarray(smooth).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert size == (600, 1000)
+    assert np.abs(canvas.astype(int) - full).max() <= 6
+
+
+JPEG = encode(Image.fromarray(RED_LEFT).resize((64, 64)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"<html>404</html>", "not an image"),
+        (JPEG[:-40], "truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # would start Ghostscript
+        (None, "NoneType"),
+    ],
+)
+def test_decode_image_raises_bad_image_with_one_line(data, reason):
+    with pytest.raises(BadImage, match=reason) as caught:
+        decode_image(data, 16)
+    assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+def test_decode_image_refuses_huge_images_before_decoding(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # calling it would be a TypeError
+    small = encode(Image.new("1", (1, 1)), "PNG")
+    for side, reason in ((10_000, "10000 x 10000 pixels are more than the limit"), (100_000, "DecompressionBombError")):
+        header = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
+        with pytest.raises(BadImage, match=reason):
+            decode_image(small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:], 16)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA", "PCX", "SGI"])
+def test_decode_image_survives_mutated_files(image_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    whole = encode(Image.fromarray(pixels), image_format, **({"exif": exif} if image_format in ("JPEG", "PNG", "WEBP", "TIFF") else {}))
+    generator = random.Random(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(generator.randint(1, 8)):
+            data[generator.randrange(min(len(data), generator.choice((64, 10_000))))] = generator.randrange(256)
+        del data[generator.randrange(1, len(data) + 1) if generator.random() < 0.3 else len(data) :]
+        try:
+            canvas, (height, width), _ = decode_image(bytes(data), 8)
+        except BadImage as error:
+            assert "\n" not in str(error)
+        else:
+            assert canvas.shape == (3, 8, 8) and height * width <= decode.MAX_PIXELS
+
+
+def test_decode_image_rejects_a_bad_canvas_size():
+    with pytest.raises(ValueError, match="canvas_size must be a positive number of pixels, got 0"):
+        decode_image(JPEG, 0)
+
+
+def test_image_extensions_hold_what_can_be_decoded():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".mpo"} <= image_extensions()
+    assert image_extensions().isdisjoint({".eps", ".pdf", ".mpg", ".txt"})

@@ -1,0 +1,353 @@
+import gc
+import io
+import json
+import threading
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eqcohvit.data import BadImage, CanvasStream, DatasetSource, Decoded, FolderSource, Record, SpritesSource, TooManyBadImages, sequential
+
+
+class Numbers:
+    """Row i of the data is the number i, drawn as a canvas of that gray value. Numbers in `bad` cannot be decoded."""
+
+    name = "numbers"
+    has_labels = True
+    label_names = None
+
+    def __init__(self, shard_sizes, bad=(), cheap_rows=False):
+        borders = np.cumsum([0, *shard_sizes]).tolist()
+        self.shards = [range(start, end) for start, end in zip(borders, borders[1:], strict=False)]
+        self.num_shards, self.bad, self.cheap_rows = len(shard_sizes), set(bad), cheap_rows
+
+    def read_shard(self, shard, epoch):
+        return (Record(number, number, number % 3) for number in self.shards[shard])
+
+    def decode_batch(self, payloads, canvas_size):
+        shape = (3, canvas_size, canvas_size)
+        drawn = (Decoded(np.full(shape, number % 256, np.uint8), (number, 7)) for number in payloads)
+        return [BadImage("spoiled") if number in self.bad else canvas for number, canvas in zip(payloads, drawn, strict=True)]
+
+    def where(self, record):
+        return f"number {record.payload}"
+
+
+def make_stream(source, batch_size=5, **options):
+    return CanvasStream(source, 2, batch_size, **{"seed": 1, "shuffle_window": 16, "max_bad_fraction": 0.5} | options)
+
+
+def flat(batches):
+    """[(epoch, key), ...] in the order of the stream."""
+    return [pair for batch in batches for pair in zip(batch.epochs.tolist(), batch.keys.tolist(), strict=True)]
+
+
+def take(stream, num_batches):
+    batches = list(islice(stream, num_batches))
+    assert len(batches) == num_batches
+    return batches
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        for name in ("canvases", "sizes", "keys", "epochs", "labels"):
+            assert torch.equal(getattr(batch, name), getattr(other, name)), name
+        assert batch.position == other.position
+
+
+def png(value, size=(9, 5)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Content and order
+
+
+def test_batch_fields_belong_together():
+    for batch in take(make_stream(Numbers([7, 9, 11]), batch_size=4), 10):
+        assert batch.canvases.shape == (4, 3, 2, 2) and batch.canvases.dtype == torch.uint8
+        assert torch.equal(batch.canvases[:, 0, 0, 0].long(), batch.keys)
+        assert torch.equal(batch.sizes, torch.stack([batch.keys, torch.full((4,), 7)], dim=1))
+        assert torch.equal(batch.labels, batch.keys % 3)
+        assert {batch.sizes.dtype, batch.keys.dtype, batch.epochs.dtype, batch.labels.dtype} == {torch.int64}
+        assert json.loads(json.dumps(batch.position)) == batch.position
+        assert len(batch.to("cpu", non_blocking=True)) == 4
+
+
+@pytest.mark.parametrize("cheap_rows", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("shard_sizes", [[53], [20, 1, 40], [10] * 6, [0, 5, 0, 2], [3, 50, 7, 1, 9, 2, 30, 8, 1, 4, 6, 12]])
+def test_each_epoch_has_each_sample_once_over_all_ranks(shard_sizes, world_size, shuffle, cheap_rows):
+    source, num_epochs = Numbers(shard_sizes, cheap_rows=cheap_rows), 3
+    seen = []
+    for rank in range(world_size):
+        stream, own = make_stream(source, rank=rank, world_size=world_size, shuffle=shuffle), []
+        for batch in stream:
+            own += flat([batch])
+            if own[-1][0] >= num_epochs:
+                break
+        assert own == sorted(own, key=lambda pair: pair[0])
+        seen += [pair for pair in own if pair[0] < num_epochs]
+    assert sorted(seen) == [(epoch, number) for epoch in range(num_epochs) for number in range(sum(shard_sizes))]
+
+
+@pytest.mark.parametrize("shard_sizes", [[60], [10, 30, 20], [20, 20, 20]])
+def test_ranks_that_share_rows_finish_an_epoch_together(shard_sizes):
+    """Equal step counts: after one epoch's worth of samples over all ranks, nothing is left and nothing is doubled."""
+    pairs = [pair for rank in range(2) for pair in flat(take(make_stream(Numbers(shard_sizes), rank=rank, world_size=2, batch_size=30), 1))]
+    assert sorted(pairs) == [(0, number) for number in range(60)]
+
+
+def test_ranks_get_whole_shards_when_these_divide_well():
+    source = Numbers([10] * 8)
+    keys = [{key for epoch, key in flat(take(make_stream(source, rank=rank, world_size=2), 8)) if epoch == 0} for rank in range(2)]
+    assert all(len({number // 10 for number in own}) == 4 for own in keys) and keys[0].isdisjoint(keys[1])
+
+
+def test_fewer_rows_than_ranks_still_feed_each_rank():
+    source = Numbers([1])
+    for rank in range(3):
+        assert {key for _, key in flat(take(make_stream(source, rank=rank, world_size=3), 2))} == {0}
+
+
+def test_order_depends_on_epoch_and_seed_only():
+    source = Numbers([30, 30, 30])
+    epochs = [[key for e, key in flat(take(make_stream(source), 40)) if e == epoch] for epoch in range(2)]
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == list(range(90))
+    assert flat(take(make_stream(source), 20)) == flat(take(make_stream(source, batch_size=10), 10))
+    assert flat(take(make_stream(source), 20)) != flat(take(make_stream(source, seed=2), 20))
+    assert [key for _, key in flat(take(make_stream(source, shuffle=False), 18))] == list(range(90))
+
+
+def test_shuffle_mixes_shards_and_moves_rows_far():
+    source = Numbers([256] * 16)
+    keys = np.array([key for _, key in flat(take(make_stream(source, batch_size=64, shuffle_window=512), 64))])
+    assert sorted(keys) == list(range(4096))
+    assert len(np.unique(keys[:64] // 256)) >= 7  # the eight shards of the group
+    assert abs(np.corrcoef(keys, np.arange(4096))[0, 1]) < 0.5
+    assert abs(np.corrcoef(keys[:2048] % 256, np.arange(2048))[0, 1]) < 0.99
+
+
+def test_window_borders_differ_by_epoch():
+    """Otherwise a single shard would always be cut into the same sets of rows."""
+    pairs = flat(take(make_stream(Numbers([64]), batch_size=64), 2))
+    first = [{key for _, key in pairs[start : start + 16]} for start in (0, 64)]
+    assert first[0] != first[1]
+
+
+# Workers
+
+
+def test_number_of_workers_changes_nothing():
+    source = Numbers([30, 41, 7], bad={3, 50, 51, 52})
+    inline, workers = (take(make_stream(source, num_workers=number), 40) for number in (0, 2))
+    assert_same(inline, workers)
+    resumed = make_stream(source, num_workers=2, position=inline[12].position)
+    assert_same(inline[13:20], take(resumed, 7))
+
+
+def test_stream_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    take(make_stream(Numbers([30])), 2)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_dropping_an_iterator_ends_its_thread(num_workers):
+    iterator = iter(make_stream(Numbers([1000]), num_workers=num_workers))
+    next(iterator)
+    assert any(thread.name == "canvas-reader" for thread in threading.enumerate())
+    del iterator
+    gc.collect()
+    assert not any(thread.name == "canvas-reader" for thread in threading.enumerate())
+
+
+def test_errors_while_reading_reach_the_caller():
+    class Unplugged(Numbers):
+        def read_shard(self, shard, epoch):
+            yield from islice(super().read_shard(shard, epoch), 20)
+            raise OSError("connection lost")
+
+    with pytest.raises(OSError, match="connection lost"):
+        take(make_stream(Unplugged([100])), 50)
+
+
+def test_a_source_without_rows_is_an_error():
+    with pytest.raises(ValueError, match="numbers has no rows"):
+        take(make_stream(Numbers([0, 0])), 1)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("bad", [(), (0, 4, 5, 6, 17, 18, 30, 31, 32, 33, 34, 44)])
+@pytest.mark.parametrize(("rank", "world_size", "shuffle"), [(0, 1, True), (0, 1, False), (1, 2, True), (1, 4, True)])
+def test_resuming_after_any_batch_equals_the_uninterrupted_run(tmp_path, bad, rank, world_size, shuffle):
+    source = Numbers([10, 17, 3, 15], bad)
+    options = {"rank": rank, "world_size": world_size, "shuffle": shuffle}
+    whole = take(make_stream(source, batch_size=4, **options), 30)
+    assert whole[-1].epochs[-1] >= 2
+    for index in range(-1, 25):
+        position = make_stream(source, **options).position if index < 0 else json.loads(json.dumps(whole[index].position))
+        stream = make_stream(source, batch_size=4, position=position, **options)
+        assert stream.position == position and stream.num_seen == position["num_seen"]
+        assert_same(whole[index + 1 : index + 6], take(stream, 5))
+
+
+def test_resuming_may_change_the_batch_size():
+    source = Numbers([40, 30], bad={7, 8})
+    whole = flat(take(make_stream(source, batch_size=4), 30))
+    position = take(make_stream(source, batch_size=4), 5)[-1].position
+    assert flat(take(make_stream(source, batch_size=10, position=position), 10)) == whole[20:120]
+
+
+def test_a_second_iterator_goes_on_where_the_stream_stopped():
+    whole, stream = take(make_stream(Numbers([40])), 12), make_stream(Numbers([40]))
+    assert_same(whole, take(stream, 5) + take(stream, 7))
+    assert stream.position == whole[-1].position
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"world_size": 2}, "saved with world_size=1, this stream has world_size=2"),
+        ({"seed": 9}, "saved with seed=1, this stream has seed=9"),
+        ({"shuffle_window": 8}, "saved with shuffle_window=16, this stream has shuffle_window=8"),
+        ({"source": Numbers([10, 10])}, "saved with num_shards=1, this stream has num_shards=2"),
+        ({"position": {"epoch": 3}}, "position lacks seed, .*; expected the `position` of a batch"),
+    ],
+)
+def test_resuming_into_another_stream_is_an_error(change, message):
+    position = take(make_stream(Numbers([20])), 1)[0].position
+    with pytest.raises(ValueError, match=message):
+        make_stream(**{"source": Numbers([20]), "position": position} | change)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, world_size\), got rank=2, world_size=2"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"max_bad_fraction": 1.5}, r"max_bad_fraction must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_arguments_are_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_stream(Numbers([20]), **options)
+
+
+# Bad images
+
+
+def test_bad_images_are_left_out_counted_and_listed_once(tmp_path):
+    path, bad = tmp_path / "run/bad.jsonl", {3, 11, 12}
+    stream = make_stream(Numbers([20, 10], bad), batch_size=9, bad_images_path=path)
+    batches = take(stream, 9)  # three epochs of 27 good samples
+    assert sorted(flat(batches)) == [(epoch, number) for epoch in range(3) for number in range(30) if number not in bad]
+    assert 0 <= stream.num_seen - stream.num_bad == 81 and stream.num_bad in range(6, 10)
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {entry["key"] for entry in entries} == bad and len(entries) == 3
+    assert entries[0]["path"] == f"number {entries[0]['key']}" and entries[0]["reason"] == "spoiled"
+    for batch in batches:
+        take(make_stream(Numbers([20, 10], bad), batch_size=9, bad_images_path=path, position=batch.position), 2)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_too_many_bad_images_stop_the_stream(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    stream = make_stream(Numbers([1000], bad=range(0, 1000, 50)), max_bad_fraction=0.01, bad_images_path=path)
+    with pytest.raises(TooManyBadImages, match=r"of 20\d images .* could not be decoded, more than max_bad_fraction=0.01.*bad.jsonl"):
+        take(stream, 200)
+    take(make_stream(Numbers([1000], bad=range(0, 1000, 50)), max_bad_fraction=0.05), 200)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_small_source_is_judged_after_its_first_pass(num_workers):
+    stream = make_stream(Numbers([10], bad={4}), max_bad_fraction=0.01, num_workers=num_workers)
+    with pytest.raises(TooManyBadImages, match="first: number 4: spoiled"):
+        take(stream, 10)
+    with pytest.raises(TooManyBadImages, match="100.0%"):
+        take(make_stream(Numbers([3], bad=range(3)), max_bad_fraction=0.99, num_workers=num_workers), 1)
+
+
+def test_only_bad_images_end_even_if_all_may_be_bad():
+    with pytest.raises(TooManyBadImages, match="not one"):
+        take(make_stream(Numbers([3], bad=range(3)), max_bad_fraction=1.0), 1)
+
+
+# Real sources
+
+
+def test_folder_with_broken_files_streams_exactly_once(tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"{index % 3}/{index:02}.png").write_bytes(png(index))
+    (tmp_path / "0/empty.png").touch()
+    (tmp_path / "1/text.jpg").write_text("<html>")
+    (tmp_path / "2/short.png").write_bytes(png(7)[:-30])
+    bad_images = tmp_path / "bad.jsonl"
+    stream = CanvasStream(FolderSource(tmp_path), 8, 10, num_workers=2, max_bad_fraction=0.2, bad_images_path=bad_images)
+    batches = take(stream, 8)
+    for epoch in range(2):
+        values = sorted(int(canvas[0, 0, 0]) for batch in batches for canvas in batch.canvases[batch.epochs == epoch])
+        assert values == list(range(40))
+    assert {tuple(size) for batch in batches for size in batch.sizes.tolist()} == {(5, 9)}
+    names = sorted(json.loads(line)["path"].rsplit("/", 1)[1] for line in bad_images.read_text().splitlines())
+    assert names == ["empty.png", "short.png", "text.jpg"]
+
+
+def test_parquet_streams_exactly_once_over_two_ranks_and_resumes(tmp_path):
+    import datasets
+
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    for shard in range(3):
+        rows = {"picture": [{"bytes": png(shard * 20 + row), "path": None} for row in range(20)], "label": [row % 2 for row in range(20)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{shard}.parquet"), batch_size=8)
+    values = []
+    for rank in range(2):
+        source = DatasetSource("parquet", data_files=f"{tmp_path}/*.parquet")
+        assert source.num_shards == 9
+        stream = CanvasStream(source, 8, 6, rank=rank, world_size=2)
+        batches = take(stream, 5)
+        values += [int(value) for batch in batches for value in batch.canvases[:, 0, 0, 0][batch.epochs == 0]]
+        assert all(torch.equal(batch.labels, batch.canvases[:, 0, 0, 0].long() % 2) for batch in batches)
+        resumed = CanvasStream(source, 8, 6, rank=rank, world_size=2, num_workers=1, position=batches[1].position)
+        assert_same(batches[2:], take(resumed, 3))
+    assert len(values) == len(set(values)) and len(values) >= 58  # 9 groups of 8 or 4 rows halve to within a row or so
+
+
+def test_sprites_stream_fresh_scenes_with_labels():
+    batches = take(CanvasStream(SpritesSource(num_samples=64), 16, 32), 4)
+    keys = [key for _, key in flat(batches)]
+    assert sorted(keys) == list(range(128)) and set(keys[:64]) == set(range(64))
+    assert all((batch.labels >= 0).all() for batch in batches)
+    assert len(torch.unique(torch.cat([batch.labels for batch in batches]))) > 4
+
+
+# One pass
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sequential_is_one_ordered_pass_with_a_short_last_batch(num_workers):
+    source = Numbers([8, 5])
+    batches = list(sequential(source, 2, 5, num_workers=num_workers))
+    assert flat(batches) == [(0, number) for number in range(13)] and [len(batch) for batch in batches] == [5, 5, 3]
+    assert [len(batch) for batch in sequential(source, 2, 5, max_samples=7, num_workers=num_workers)] == [5, 2]
+
+
+def test_sequential_leaves_bad_images_out_with_a_warning():
+    with pytest.warns(UserWarning, match="left out 2 images of numbers .* first: number 3: spoiled"):
+        assert [key for _, key in flat(sequential(Numbers([8], bad={3, 4}), 2, 5))] == [0, 1, 2, 5, 6, 7]
+    with pytest.raises(TooManyBadImages, match="none of the 4 images"):
+        list(sequential(Numbers([4], bad=range(4)), 2, 5))
+    with pytest.raises(ValueError, match="max_samples must be at least 1, got 0"):
+        sequential(Numbers([4]), 2, 5, max_samples=0)
