@@ -1,6 +1,8 @@
 import gc
 import io
 import json
+import subprocess
+import sys
 import threading
 from itertools import islice
 
@@ -168,6 +170,23 @@ def test_dropping_an_iterator_ends_its_thread(num_workers):
     del iterator
     gc.collect()
     assert not any(thread.name == "canvas-reader" for thread in threading.enumerate())
+
+
+LIVE_AT_EXIT = """
+import os, signal, sys
+from eqcohvit.data import CanvasStream, SpritesSource
+signal.signal(signal.SIGTERM, lambda *_: None)
+iterator = iter(CanvasStream(SpritesSource(), 8, 4, num_workers=2))
+next(iterator)
+os.killpg(0, signal.SIGTERM)
+for _ in range(50):
+    next(iterator)
+sys.exit(3)
+"""
+
+
+def test_workers_survive_a_signal_to_the_group_and_do_not_hold_up_the_exit():
+    assert subprocess.run([sys.executable, "-c", LIVE_AT_EXIT], start_new_session=True, timeout=60).returncode == 3
 
 
 def test_errors_while_reading_reach_the_caller():

@@ -13,8 +13,8 @@ ahead of another. Otherwise each rank reads its own shards. Every rank yields fu
 
 import contextlib
 import json
+import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -153,9 +153,7 @@ class CanvasStream:
             yield chunk
 
 
-def sequential(
-    source: Source, canvas_size: int, batch_size: int, max_samples: int | None = None, num_workers: int = 0
-) -> Iterator[Batch]:
+def sequential(source: Source, canvas_size: int, batch_size: int, max_samples: int | None = None, num_workers: int = 0) -> Iterator[Batch]:
     """One pass in the order of the source, without shuffling; the last batch may be smaller. For evaluation.
 
     `max_samples` counts the rows read. Bad images are left out, and a warning at the end says how many; none but bad ones is an error.
@@ -358,7 +356,7 @@ def _decoded(
         num_workers=num_workers,
         collate_fn=_identity,
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_leave_process_group,
         generator=torch.Generator(),  # otherwise the loader draws from, and so changes, the global one
     )
     try:
@@ -376,10 +374,10 @@ def _identity(chunk: _Chunk) -> _Chunk:
     return chunk
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    # Launchers signal the whole process group; the main process may still want batches while it writes its last checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _leave_process_group(_worker: int) -> None:
+    # Launchers and Ctrl-C signal the whole group; the main process may still want batches on the way to its last checkpoint.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _regroup(chunks: Iterable[_Chunk], size: int, keep_last: bool = False) -> Iterator[_Chunk]:

@@ -58,8 +58,15 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         path (`str`): the transformation path that the decoders were trained on, for example `"rotation"` or `"se2"`.
         border (`str`): what fills the outside of a moved image in training: `"canvas"`, `"zeros"` or `"reflection"`.
         classifier_part (`"invariant"`, `"equivariant"`, `"both"` or `"backbone"`): features that the classification head reads.
+            Where it is `"backbone"` the feature head is frozen, because nothing trains it.
         classifier_hidden_dim (`int`): hidden width of the classification head's MLP; 0 is a linear head.
         initializer_range (`float`): standard deviation of the feature head's initial weights.
+        out_features, out_indices: stages (`"stem"`, `"stage1"` ...) whose feature maps `EqCohViTBackbone` returns; default: the last.
+        apply_layernorm (`bool`): whether the backbone's final layer norm is applied to every feature map.
+        reshape_hidden_states (`bool`): feature maps as (B, D, h, w); else as token sequences.
+        include_prefix_tokens (`bool`): whether token sequences keep the CLS and register tokens.
+        scale_factors (`list[float]`, *optional*): bilinear scale of each feature map, for example `[4, 2, 1, 0.5]`: the pyramid that
+            detection heads expect of a plain ViT (arXiv:2203.16527).
 
     Raises:
         ValueError: a value or a combination of values is not allowed; the message names the expected and the given ones.
@@ -83,11 +90,13 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_prefix_tokens: int | None = None
     path: str = "rotation"
     border: Literal["canvas", "zeros", "reflection"] = "canvas"
-    classifier_part: Literal["invariant", "equivariant", "both", "backbone"] = "backbone"
+    classifier_part: Literal["invariant", "equivariant", "both", "backbone"] = "both"
     classifier_hidden_dim: int = 0
     initializer_range: float = 0.02
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    include_prefix_tokens: bool = True
+    scale_factors: list[int | float] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -148,6 +157,8 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"num_prefix_tokens must not be negative, got {self.num_prefix_tokens}")
         if self.decoder_context == "cls" and self.num_prefix_tokens == 0:
             raise ValueError("decoder_context='cls' needs a backbone with a CLS token; this one has none, use 'mean' or 'none'")
+        if self.scale_factors is not None and not all(factor > 0 for factor in self.scale_factors):
+            raise ValueError(f"scale_factors must be positive, got {self.scale_factors}")
         image_size, patch_size = self.square_image_size, self.square_patch_size
         if patch_size < 1 or image_size < patch_size:
             raise ValueError(f"image_size must be at least patch_size = {patch_size}, got {image_size}")

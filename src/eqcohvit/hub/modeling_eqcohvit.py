@@ -16,7 +16,8 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_eqcohvit import EqCohViTConfig
 
@@ -61,12 +62,12 @@ class EqCohViTModelOutput(ModelOutput):
 @dataclass
 class EqCohViTForPreTrainingOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `()`): mean over k of the mean squared error, where `intermediates` were given.
+    loss (`torch.FloatTensor` of shape `()`): mean over k of the mean squared error, where the states u_k are known.
     reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1 .. u_K in normalised pixels.
-    intermediate_losses (`torch.FloatTensor` of shape `(K,)`): the mean squared error of each state.
+    intermediate_losses (`torch.FloatTensor` of shape `(B, K)`): the mean squared error of each state of each image.
     invariant_features, invariant_features_end (`(B, P + N, feature_dim - equivariant_dim)`): of the first and the end view.
     equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
-    hidden_states, attentions: of both views, stacked along the batch (first views, then end views).
+    hidden_states, attentions: of the first view, as the backbone returns them.
     """
 
     loss: torch.FloatTensor | None = None
@@ -227,6 +228,7 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
         parameters = inspect.signature(type(self.backbone).forward).parameters
         self._can_interpolate = "interpolate_pos_encoding" in parameters
         self._takes_noise = "noise" in parameters  # ViT-MAE orders its patches by it
+        self._has_mask_token = getattr(self.backbone.embeddings, "mask_token", None) is not None
 
     def _run_backbone(self, pixel_values: torch.Tensor | None, **kwargs):
         config = self.config
@@ -241,9 +243,14 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
             raise ValueError(f"image height and width must be multiples of the patch size {patch}, got {height} x {width}")
         if self._can_interpolate and (height != config.square_image_size or width != config.square_image_size):
             kwargs.setdefault("interpolate_pos_encoding", True)
+        num_patches = (height // patch) * (width // patch)
         if self._takes_noise:
-            num_patches = (height // patch) * (width // patch)
             kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(len(pixel_values), -1)
+        if kwargs.get("bool_masked_pos") is not None and not self._has_mask_token:
+            raise ValueError("bool_masked_pos needs a backbone with a mask token; for dinov2 set use_mask_token=True in backbone_config")
+        if self._has_mask_token and self.training and kwargs.get("bool_masked_pos") is None:
+            # Masks nothing; gives the mask token a zero gradient, so that no parameter of a DDP model is left without one.
+            kwargs["bool_masked_pos"] = torch.zeros(len(pixel_values), num_patches, dtype=torch.bool, device=pixel_values.device)
         return self.backbone(pixel_values.to(self.dtype), **kwargs)
 
 
@@ -257,17 +264,13 @@ class EqCohViTModel(_SplitEncoder):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor | None = None, bool_masked_pos: torch.Tensor | None = None, **kwargs
-    ) -> EqCohViTModelOutput:
+    def forward(self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]) -> EqCohViTModelOutput:
         """
         Args:
             pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
-            bool_masked_pos: (B, N) booleans, true where a patch is replaced by the mask token (backbones that have one).
-            kwargs: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding` ... go to the backbone.
+            kwargs: go to the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, and where the backbone
+                has a mask token `bool_masked_pos`, (B, N) booleans that are true where it replaces a patch.
         """
-        if bool_masked_pos is not None:
-            kwargs["bool_masked_pos"] = bool_masked_pos
         outputs = self._run_backbone(pixel_values, **kwargs)
         tokens = outputs.last_hidden_state
         invariant, equivariant = split_features(self.feature_head(tokens), self.config.equivariant_dim)
@@ -301,38 +304,42 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         pixel_values_end: torch.Tensor | None = None,
         intermediates: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EqCohViTForPreTrainingOutput:
         """
         Args:
             pixel_values: (B, C, H, W), the first view v1.
-            pixel_values_end: (B, C, H, W), the end view v2 = g(u).
-            intermediates: (B, K, C, H, W), the states u_1 .. u_K; without them no loss is returned.
+            pixel_values_end: (B, C, H, W), the end view v2 = g(u). Without it the path is the identity: the end view and all states
+                on the path are `pixel_values`, and the loss says how well the image itself is reconstructed.
+            intermediates: (B, K, C, H, W), the states u_1 .. u_K; of two views without them no loss is returned.
+            kwargs: go to the encoder, for both views.
         """
-        if pixel_values is None or pixel_values_end is None:
-            raise ValueError("pretraining needs two views: pixel_values (first view) and pixel_values_end (end of the path)")
-        if pixel_values.shape != pixel_values_end.shape:
-            raise ValueError(f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}")
-        outputs = self.eqcohvit(torch.cat([pixel_values, pixel_values_end]), **kwargs)
-        invariant, invariant_end = outputs.invariant_features.chunk(2)
-        equivariant, equivariant_end = outputs.equivariant_features.chunk(2)
-        reconstructions = self.reconstruct(equivariant, equivariant_end, pixel_values.shape[-2:])
+        first = end = self.eqcohvit(pixel_values, **kwargs)
+        if pixel_values_end is not None:
+            if pixel_values.shape != pixel_values_end.shape:
+                raise ValueError(f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}")
+            end = self.eqcohvit(pixel_values_end, **kwargs)
+        elif intermediates is not None:
+            raise ValueError("intermediates are states between two views, but pixel_values_end (the end of the path) is missing")
+        reconstructions = self.reconstruct(first.equivariant_features, end.equivariant_features, pixel_values.shape[-2:])
+        if pixel_values_end is None:
+            intermediates = pixel_values.unsqueeze(1).expand_as(reconstructions)
         loss = losses = None
         if intermediates is not None:
             if intermediates.shape != reconstructions.shape:
                 raise ValueError(f"intermediates must have the shape {tuple(reconstructions.shape)}, got {tuple(intermediates.shape)}")
-            losses = reconstruction_losses(reconstructions, intermediates)
+            losses = (reconstructions.float() - intermediates.float()).square().mean(dim=(2, 3, 4))
             loss = losses.mean()
         return EqCohViTForPreTrainingOutput(
             loss=loss,
             reconstructions=reconstructions,
             intermediate_losses=losses,
-            invariant_features=invariant,
-            invariant_features_end=invariant_end,
-            equivariant_features=equivariant,
-            equivariant_features_end=equivariant_end,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            invariant_features=first.invariant_features,
+            invariant_features_end=end.invariant_features,
+            equivariant_features=first.equivariant_features,
+            equivariant_features_end=end.equivariant_features,
+            hidden_states=first.hidden_states,
+            attentions=first.attentions,
         )
 
 
@@ -360,10 +367,22 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
         part_dim = widths.get(config.classifier_part, config.hidden_size)
         self.classifier = ClassifierHead(2 * part_dim, config.classifier_hidden_dim, config.num_labels)
         self.post_init()
+        self._freeze_unused()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)  # makes every parameter trainable
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
+        return loaded
+
+    def _freeze_unused(self) -> None:
+        # Kept, so that the saved model still has its parts, but no gradient reaches it.
+        if self.config.classifier_part == "backbone":
+            self.eqcohvit.feature_head.requires_grad_(False)
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
         """pixel_values (B, C, H, W), labels (B,) class indices -> loss (), logits (B, num_labels)."""
         outputs = self.eqcohvit(pixel_values, **kwargs)
@@ -391,21 +410,35 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
-        """pixel_values (B, C, H, W) -> one feature map per `config.out_features`: (B, D, h, w), or tokens (B, P + N, D)."""
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """pixel_values (B, C, H, W) -> one feature map per `config.out_features`.
+
+        A map is (B, D, h * s, w * s) with the stage's s of `config.scale_factors` (1 where there are none). With
+        `reshape_hidden_states=False` it is a token sequence (B, P + N, D), or (B, N, D) with `include_prefix_tokens=False`.
+        """
         outputs = self._run_backbone(pixel_values, output_hidden_states=True, **kwargs)
         norm = getattr(self.backbone, "layernorm", None) or getattr(self.backbone, "norm", None)
         patch = self.config.square_patch_size
         height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+        scale_factors = self.config.scale_factors
+        if scale_factors and len(scale_factors) != len(self.out_features):
+            raise ValueError(f"scale_factors needs one number for each of {self.out_features}, got {scale_factors}")
         maps = []
         for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage not in self.out_features:
                 continue
             if self.config.apply_layernorm and norm is not None:
                 hidden_state = norm(hidden_state)
+            if self.config.reshape_hidden_states or not self.config.include_prefix_tokens:
+                hidden_state = hidden_state[:, self.config.num_prefix_tokens :]
             if self.config.reshape_hidden_states:
-                patches = hidden_state[:, self.config.num_prefix_tokens :]
-                hidden_state = patches.transpose(1, 2).reshape(len(patches), -1, height, width).contiguous()
+                hidden_state = hidden_state.transpose(1, 2).reshape(len(pixel_values), -1, height, width).contiguous()
+                if scale_factors and scale_factors[len(maps)] != 1:
+                    hidden_state = F.interpolate(
+                        hidden_state, scale_factor=float(scale_factors[len(maps)]), mode="bilinear", align_corners=False
+                    )
             maps.append(hidden_state)
         return BackboneOutput(feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
