@@ -159,9 +159,11 @@ def _draw_scenes(indices: np.ndarray, seed: int) -> _Scenes:
     hue = draw.uniform(np.where(dark_theme, 2.9, 0.0), np.where(dark_theme, 5.9, 2.0 * np.pi))
     lightness = np.where(dark_theme, draw.uniform(0.30, 0.42), draw.uniform(0.80, 0.88))
     chroma = draw.uniform(0.04, 0.085)
-    drift = draw.uniform(-0.6, 0.6)
-    lit = _oklch_to_srgb(lightness + 0.07, chroma, hue + drift)
-    unlit = _oklch_to_srgb(lightness - 0.11, chroma, hue - drift)
+    # From an even wall to a clear sky: as in photographs, the background often does not tell where up is.
+    gradient = draw.uniform(0.0, 0.6)
+    drift = gradient * draw.uniform(-0.6, 0.6)
+    lit = _oklch_to_srgb(lightness + 0.07 * gradient, chroma, hue + drift)
+    unlit = _oklch_to_srgb(lightness - 0.11 * gradient, chroma, hue - drift)
     object_hue = hue + np.pi + draw.uniform(-1.4, 1.4)
     # Yellow and orange objects stay light in both themes.
     yellowness = np.maximum(0.0, np.cos(object_hue - 1.6))

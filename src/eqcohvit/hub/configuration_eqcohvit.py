@@ -119,6 +119,15 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(out_indices=out_indices, out_features=out_features)
 
     @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        # The library only warns of another model type, and goes on with default sizes and random weights.
+        found = config_dict.get("model_type")
+        if found not in (None, "", cls.model_type):
+            hint = "; scripts/convert_checkpoint.py converts it" if found in SUPPORTED_BACKBONES else ""
+            raise ValueError(f"expected a checkpoint of model_type {cls.model_type!r}, found {found!r}{hint}")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_preset(
         cls,
         preset: str,

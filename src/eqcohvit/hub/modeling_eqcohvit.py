@@ -5,6 +5,7 @@ Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D ba
 
 import inspect
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,10 @@ _CUSTOM_PIPELINES = {
         "type": "image",
     }
 }
+
+
+# Weights without which a model's features are random; a mask token may be added to trained weights.
+_ENCODER_KEYS = re.compile(r"(^|\.)(backbone|feature_head)\.(?!.*mask_token$)")
 
 
 @dataclass
@@ -187,6 +192,8 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = []
     _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\."]
+    # Encoder weights that a loaded checkpoint did not have; they are random, and the pipeline refuses such a model.
+    missing_encoder_keys: tuple[str, ...] | list[str] = ()
 
     def __init__(self, config: EqCohViTConfig, *args, **kwargs):
         config.check()  # fields may have been set after construction, which skips the checks
@@ -200,6 +207,25 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs):
+        # The library names the tensors that do not fit in a printed table only.
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = sorted(info["mismatched_keys"])[0]
+            raise RuntimeError(
+                f"{pretrained_model_name_or_path}: expected {name} of shape {tuple(expected)}, found {tuple(found)} "
+                f"({len(info['mismatched_keys'])} such tensors); ignore_mismatched_sizes=True starts them anew"
+            )
+        model.missing_encoder_keys = sorted(filter(_ENCODER_KEYS.search, info["missing_keys"]))
+        model._freeze_unused()
+        return (model, info) if output_loading_info else model
+
+    def _freeze_unused(self) -> None:
+        """Freeze the parameters that the model holds but never trains; loading makes all trainable."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.backbone.get_input_embeddings()
@@ -232,8 +258,9 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
 
     def _run_backbone(self, pixel_values: torch.Tensor | None, **kwargs):
         config = self.config
-        if pixel_values is None:
-            raise ValueError("pixel_values is missing: expected a float tensor of shape (batch_size, channels, height, width)")
+        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+            found = pixel_values.dtype if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            raise ValueError(f"pixel_values must be a float tensor of shape (batch_size, channels, height, width), got {found}")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
             raise ValueError(
                 f"pixel_values must have the shape (batch_size, {config.num_channels}, height, width), got {tuple(pixel_values.shape)}"
@@ -368,12 +395,6 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
         self.classifier = ClassifierHead(2 * part_dim, config.classifier_hidden_dim, config.num_labels)
         self.post_init()
         self._freeze_unused()
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)  # makes every parameter trainable
-        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze_unused()
-        return loaded
 
     def _freeze_unused(self) -> None:
         # Kept, so that the saved model still has its parts, but no gradient reaches it.

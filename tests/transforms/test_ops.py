@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+
+from eqcohvit.transforms import ops
+
+
+@pytest.fixture
+def images():
+    return torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+def to_pil(image):
+    return Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def from_pil(image):
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+def quantized(images):
+    return (images * 255).round() / 255
+
+
+@pytest.mark.parametrize(
+    ("operation", "enhancer"),
+    [
+        (ops.adjust_brightness, ImageEnhance.Brightness),
+        (ops.adjust_contrast, ImageEnhance.Contrast),
+        (ops.adjust_saturation, ImageEnhance.Color),
+    ],
+)
+def test_color_factors_agree_with_pil(images, operation, enhancer):
+    images = quantized(images)
+    factors = torch.tensor([0.0, 0.6, 1.0, 1.4])
+    result = operation(images, factors)
+    for image, factor, ours in zip(images, factors.tolist(), result, strict=True):
+        theirs = from_pil(enhancer(to_pil(image)).enhance(factor))
+        assert (ours - theirs).abs().max() <= 2.1 / 255  # PIL rounds the grey level and the result
+
+
+def test_adjust_hue_turns_primary_colors_into_each_other():
+    red, green, blue = (torch.eye(3)[i][:, None, None].expand(3, 2, 2) for i in range(3))
+    turned = ops.adjust_hue(torch.stack([red, green, blue, red]), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1 / 6]))
+    yellow = torch.tensor([1.0, 1.0, 0.0])[:, None, None].expand(3, 2, 2)
+    assert torch.allclose(turned, torch.stack([green, blue, red, yellow]), atol=1e-6)
+
+
+def test_adjust_hue_full_turn_and_zero_are_the_identity(images):
+    assert torch.allclose(ops.adjust_hue(images, torch.tensor([0.0, 1.0, -1.0, 2.0])), images, atol=1e-5)
+
+
+def test_solarize_inverts_bright_pixels_of_chosen_images(images):
+    result = ops.solarize(images, torch.tensor([True, False, True, False]))
+    assert torch.equal(result[1], images[1])
+    assert result[0].max() < 0.5 + 1e-6
+    bright = images[0] >= 0.5
+    assert torch.allclose(result[0][bright], 1 - images[0][bright])
+    assert torch.equal(result[0][~bright], images[0][~bright])
+
+
+def test_adjust_color_shares_a_given_pivot(images):
+    factors = torch.tensor([[1.2, 0.7, 1.1, 0.05]]).expand(4, 4)
+    whole, pivot = ops.adjust_color(images, factors)
+    part, _ = ops.adjust_color(images[..., :10], factors, ops.luminance(images).mean(dim=(1, 2, 3)))
+    assert torch.allclose(part, whole[..., :10], atol=1e-6)
+    assert pivot.shape == (4,)
+
+
+def test_gaussian_blur_agrees_with_the_closed_form_in_the_middle():
+    impulse = torch.zeros(1, 1, 33, 33)
+    impulse[0, 0, 16, 16] = 1
+    sigma = 1.7
+    x = torch.arange(33) - 16.0
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    assert torch.allclose(ops.gaussian_blur(impulse, torch.tensor([sigma]))[0, 0], torch.outer(kernel, kernel), atol=1e-5)
+
+
+def test_gaussian_blur_is_near_pils(images):
+    smooth = ops.gaussian_blur(images, torch.full((4,), 2.0))  # PIL approximates a Gaussian by box filters, edges extended
+    ours = ops.gaussian_blur(quantized(smooth), torch.full((4,), 1.5))[0, :, 6:-6, 6:-6]
+    theirs = from_pil(to_pil(smooth[0]).filter(ImageFilter.GaussianBlur(1.5)))[:, 6:-6, 6:-6]
+    assert (ours - theirs).abs().max() < 0.02
+
+
+def test_gaussian_blur_keeps_constants_and_zero_is_the_identity(images):
+    assert torch.allclose(ops.gaussian_blur(torch.full((2, 3, 8, 8), 0.3), torch.tensor([0.5, 30.0])), torch.tensor(0.3))
+    assert torch.allclose(ops.gaussian_blur(images, torch.zeros(4)), images, atol=1e-6)
+
+
+def identity(batch=1):
+    return torch.eye(3).expand(batch, 1, 3, 3)
+
+
+def motion(matrix):
+    return torch.tensor(matrix, dtype=torch.float32).reshape(1, 1, 3, 3)
+
+
+def test_sampling_identity_reads_the_image_itself(images):
+    for border in ops.BORDERS:
+        grid, coverage = ops.sampling_grid(identity(4), identity(4), 24, border)
+        assert torch.allclose(ops.sample(images, grid)[:, 0], images, atol=1e-5)
+        assert (coverage is None) == (border != "zeros")
+        assert coverage is None or torch.allclose(coverage, torch.ones(()), atol=1e-5)
+
+
+def test_sampling_crop_reads_the_right_quarter(images):
+    upper_left = motion([[0.5, 0, -0.5], [0, 0.5, -0.5], [0, 0, 1]])
+    grid, _ = ops.sampling_grid(upper_left.expand(4, 1, 3, 3), identity(4), 12, "canvas")
+    assert torch.allclose(ops.sample(images, grid)[:, 0], images[..., :12, :12], atol=1e-5)
+
+
+def test_borders_fill_what_a_shift_leaves_open(images):
+    size, shift = 12, 4  # the view is the middle 12 x 12 of 24 x 24; its content moves 4 pixels to the right
+    crop = motion([[0.5, 0, 0], [0, 0.5, 0], [0, 0, 1]]).expand(4, 1, 3, 3)
+    moved = motion([[1, 0, -2 * shift / size], [0, 1, 0], [0, 0, 1]]).expand(4, 1, 3, 3)
+    view = images[..., 6:18, 6:18]
+    results = {}
+    for border in ops.BORDERS:
+        grid, coverage = ops.sampling_grid(crop, moved, size, border)
+        results[border] = ops.sample(images, grid)[:, 0] * (1 if coverage is None else coverage[:, 0])
+        assert torch.allclose(results[border][..., shift:], view[..., :-shift], atol=1e-5)
+    assert torch.allclose(results["canvas"][..., :shift], images[..., 6:18, 2:6], atol=1e-5)
+    assert torch.allclose(results["zeros"][..., :shift], torch.zeros(()), atol=1e-5)
+    assert torch.allclose(results["reflection"][..., :shift], view[..., :shift].flip(-1), atol=1e-5)
+
+
+def test_sample_renders_several_views_in_their_order(images):
+    half_turn = motion([[-1, 0, 0], [0, -1, 0], [0, 0, 1]]).expand(4, 1, 3, 3)
+    grid, _ = ops.sampling_grid(identity(4).expand(4, 2, 3, 3), torch.cat([identity(4), half_turn], dim=1), 24, "canvas")
+    views = ops.sample(images, grid)
+    assert views.shape == (4, 2, 3, 24, 24)
+    assert torch.allclose(views[:, 0], images, atol=1e-5) and torch.allclose(views[:, 1], images.flip(-1, -2), atol=1e-5)
+
+
+def test_unknown_border_is_refused():
+    with pytest.raises(ValueError, match="unknown border 'wrap'; known: canvas, zeros, reflection"):
+        ops.sampling_grid(identity(), identity(), 4, "wrap")
+
+
+def test_affine_stacks_numbers_and_tensors():
+    a = torch.tensor([math.pi, 2.0])
+    assert torch.equal(ops.affine([[1, a, 0], [0, 1, 0], [0, 0, 1]], a)[:, 0], torch.tensor([[1, math.pi, 0], [1, 2.0, 0]]))

@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from eqcohvit.transforms import AUGMENTATIONS, ViewRenderer, make_path, ops
+from eqcohvit.transforms.views import sample_view
+
+SIZE, CANVAS, BATCH = 24, 32, 6
+
+
+@pytest.fixture
+def canvases():
+    noise = torch.rand(BATCH, 3, CANVAS, CANVAS, generator=torch.Generator().manual_seed(0))
+    smooth = ops.gaussian_blur(noise, torch.full((BATCH,), 2.0))
+    low, high = smooth.amin(dim=(1, 2, 3), keepdim=True), smooth.amax(dim=(1, 2, 3), keepdim=True)
+    return ((smooth - low) / (high - low) * 255).to(torch.uint8)
+
+
+def render(canvases, path="rotation", rows=slice(None), epoch=0, sizes=None, **kwargs):
+    renderer = ViewRenderer(make_path(path), SIZE, **kwargs)
+    keys = torch.arange(BATCH)[rows]
+    sizes = torch.full((BATCH, 2), CANVAS) if sizes is None else sizes
+    return renderer(canvases[rows], sizes[rows], torch.full_like(keys, epoch), keys), renderer
+
+
+def test_views_shapes_and_normalization(canvases):
+    views, renderer = render(canvases, num_intermediates=3)
+    assert views.first.shape == views.end.shape == (BATCH, 3, SIZE, SIZE)
+    assert views.intermediates.shape == (BATCH, 3, 3, SIZE, SIZE)
+    assert views.parameters.shape == (BATCH, 1)
+    assert torch.allclose(renderer.normalize(torch.zeros(3, 1, 1)).flatten(), -torch.tensor(renderer.mean) / torch.tensor(renderer.std))
+
+
+def test_path_only_first_view_is_the_whole_image(canvases):
+    views, renderer = render(canvases)
+    whole = torch.nn.functional.interpolate(canvases.float() / 255, size=SIZE, mode="bilinear", align_corners=False)
+    assert torch.allclose(views.first, renderer.normalize(whole), atol=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("border", ops.BORDERS)
+def test_views_do_not_depend_on_the_batch_around_them(canvases, augmentation, border):
+    together, _ = render(canvases, augmentation=augmentation, border=border)
+    alone, _ = render(canvases, rows=slice(3, 4), augmentation=augmentation, border=border)
+    for name in ("first", "end", "intermediates", "parameters"):
+        assert torch.allclose(getattr(together, name)[3:4], getattr(alone, name), atol=1e-5)
+
+
+def test_views_differ_by_epoch_seed_and_sample(canvases):
+    same = canvases[:1].expand_as(canvases)
+    base, _ = render(same, augmentation="small")
+    assert base.parameters.unique().numel() == BATCH
+    for other in (render(same, augmentation="small", epoch=1)[0], render(same, augmentation="small", seed=1)[0]):
+        assert not torch.allclose(other.first, base.first) and not torch.allclose(other.parameters, base.parameters)
+
+
+@pytest.mark.parametrize("path", ["rotation", "se2", "zoom", "perspective", "color_jitter", "gaussian_blur", "rotation+color_jitter"])
+def test_intermediates_lie_on_the_path_of_the_end_view(canvases, path):
+    """A path with parameters scaled by t ends at the state u_t: render it again with the smaller magnitude."""
+    views, _ = render(canvases, path, num_intermediates=1, border="reflection")
+    renderer = ViewRenderer(make_path(path, 0.5), SIZE, 1, border="reflection")
+    keys = torch.arange(BATCH)
+    half = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    assert torch.allclose(views.intermediates[:, 0], half.end, atol=1e-4)
+
+
+def test_end_view_equals_the_transformed_base_view(canvases):
+    """v2 = g(u): one fused interpolation against two, on smooth images, away from the border."""
+    canvases = ops.gaussian_blur(canvases.float() / 255, torch.full((BATCH,), 2.0)).mul(255).round().to(torch.uint8)
+    views, renderer = render(canvases, num_intermediates=1, border="zeros")
+    keys = torch.arange(BATCH)
+    _, _, path = renderer.sample(torch.zeros_like(keys), keys, torch.full((BATCH, 2), CANVAS))
+    base = torch.nn.functional.interpolate(canvases.float() / 255, size=SIZE, mode="bilinear", align_corners=False)
+    expected = renderer.normalize(path.at(1.0)(base, border="zeros"))
+    assert (views.end - expected).abs().max() < 0.12
+    assert (views.end - expected).abs().mean() < 0.015
+
+
+def test_color_of_the_base_augmentation_is_the_same_at_every_state(canvases):
+    """With the identity as path all states must be equal, jitter, blur and solarisation included."""
+    views, _ = render(canvases, "rotation", num_intermediates=2, augmentation="vicreg", border="canvas")
+    renderer = ViewRenderer(make_path("rotation", 1e-6), SIZE, 2, "vicreg", "canvas")
+    keys = torch.arange(BATCH)
+    still = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    assert torch.allclose(still.intermediates, still.end[:, None].expand_as(still.intermediates), atol=1e-3)
+    assert torch.equal(still.first, views.first)  # the path has its own random stream
+
+
+def test_without_intermediates_the_other_views_stay_the_same(canvases):
+    renderer = ViewRenderer(make_path("se2"), SIZE, 2, "small")
+    keys = torch.arange(BATCH)
+    arguments = (canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    with_targets, without = renderer(*arguments), renderer(*arguments, with_intermediates=False)
+    assert without.intermediates is None
+    assert torch.allclose(without.end, with_targets.end) and torch.allclose(without.first, with_targets.first)
+
+
+def test_crops_have_the_drawn_area_in_true_pixels():
+    draws = torch.rand(500, 16, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[100, 400]]).expand(500, 2)
+    augmentation = AUGMENTATIONS["simclr"][0]
+    crop = sample_view(augmentation, draws, sizes, SIZE).crop
+    width, height = crop[:, 0, 0].abs() * 400, crop[:, 1, 1] * 100
+    area = (augmentation.crop_scale[0] + (augmentation.crop_scale[1] - augmentation.crop_scale[0]) * draws[:, 0]) * 40_000
+    unclamped = (width < 399.9) & (height < 99.9)
+    assert unclamped.sum() > 50
+    assert torch.allclose((width * height)[unclamped], area[unclamped], rtol=1e-4)
+    assert ((width / height)[unclamped] >= 0.7499).all() and ((width / height)[unclamped] <= 1.3334).all()
+    assert (crop[:, 0, 0].abs() + crop[:, 0, 2].abs() <= 1.00001).all() and (crop[:, 1, 1] + crop[:, 1, 2].abs() <= 1.00001).all()
+    assert 0.4 < (crop[:, 0, 0] < 0).float().mean() < 0.6  # flips
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"augmentation": "none"}, "unknown augmentation 'none'"), ({"border": "wrap"}, "unknown border"), ({"num_intermediates": 0}, "at least 1")],
+)
+def test_renderer_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ViewRenderer(make_path("rotation"), SIZE, **arguments)
