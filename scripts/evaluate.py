@@ -101,9 +101,15 @@ def _short_name(path: str) -> str:
     return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
 
 
-if __name__ == "__main__":
+def cli(argv: list[str] | None = None) -> int:
+    """Run with command-line arguments; the exit code is 2 for bad input."""
     try:
-        main(parse())
+        main(parse(argv))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -159,12 +159,18 @@ def draw_samples(path: Path, model: EqCohViTForPreTraining, renderer: ViewRender
     save_samples(path, views.first, views.end, views.intermediates, reconstructions, renderer.mean, renderer.std, fractions)
 
 
-if __name__ == "__main__":
+def cli(argv: list[str] | None = None) -> int:
+    """Run with command-line arguments; the exit code is 2 for bad input and 1 for a run that had to stop."""
     try:
-        main(parse_arguments())
+        main(parse_arguments(argv))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except (TooManyBadImages, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,6 @@ from ..transforms import TransformationPath, ops
 from ..transforms.random import uniforms
 
 PROTOCOLS = ("paper", "strict")
-# The middle part of the image that every path of the package leaves filled: 1 / sqrt(2) for 45 degrees, less a shift of 10 / 224.
-STRICT_CROP = 0.64
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
 
 
@@ -30,6 +29,19 @@ class Pair:
     transformed: torch.Tensor
     parameters: torch.Tensor
     labels: torch.Tensor
+
+
+def strict_crop(path: TransformationPath) -> float:
+    """The fraction of a square image's side whose view stays filled under every g of the path: 1 / sqrt(2) for 45 degrees.
+
+    The parameters' extremes decide: all corners of their box are tried.
+    """
+    extremes = torch.tensor(list(itertools.product((0.0, 1.0), repeat=path.num_parameters)))
+    matrix = path.sample(extremes).at(1.0).matrix
+    if matrix is None:
+        return 1.0
+    corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]) @ matrix.transpose(1, 2)
+    return 1 / max(1.0, (corners[..., :2] / corners[..., 2:]).abs().max().item())
 
 
 def central_crop(sizes: torch.Tensor, fraction: float) -> torch.Tensor:
@@ -46,10 +58,11 @@ def render_pairs(
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     strict = protocol == "strict"
+    fraction = strict_crop(path) if strict else 1.0
     for batch in batches:
         drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
         step = drawn.at(1.0)
-        crop = central_crop(batch.sizes, STRICT_CROP if strict else 1.0).unsqueeze(1)
+        crop = central_crop(batch.sizes, fraction).unsqueeze(1)
         identity = torch.eye(3).expand_as(crop)
         motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
         grid, coverage = ops.sampling_grid(crop.expand_as(motions), motions, image_size, "canvas" if strict else "zeros")
@@ -63,6 +76,6 @@ def render_pairs(
         yield Pair(original, transformed, drawn.parameters, batch.labels)
 
 
-def canvas_size(image_size: int, protocol: str) -> int:
-    """Side of the canvas that shows the protocol's field of view at about its full resolution."""
-    return math.ceil(image_size / STRICT_CROP) if protocol == "strict" else image_size
+def canvas_size(image_size: int, path: TransformationPath, protocol: str) -> int:
+    """Side of the canvas that shows the protocol's field of view at its full resolution."""
+    return math.ceil(image_size / strict_crop(path)) if protocol == "strict" else image_size

@@ -69,14 +69,16 @@ def r2_rows(
     for part in ("train", "test"):
         features, parameters = defaultdict(list), []
         for size in sorted({encoder.image_size for encoder in encoders}):
-            batches = samples.batches(part, canvas_size(size, protocol))
+            batches = samples.batches(part, canvas_size(size, path, protocol))
             drawn = []
             for pair in render_pairs(batches, path, protocol, size, transform_seed):
                 drawn.append(pair.parameters)
                 for encoder in (e for e in encoders if e.image_size == size):
                     both = encoder(torch.cat([pair.original, pair.transformed]))
                     for name, values in both.items():
-                        features[encoder.name, name].append(torch.cat(values.chunk(2), dim=-1))
+                        original, transformed = values.chunk(2)
+                        # The concatenation of both, turned so that standardising does not drown their small difference.
+                        features[encoder.name, name].append(torch.cat([original, transformed - original], dim=-1))
             parameters = torch.cat(drawn)
         data[part] = {"x": {key: torch.cat(values) for key, values in features.items()}, "y": parameters}
     rows = []

@@ -112,6 +112,16 @@ def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> 
     raise ValueError(f"unknown tokens {tokens!r}; known: cls, mean, cls_mean, patches, all")
 
 
+def cosine_basis(height: int, width: int, num_waves: int, like: torch.Tensor) -> torch.Tensor:
+    """The lowest `num_waves` x `num_waves` patterns of the cosine transform on a grid: (num_waves^2, height, width), power 1 together."""
+    index = torch.arange(num_waves, device=like.device, dtype=torch.float32)
+    rows, columns = (
+        torch.cos(math.pi * index[:, None] * (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) / n) for n in (height, width)
+    )
+    basis = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)
+    return (basis * (2 / (num_waves + 1))).to(like.dtype)
+
+
 class DecoderLinear(nn.Linear):
     """The linear layer of the decoders, a class of its own so that it gets its own initialisation."""
 
@@ -133,6 +143,7 @@ class IntermediateDecoders(nn.Module):
     """
 
     num_layers = 4
+    num_waves = 4
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__()
@@ -147,7 +158,7 @@ class IntermediateDecoders(nn.Module):
         self.width = width
         self.from_patches = DecoderLinear(2 * config.equivariant_dim, groups * width * self.patch_grid**2)
         if self.context != "none":
-            self.from_context = DecoderLinear(2 * config.equivariant_dim, groups * width)
+            self.from_context = DecoderLinear(2 * config.equivariant_dim, groups * width * self.num_waves**2)
         self.convs = nn.ModuleList()
         for layer in range(self.num_layers):
             last, upsamples = layer == self.num_layers - 1, layer < self.num_upsamplings
@@ -170,7 +181,8 @@ class IntermediateDecoders(nn.Module):
             x = F.pixel_shuffle(x, grid)
         if self.context != "none":
             context = self.from_context(pool_tokens(pairs, self.num_prefix_tokens, self.context))
-            x = x + context[:, :, None, None]
+            waves = cosine_basis(*x.shape[-2:], self.num_waves, x)
+            x = x + torch.einsum("bcf,fhw->bchw", context.unflatten(1, (-1, self.num_waves**2)), waves)
         for layer, conv in enumerate(self.convs):
             x = conv(F.gelu(x))
             if layer < self.num_upsamplings:
@@ -272,12 +284,12 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
             kwargs.setdefault("interpolate_pos_encoding", True)
         num_patches = (height // patch) * (width // patch)
         if self._takes_noise:
-            kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(len(pixel_values), -1)
+            kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(pixel_values.shape[0], -1)
         if kwargs.get("bool_masked_pos") is not None and not self._has_mask_token:
             raise ValueError("bool_masked_pos needs a backbone with a mask token; for dinov2 set use_mask_token=True in backbone_config")
         if self._has_mask_token and self.training and kwargs.get("bool_masked_pos") is None:
             # Masks nothing; gives the mask token a zero gradient, so that no parameter of a DDP model is left without one.
-            kwargs["bool_masked_pos"] = torch.zeros(len(pixel_values), num_patches, dtype=torch.bool, device=pixel_values.device)
+            kwargs["bool_masked_pos"] = torch.zeros(pixel_values.shape[0], num_patches, dtype=torch.bool, device=pixel_values.device)
         return self.backbone(pixel_values.to(self.dtype), **kwargs)
 
 
@@ -379,8 +391,8 @@ class ClassifierHead(nn.Sequential):
     """A linear layer, or an MLP of one hidden layer, on pooled features (B, d) -> logits (B, num_labels)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, num_labels: int):
-        layers: list[nn.Module] = [nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, num_labels)]
-        super().__init__(*(layers if hidden_dim else [nn.Linear(in_dim, num_labels)]))
+        hidden = [nn.Linear(in_dim, hidden_dim), nn.GELU()] if hidden_dim else []
+        super().__init__(*hidden, nn.Linear(hidden_dim or in_dim, num_labels))
 
 
 class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
@@ -455,7 +467,7 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
             if self.config.reshape_hidden_states or not self.config.include_prefix_tokens:
                 hidden_state = hidden_state[:, self.config.num_prefix_tokens :]
             if self.config.reshape_hidden_states:
-                hidden_state = hidden_state.transpose(1, 2).reshape(len(pixel_values), -1, height, width).contiguous()
+                hidden_state = hidden_state.transpose(1, 2).unflatten(2, (height, width)).contiguous()
                 if scale_factors and scale_factors[len(maps)] != 1:
                     hidden_state = F.interpolate(
                         hidden_state, scale_factor=float(scale_factors[len(maps)]), mode="bilinear", align_corners=False

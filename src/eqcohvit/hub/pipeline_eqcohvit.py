@@ -47,7 +47,7 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not hasattr(self.model.config, "equivariant_dim"):
+        if not hasattr(self.model.base_model, "feature_head"):
             raise ValueError(f"the pipeline needs an EqCohViT model, got {type(self.model).__name__}")
         missing = getattr(self.model, "missing_encoder_keys", ())
         if missing:
@@ -64,8 +64,9 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
         return super().__call__(images, **kwargs)
 
     def _sanitize_parameters(self, tokens=None, part=None, return_tensors=None, timeout=None, **kwargs):
-        for name, value, known in (("tokens", tokens, _TOKENS), ("part", part, _PARTS), ("return_tensors", return_tensors, _RETURN_TENSORS)):
-            if value is not None and not any(value is choice or (isinstance(value, str) and value == choice) for choice in known):
+        choices = (("tokens", tokens, _TOKENS), ("part", part, _PARTS), ("return_tensors", return_tensors, _RETURN_TENSORS))
+        for name, value, known in choices:
+            if value is not None and not (isinstance(value, (str, bool)) and value in known):
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
         if kwargs:
             raise TypeError(f"unknown argument {sorted(kwargs)[0]!r}; known: tokens, part, return_tensors, timeout")

@@ -157,7 +157,7 @@ class Perspective(TransformationPath):
     _corners = ("top_left", "top_right", "bottom_right", "bottom_left")
     parameter_names = tuple(f"{corner}_{axis}" for corner in _corners for axis in "xy")
 
-    def __init__(self, max_shift: float = 0.15):
+    def __init__(self, max_shift: float = 0.1):
         self.limits = (_symmetric(max_shift),) * 8
 
     def at(self, parameters, t):

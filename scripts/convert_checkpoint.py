@@ -1,0 +1,274 @@
+#!/usr/bin/env python
+"""Make an EqCohViT folder from trained weights of another project, to continue training from them or to add the split.
+
+    python scripts/convert_checkpoint.py --source facebook/dinov2-small --output converted/dinov2-small
+    python scripts/convert_checkpoint.py --source dinov2_vits14_pretrain.pth --output converted/dinov2-small
+    python scripts/convert_checkpoint.py --source checkpoint_teacher.pth --layout ibot --output converted/ibot-small
+
+Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or an official DINOv2 or
+iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal; the feature head and the decoders are new. Each key
+of the source is accounted for in the printed report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+
+from eqcohvit.export import save_hub_folder
+from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
+from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What became of one key of the source, or where one key of the target came from."""
+
+    action: str  # "copied", "split", "dropped" or "new"
+    source: str | None
+    targets: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+# ---------------------------------------------------------------------------------------------------- official state dicts
+# Source key without the block's number -> target keys; several targets share the source's rows equally.
+
+_STEM = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+_DINOV2_STEM = _STEM | {"mask_token": "embeddings.mask_token", "register_tokens": "embeddings.register_tokens"}
+_IBOT_STEM = _STEM | {"masked_embed": "embeddings.mask_token"}
+_QKV = tuple(f"attention.{name}_proj" for name in "qkv")
+_DINOV2_BLOCK = {
+    "norm1": ("norm1",),
+    "attn.qkv": _QKV,
+    "attn.proj": ("attention.o_proj",),
+    "ls1.gamma": ("layer_scale1.lambda1",),
+    "norm2": ("norm2",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+    "mlp.w12": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.w3": ("mlp.down_proj",),
+    "ls2.gamma": ("layer_scale2.lambda1",),
+}
+_IBOT_BLOCK = {
+    "norm1": ("layernorm_before",),
+    "attn.qkv": _QKV,
+    "attn.proj": ("attention.o_proj",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+}
+_LAYOUTS = {"dinov2": (_DINOV2_STEM, _DINOV2_BLOCK, "encoder.layer."), "ibot": (_IBOT_STEM, _IBOT_BLOCK, "layers.")}
+_WRAPPERS = ("teacher", "student", "model", "state_dict")
+_PREFIXES = re.compile(r"^(module\.|backbone\.|encoder\.|teacher\.backbone\.)+")
+_HEADS = re.compile(r"^(head|dino_head|ibot_head|dino_loss|ibot_patch_loss|fc|projector)(\d|\.|$)")
+
+
+def read_state_dict(path: Path) -> Weights:
+    """The backbone's tensors of a `.pth` file, unwrapped from what training scripts put around it."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: expected a state dict of tensors (read with weights_only=True): {reason}") from None
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path}: expected a state dict of tensors, found {type(content).__name__}")
+    return {_PREFIXES.sub("", key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def guess_layout(weights: Weights) -> str:
+    """`"dinov2"` has layer scales, `"ibot"` has none; both have blocks and a patch embedding."""
+    if "patch_embed.proj.weight" not in weights or not any(key.startswith("blocks.") for key in weights):
+        first = ", ".join(sorted(weights)[:3])
+        raise ValueError(f"expected the keys of an official DINOv2 or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), found {first} ...")
+    return "dinov2" if any(key.endswith("ls1.gamma") for key in weights) else "ibot"
+
+
+def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
+    """Tensors under the backbone's own names, and the report."""
+    stem, block, layers = _LAYOUTS[layout]
+    mapped: Weights = {}
+    report = []
+    for key, tensor in weights.items():
+        targets: tuple[str, ...] = ()
+        match = re.match(r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?$", key)  # the first of two numbers is a chunk of blocks
+        if key in stem:
+            targets = (stem[key],)
+        elif match and match[2] in block:
+            targets = tuple(f"{layers}{match[1]}.{name}{match[3] or ''}" for name in block[match[2]])
+        elif not _HEADS.match(key):
+            raise ValueError(f"unknown key {key!r} of shape {tuple(tensor.shape)} in the {layout} layout")
+        for name, part in zip(targets, tensor.chunk(len(targets)) if targets else (), strict=True):
+            mapped[name] = part.clone()
+        action = "dropped" if not targets else "split" if len(targets) > 1 else "copied"
+        report.append(Entry(action, key, targets, tuple(tensor.shape)))
+    if layout == "ibot" and "embeddings.mask_token" in mapped:
+        mapped["embeddings.mask_token"] = mapped["embeddings.mask_token"].reshape(1, 1, -1)
+    return mapped, report
+
+
+def official_config(weights: Weights, layout: str, num_heads: int | None) -> dict:
+    """The backbone configuration that the shapes of the tensors imply."""
+    width, channels, patch_size, _ = weights["patch_embed.proj.weight"].shape
+    blocks = {match[1] for key in weights if (match := re.match(r"blocks\.(?:\d+\.)?(\d+)\.[a-z]", key))}
+    grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    if grid**2 + 1 != weights["pos_embed"].shape[1]:
+        raise ValueError(f"expected pos_embed of a square grid and one CLS token, found {weights['pos_embed'].shape[1]} positions")
+    if num_heads is None:
+        if width % 64:
+            raise ValueError(f"the width {width} is no multiple of 64, the usual width of a head: give --num_attention_heads")
+        num_heads = width // 64
+    config = {"hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": num_heads, "num_channels": channels}
+    config |= {"patch_size": patch_size, "image_size": grid * patch_size, "layer_norm_eps": 1e-6}
+    fc1 = next((tensor for key, tensor in weights.items() if key.endswith("mlp.fc1.weight")), None)
+    if layout == "ibot":
+        return config | {"model_type": "vit", "intermediate_size": fc1.shape[0], "use_mask_token": "masked_embed" in weights}
+    config |= {"mlp_ratio": 4, "use_swiglu_ffn": True} if fc1 is None else {"mlp_ratio": fc1.shape[0] // width}
+    if "register_tokens" in weights:
+        return config | {"model_type": "dinov2_with_registers", "num_register_tokens": weights["register_tokens"].shape[1]}
+    return config | {"model_type": "dinov2", "use_mask_token": "mask_token" in weights}
+
+
+# ------------------------------------------------------------------------------------------------------------- transformers
+
+
+def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[float], list[float]]:
+    """Backbone configuration, tensors, report, and the normalisation of its image processor (ImageNet's where it has none)."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise ValueError(f"no model at {source}: {str(error).splitlines()[0]}") from None
+    if config.model_type not in SUPPORTED_BACKBONES:
+        raise ValueError(f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}")
+    try:
+        model, info = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(f"no weights at {source}: {str(error).splitlines()[0]}") from None
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{source}: expected all weights of {type(model).__name__}, but {len(missing)} are missing, first {missing[0]}")
+    weights, report = {}, [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
+    for key, tensor in model.state_dict().items():
+        kept = not key.startswith("pooler.")
+        report.append(Entry("copied" if kept else "dropped", key, (key,) if kept else (), tuple(tensor.shape)))
+        if kept:
+            weights[key] = tensor
+    try:
+        processor = ImageProcessingMixin.get_image_processor_dict(source)[0]  # its class may need torchvision, its numbers do not
+    except OSError:
+        processor = {}
+    mean, std = processor.get("image_mean") or IMAGENET_DEFAULT_MEAN, processor.get("image_std") or IMAGENET_DEFAULT_STD
+    return config.to_dict(), weights, report, list(mean), list(std)
+
+
+# --------------------------------------------------------------------------------------------------------------------- main
+
+
+def convert(source: str, layout: str, num_heads: int | None, **head) -> tuple[EqCohViTForPreTraining, list[Entry], list[float], list[float]]:
+    """The EqCohViT model with the source's backbone, the report, and the mean and standard deviation of its pixels."""
+    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    if Path(source).is_file():
+        official = read_state_dict(Path(source))
+        guessed = guess_layout(official)
+        layout = guessed if layout == "auto" else layout
+        if layout != guessed:
+            raise ValueError(f"{source}: expected the {layout} layout, found {guessed} (layer scales are in dinov2 only)")
+        backbone = official_config(official, layout, num_heads)
+        weights, report = map_official(official, layout)
+    else:
+        backbone, weights, report, mean, std = read_transformers(source)
+    model = EqCohViTForPreTraining(EqCohViTConfig(backbone_config=backbone, **head))
+    _fill(model.eqcohvit.backbone, weights, report, source)
+    prefix = "eqcohvit.backbone."
+    report += [Entry("new", None, (key,), tuple(t.shape)) for key, t in model.state_dict().items() if not key.startswith(prefix)]
+    return model.eval(), report, mean, std
+
+
+def _fill(backbone: torch.nn.Module, weights: Weights, report: list[Entry], source: str) -> None:
+    """Load the tensors; each must have its place and its shape, and no place may stay empty."""
+    expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+    for key in [key for key in weights if key not in expected and key.endswith("mask_token")]:
+        weights.pop(key)  # a backbone that was made without masking
+        index = next(i for i, entry in enumerate(report) if key in entry.targets)
+        report[index] = dataclasses.replace(report[index], action="dropped", targets=())
+    problems: list[tuple[set[str], Callable[[str], str]]] = [
+        (expected.keys() - weights.keys(), lambda key: f"expected {key} of shape {expected[key]}, found nothing of that name"),
+        (weights.keys() - expected.keys(), lambda key: f"found {key} of shape {tuple(weights[key].shape)}, which has no place"),
+        (
+            {key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]},
+            lambda key: f"expected {key} of shape {expected[key]}, found {tuple(weights[key].shape)}",
+        ),
+    ]
+    for keys, describe in problems:
+        if keys:
+            raise ValueError(f"{source}: {describe(sorted(keys)[0])} ({len(keys)} such tensors)")
+    backbone.load_state_dict(weights)
+
+
+def format_report(report: list[Entry]) -> str:
+    lines = []
+    for entry in report:
+        targets = ", ".join(entry.targets) or "-"
+        lines.append(f"{entry.action:<8} {entry.source or '-'} -> {targets} {list(entry.shape)}")
+    counts = {action: sum(entry.action == action for entry in report) for action in ("copied", "split", "dropped", "new")}
+    return "\n".join([*lines, ", ".join(f"{count} {action}" for action, count in counts.items())])
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--source", required=True, help="transformers folder or Hub id, or a .pth file")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--layout", default="auto", choices=["auto", *_LAYOUTS], help="of a .pth file; default: auto")
+    parser.add_argument("--num_attention_heads", type=int, help="of a .pth file; default: width / 64")
+    parser.add_argument("--feature_dim", type=int, default=512, help="width of the new feature head; default: 512")
+    parser.add_argument("--equivariant_dim", type=int, default=256, help="how many of these are equivariant; default: 256")
+    parser.add_argument("--num_intermediates", type=int, default=2, help="number of decoders; default: 2")
+    parser.add_argument("--seed", type=int, default=0, help="of the new head and decoders; default: 0")
+    parser.add_argument("--report", type=Path, help="write the key-by-key report to this JSON file too")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(args.seed)
+    head = {name: getattr(args, name) for name in ("feature_dim", "equivariant_dim", "num_intermediates")}
+    model, report, mean, std = convert(args.source, args.layout, args.num_attention_heads, **head)
+    save_hub_folder(args.output, model, image_mean=mean, image_std=std)
+    if args.report is not None:
+        args.report.write_text(json.dumps([dataclasses.asdict(entry) for entry in report], indent=1) + "\n")
+    print(format_report(report))
+    backbone = f"{model.config.backbone_config.model_type}, {model.config.square_image_size} pixels, mean {mean}, std {std}"
+    print(f"{args.source} is now {args.output}: {backbone}")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Upload a model folder (weights, code, processor, card) to the Hub in one commit.
+
+    python scripts/push_to_hub.py --folder outputs/pretrain/model --repo_id user/name
+
+The token comes from HF_TOKEN or `hf auth login`. After a broken connection run it again: what has arrived is not sent again.
+With `--run_dir outputs/pretrain` the card is filled from the run's own files (config.yaml, metrics.jsonl, results.json) first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from eqcohvit.export import CARD_NAME, push_hub_folder, read_run, render_card
+
+_TEMPLATE = Path(__file__).parent.parent / "model_cards" / "TEMPLATE.md"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--folder", required=True, type=Path, help="model folder, as pretraining writes it")
+    parser.add_argument("--repo_id", required=True, help="repository, user/name; made where it is missing")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--token", help="access token; default: HF_TOKEN or the one of `hf auth login`")
+    parser.add_argument("--revision", help="branch; default: main")
+    parser.add_argument("--commit_message", default="Upload model", help="default: Upload model")
+    parser.add_argument("--run_dir", type=Path, help="folder of the run, to write the model card from")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.run_dir is not None:
+        if not args.folder.is_dir():
+            raise ValueError(f"{args.folder} is no folder")
+        run = {**read_run(args.run_dir), "repo_id": args.repo_id}
+        (args.folder / CARD_NAME).write_text(render_card(_TEMPLATE.read_text(), run, run["results"]))
+    url = push_hub_folder(args.folder, args.repo_id, args.private, args.token, args.revision, args.commit_message)
+    print(f"uploaded {args.folder} to {args.repo_id}: {url}")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

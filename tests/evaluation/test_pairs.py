@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from eqcohvit.data import Batch
+from eqcohvit.evaluation.pairs import PROTOCOLS, canvas_size, central_crop, render_pairs, strict_crop
+from eqcohvit.transforms import PATHS, make_path, ops
+
+
+def make_batch(canvas, sizes=(60, 60), value=None):
+    keys = torch.arange(8)
+    noise = ops.gaussian_blur(torch.rand(8, 3, canvas, canvas, generator=torch.Generator().manual_seed(0)), torch.full((8,), 3.0))
+    canvases = (noise * 200 + 50).to(torch.uint8) if value is None else torch.full((8, 3, canvas, canvas), value, dtype=torch.uint8)
+    return Batch(canvases, torch.tensor([sizes]).expand(8, 2), keys, torch.zeros_like(keys), keys % 3, {})
+
+
+def pairs(protocol, name="rotation", **kwargs):
+    path = make_path(name)
+    return next(render_pairs(iter([make_batch(canvas_size(24, path, protocol), **kwargs)]), path, protocol, 24))
+
+
+def test_paper_protocol_shows_empty_corners_and_strict_does_not():
+    paper, strict = pairs("paper", value=200), pairs("strict", value=200)
+    moved = paper.parameters[:, 0].abs() > 0.2
+    assert moved.any() and (paper.transformed[moved][..., 0, 0] == 0).all()
+    assert torch.allclose(strict.transformed, torch.tensor(200 / 255))
+
+
+@pytest.mark.parametrize("name", [*PATHS, "rotation+zoom"])
+def test_strict_protocol_reads_nothing_beyond_the_canvas(name):
+    path = make_path(name)
+    generator = torch.Generator().manual_seed(0)
+    random = torch.rand(300, path.num_parameters, generator=generator)
+    matrix = path.sample(torch.cat([random, random.round()])).at(1.0).matrix
+    if matrix is None:
+        assert strict_crop(path) == 1
+        return
+    crop = central_crop(torch.full((600, 2), 60), strict_crop(path)).unsqueeze(1)
+    grid, _ = ops.sampling_grid(crop, matrix.unsqueeze(1), 24, "canvas")
+    assert grid.abs().max() <= 1
+
+
+def test_strict_crop_of_45_degrees_is_the_inscribed_square():
+    assert strict_crop(make_path("rotation")) == pytest.approx(2**-0.5)
+
+
+def test_pair_shares_everything_but_the_transformation():
+    for protocol in PROTOCOLS:
+        pair = pairs(protocol, "color_jitter")
+        for i in range(8):
+            expected, _ = ops.adjust_color(pair.original[i : i + 1], torch.cat([1 + pair.parameters[i, :3], pair.parameters[i, 3:]])[None])
+            assert torch.allclose(pair.transformed[i : i + 1], expected, atol=1e-6)
+
+
+def test_same_images_get_the_same_transformation_in_both_protocols():
+    assert torch.equal(pairs("paper").parameters, pairs("strict").parameters)
+
+
+def test_central_crop_is_square_in_true_pixels():
+    crop = central_crop(torch.tensor([[50, 100], [80, 40]]), 0.5)
+    assert torch.allclose(crop[0].diagonal(), torch.tensor([0.25, 0.5, 1.0]))
+    assert torch.allclose(crop[1].diagonal(), torch.tensor([0.5, 0.25, 1.0]))
+
+
+def test_unknown_protocol_is_refused():
+    with pytest.raises(ValueError, match="unknown protocol 'lax'; known: paper, strict"):
+        next(render_pairs(iter([]), make_path("rotation"), "lax", 24))

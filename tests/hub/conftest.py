@@ -1,0 +1,34 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that test files can import hub_tools and loopback_hub
+
+from hub_tools import seeded, tiny_config  # noqa: E402
+
+from eqcohvit import EqCohViTForPreTraining  # noqa: E402
+from eqcohvit.export import save_hub_folder  # noqa: E402
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def photo():
+    """A smooth coloured image of 40 x 52 pixels."""
+    y, x = np.mgrid[0:40, 0:52]
+    return Image.fromarray(np.stack([x * 4, y * 6, (x + y) * 2], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def pretrained():
+    return seeded(EqCohViTForPreTraining, tiny_config())
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, pretrained):
+    """A Hub folder as pretraining exports it."""
+    return save_hub_folder(tmp_path_factory.mktemp("export") / "model", pretrained)

@@ -1,0 +1,68 @@
+import math
+
+import torch
+
+from eqcohvit.objectives.functional import nt_xent, vicreg_terms
+
+
+def embeddings(batch=7, dim=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, dim, generator=generator, dtype=torch.float32), torch.randn(batch, dim, generator=generator)
+
+
+def reference_vicreg(x, y):
+    """Written element by element from equations 1 to 6 of arXiv:2105.04906."""
+    n, d = x.shape
+    invariance = sum(((x[i] - y[i]) ** 2).sum() for i in range(n)) / (n * d)
+    variance = covariance = 0.0
+    for z in (x, y):
+        mean = z.mean(dim=0)
+        cov = sum(torch.outer(z[i] - mean, z[i] - mean) for i in range(n)) / (n - 1)
+        variance += sum(max(0.0, 1 - math.sqrt(float(cov[j, j]) + 1e-4)) for j in range(d)) / d
+        covariance += sum(float(cov[j, k]) ** 2 for j in range(d) for k in range(d) if j != k) / d
+    return float(invariance), variance, covariance
+
+
+def test_vicreg_terms_equal_an_elementwise_reference():
+    x, y = embeddings()
+    x, y = 0.5 * x, 0.8 * y  # below and above the hinge
+    terms = vicreg_terms(x, y, 25.0, 10.0, 2.0)
+    invariance, variance, covariance = reference_vicreg(x, y)
+    assert math.isclose(terms["ssl/invariance"].item(), 25 * invariance, rel_tol=1e-5)
+    assert math.isclose(terms["ssl/variance"].item(), 10 * variance, rel_tol=1e-4)
+    assert math.isclose(terms["ssl/covariance"].item(), 2 * covariance, rel_tol=1e-4)
+
+
+def test_vicreg_of_collapsed_embeddings_pays_the_whole_hinge():
+    collapsed = torch.ones(8, 4)
+    terms = vicreg_terms(collapsed, collapsed, 1.0, 1.0, 1.0)
+    assert terms["ssl/invariance"] == 0 and terms["ssl/covariance"] == 0
+    assert math.isclose(terms["ssl/variance"].item(), 2 * (1 - 0.01), rel_tol=1e-6)
+
+
+def reference_nt_xent(x, y, temperature):
+    """Equation 1 of arXiv:2002.05709, one embedding at a time."""
+    z = [v / v.norm() for v in (*x, *y)]
+    n = len(x)
+    total = 0.0
+    for i in range(2 * n):
+        partner = (i + n) % (2 * n)
+        others = sum(math.exp(float(z[i] @ z[k]) / temperature) for k in range(2 * n) if k != i)
+        total -= math.log(math.exp(float(z[i] @ z[partner]) / temperature) / others)
+    return total / (2 * n)
+
+
+def test_nt_xent_equals_an_elementwise_reference():
+    x, y = embeddings(batch=6)
+    assert math.isclose(nt_xent(x, y, 0.3).item(), reference_nt_xent(x, y, 0.3), rel_tol=1e-5)
+
+
+def test_nt_xent_of_equal_embeddings_is_the_logarithm_of_the_others():
+    same = torch.ones(5, 3)
+    assert math.isclose(nt_xent(same, same, 0.1).item(), math.log(9), rel_tol=1e-5)
+
+
+def test_losses_are_computed_in_float32_for_bfloat16_embeddings():
+    x, y = (z.bfloat16() for z in embeddings())
+    assert nt_xent(x, y, 0.2).dtype == torch.float32
+    assert all(term.dtype == torch.float32 for term in vicreg_terms(x, y, 25.0, 25.0, 1.0).values())

@@ -1,0 +1,220 @@
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, ViTImageProcessorPil
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+HEAD = {"feature_dim": 24, "equivariant_dim": 10, "num_intermediates": 2}
+
+spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+sys.modules["convert_checkpoint"] = script
+spec.loader.exec_module(script)
+
+
+def shake(model):
+    """Random biases, scales and tokens too: at their initial zeros and ones a mix-up would not show."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+# --------------------------------------------------------------------------------------------------- transformers folders
+
+
+@pytest.mark.parametrize("model_type", ["vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "deit", "vit_msn", "ijepa", "vit_mae"])
+def test_transformers_folder_keeps_the_backbone_outputs(model_type, tmp_path):
+    torch.manual_seed(0)
+    mlp = {"mlp_ratio": 2} if model_type.startswith("dinov2") else {"intermediate_size": 64}
+    config = AutoConfig.for_model(model_type, **SIZES, **mlp)
+    if model_type == "vit_mae":
+        config.mask_ratio = 0.0
+    source = shake(AutoModel.from_config(config))
+    source.save_pretrained(tmp_path / "source")
+    ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path / "source")
+    args = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out"), "--feature_dim", "24", "--equivariant_dim", "10"]
+    script.main(script.parse(args))
+
+    converted = AutoModel.from_pretrained(tmp_path / "out")
+    x = torch.randn(2, 3, 32, 32)
+    noise = {"noise": torch.arange(16.0).expand(2, 16)} if model_type == "vit_mae" else {}
+    with torch.no_grad():
+        assert torch.equal(converted(x).last_hidden_state, source(x, **noise).last_hidden_state)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert dict(processor.size) == {"height": 32, "width": 32}
+
+
+# ------------------------------------------------------------------- official state dicts, against a small ViT written here
+
+
+def official_weights(layout, width=32, depth=2, patch=8, grid=4, registers=0, swiglu=False):
+    """Random tensors under the keys of the official repositories."""
+    torch.manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape) * 0.2
+
+    weights = {"cls_token": draw(1, 1, width), "pos_embed": draw(1, 1 + grid**2, width)}
+    weights["mask_token" if layout == "dinov2" else "masked_embed"] = draw(1, width)
+    if registers:
+        weights["register_tokens"] = draw(1, registers, width)
+    weights |= {"patch_embed.proj.weight": draw(width, 3, patch, patch), "patch_embed.proj.bias": draw(width)}
+    hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    layers |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)} if swiglu else {"mlp.fc1": (64, width), "mlp.fc2": (width, 64)}
+    for i in range(depth):
+        for name, shape in layers.items():
+            weights |= {f"blocks.{i}.{name}.weight": draw(*shape), f"blocks.{i}.{name}.bias": draw(shape[0])}
+        for name in ("norm1", "norm2"):
+            weights |= {f"blocks.{i}.{name}.weight": 1 + draw(width), f"blocks.{i}.{name}.bias": draw(width)}
+        if layout == "dinov2":
+            weights |= {f"blocks.{i}.ls1.gamma": 1 + draw(width), f"blocks.{i}.ls2.gamma": 1 + draw(width)}
+    return weights | {"norm.weight": 1 + draw(width), "norm.bias": draw(width)}
+
+
+def official_forward(w, x, num_heads=4):
+    """The forward pass of DINOv2 and iBOT, written from their papers: images (B, 3, H, W) -> tokens (B, 1 + R + N, D)."""
+    width = w["cls_token"].shape[-1]
+
+    def norm(name, t):
+        return F.layer_norm(t, (width,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+    def linear(name, t):
+        return F.linear(t, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    patch = w["patch_embed.proj.weight"].shape[-1]
+    tokens = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch).flatten(2).transpose(1, 2)
+    tokens = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + w["pos_embed"]
+    if "register_tokens" in w:
+        tokens = torch.cat([tokens[:, :1], w["register_tokens"].expand(len(x), -1, -1), tokens[:, 1:]], dim=1)
+    i = 0
+    while f"blocks.{i}.norm1.weight" in w:
+        block = f"blocks.{i}"
+        q, k, v = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", tokens)).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
+        update = linear(f"{block}.attn.proj", attention.transpose(1, 2).flatten(2))
+        tokens = tokens + update * w.get(f"{block}.ls1.gamma", torch.ones(width))
+        hidden = norm(f"{block}.norm2", tokens)
+        if f"{block}.mlp.w12.weight" in w:
+            gate, up = linear(f"{block}.mlp.w12", hidden).chunk(2, dim=-1)
+            update = linear(f"{block}.mlp.w3", F.silu(gate) * up)
+        else:
+            update = linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", hidden)))
+        tokens = tokens + update * w.get(f"{block}.ls2.gamma", torch.ones(width))
+        i += 1
+    return norm("norm", tokens)
+
+
+def in_chunks(weights):
+    """Names of DINOv2's training checkpoints: blocks in chunks, under `teacher` and `backbone.`, beside heads."""
+    named = {f"backbone.{k.replace('blocks.', 'blocks.0.', 1)}": v for k, v in weights.items()}
+    return {"teacher": named | {"dino_head.mlp.0.weight": torch.zeros(3, 3)}}
+
+
+CASES = {
+    "dinov2": ("dinov2", {}, lambda w: w),
+    "dinov2-registers": ("dinov2", {"registers": 3}, lambda w: w),
+    "dinov2-giant": ("dinov2", {"swiglu": True}, lambda w: w),
+    "dinov2-training": ("dinov2", {}, in_chunks),
+    "ibot": ("ibot", {}, lambda w: {"state_dict": w}),
+    "ibot-training": (
+        "ibot",
+        {},
+        lambda w: {"teacher": {f"backbone.{k}": v for k, v in w.items()} | {"head.mlp.0.weight": torch.zeros(2, 2)}, "epoch": 3,
+                   "args": argparse.Namespace(arch="vit_small")},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
+    layout, kwargs, wrap = CASES[name]
+    weights = official_weights(layout, **kwargs)
+    torch.save(wrap(weights), tmp_path / "weights.pth")
+    args = ["--source", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out"), "--num_attention_heads", "4"]
+    args += ["--feature_dim", "24", "--equivariant_dim", "10", "--report", str(tmp_path / "report.json")]
+    script.main(script.parse(args))
+
+    x = torch.randn(2, 3, 32, 32)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        found = model(x).last_hidden_state
+    torch.testing.assert_close(found, official_forward(weights, x), rtol=1e-5, atol=1e-5)
+    mask_token = model.backbone.embeddings.mask_token
+    assert torch.equal(mask_token.flatten(), weights["mask_token" if layout == "dinov2" else "masked_embed"].flatten())
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    by_action = {action: [entry for entry in report if entry["action"] == action] for action in ("copied", "split", "dropped", "new")}
+    num_heads = sum("head" in entry["source"] for entry in by_action["dropped"])
+    assert len(by_action["copied"]) + len(by_action["split"]) == len(weights) and len(by_action["dropped"]) == num_heads
+    filled = {f"eqcohvit.backbone.{key}" for entry in report if entry["source"] for key in entry["targets"]}
+    new = {key for entry in by_action["new"] for key in entry["targets"]}
+    assert filled | new == set(AutoModelForPreTraining.from_pretrained(tmp_path / "out").state_dict())
+
+
+# --------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_report_names_what_became_of_each_key():
+    entry = script.Entry("split", "blocks.0.attn.qkv.weight", ("a.q", "a.k", "a.v"), (96, 32))
+    new = script.Entry("new", None, ("feature_head.bias",), (24,))
+    assert script.format_report([entry, new]).splitlines() == [
+        "split    blocks.0.attn.qkv.weight -> a.q, a.k, a.v [96, 32]",
+        "new      - -> feature_head.bias [24]",
+        "0 copied, 1 split, 0 dropped, 1 new",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w | {"blocks.0.surprise": torch.zeros(2)}, r"unknown key 'blocks.0.surprise' of shape \(2,\) in the dinov2 layout"),
+        (lambda w: {k: v for k, v in w.items() if k != "norm.bias"}, r"expected layernorm.bias of shape \(32,\), found nothing"),
+        (lambda w: w | {"norm.bias": torch.zeros(5)}, r"expected layernorm.bias of shape \(32,\), found \(5,\)"),
+        (lambda w: {"conv1.weight": torch.zeros(3)}, "expected the keys of an official DINOv2 or iBOT ViT .*, found conv1.weight"),
+        (lambda w: {"epoch": 3}, "expected a state dict of tensors, found dict"),
+        (lambda w: w | {"pos_embed": torch.zeros(1, 16, 32)}, "expected pos_embed of a square grid and one CLS token, found 16 positions"),
+    ],
+)
+def test_wrong_state_dicts_are_named(change, message, tmp_path):
+    torch.save(change(official_weights("dinov2")), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=message):
+        script.convert(str(tmp_path / "weights.pth"), "auto", 4, **HEAD)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.write_text, (Path("evil.txt"), "ran"))
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"cls_token": torch.zeros(1), "x": Evil()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="expected a state dict of tensors"):
+        script.convert(str(tmp_path / "weights.pth"), "auto", 4, **HEAD)
+    assert not (tmp_path / "evil.txt").exists()
+
+
+def test_command_line_error_is_one_line_and_writes_nothing(tmp_path):
+    torch.save(official_weights("ibot"), tmp_path / "weights.pth")
+    command = [sys.executable, str(SCRIPT), "--source", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: the width 32 is no multiple of 64, the usual width of a head: give --num_attention_heads\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_transformers_models_are_refused_by_name(tmp_path):
+    AutoConfig.for_model("resnet").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a model_type of dinov2, .*, found 'resnet'"):
+        script.convert(str(tmp_path), "auto", None, **HEAD)

@@ -1,0 +1,104 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+from tests.conftest import load_script
+
+SMALL = (
+    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --canvas_scale 1.25 "
+    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    return load_script("pretrain")
+
+
+@pytest.fixture(scope="module")
+def finished(pretrain, photos, tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("runs") / "run"
+    code = pretrain.cli([*SMALL, "--train_dir", str(photos), "--output_dir", str(output_dir), "--path", "se2", "--augmentation", "small"])
+    assert code == 0
+    return output_dir
+
+
+def metrics(output_dir: Path) -> list[dict]:
+    timing = ("samples_per_second", "data_wait_share")
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def test_run_folder_holds_metrics_checkpoints_pictures_and_a_model(finished):
+    assert [line["step"] for line in metrics(finished)] == [2, 4, 6]
+    assert {"loss", "ssl/invariance", "recon/u_1", "recon/u_2", "std/equivariant", "grad_norm", "learning_rate"} <= set(metrics(finished)[0])
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-3", "step-6"]
+    assert sorted(p.name for p in (finished / "samples").iterdir()) == ["step-3.png", "step-6.png"]
+    assert Image.open(finished / "samples" / "step-6.png").size == (6 * 116 + 4, 18 + 6 * 116 + 4)
+
+
+def test_model_folder_loads_through_the_auto_classes(finished):
+    model = AutoModel.from_pretrained(finished / "model")
+    processor = AutoImageProcessor.from_pretrained(finished / "model")
+    inputs = processor(Image.new("RGB", (50, 40)), return_tensors="pt")
+    outputs = model(**inputs)
+    assert outputs.invariant_features.shape == (1, 17, 8) and outputs.equivariant_features.shape == (1, 17, 8)
+    assert model.config.path == "se2"
+    assert AutoModelForPreTraining.from_pretrained(finished / "model").decoders.num_decoders == 2
+
+
+def test_resumed_run_equals_the_uninterrupted_one(pretrain, finished, photos, tmp_path):
+    resumed = tmp_path / "run"
+    shutil.copytree(finished, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-6")
+    shutil.rmtree(resumed / "model")
+    flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(resumed), "--path", "se2", "--augmentation", "small"]
+    assert pretrain.cli([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    # The mean since the last line covers fewer steps after the resume at step 3, so that line 4 is left out.
+    assert [line for line in metrics(resumed) if line["step"] != 4] == [line for line in metrics(finished) if line["step"] != 4]
+    ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (resumed, finished))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_baseline_without_reconstruction_runs_on_sprites(pretrain, tmp_path):
+    code = pretrain.cli([*SMALL, "--output_dir", str(tmp_path / "run"), "--recon_weight", "0", "--objective", "simclr", "--max_steps", "2"])
+    assert code == 0
+    assert "ssl/contrast" in metrics(tmp_path / "run")[0] and "recon/u_1" not in metrics(tmp_path / "run")[0]
+
+
+def test_accumulated_batches_make_one_step(pretrain, photos, tmp_path):
+    flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--gradient_accumulation_steps", "2"]
+    assert pretrain.cli(flags) == 0
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--path spin", "unknown path 'spin'"),
+        ("--train_dir {tmp}/nowhere", "nowhere"),
+        ("--train_dir {tmp}/empty", "no images found"),
+        ("--data_files {tmp}/nowhere-*.parquet", "nowhere-"),
+        ("--image_size 30", "patch_size must divide image_size"),
+        ("--num_intermediates 0", "num_intermediates must be at least 1"),
+        ("--equivariant_dim 99", "equivariant_dim must lie between"),
+        ("--resume_from_checkpoint {tmp}/nowhere", "no checkpoint at"),
+        ("--output_dir {tmp}/other", "holds another run"),
+        ("--report_to nosuchtracker", "nosuchtracker"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line_and_writes_nothing(pretrain, flags, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("seed: 0\n")
+    before = sorted(tmp_path.rglob("*"))
+    code = pretrain.cli([*SMALL, "--output_dir", str(tmp_path / "run"), *flags.format(tmp=tmp_path).split()])
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1, error
+    assert sorted(tmp_path.rglob("*")) == before

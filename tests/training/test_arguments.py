@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+
+from eqcohvit.training.arguments import PretrainArguments, check_resumable, load_recipe, parse_arguments
+
+
+def test_defaults_are_valid():
+    assert parse_arguments([]) == PretrainArguments()
+
+
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("path: se2\nmax_steps: 7\nlearning_rate: 2e-3\npush_to_hub: false\ntrain_dir: null\n")
+    args = parse_arguments(["--config", str(recipe), "--max_steps", "9"])
+    assert (args.path, args.max_steps, args.learning_rate, args.train_dir) == ("se2", 9, 2e-3, None)
+
+
+def test_saved_settings_are_a_recipe(tmp_path):
+    args = parse_arguments(["--path", "rotation+zoom", "--recon_weight", "0.5"])
+    args.save(tmp_path / "config.yaml")
+    assert parse_arguments(["--config", str(tmp_path / "config.yaml")]) == args
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--path spin", "unknown path 'spin'; known: rotation"),
+        ("--equivariant_dim 256", "equivariant_dim must lie between 1 and feature_dim - 1 = 255, got 256"),
+        ("--num_intermediates 0", "num_intermediates must be at least 1, got 0"),
+        ("--image_size 30", "patch_size must divide image_size: 30 is not a multiple of 4"),
+        ("--image_size 2", "image_size must be at least patch_size = 4, got 2"),
+        ("--max_steps 0", "max_steps must be positive, got 0"),
+        ("--recon_weight -1", "recon_weight must not be negative"),
+        ("--max_bad_fraction 2", "max_bad_fraction must lie between 0 and 1"),
+        ("--per_device_train_batch_size 1", "must be at least 2"),
+        ("--canvas_scale 0.5", "canvas_scale must be at least 1"),
+        ("--push_to_hub", "push_to_hub needs hub_model_id"),
+        ("--config missing.yaml", "cannot read the recipe missing.yaml: No such file"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(flags, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_arguments(flags.split())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "known"),
+    [("--objective moco", "'vicreg', 'simclr'"), ("--backbone resnet", "'dinov2'"), ("--border wrap", "'canvas'"), ("--nope 1", "--nope")],
+)
+def test_unknown_choices_exit_with_2_and_list_the_known_ones(flags, known, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_arguments(flags.split())
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert known.strip("'") in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pth: se2\n", "unknown setting 'pth' in .*; did you mean 'path'"),
+        ("- a\n", "must be a mapping of settings, got list"),
+        ("a: [1\n", "is not valid YAML"),
+    ],
+)
+def test_bad_recipes_are_refused(text, message, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe)
+
+
+def test_resume_refuses_settings_that_change_the_run():
+    args = PretrainArguments(max_steps=10)
+    check_resumable(args, dataclasses.asdict(PretrainArguments(max_steps=5, logging_steps=1)))
+    with pytest.raises(ValueError, match="learning_rate was 0.5, is 0.001; seed was 3, is 0"):
+        check_resumable(args, dataclasses.asdict(PretrainArguments(learning_rate=0.5, seed=3)))
+
+
+def test_every_setting_is_explained():
+    assert all(len(field.metadata["help"]) > 10 for field in dataclasses.fields(PretrainArguments))

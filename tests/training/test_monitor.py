@@ -1,0 +1,49 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
+
+
+def test_metrics_log_drops_what_the_resumed_run_will_write_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": step / 10})
+    MetricsLog(path, resume_step=20).write(30, {"loss": 7.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 7.0},
+    ]  # fmt: skip
+
+
+def test_progress_gives_means_since_the_last_line():
+    progress = Progress(max_steps=10, samples_per_step=4)
+    for value in (1.0, 3.0):
+        progress.add_terms({"loss": torch.tensor(value)})
+    means = {name: value.item() for name, value in progress.means().items()}
+    text, figures = progress.line(2, means, num_steps=2)
+    assert means == {"loss": 2.0} and figures["loss"] == 2.0
+    assert text.startswith("step  2/10  loss 2  ") and "data wait 0%" in text
+    progress.add_terms({"loss": torch.tensor(9.0)})
+    assert progress.means()["loss"] == 9.0
+
+
+def test_check_finite_names_the_terms_and_the_steps():
+    check_finite({"loss": 1.0}, 0, 10)
+    with pytest.raises(FloatingPointError, match="loss, ssl/variance not finite between steps 10 and 20"):
+        check_finite({"loss": float("nan"), "ssl/variance": float("inf"), "recon/u_1": 0.1}, 10, 20)
+
+
+def test_save_samples_shows_the_pixels(tmp_path):
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(2, 3, 8, 8)
+    blue = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(2, 1, 3, 8, 8)
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    normalized = [(x - 0.5) / 0.25 for x in (red, red, blue, blue)]
+    save_samples(tmp_path / "samples" / "step-1.png", *normalized, mean, std, [0.5])
+    sheet = Image.open(tmp_path / "samples" / "step-1.png")
+    cell, gap, header = 112, 4, 18
+    assert sheet.size == (4 * (cell + gap) + gap, header + 2 * (cell + gap) + gap)
+    centres = [sheet.getpixel((gap + column * (cell + gap) + 50, header + gap + 50)) for column in range(4)]
+    assert centres == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (0, 0, 255)]
