@@ -5,9 +5,9 @@
     python scripts/convert_checkpoint.py --source dinov2_vits14_pretrain.pth --output converted/dinov2-small
     python scripts/convert_checkpoint.py --source checkpoint_teacher.pth --layout ibot --output converted/ibot-small
 
-Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or an official DINOv2 or
-iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal; the feature head and the decoders are new. Each key
-of the source is accounted for in the printed report.
+Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or an official
+DINOv2 or iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal; the feature head and the decoders are
+new. Each key of the source is accounted for in the printed report.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[flo
 # --------------------------------------------------------------------------------------------------------------------- main
 
 
-def convert(source: str, layout: str, num_heads: int | None, **head) -> tuple[EqCohViTForPreTraining, list[Entry], list[float], list[float]]:
+def convert(
+    source: str, layout: str, num_heads: int | None, **head: int
+) -> tuple[EqCohViTForPreTraining, list[Entry], list[float], list[float]]:
     """The EqCohViT model with the source's backbone, the report, and the mean and standard deviation of its pixels."""
     mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     if Path(source).is_file():

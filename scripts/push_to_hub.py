@@ -35,7 +35,8 @@ def main(args: argparse.Namespace) -> None:
         if not args.folder.is_dir():
             raise ValueError(f"{args.folder} is no folder")
         run = {**read_run(args.run_dir), "repo_id": args.repo_id}
-        (args.folder / CARD_NAME).write_text(render_card(_TEMPLATE.read_text(), run, run["results"]))
+        card = render_card(_TEMPLATE.read_text(encoding="utf-8"), run, run["results"])
+        (args.folder / CARD_NAME).write_text(card, encoding="utf-8")
     url = push_hub_folder(args.folder, args.repo_id, args.private, args.token, args.revision, args.commit_message)
     print(f"uploaded {args.folder} to {args.repo_id}: {url}")
 

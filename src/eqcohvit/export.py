@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -71,7 +71,7 @@ def save_hub_folder(
         model.save_pretrained(new)
         processor.save_pretrained(new)
         if card is not None:
-            (new / CARD_NAME).write_text(card)
+            (new / CARD_NAME).write_text(card, encoding="utf-8")
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -159,6 +159,8 @@ def _refusal(error: BaseException) -> str | None:
         return f"status {status}, {getattr(error, 'server_message', None) or str(error).splitlines()[0]}"
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return str(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
     return None
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers.utils import logging
 
@@ -14,6 +15,15 @@ from eqcohvit import EqCohViTForPreTraining  # noqa: E402
 from eqcohvit.export import save_hub_folder  # noqa: E402
 
 logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny: a second thread only waits for the first, and long where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

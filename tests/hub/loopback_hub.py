@@ -132,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = repo["commits"][sha]
         if action in ("", "revision"):
             siblings = [{"rfilename": name} for name in sorted(files)]
-            return self.send_json({"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo["private"], "siblings": siblings, "tags": []})
+            about = {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo["private"], "siblings": siblings, "tags": []}
+            return self.send_json(about)
         if action == "tree":
             entries = [{"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)} for name, data in sorted(files.items())]
             return self.send_json(entries)

@@ -28,7 +28,7 @@ def test_pretraining_model_compiles_with_its_backward_pass(x):
     torch.compiler.reset()
     gradients = []
     for compile_it in (False, True):
-        model = seeded(EqCohViTForPreTraining, tiny_config()).train()
+        model = seeded(EqCohViTForPreTraining, tiny_config(decoder_context="mean")).train()
         forward = torch.compile(model, fullgraph=True, backend="aot_eager") if compile_it else model
         forward(pixel_values=x, pixel_values_end=x.flip(-1), intermediates=torch.ones(2, 2, 3, 32, 32)).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -36,9 +36,16 @@ def test_pretraining_model_compiles_with_its_backward_pass(x):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_class", [EqCohViTModel, EqCohViTForPreTraining, EqCohViTBackbone])
-def test_exported_program_takes_any_batch_size(model_class, x, tmp_path):
-    model = seeded(model_class, tiny_config())
+@pytest.mark.parametrize(
+    ("model_class", "kwargs"),
+    [
+        (EqCohViTModel, {}),
+        (EqCohViTForPreTraining, {"decoder_context": "mean"}),
+        (EqCohViTBackbone, {"out_indices": [1, 2], "scale_factors": [2, 0.5]}),
+    ],
+)
+def test_exported_program_takes_any_batch_size(model_class, kwargs, x, tmp_path):
+    model = seeded(model_class, tiny_config(**kwargs))
     views = (x, x.flip(-1)) if model_class is EqCohViTForPreTraining else (x,)
     names = ["pixel_values", "pixel_values_end"][: len(views)]
     batch = torch.export.Dim("batch", min=1, max=64)

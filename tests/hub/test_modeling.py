@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from hub_tools import seeded, tiny_config
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, ViTConfig, ViTModel
 
 from eqcohvit import EqCohViTBackbone, EqCohViTConfig, EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel
@@ -87,6 +88,18 @@ def test_changing_one_patch_changes_its_own_token_most(x):
     with torch.no_grad():
         change = (model(y).equivariant_features - model(x).equivariant_features)[:, 1:].norm(dim=-1)
     assert change.mean(dim=0).argmax().item() == 1 * 4 + 2
+
+
+def test_split_costs_less_than_three_percent_of_the_backbone():
+    """Multiply-adds of ViT-S/16 at 224 pixels; a linear layer is all that the split adds."""
+    with torch.device("meta"):
+        model, image = EqCohViTModel(EqCohViTConfig.from_preset("small")).eval(), torch.zeros(1, 3, 224, 224)
+    counts = []
+    for module in (model.backbone, model):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(image)
+        counts.append(counter.get_total_flops())
+    assert 1 < counts[1] / counts[0] < 1.03
 
 
 def test_batch_equals_single_images(x):
@@ -349,8 +362,8 @@ def test_wrong_views_are_named(x):
 
 
 def test_wrong_checkpoints_are_named(tmp_path, folder):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
-    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
+    vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    vit.save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="expected a checkpoint of model_type 'eqcohvit', found 'vit'; scripts/convert_checkpoint.py"):
         EqCohViTModel.from_pretrained(tmp_path / "vit")
     tiny_config().save_pretrained(tmp_path / "empty")

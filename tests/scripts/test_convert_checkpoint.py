@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, ViTImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    ViTImageProcessorPil,
+)
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
@@ -212,6 +219,17 @@ def test_command_line_error_is_one_line_and_writes_nothing(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: the width 32 is no multiple of 64, the usual width of a head: give --num_attention_heads\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_of_a_transformers_model_are_reported_as_dropped(tmp_path):
+    torch.manual_seed(0)
+    source = AutoModelForImageClassification.from_config(AutoConfig.for_model("dinov2", **SIZES, mlp_ratio=2))
+    source.save_pretrained(tmp_path)
+    model, report, *_ = script.convert(str(tmp_path), "auto", None, **HEAD)
+    assert {entry.source for entry in report if entry.action == "dropped"} == {"classifier.weight", "classifier.bias"}
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eqcohvit(x).last_hidden_state, source.dinov2.eval()(x).last_hidden_state)
 
 
 def test_other_transformers_models_are_refused_by_name(tmp_path):

@@ -155,9 +155,9 @@ def _draw_scenes(indices: np.ndarray, seed: int) -> _Scenes:
 
     # Two themes, light and dark backgrounds; the dark ones keep to teal, blue and purple, as dark yellows and oranges look like mud.
     # The object's hue is at least about 100 degrees away from the background's mean hue.
-    dark_theme = draw.uniform() < 0.35
+    dark_theme = draw.uniform() < 0.55
     hue = draw.uniform(np.where(dark_theme, 2.9, 0.0), np.where(dark_theme, 5.9, 2.0 * np.pi))
-    lightness = np.where(dark_theme, draw.uniform(0.30, 0.42), draw.uniform(0.80, 0.88))
+    lightness = np.where(dark_theme, draw.uniform(0.18, 0.42), draw.uniform(0.66, 0.9))
     chroma = draw.uniform(0.04, 0.085)
     # From an even wall to a clear sky: as in photographs, the background often does not tell where up is.
     gradient = draw.uniform(0.0, 0.6)
@@ -176,8 +176,8 @@ def _draw_scenes(indices: np.ndarray, seed: int) -> _Scenes:
     blob_hue = hue + draw.uniform(-1.2, 1.2)
     blob_color = _oklch_to_srgb(lightness + np.where(dark_theme, 0.18, -0.14), draw.uniform(0.08, 0.12), blob_hue)
 
-    background_pattern = _draw_pattern(draw, kinds=("stripes", "checks", "dots", "noise"), cycles=(2.5, 6.0))
-    background_texture = draw.uniform(0.05, 0.11)[:, None] * np.where(draw.uniform() < 0.5, 1.0, -1.0)[:, None]
+    background_pattern = _draw_pattern(draw, kinds=("stripes", "checks", "dots", "noise"), cycles=(1.2, 6.0))
+    background_texture = draw.uniform(0.08, 0.22)[:, None] * np.where(draw.uniform() < 0.5, 1.0, -1.0)[:, None]
     object_pattern = _draw_pattern(draw, kinds=("plain", "plain", "stripes", "dots"), cycles=(1.6, 2.8))
 
     num_blobs = draw.integer(MAX_DISTRACTORS + 1)

@@ -53,7 +53,9 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_intermediates (`int`): K, the number of intermediate states on the transformation path and of decoders.
         decoder_dim (`int`): channels before the first convolution of each decoder; halved at each 2x upsampling, 16 at least.
         decoder_context (`"none"`, `"cls"` or `"mean"`): what the decoders read besides each patch's own equivariant feature.
-            `"none"` is the paper; `"cls"` and `"mean"` add the global equivariant feature, the same for every patch.
+            `"none"` is the paper. `"cls"` and `"mean"` add the global equivariant feature of both views to every patch, as a smooth
+            pattern over the image (its weights of the lowest 4 x 4 cosine waves), so that pooled features have a use for pose.
+        decoder_patch_dropout (`float`): share of the training samples whose decoders read the global feature alone.
         num_prefix_tokens (`int`, *optional*): tokens before the patch tokens; derived from the backbone when not given.
         path (`str`): the transformation path that the decoders were trained on, for example `"rotation"` or `"se2"`.
         border (`str`): what fills the outside of a moved image in training: `"canvas"`, `"zeros"` or `"reflection"`.
@@ -87,6 +89,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_intermediates: int = 2
     decoder_dim: int = 128
     decoder_context: Literal["none", "cls", "mean"] = "none"
+    decoder_patch_dropout: float = 0.0
     num_prefix_tokens: int | None = None
     path: str = "rotation"
     border: Literal["canvas", "zeros", "reflection"] = "canvas"
@@ -162,6 +165,10 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("num_intermediates", "decoder_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.decoder_patch_dropout < 1:
+            raise ValueError(f"decoder_patch_dropout must lie in [0, 1), got {self.decoder_patch_dropout}")
+        if self.decoder_patch_dropout > 0 and self.decoder_context == "none":
+            raise ValueError("decoder_patch_dropout needs a decoder_context, 'cls' or 'mean': the decoders would see nothing")
         if self.num_prefix_tokens is None or self.num_prefix_tokens < 0:
             raise ValueError(f"num_prefix_tokens must not be negative, got {self.num_prefix_tokens}")
         if self.decoder_context == "cls" and self.num_prefix_tokens == 0:

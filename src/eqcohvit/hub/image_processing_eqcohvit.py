@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
@@ -17,6 +21,13 @@ class EqCohViTImageProcessorPil(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def process_image(self, image: Any, *args, **kwargs) -> np.ndarray:
+        # The library resizes an image without pixels to a picture of nothing.
+        shape = image.size if isinstance(image, Image.Image) else tuple(getattr(image, "shape", ()))
+        if 0 in shape:
+            raise ValueError(f"expected an image with pixels, got one of size {' x '.join(map(str, shape))}")
+        return super().process_image(image, *args, **kwargs)
 
 
 __all__ = ["EqCohViTImageProcessorPil"]

@@ -149,7 +149,7 @@ class IntermediateDecoders(nn.Module):
         super().__init__()
         patch_size, self.num_decoders = config.square_patch_size, config.num_intermediates
         self.num_prefix_tokens, self.context = config.num_prefix_tokens, config.decoder_context
-        self.num_channels = config.num_channels
+        self.num_channels, self.patch_dropout = config.num_channels, config.decoder_patch_dropout
         self.num_upsamplings = 0
         while self.num_upsamplings < self.num_layers and patch_size % 2 ** (self.num_upsamplings + 1) == 0:
             self.num_upsamplings += 1
@@ -182,6 +182,8 @@ class IntermediateDecoders(nn.Module):
         if self.context != "none":
             context = self.from_context(pool_tokens(pairs, self.num_prefix_tokens, self.context))
             waves = cosine_basis(*x.shape[-2:], self.num_waves, x)
+            if self.training and self.patch_dropout > 0:
+                x = x * (torch.rand(batch_size, 1, 1, 1, device=x.device) >= self.patch_dropout)
             x = x + torch.einsum("bcf,fhw->bchw", context.unflatten(1, (-1, self.num_waves**2)), waves)
         for layer, conv in enumerate(self.convs):
             x = conv(F.gelu(x))

@@ -47,6 +47,7 @@ class PretrainArguments:
     num_intermediates: int = _setting(2, "K: number of intermediate states to reconstruct")
     decoder_dim: int = _setting(128, "channels before the first convolution of a decoder")
     decoder_context: str = _setting("none", "global feature that the decoders read besides each patch's own", ("none", "cls", "mean"))
+    decoder_patch_dropout: float = _setting(0.0, "share of samples whose decoders see the global feature alone; needs decoder_context")
 
     # Views
     path: str = _setting("rotation", "transformation of the second view; several joined by + are walked together")
@@ -96,6 +97,7 @@ class PretrainArguments:
             num_intermediates=self.num_intermediates,
             decoder_dim=self.decoder_dim,
             decoder_context=self.decoder_context,
+            decoder_patch_dropout=self.decoder_patch_dropout,
             path=self.path,
             border=self.border,
         )

@@ -1,0 +1,48 @@
+"""The command line of scripts/push_to_hub.py; uploads themselves are tested in tests/hub/test_push.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from eqcohvit import EqCohViTConfig, EqCohViTModel
+from eqcohvit.export import save_hub_folder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
+
+from loopback_hub import LoopbackHub  # noqa: E402
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
+BACKBONE = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def run(*arguments, env=None):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_folder_that_is_none_is_one_line_and_exit_code_2(tmp_path):
+    done = run("--folder", tmp_path / "nothing", "--repo_id", "user/name")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"
+
+
+def test_missing_flags_are_exit_code_2():
+    done = run("--folder", "somewhere")
+    assert done.returncode == 2 and "--repo_id" in done.stderr
+
+
+def test_card_is_written_from_the_run_and_uploaded(tmp_path):
+    config = EqCohViTConfig(backbone_config={**BACKBONE, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4)
+    folder = save_hub_folder(tmp_path / "run" / "model", EqCohViTModel(config))
+    settings = {"model_preset": "micro", "backbone": "vit", "image_size": 32, "feature_dim": 8, "equivariant_dim": 4, "path": "se2"}
+    settings |= {"objective": "vicreg", "augmentation": "all", "border": "zeros", "recon_weight": 1.0, "num_intermediates": 2, "seed": 3}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 12, "loss": 2.5}\n')
+    with LoopbackHub() as hub:
+        flags = ("--folder", folder, "--repo_id", "user/name", "--run_dir", tmp_path / "run")
+        done = run(*flags, env=hub.environment(tmp_path / "hf"))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"uploaded {folder} to user/name: {hub.url}/user/name/commit/")
+        card = hub.files("user/name")["README.md"].decode()
+    assert 'model="user/name"' in card and "path `se2`" in card and "12 steps" in card
