@@ -20,8 +20,8 @@ from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import CanvasStream, TooManyBadImages, open_source
-from eqcohvit.export import save_hub_folder
-from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+from eqcohvit.export import push_hub_folder, read_run, render_card, save_hub_folder
+from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.checkpoint import find_checkpoint, prepare_output_dir, read_state, save_checkpoint
@@ -29,6 +29,8 @@ from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_s
 from eqcohvit.training.optim import make_optimizer, set_learning_rate, warmup_cosine
 from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.transforms import ViewRenderer, intermediate_fractions, make_path
+
+CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
 
 def main(args: PretrainArguments) -> None:
@@ -56,6 +58,7 @@ def main(args: PretrainArguments) -> None:
     set_seed(args.seed)
     config = args.model_config()
     model = EqCohViTForPreTraining(config)
+    start_positions(model.eqcohvit)
     module = PretrainModule(model, OBJECTIVES[args.objective](config.invariant_dim, args.projector_dim), args.recon_weight)
     set_seed(args.seed, device_specific=True)
     optimizer = make_optimizer(module.to(accelerator.device), args.learning_rate, args.weight_decay)
@@ -137,15 +140,31 @@ def main(args: PretrainArguments) -> None:
         if accelerator.is_main_process and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
             draw_samples(output_dir / "samples" / f"step-{step}.png", accelerator.unwrap_model(module).model, renderer, shown)
         if step % args.save_steps == 0 or done:
-            positions = gather_object([batch.position])
-            new_state = {"step": step, "positions": positions}
+            new_state = {"step": step, "positions": gather_object([batch.position])}
             save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, args.save_total_limit)
+            if accelerator.is_main_process and (args.push_to_hub or done):
+                export(output_dir, accelerator.unwrap_model(module).model, renderer, args, may_fail=not done)
 
-    # ------------------------------------------------------------------ export
     if accelerator.is_main_process:
-        save_hub_folder(output_dir / "model", accelerator.unwrap_model(module).model, image_mean=renderer.mean, image_std=renderer.std)
+        if not (output_dir / "model").exists():  # resumed after the last step
+            export(output_dir, accelerator.unwrap_model(module).model, renderer, args)
         print(f"model in {output_dir / 'model'}, pictures in {output_dir / 'samples'}, bad images skipped: {stream.num_bad}")
     accelerator.end_training()
+
+
+def export(
+    output_dir: Path, model: EqCohViTForPreTraining, renderer: ViewRenderer, args: PretrainArguments, may_fail: bool = False
+) -> None:
+    """Write the Hub folder with its card, and upload it where that is asked for; with `may_fail` the run survives a failed upload."""
+    card = render_card(CARD_TEMPLATE.read_text(), read_run(output_dir))
+    save_hub_folder(output_dir / "model", model, image_mean=renderer.mean, image_std=renderer.std, card=card)
+    if args.push_to_hub:
+        try:
+            print(f"pushed to {push_hub_folder(output_dir / 'model', args.hub_model_id)}")
+        except (ConnectionError, ValueError) as error:
+            if not may_fail:
+                raise
+            print(f"not pushed, the next checkpoint tries again: {error}", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -166,7 +185,7 @@ def cli(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TooManyBadImages, FloatingPointError) as error:
+    except (TooManyBadImages, FloatingPointError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

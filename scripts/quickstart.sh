@@ -9,10 +9,10 @@ export HF_HUB_OFFLINE=1 # nothing here needs the network
 started=$SECONDS
 
 echo "1/3  Pretraining with the equivariant task (rotation)"
-.venv/bin/python scripts/pretrain.py --config scripts/recipes/sprites_quickstart.yaml \
+.venv/bin/python scripts/pretrain.py \
   --output_dir "$output/equivariant" --resume_from_checkpoint latest
 echo "2/3  The same without it (reconstruction weight 0), to compare"
-.venv/bin/python scripts/pretrain.py --config scripts/recipes/sprites_quickstart.yaml \
+.venv/bin/python scripts/pretrain.py \
   --output_dir "$output/baseline" --recon_weight 0 --resume_from_checkpoint latest
 echo "3/3  What do the features know? R2 of the rotation angle (1 is perfect, 0 is guessing), and nearest neighbours' accuracy"
 .venv/bin/python scripts/evaluate.py --model "$output/equivariant/model" "$output/baseline/model" --task r2 knn --output "$output/results.json"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..hub.configuration_eqcohvit import EqCohViTConfig
-from ..hub.modeling_eqcohvit import EqCohViTModel, pool_tokens
+from ..hub.modeling_eqcohvit import pool_tokens, start_positions
 
 PIXELS_SIDE = 16
 
@@ -81,6 +81,8 @@ def random_encoder(like: str, seed: int = 0, pooling: str = "cls_mean") -> Model
     """Control: the model of a folder or repository with fresh random weights."""
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(like)
-    model = EqCohViTModel(config) if isinstance(config, EqCohViTConfig) else AutoModel.from_config(config)
+    model = AutoModel.from_config(config)
+    if isinstance(config, EqCohViTConfig):
+        start_positions(model)  # as training starts
     processor = AutoImageProcessor.from_pretrained(like)
     return ModelEncoder("random weights", model, processor.image_mean, processor.image_std, pooling)

@@ -89,7 +89,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_intermediates: int = 2
     decoder_dim: int = 128
     decoder_context: Literal["none", "cls", "mean"] = "none"
-    decoder_patch_dropout: float = 0.0
+    decoder_patch_dropout: float | int = 0.0
     num_prefix_tokens: int | None = None
     path: str = "rotation"
     border: Literal["canvas", "zeros", "reflection"] = "canvas"

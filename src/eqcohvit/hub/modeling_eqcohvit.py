@@ -260,6 +260,24 @@ def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
     return AutoModel.from_config(config.backbone_config, **kwargs)
 
 
+@torch.no_grad()
+def start_positions(model: "EqCohViTModel", scale: float = 0.3) -> None:
+    """Set learned position embeddings, in place, to sine and cosine waves along x and y: where training from scratch starts.
+
+    The backbones' own start is about 0, from which a ViT first has to find out where its patches are. The waves run from a quarter turn
+    per patch down to a twentieth of it; `scale` is their amplitude, of the order of a patch embedding. They are trained like the others.
+    """
+    positions = getattr(model.backbone.embeddings, "position_embeddings", None)
+    if positions is None or not positions.requires_grad:
+        return
+    side, quarter = model.config.square_image_size // model.config.square_patch_size, positions.shape[-1] // 4
+    frequencies = 20.0 ** (-torch.arange(quarter, dtype=torch.float32) / quarter) * math.pi / 2
+    angles = (torch.arange(side, dtype=torch.float32) + 0.5)[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    waves = torch.cat([along.expand(side, -1, -1), along[:, None].expand(-1, side, -1)], dim=-1).flatten(0, 1)
+    positions[0, -(side**2) :, : waves.shape[-1]] = scale * waves.to(positions)
+
+
 class _SplitEncoder(EqCohViTPreTrainedModel):
     """Backbone and its call, shared by the model and the backbone wrapper so that one checkpoint serves both."""
 
@@ -490,4 +508,5 @@ __all__ = [
     "pool_tokens",
     "reconstruction_losses",
     "split_features",
+    "start_positions",
 ]
