@@ -91,7 +91,8 @@ def main(args: argparse.Namespace) -> None:
         rows += knn_rows(encoders, samples)
     print(make_table(rows))
     if args.output:
-        settings = {**vars(args), "source": samples.train.name, "test_source": samples.test.name, "seconds": round(time.time() - started, 1)}
+        sources = {"source": samples.train.name, "test_source": samples.test.name}
+        settings = {**vars(args), **sources, "seconds": round(time.time() - started, 1)}
         write_results(args.output, {"settings": settings, "versions": versions(), "rows": [dataclasses.asdict(row) for row in rows]})
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -27,3 +28,21 @@ def test_two_processes_of_half_the_batch_have_the_gradients_of_one(tmp_path):
             assert torch.allclose(gradient, two["gradients"][name], rtol=1e-3, atol=1e-5 * scale), (objective, name)
         for name, buffer in module.named_buffers():
             assert torch.allclose(buffer.float(), two["buffers"][name].float(), rtol=1e-4, atol=1e-6), (objective, name)
+
+
+def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
+    script = SCRIPT.parents[2] / "scripts" / "pretrain.py"
+    flags = (
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 4"
+    ).split()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *flags]
+    command += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest", "--max_steps"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for max_steps in ("3", "5"):
+        done = subprocess.run([*command, max_steps], capture_output=True, text=True, timeout=240, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 2 x cpu" in done.stdout and "resuming from" in done.stdout
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 3, 4, 5]
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -103,5 +103,6 @@ def test_pretraining_pushes_its_model_and_card(hub, tmp_path):
     command = [sys.executable, str(PUSH.with_name("pretrain.py")), "--output_dir", str(tmp_path / "run"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "modeling_eqcohvit.py"} <= set(hub.files("user/tiny"))
+    expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "modeling_eqcohvit.py"}
+    assert expected <= set(hub.files("user/tiny"))
     assert done.stdout.count("pushed to ") == 2  # at each checkpoint

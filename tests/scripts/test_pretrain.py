@@ -6,9 +6,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
-
 from tests.conftest import load_script
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --canvas_scale 1.25 "
@@ -37,7 +36,8 @@ def metrics(output_dir: Path) -> list[dict]:
 
 def test_run_folder_holds_metrics_checkpoints_pictures_and_a_model(finished):
     assert [line["step"] for line in metrics(finished)] == [2, 4, 6]
-    assert {"loss", "ssl/invariance", "recon/u_1", "recon/u_2", "std/equivariant", "grad_norm", "learning_rate"} <= set(metrics(finished)[0])
+    terms = {"loss", "ssl/invariance", "recon/u_1", "recon/u_2", "std/equivariant", "grad_norm", "learning_rate"}
+    assert terms <= set(metrics(finished)[0])
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-3", "step-6"]
     assert sorted(p.name for p in (finished / "samples").iterdir()) == ["step-3.png", "step-6.png"]
     assert Image.open(finished / "samples" / "step-6.png").size == (6 * 116 + 4, 18 + 6 * 116 + 4)
@@ -73,8 +73,8 @@ def test_baseline_without_reconstruction_runs_on_sprites(pretrain, tmp_path):
 
 
 def test_accumulated_batches_make_one_step(pretrain, photos, tmp_path):
-    flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--gradient_accumulation_steps", "2"]
-    assert pretrain.cli(flags) == 0
+    flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    assert pretrain.cli([*flags, "--gradient_accumulation_steps", "2"]) == 0
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2]
 
 

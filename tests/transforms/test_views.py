@@ -111,7 +111,11 @@ def test_crops_have_the_drawn_area_in_true_pixels():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"augmentation": "none"}, "unknown augmentation 'none'"), ({"border": "wrap"}, "unknown border"), ({"num_intermediates": 0}, "at least 1")],
+    [
+        ({"augmentation": "none"}, "unknown augmentation 'none'"),
+        ({"border": "wrap"}, "unknown border"),
+        ({"num_intermediates": 0}, "at least 1"),
+    ],
 )
 def test_renderer_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):

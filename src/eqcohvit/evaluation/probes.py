@@ -24,10 +24,10 @@ def mlp_regression(
     train_y: torch.Tensor,
     test_x: torch.Tensor,
     seed: int = 0,
-    hidden_dim: int = 256,
-    epochs: int = 40,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    hidden_dim: int = 128,
+    epochs: int = 30,
+    batch_size: int = 512,
+    learning_rate: float = 4e-3,
     weight_decay: float = 0.05,
 ) -> torch.Tensor:
     """Predict parameters with a light MLP (one hidden layer, dropout), as the paper's head h: (N, d), (N, P), (M, d) -> (M, P).

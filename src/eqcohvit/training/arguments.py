@@ -46,8 +46,10 @@ class PretrainArguments:
     equivariant_dim: int = _setting(128, "d_equi: how many of these dimensions are the equivariant part")
     num_intermediates: int = _setting(2, "K: number of intermediate states to reconstruct")
     decoder_dim: int = _setting(64, "channels before the first convolution of a decoder")
-    decoder_context: str = _setting("mean", "global equivariant feature that the decoders read besides each patch's own (the paper: none)", ("none", "cls", "mean"))
-    decoder_patch_dropout: float = _setting(0.5, "share of samples whose decoders see the global feature alone (the paper: 0); needs decoder_context")
+    decoder_context: str = _setting(
+        "mean", "global equivariant feature that the decoders read besides each patch's own (the paper: none)", ("none", "cls", "mean")
+    )
+    decoder_patch_dropout: float = _setting(0.5, "share of samples whose decoders see that global feature alone (the paper: 0)")
 
     # Views
     path: str = _setting("rotation", "transformation of the second view; several joined by + are walked together")
@@ -58,11 +60,11 @@ class PretrainArguments:
 
     # Objective
     objective: str = _setting("vicreg", "SSL loss on the invariant part", tuple(OBJECTIVES))
-    recon_weight: float = _setting(100.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline; about 100 for vicreg, 20 for simclr")
+    recon_weight: float = _setting(100.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline")
     projector_dim: int = _setting(512, "hidden width of the objective's projection head")
 
     # Optimisation
-    max_steps: int = _setting(800, "optimizer steps")
+    max_steps: int = _setting(700, "optimizer steps")
     per_device_train_batch_size: int = _setting(64, "images in a step on each device, before accumulation")
     gradient_accumulation_steps: int = _setting(1, "batches summed up in a step; the losses see one batch at a time")
     learning_rate: float = _setting(3e-3, "peak learning rate of AdamW, not scaled by the batch size")
@@ -77,9 +79,9 @@ class PretrainArguments:
     output_dir: str = _setting("outputs/pretrain", "folder of the run: metrics.jsonl, samples, checkpoints, model")
     resume_from_checkpoint: str | None = _setting(None, "'latest' of output_dir, or the path of a checkpoint folder")
     logging_steps: int = _setting(50, "steps between progress lines")
-    save_steps: int = _setting(400, "steps between checkpoints")
+    save_steps: int = _setting(350, "steps between checkpoints")
     save_total_limit: int = _setting(2, "newest checkpoints to keep")
-    sample_steps: int = _setting(400, "steps between pictures of reconstructions")
+    sample_steps: int = _setting(350, "steps between pictures of reconstructions")
     report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
     hub_model_id: str | None = _setting(None, "repository to upload to, user/name")

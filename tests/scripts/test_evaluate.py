@@ -1,0 +1,66 @@
+import json
+
+import pytest
+from tests.conftest import load_script
+
+from eqcohvit import EqCohViTConfig
+from eqcohvit.export import save_hub_folder
+from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return load_script("evaluate")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = EqCohViTConfig.from_preset("micro", 16, 8, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
+    return save_hub_folder(tmp_path_factory.mktemp("runs") / "tiny" / "model", EqCohViTForPreTraining(config))
+
+
+def run(evaluate, folder, output, *flags):
+    small = "--max_samples 200 --max_test_samples 100 --seeds 2".split()
+    return evaluate.cli(["--model", str(folder), *small, "--output", str(output), *flags])
+
+
+def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, capsys):
+    assert run(evaluate, folder, tmp_path / "results.json", "--task", "r2", "knn") == 0
+    table = capsys.readouterr().out
+    for text in ("tiny", "random weights", "raw pixels", "R2 rotation, paper", "R2 rotation, strict", "kNN-20", "±"):
+        assert text in table
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = {(row["encoder"], row["part"]) for row in results["rows"]}
+    parts = ("equivariant", "invariant", "backbone")
+    assert found == {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
+    assert results["settings"]["transform"] == "rotation" and results["versions"]["torch"]
+
+
+def test_same_command_twice_gives_the_same_numbers(evaluate, folder, tmp_path):
+    rows = []
+    for name in ("a.json", "b.json"):
+        assert run(evaluate, folder, tmp_path / name, "--transform", "se2", "--num_workers", "2" if name == "b.json" else "0") == 0
+        rows.append(json.loads((tmp_path / name).read_text())["rows"])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--transform spin", "unknown path 'spin'"),
+        ("--seeds 0", "seeds must be at least 1"),
+        ("--train_dir nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_line(evaluate, folder, tmp_path, capsys, flags, message):
+    assert run(evaluate, folder, tmp_path / "r.json", *flags.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_missing_model_ends_with_2_and_one_line(evaluate, tmp_path, capsys):
+    assert evaluate.cli(["--model", str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
