@@ -32,10 +32,10 @@ def test_mlp_finds_nothing_in_independent_features():
 def test_mlp_is_deterministic_and_leaves_the_global_generator_alone():
     y, noise = make(300)
     state = torch.get_rng_state()
-    first = mlp_regression(noise[:200], y[:200], noise[200:], seed=3, epochs=3)
-    assert torch.equal(first, mlp_regression(noise[:200], y[:200], noise[200:], seed=3, epochs=3))
+    first = mlp_regression(noise[:200], y[:200], noise[200:], seed=3, num_steps=3)
+    assert torch.equal(first, mlp_regression(noise[:200], y[:200], noise[200:], seed=3, num_steps=3))
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(first, mlp_regression(noise[:200], y[:200], noise[200:], seed=4, epochs=3))
+    assert not torch.equal(first, mlp_regression(noise[:200], y[:200], noise[200:], seed=4, num_steps=3))
 
 
 def test_standardize_uses_the_training_statistics():

@@ -28,8 +28,8 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--path spin", "unknown path 'spin'; known: rotation"),
         ("--equivariant_dim 256", "equivariant_dim must lie between 1 and feature_dim - 1 = 255, got 256"),
         ("--num_intermediates 0", "num_intermediates must be at least 1, got 0"),
-        ("--image_size 30", "patch_size must divide image_size: 30 is not a multiple of 4"),
-        ("--image_size 2", "image_size must be at least patch_size = 4, got 2"),
+        ("--image_size 30", "patch_size must divide image_size: 30 is not a multiple of 8"),
+        ("--image_size 2", "image_size must be at least patch_size = 8, got 2"),
         ("--max_steps 0", "max_steps must be positive, got 0"),
         ("--recon_weight -1", "recon_weight must not be negative"),
         ("--max_bad_fraction 2", "max_bad_fraction must lie between 0 and 1"),
@@ -73,9 +73,9 @@ def test_bad_recipes_are_refused(text, message, tmp_path):
 
 
 def test_resume_refuses_settings_that_change_the_run():
-    args = PretrainArguments(max_steps=10)
-    check_resumable(args, dataclasses.asdict(PretrainArguments(max_steps=5, logging_steps=1)))
-    with pytest.raises(ValueError, match="learning_rate was 0.5, is 0.001; seed was 3, is 0"):
+    args = PretrainArguments(max_steps=10, learning_rate=0.1)
+    check_resumable(args, dataclasses.asdict(PretrainArguments(max_steps=5, logging_steps=1, learning_rate=0.1)))
+    with pytest.raises(ValueError, match="learning_rate was 0.5, is 0.1; seed was 3, is 0"):
         check_resumable(args, dataclasses.asdict(PretrainArguments(learning_rate=0.5, seed=3)))
 
 

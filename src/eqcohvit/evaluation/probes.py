@@ -25,7 +25,7 @@ def mlp_regression(
     test_x: torch.Tensor,
     seed: int = 0,
     hidden_dim: int = 128,
-    epochs: int = 30,
+    num_steps: int = 300,
     batch_size: int = 512,
     learning_rate: float = 4e-3,
     weight_decay: float = 0.05,
@@ -49,8 +49,9 @@ def mlp_regression(
             nn.Linear(fit_x.shape[1], hidden_dim), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden_dim, fit_y.shape[1])
         )
         optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        steps = epochs * -(-len(fit_x) // batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps, pct_start=0.1)
+        steps_per_epoch = -(-len(fit_x) // batch_size)
+        epochs = -(-num_steps // steps_per_epoch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.1)
         best_error, best_prediction = float("inf"), None
         for _ in range(epochs):
             head.train()
