@@ -34,7 +34,7 @@ class Progress:
 
     def _restart(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.batches = self.steps = 0
+        self.batches = 0
         self.waited, self.since = 0.0, time.perf_counter()
 
     def add_wait(self, seconds: float) -> None:
