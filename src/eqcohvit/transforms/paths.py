@@ -7,6 +7,7 @@ A `TransformationPath` is the distribution (which transformation, which ranges).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ class Transformation:
         return images if self.sigma is None else gaussian_blur(images, self.sigma)
 
 
-class TransformationPath:
+class TransformationPath(ABC):
     """A family of transformations with uniformly distributed parameters.
 
     `parameter_names` and `limits` (low, high) are of one length P. A subclass gives these and `at`.
@@ -71,9 +72,9 @@ class TransformationPath:
         low, high = torch.tensor(self.limits, dtype=uniforms.dtype, device=uniforms.device).unbind(dim=-1)
         return SampledPath(self, low + uniforms * (high - low))
 
+    @abstractmethod
     def at(self, parameters: torch.Tensor, t: float | torch.Tensor) -> Transformation:
         """g with parameters (B, P) at the fraction t, a number or (B,)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
