@@ -29,7 +29,7 @@ _TEST_SPRITES = 1 << 40  # offset of sprites that no training run reaches
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", nargs="+", required=True, help="folders or repositories; any transformers vision model")
+    parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or a transformers ViT with a CLS token")
     parser.add_argument("--task", nargs="+", default=["r2"], choices=["r2", "knn"], help="default: r2")
     parser.add_argument("--transform", default="rotation", help="path whose parameters r2 regresses; default: rotation")
     parser.add_argument("--pooling", default="cls_mean", choices=["cls_mean", "cls", "mean"], help="tokens to vector; default: cls_mean")

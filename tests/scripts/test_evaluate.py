@@ -2,6 +2,7 @@ import json
 
 import pytest
 from tests.conftest import load_script
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from eqcohvit import EqCohViTConfig
 from eqcohvit.export import save_hub_folder
@@ -43,6 +44,15 @@ def test_same_command_twice_gives_the_same_numbers(evaluate, folder, tmp_path):
         assert run(evaluate, folder, tmp_path / name, "--transform", "se2", "--num_workers", "2" if name == "b.json" else "0") == 0
         rows.append(json.loads((tmp_path / name).read_text())["rows"])
     assert rows[0] == rows[1]
+
+
+def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsys):
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**layers, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    assert run(evaluate, tmp_path / "vit", tmp_path / "results.json") == 0
+    found = {(row["encoder"], row["part"]) for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert found == {("vit", "backbone"), ("random weights", "backbone"), ("raw pixels", "pixels")}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class PixelEncoder:
 
 
 class ModelEncoder:
-    """A split model, or any transformers vision model whose last hidden state is a token sequence; eval mode, no gradients.
+    """A split model, or a transformers ViT whose tokens are CLS, registers if any, patches; eval mode, no gradients.
 
     Args:
         pooling: how tokens become one vector: `"cls_mean"` (CLS and the mean of the patches side by side), `"cls"` or `"mean"`.
@@ -49,7 +49,7 @@ class ModelEncoder:
         self.is_split = isinstance(model.config, EqCohViTConfig)
         size = model.config.image_size
         self.image_size = size if isinstance(size, int) else size[0]
-        self.num_prefix_tokens = model.config.num_prefix_tokens if self.is_split else 1
+        self.num_prefix_tokens = model.config.num_prefix_tokens if self.is_split else 1 + getattr(model.config, "num_register_tokens", 0)
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     @torch.inference_mode()
