@@ -26,7 +26,7 @@ from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.checkpoint import find_checkpoint, prepare_output_dir, read_state, save_checkpoint
 from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
-from eqcohvit.training.optim import make_optimizer, set_learning_rate, warmup_cosine
+from eqcohvit.training.optim import backbone_warmup, make_optimizer, set_learning_rate, warmup_cosine
 from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.transforms import ViewRenderer, intermediate_fractions, make_path
 
@@ -61,7 +61,7 @@ def main(args: PretrainArguments) -> None:
     start_positions(model.eqcohvit)
     module = PretrainModule(model, OBJECTIVES[args.objective](config.invariant_dim, args.projector_dim), args.recon_weight)
     set_seed(args.seed, device_specific=True)
-    optimizer = make_optimizer(module.to(accelerator.device), args.learning_rate, args.weight_decay)
+    optimizer = make_optimizer(module.to(accelerator.device), args.learning_rate, args.weight_decay, args.layer_decay)
     module, optimizer = accelerator.prepare(module, optimizer)
 
     # ------------------------------------------------------------------ resume
@@ -109,7 +109,7 @@ def main(args: PretrainArguments) -> None:
     module.train()
     while step < args.max_steps:
         learning_rate = warmup_cosine(step, args.max_steps, args.warmup_steps, args.learning_rate, args.min_learning_rate)
-        set_learning_rate(optimizer, learning_rate)
+        set_learning_rate(optimizer, learning_rate, backbone_warmup(step, args.head_warmup_steps, args.warmup_steps))
         for _ in range(args.gradient_accumulation_steps):
             waiting = time.perf_counter()
             batch = next(batches).to(accelerator.device, non_blocking=True)

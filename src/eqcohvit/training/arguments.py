@@ -70,6 +70,8 @@ class PretrainArguments:
     learning_rate: float = _setting(3e-3, "peak learning rate of AdamW, not scaled by the batch size")
     min_learning_rate: float = _setting(1e-5, "learning rate at the end of the cosine")
     warmup_steps: int = _setting(60, "steps of linear warm-up")
+    layer_decay: float = _setting(1.0, "factor of the learning rate from each backbone layer to the one below it; 1 treats all alike")
+    head_warmup_steps: int = _setting(0, "first steps, in which the backbone stays as it is and only the heads learn")
     weight_decay: float = _setting(0.05, "weight decay of matrices; biases, norms, tokens and positions have none")
     max_grad_norm: float = _setting(3.0, "gradients are clipped to this norm")
     mixed_precision: str | None = _setting(None, "by default bf16 on GPUs that have it, else no", ("no", "bf16", "fp16"))
@@ -120,12 +122,14 @@ class PretrainArguments:
         for name in positive.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in "recon_weight warmup_steps weight_decay min_learning_rate dataloader_num_workers".split():
+        for name in "recon_weight warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers".split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("max_bad_fraction", "drop_path_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.per_device_train_batch_size < 2:
             raise ValueError("per_device_train_batch_size must be at least 2: the objectives compare images of a batch")
         if self.canvas_scale < 1:
