@@ -120,3 +120,14 @@ def test_crops_have_the_drawn_area_in_true_pixels():
 def test_renderer_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         ViewRenderer(make_path("rotation"), SIZE, **arguments)
+
+
+@pytest.mark.parametrize("border", ["zeros", "reflection"])
+@pytest.mark.parametrize("path", ["se2+color_jitter", "rotation+gaussian_blur"])
+def test_transformation_of_an_image_is_the_end_view_of_training(canvases, path, border):
+    """Where the view is the canvas, applying g to the picture itself gives the same pixels, black corners included."""
+    renderer = ViewRenderer(make_path(path), CANVAS, border=border)
+    keys = torch.arange(BATCH)
+    views = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    moved = renderer.path.at(views.parameters, 1.0)(canvases.float() / 255, border)
+    assert torch.allclose(renderer.normalize(moved), views.end, atol=1e-4)

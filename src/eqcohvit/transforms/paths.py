@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops import adjust_color, affine, gaussian_blur, sample, sampling_grid
+from .ops import adjust_color, affine, gaussian_blur, luminance, sample, sampling_grid
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,20 @@ class Transformation:
         return Transformation(**merged)
 
     def __call__(self, images: torch.Tensor, border: str = "zeros") -> torch.Tensor:
-        """Apply to images (B, C, H, H) in [0, 1]; `border` is `"zeros"` or `"reflection"` (there is no canvas around them)."""
+        """Apply to images (B, C, H, H) in [0, 1], as the views of training do.
+
+        `border` says what lies outside of them: `"zeros"` black, whatever the colours become, or `"reflection"`.
+        """
+        pivot, coverage = None if self.color is None else luminance(images).mean(dim=(1, 2, 3)), None
         if self.matrix is not None:
             identity = torch.eye(3, dtype=images.dtype, device=images.device).expand(len(images), 1, 3, 3)
             grid, coverage = sampling_grid(identity, self.matrix.to(images.dtype).unsqueeze(1), images.shape[-1], border)
-            images = sample(images, grid)
-            images = (images if coverage is None else images * coverage).squeeze(1)
+            images = sample(images, grid).squeeze(1)
         if self.color is not None:
-            images, _ = adjust_color(images, self.color)
-        return images if self.sigma is None else gaussian_blur(images, self.sigma)
+            images, _ = adjust_color(images, self.color, pivot)
+        if self.sigma is not None:
+            images = gaussian_blur(images, self.sigma)
+        return images if coverage is None else images * coverage.squeeze(1)
 
 
 class TransformationPath(ABC):
