@@ -24,33 +24,33 @@ from eqcohvit.export import push_hub_folder, read_run, render_card, save_hub_fol
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
-from eqcohvit.training.checkpoint import find_checkpoint, prepare_output_dir, read_state, save_checkpoint
+from eqcohvit.training.checkpoint import CheckpointError, load_checkpoint, on_main_process, open_run, save_checkpoint
 from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
 from eqcohvit.training.optim import backbone_warmup, make_optimizer, set_learning_rate, warmup_cosine
 from eqcohvit.training.pretrain_module import PretrainModule
+from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals
 from eqcohvit.transforms import ViewRenderer, intermediate_fractions, make_path
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
 
-def main(args: PretrainArguments) -> None:
+def main(args: PretrainArguments, stop: StopSignals) -> None:
     # ------------------------------------------------------------------ what can be wrong is found before anything is written
     output_dir = Path(args.output_dir)
-    source = open_source(
-        args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, args.train_dir, args.image_column
-    )
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     precision = args.mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=str(output_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if accelerator.is_main_process:
-        prepare_output_dir(output_dir, args)
-    accelerator.wait_for_everyone()
+    with stop.interruptible():
+        source = open_source(
+            args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, args.train_dir, args.image_column
+        )
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_dir=str(output_dir),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    checkpoint = on_main_process(accelerator, lambda: open_run(output_dir, args))
+    stop.connect()
     transformers_logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
 
@@ -65,12 +65,10 @@ def main(args: PretrainArguments) -> None:
     module, optimizer = accelerator.prepare(module, optimizer)
 
     # ------------------------------------------------------------------ resume
-    state = {"step": 0, "positions": [None] * accelerator.num_processes}
+    rank = accelerator.process_index
+    state = {"step": 0, "logged_step": 0, "ranks": [{"position": None, "progress": None}] * accelerator.num_processes}
     if checkpoint is not None:
-        state = read_state(checkpoint)
-        if len(state["positions"]) != accelerator.num_processes:
-            raise ValueError(f"{checkpoint} is of {len(state['positions'])} processes, this run has {accelerator.num_processes}")
-        accelerator.load_state(str(checkpoint))
+        state = load_checkpoint(accelerator, checkpoint)
         accelerator.print(f"resuming from {checkpoint}")
     elif args.resume_from_checkpoint:
         accelerator.print(f"no checkpoint in {output_dir} yet: starting from the beginning")
@@ -81,12 +79,12 @@ def main(args: PretrainArguments) -> None:
         args.canvas_size,
         args.per_device_train_batch_size,
         seed=args.seed,
-        rank=accelerator.process_index,
+        rank=rank,
         world_size=accelerator.num_processes,
         num_workers=args.dataloader_num_workers,
         max_bad_fraction=args.max_bad_fraction,
         bad_images_path=output_dir / "bad_images.jsonl",
-        position=state["positions"][accelerator.process_index],
+        position=state["ranks"][rank]["position"],
     )
     renderer = ViewRenderer(
         make_path(args.path, args.path_magnitude), args.image_size, args.num_intermediates, args.augmentation, args.border, seed=args.seed
@@ -94,7 +92,8 @@ def main(args: PretrainArguments) -> None:
     batches = iter(stream)
 
     # ------------------------------------------------------------------ train
-    first_step = step = logged_step = state["step"]
+    first_step = step = saved_step = state["step"]
+    logged_step, position = state["logged_step"], stream.position
     samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
     if args.report_to != "none":
@@ -104,16 +103,24 @@ def main(args: PretrainArguments) -> None:
         f"{args.objective} + {args.path}: encoder of {num_parameters / 1e6:.2f} M parameters, steps {first_step} to {args.max_steps}, "
         f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
     )
-    progress = Progress(args.max_steps, samples_per_step)
+    progress = Progress(args.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
     shown = None
+
+    def save() -> None:
+        ranks = gather_object([{"position": position, "progress": progress.state()}])
+        new_state = {"step": step, "logged_step": logged_step, "ranks": ranks}
+        save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, args.save_total_limit, args.keep_every_steps)
+
     module.train()
     while step < args.max_steps:
+        waiting = time.perf_counter()
+        if (taken := stop.take(batches, args.gradient_accumulation_steps)) is None:
+            break
+        progress.add_wait(time.perf_counter() - waiting)
         learning_rate = warmup_cosine(step, args.max_steps, args.warmup_steps, args.learning_rate, args.min_learning_rate)
         set_learning_rate(optimizer, learning_rate, backbone_warmup(step, args.head_warmup_steps, args.warmup_steps))
-        for _ in range(args.gradient_accumulation_steps):
-            waiting = time.perf_counter()
-            batch = next(batches).to(accelerator.device, non_blocking=True)
-            progress.add_wait(time.perf_counter() - waiting)
+        for batch in taken:
+            batch = batch.to(accelerator.device, non_blocking=True)
             views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0)
             with accelerator.accumulate(module):
                 terms = module(views.first, views.end, views.intermediates)
@@ -124,14 +131,14 @@ def main(args: PretrainArguments) -> None:
                 optimizer.zero_grad()
             progress.add_terms(terms)
             shown = batch if shown is None else shown
-        step += 1
+        step, position = step + 1, batch.position
 
         # -------------------------------------------------------------- log, look, save
         done = step == args.max_steps
         if step % args.logging_steps == 0 or done:
             means = {name: value.item() for name, value in accelerator.reduce(progress.means(), reduction="mean").items()}
             check_finite(means, logged_step, step)
-            line, figures = progress.line(step, means, step - logged_step)
+            line, figures = progress.line(step, means, step - max(logged_step, first_step))
             logged_step = step
             accelerator.print(line)
             accelerator.log({**figures, "learning_rate": learning_rate}, step=step)
@@ -140,28 +147,40 @@ def main(args: PretrainArguments) -> None:
         if accelerator.is_main_process and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
             draw_samples(output_dir / "samples" / f"step-{step}.png", accelerator.unwrap_model(module).model, renderer, shown)
         if step % args.save_steps == 0 or done:
-            new_state = {"step": step, "positions": gather_object([batch.position])}
-            save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, args.save_total_limit)
-            if accelerator.is_main_process and (args.push_to_hub or done):
-                export(output_dir, accelerator.unwrap_model(module).model, renderer, args, may_fail=not done)
+            save()
+            saved_step = step
+            if accelerator.is_main_process and args.push_to_hub and not done:
+                export(output_dir, accelerator.unwrap_model(module).model, renderer, args, stop, may_fail=True)
 
+    # ------------------------------------------------------------------ end
+    if step < args.max_steps:
+        if step > saved_step:
+            save()
+        accelerator.print(f"stopped by {stop.name} after step {step}; --resume_from_checkpoint latest goes on from there")
+        accelerator.end_training()
+        raise StopRequested
     if accelerator.is_main_process:
-        if not (output_dir / "model").exists():  # resumed after the last step
-            export(output_dir, accelerator.unwrap_model(module).model, renderer, args)
+        export(output_dir, accelerator.unwrap_model(module).model, renderer, args, stop)
         print(f"model in {output_dir / 'model'}, pictures in {output_dir / 'samples'}, bad images skipped: {stream.num_bad}")
     accelerator.end_training()
 
 
 def export(
-    output_dir: Path, model: EqCohViTForPreTraining, renderer: ViewRenderer, args: PretrainArguments, may_fail: bool = False
+    output_dir: Path,
+    model: EqCohViTForPreTraining,
+    renderer: ViewRenderer,
+    args: PretrainArguments,
+    stop: StopSignals,
+    may_fail: bool = False,
 ) -> None:
     """Write the Hub folder with its card, and upload it where that is asked for; with `may_fail` the run survives a failed upload."""
     card = render_card(CARD_TEMPLATE.read_text(), read_run(output_dir))
     save_hub_folder(output_dir / "model", model, image_mean=renderer.mean, image_std=renderer.std, card=card)
     if args.push_to_hub:
         try:
-            print(f"pushed to {push_hub_folder(output_dir / 'model', args.hub_model_id)}")
-        except (ConnectionError, ValueError) as error:
+            with stop.interruptible():
+                print(f"pushed to {push_hub_folder(output_dir / 'model', args.hub_model_id)}")
+        except (ConnectionError, ValueError, StopRequested) as error:
             if not may_fail:
                 raise
             print(f"not pushed, the next checkpoint tries again: {error}", file=sys.stderr)
@@ -179,13 +198,16 @@ def draw_samples(path: Path, model: EqCohViTForPreTraining, renderer: ViewRender
 
 
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input and 1 for a run that had to stop."""
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a signal (`signals`)."""
     try:
-        main(parse_arguments(argv))
+        with StopSignals() as stop:
+            main(parse_arguments(argv), stop)
+    except StopRequested:
+        return EXIT_STOPPED
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TooManyBadImages, FloatingPointError, ConnectionError) as error:
+    except (TooManyBadImages, FloatingPointError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -30,6 +30,26 @@ def test_progress_gives_means_since_the_last_line():
     assert progress.means()["loss"] == 9.0
 
 
+def test_metrics_log_survives_a_line_cut_short_by_a_kill(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 10, "loss": 1.0}\n{"step": 20, "lo\xc3')
+    MetricsLog(path, resume_step=20).write(30, {"loss": 3.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 30]
+
+
+def test_progress_goes_on_from_its_state_exactly():
+    values = [{"loss": torch.tensor(x), "norm": torch.tensor(1 / (1 + x))} for x in (0.1, 0.7, 1e-7, 33.3)]
+    whole, first = Progress(10, 4), Progress(10, 4)
+    for terms in values:
+        whole.add_terms(terms)
+    for terms in values[:2]:
+        first.add_terms(terms)
+    second = Progress(10, 4, json.loads(json.dumps(first.state())))
+    for terms in values[2:]:
+        second.add_terms(terms)
+    assert all(torch.equal(value, second.means()[name]) for name, value in whole.means().items())
+
+
 def test_check_finite_names_the_terms_and_the_steps():
     check_finite({"loss": 1.0}, 0, 10)
     with pytest.raises(FloatingPointError, match="loss, ssl/variance not finite between steps 10 and 20"):

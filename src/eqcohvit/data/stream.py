@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -356,7 +357,7 @@ def _decoded(
         num_workers=num_workers,
         collate_fn=_identity,
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
-        worker_init_fn=_leave_process_group,
+        worker_init_fn=_survive_signals,
         generator=torch.Generator(),  # otherwise the loader draws from, and so changes, the global one
     )
     try:
@@ -374,10 +375,20 @@ def _identity(chunk: _Chunk) -> _Chunk:
     return chunk
 
 
-def _leave_process_group(_worker: int) -> None:
-    # Launchers and Ctrl-C signal the whole group; the main process may still want batches on the way to its last checkpoint.
-    if hasattr(os, "setpgid"):
+def _survive_signals(_worker: int) -> None:
+    """Schedulers signal all processes of a job, Ctrl-C the group; the main process may still want batches for its last step."""
+    if sys.platform == "linux":
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_the_parent_says, daemon=True).start()
+
+
+def _leave_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _regroup(chunks: Iterable[_Chunk], size: int, keep_last: bool = False) -> Iterator[_Chunk]:

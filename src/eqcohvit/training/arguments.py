@@ -16,6 +16,7 @@ from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTC
 from ..objectives import OBJECTIVES
 from ..transforms import AUGMENTATIONS, make_path
 from ..transforms.ops import BORDERS
+from .files import write_text_whole
 
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -83,6 +84,7 @@ class PretrainArguments:
     logging_steps: int = _setting(50, "steps between progress lines")
     save_steps: int = _setting(350, "steps between checkpoints")
     save_total_limit: int = _setting(2, "newest checkpoints to keep")
+    keep_every_steps: int = _setting(0, "besides, keep the checkpoints at multiples of this step; 0 keeps none")
     sample_steps: int = _setting(350, "steps between pictures of reconstructions")
     report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
@@ -122,7 +124,8 @@ class PretrainArguments:
         for name in positive.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in "recon_weight warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers".split():
+        not_negative = "recon_weight warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers keep_every_steps"
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("max_bad_fraction", "drop_path_rate"):
@@ -134,6 +137,8 @@ class PretrainArguments:
             raise ValueError("per_device_train_batch_size must be at least 2: the objectives compare images of a batch")
         if self.canvas_scale < 1:
             raise ValueError(f"canvas_scale must be at least 1, got {self.canvas_scale}")
+        if self.keep_every_steps % self.save_steps:
+            raise ValueError(f"keep_every_steps must be a multiple of save_steps={self.save_steps}, got {self.keep_every_steps}")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, for example user/name")
 
@@ -142,13 +147,13 @@ class PretrainArguments:
 
     def save(self, path: Path) -> None:
         """Write all settings as a recipe."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 # What may differ when a run is resumed: nothing here changes the steps that are already done.
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "output_dir", "max_steps", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
-    "sample_steps", "report_to", "push_to_hub", "hub_model_id", "max_bad_fraction",
+    "keep_every_steps", "sample_steps", "report_to", "push_to_hub", "hub_model_id", "max_bad_fraction",
 }  # fmt: skip
 
 

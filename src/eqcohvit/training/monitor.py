@@ -6,9 +6,12 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from .files import write_text_whole
 
 
 class MetricsLog:
@@ -17,20 +20,33 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int = 0):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= resume_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text_whole(path, "".join(line + "\n" for line in lines if _is_until(line, resume_step)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-class Progress:
-    """Means of the loss terms between two progress lines, speed, and the share of time that the loop waits for data."""
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError):  # cut short when the run was killed
+        return False
 
-    def __init__(self, max_steps: int, samples_per_step: int):
+
+class Progress:
+    """Means of the loss terms between two progress lines, speed, and the share of time that the loop waits for data.
+
+    `state`, of a checkpoint between two lines, makes the next line's means those of an uninterrupted run.
+    """
+
+    def __init__(self, max_steps: int, samples_per_step: int, state: dict[str, Any] | None = None, device: torch.device | str = "cpu"):
         self.max_steps, self.samples_per_step = max_steps, samples_per_step
         self._restart()
+        if state is not None:
+            self.batches = state["batches"]
+            self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
 
     def _restart(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
@@ -43,8 +59,12 @@ class Progress:
     def add_terms(self, terms: dict[str, torch.Tensor]) -> None:
         """Add one batch's terms, without waiting for the device."""
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.batches += 1
+
+    def state(self) -> dict[str, Any]:
+        """The sums since the last line, JSON-able and exact."""
+        return {"batches": self.batches, "sums": {name: value.item() for name, value in self.sums.items()}}
 
     def means(self) -> dict[str, torch.Tensor]:
         """Mean of each term since the last line."""

@@ -1,0 +1,101 @@
+"""A signal ends a run between two steps, with everything saved; on several processes, between the same two steps.
+
+Exit codes of `scripts/pretrain.py`: 0 finished, 1 it had to stop (the last line says why), 2 bad input, `EXIT_STOPPED` (75, the
+EX_TEMPFAIL of sysexits.h) stopped by a signal with all finished steps saved, 128 + number for a second signal, which ends it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+EXIT_STOPPED = 75
+REPEAT_SECONDS = 2.0  # launchers pass on a signal that the scheduler has sent to the whole group already
+# How long the other processes wait for one that reads data or uploads. One that has died is noticed at once, by its closed connection.
+PATIENCE = timedelta(minutes=30)
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+_Item = TypeVar("_Item")
+
+
+class StopRequested(BaseException):
+    """A signal asks the run to stop. No `Exception`, so that code which survives broken images does not survive this."""
+
+
+class StopSignals:
+    """Context in which SIGTERM, SIGINT and SIGUSR1 are kept for the next call of `take`, instead of ending the process.
+
+    Where nothing is half done (`interruptible`), such as while waiting for data, the signal raises `StopRequested` at once. Outside the
+    main thread, where Python does not allow to handle signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._since = 0.0
+        self._interruptible = False
+        self._former: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.name is not None:
+            if time.monotonic() - self._since > REPEAT_SECONDS:
+                os._exit(128 + number)
+            return
+        self.name, self._since = signal.Signals(number).name, time.monotonic()
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"{self.name}: finishing the step and saving; a second signal ends the run at once\n".encode())
+        if self._interruptible:
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, a signal raises `StopRequested` at once."""
+        self._interruptible = True
+        try:
+            if self.name is not None:
+                raise StopRequested
+            yield
+        finally:
+            self._interruptible = False
+
+    def connect(self) -> None:
+        """Let all processes of the default group stop together; called once by each of them."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
+
+    def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
+        """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to stop.
+
+        Raises:
+            ConnectionError: another process has died.
+        """
+        taken = None
+        with contextlib.suppress(StopRequested), self.interruptible():
+            taken = list(islice(batches, count))
+        if self._group is None:
+            return None if self.name else taken
+        stop = torch.tensor(int(self.name is not None))
+        try:
+            dist.all_reduce(stop, op=dist.ReduceOp.MAX, group=self._group)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConnectionError(f"another process of this run has ended or does not answer ({reason})") from None
+        return None if stop.item() else taken
