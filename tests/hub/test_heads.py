@@ -1,152 +1,128 @@
 """EqCohViTBackbone inside the dense heads of transformers: forward, backward, save and load."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from hub_tools import seeded, tiny_config
-from transformers import (
-    ConditionalDetrConfig,
-    ConditionalDetrForObjectDetection,
-    DeformableDetrConfig,
-    DeformableDetrForObjectDetection,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    DetrConfig,
-    DetrForObjectDetection,
-    DPTConfig,
-    DPTForDepthEstimation,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    MaskFormerConfig,
-    MaskFormerForInstanceSegmentation,
-    RTDetrConfig,
-    RTDetrForObjectDetection,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-    VitMatteConfig,
-    VitMatteForImageMatting,
-    VitPoseConfig,
-    VitPoseForPoseEstimation,
-    ZoeDepthConfig,
-    ZoeDepthForDepthEstimation,
-)
+from transformers import DetrConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from eqcohvit import EqCohViTBackbone, EqCohViTModel
 
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A model of transformers that takes a custom backbone, in a tiny size."""
+
+    model: str
+    sizes: dict[str, Any]
+    backbone: dict[str, Any] = dataclasses.field(default_factory=dict)  # of our configuration
+    targets: dict[str, Any] = dataclasses.field(default_factory=dict)  # in training only
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # besides the images
+    output: str = "logits"
+
+
+def ids(*shape):
+    return torch.arange(2, 2 + torch.Size(shape).numel()).reshape(shape)
+
+
+# Three maps of the strides 8, 16 and 32 or, with the patches' own stride second, four from 4 to 32; images of 64 pixels, patches of 8.
 LAYERS = {"num_hidden_layers": 4}
-FOUR_STAGES = {"backbone_kwargs": LAYERS, "out_indices": [1, 2, 3, 4]}
-TOKENS = {**FOUR_STAGES, "reshape_hidden_states": False}
-DETR = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_labels": 3}
-DETR |= {"d_model": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+FOUR_MAPS = {"backbone_kwargs": LAYERS, "out_indices": [1, 2, 3, 4]}
+TOKENS = {**FOUR_MAPS, "reshape_hidden_states": False}
+THREE_SCALES = {"backbone_kwargs": LAYERS, "out_indices": [2, 3, 4], "scale_factors": [1, 0.5, 0.25]}
+FOUR_SCALES = {**FOUR_MAPS, "scale_factors": [2, 1, 0.5, 0.25]}
+
+BOXES = [{"class_labels": torch.tensor([1, 0]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]])}] * 2
+MASKS = {"mask_labels": [torch.ones(2, 64, 64)] * 2, "class_labels": [torch.tensor([0, 1])] * 2}
+CLASSES = {"labels": torch.arange(2 * 64 * 64).reshape(2, 64, 64) % 3}
+
 DEPTH = {"neck_hidden_sizes": [16, 16, 32, 32], "fusion_hidden_size": 16, "reassemble_factors": [4, 2, 1, 0.5]}
-DETR_LABELS = [{"class_labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]])}] * 2
-MASKS = {"mask_labels": [torch.ones(2, 32, 32)] * 2, "class_labels": [torch.tensor([0, 1])] * 2}
-MASK_HEAD = {"num_labels": 3, "num_queries": 5}
+ANYTHING = {**DEPTH, "patch_size": 8, "reassemble_hidden_size": 32, "head_hidden_size": 8}
+TWO_HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+DETR = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **TWO_HEADS}
+RT_DETR = {"encoder_hidden_dim": 32, "encoder_in_channels": [32] * 3, "decoder_in_channels": [32] * 3, "encoder_ffn_dim": 32, "d_model": 32}
+RT_DETR |= {"decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 10, "num_labels": 3, "num_denoising": 0, **TWO_HEADS}
+RT_DETR |= {"freeze_backbone_batch_norms": False}
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+CLIP = {**BERT, "model_type": "clip_text_model", "hidden_size": 16, "projection_dim": 16, "vocab_size": 50, "max_position_embeddings": 8}
+GROUNDING = {**DETR, "d_model": 32, "num_feature_levels": 3, "text_config": {**BERT, "vocab_size": 1100}}
+PHRASES = {"input_ids": torch.tensor([[101, 5, 1012, 7, 1012, 102]] * 2)}  # "5. 7." between BERT's marks
+MASK_FORMER = {"num_labels": 3, "num_queries": 5, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "decoder_layers": 2}
+MASK_FORMER |= {"encoder_feedforward_dim": 32, "dim_feedforward": 32, "encoder_layers": 1, "num_attention_heads": 2, "train_num_points": 32}
+ONE_FORMER = {**MASK_FORMER, "conv_dim": 64, "mask_dim": 64, "hidden_dim": 64, "decoder_layers": 3, "query_dec_layers": 1, "dropout": 0.0}
+ONE_FORMER |= {"text_encoder_width": 64, "text_encoder_num_layers": 1, "text_encoder_vocab_size": 50, "text_encoder_context_length": 7}
+ONE_FORMER |= {"task_seq_len": 7, "text_encoder_n_ctx": 2, "text_encoder_proj_layers": 1, "is_training": True}
+OM_DET = {"num_queries": 5, "decoder_num_layers": 2, "encoder_hidden_dim": 32, "decoder_hidden_dim": 32, "class_embed_dim": 16}
+OM_DET |= {"text_config": CLIP, "text_projection_in_dim": 16, "text_projection_out_dim": 16, "task_encoder_hidden_dim": 16}
+OM_DET |= {"encoder_in_channels": [32] * 3, "vision_features_channels": [32] * 3, "encoder_dim_feedforward": 32, "cache_size": 4}
+OM_DET |= {"decoder_dim_feedforward": 32, "decoder_num_heads": 2, "apply_layernorm_after_vision_backbone": False}
+QUERIES = {"classes_input_ids": ids(4, 5), "classes_attention_mask": torch.ones(4, 5, dtype=torch.long), "tasks_input_ids": ids(2, 5)}
+QUERIES |= {"tasks_attention_mask": torch.ones(2, 5, dtype=torch.long), "classes_structure": torch.tensor([2, 2])}
+ZOE = {**DEPTH, "bottleneck_features": 16, "bin_embedding_dim": 16, "num_attractors": [4, 2, 2, 2], "num_relative_features": 8}
+ZOE |= {"backbone_hidden_size": 32, "bin_configurations": [{"n_bins": 8, "min_depth": 0.1, "max_depth": 10.0, "name": "nyu"}]}
+MATTE = {"hidden_size": 32, "fusion_hidden_sizes": [32, 16, 8, 8], "convstream_hidden_sizes": [8, 8, 16]}
+POSE = {"reshape_hidden_states": False, "include_prefix_tokens": False, "backbone_kwargs": {"image_size": [64, 64], "patch_size": [8, 8]}}
+
+HEADS = [
+    # segmentation and matting
+    Head("UperNetForSemanticSegmentation", {"hidden_size": 16, "auxiliary_in_channels": 32, "num_labels": 3}, FOUR_MAPS, CLASSES),
+    Head("UperNetForSemanticSegmentation", {"hidden_size": 16, "auxiliary_in_channels": 32, "num_labels": 3}, FOUR_SCALES, CLASSES),
+    Head("Mask2FormerForUniversalSegmentation", MASK_FORMER, FOUR_SCALES, MASKS, output="class_queries_logits"),
+    Head("MaskFormerForInstanceSegmentation", {"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 3,
+         "decoder_config": DetrConfig(**DETR, d_model=32)}, FOUR_SCALES, MASKS, output="class_queries_logits"),
+    Head("OneFormerForUniversalSegmentation", ONE_FORMER, FOUR_SCALES, MASKS,
+         {"task_inputs": ids(2, 7), "text_inputs": ids(2, 3, 7)}, "class_queries_logits"),
+    Head("VitMatteForImageMatting", MATTE, {"backbone_kwargs": {"num_channels": 4, "patch_size": 16}}, output="alphas"),
+    # depth and pose
+    Head("DPTForDepthEstimation", {**DEPTH, "is_hybrid": False, "hidden_size": 32, "readout_type": "project"}, TOKENS,
+         output="predicted_depth"),
+    Head("DepthAnythingForDepthEstimation", ANYTHING, TOKENS, output="predicted_depth"),
+    Head("PromptDepthAnythingForDepthEstimation", ANYTHING, TOKENS, output="predicted_depth"),
+    Head("ZoeDepthForDepthEstimation", ZOE, TOKENS, output="predicted_depth"),
+    Head("VitPoseForPoseEstimation", {"num_labels": 5}, POSE, output="heatmaps"),
+    # detection
+    Head("DetrForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3}, {}, {"labels": BOXES}),
+    Head("ConditionalDetrForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3}, {}, {"labels": BOXES}),
+    Head("DabDetrForObjectDetection", {**DETR, "hidden_size": 32, "num_labels": 3}, {}, {"labels": BOXES}),
+    Head("TableTransformerForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3}, {}, {"labels": BOXES}),
+    Head("DeformableDetrForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3, "num_feature_levels": 3}, THREE_SCALES,
+         {"labels": BOXES}),
+    Head("RTDetrForObjectDetection", RT_DETR, THREE_SCALES, {"labels": BOXES}),
+    Head("RTDetrV2ForObjectDetection", RT_DETR, THREE_SCALES, {"labels": BOXES}),
+    Head("DFineForObjectDetection", {**RT_DETR, "lqe_hidden_dim": 8}, THREE_SCALES, {"labels": BOXES}),
+    Head("Deimv2ForObjectDetection", {**RT_DETR, "lqe_hidden_dim": 8}, THREE_SCALES, {"labels": BOXES}),
+    Head("PPDocLayoutV3ForObjectDetection", {**RT_DETR, "x4_feat_dim": 32, "mask_feature_channels": [16, 16], "num_prototypes": 8},
+         FOUR_SCALES),
+    Head("GroundingDinoForObjectDetection", GROUNDING, THREE_SCALES, {"labels": BOXES}, PHRASES),
+    Head("MMGroundingDinoForObjectDetection", GROUNDING, THREE_SCALES, {"labels": BOXES}, PHRASES),
+    Head("OmDetTurboForObjectDetection", OM_DET, THREE_SCALES, inputs=QUERIES, output="decoder_class_logits"),
+]  # fmt: skip
 
 
-def rt_detr(config):
-    sizes = {"encoder_hidden_dim": 32, "encoder_in_channels": [32, 32, 32], "decoder_in_channels": [32, 32, 32], "encoder_ffn_dim": 32}
-    sizes |= {"d_model": 32, "decoder_ffn_dim": 32, "decoder_layers": 2, "decoder_attention_heads": 2, "encoder_attention_heads": 2}
-    sizes |= {"num_queries": 10, "num_labels": 3, "num_denoising": 0, "feat_strides": [8, 16, 32], "encode_proj_layers": [2]}
-    return RTDetrForObjectDetection(RTDetrConfig(backbone_config=config, backbone=None, freeze_backbone_batch_norms=False, **sizes))
-
-
-def mask2former(config):
-    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32}
-    sizes |= {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "train_num_points": 32}
-    return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=config, **MASK_HEAD, **sizes))
-
-
-def maskformer(config):
-    decoder = DetrConfig(**{key: value for key, value in DETR.items() if key != "num_labels"})
-    sizes = {"fpn_feature_size": 32, "mask_feature_size": 32}
-    return MaskFormerForInstanceSegmentation(MaskFormerConfig(backbone_config=config, decoder_config=decoder, num_labels=3, **sizes))
-
-
-def upernet_head(config):
-    sizes = {"hidden_size": 16, "auxiliary_in_channels": 32, "auxiliary_channels": 8, "num_labels": 3}
-    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config, **sizes))
-
-
-def detr(model_class, config_class, **more):
-    no_timm = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False}
-    return lambda config: model_class(config_class(backbone_config=config, **no_timm, **DETR, **more))
-
-
-def dpt(config):
-    sizes = {"is_hybrid": False, "neck_hidden_sizes": DEPTH["neck_hidden_sizes"], "fusion_hidden_size": 16, "readout_type": "project"}
-    return DPTForDepthEstimation(DPTConfig(backbone_config=config, hidden_size=32, reassemble_factors=DEPTH["reassemble_factors"], **sizes))
-
-
-def depth_anything(config):
-    sizes = {"patch_size": 8, "reassemble_hidden_size": 32, "head_hidden_size": 8}
-    return DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=config, **sizes, **DEPTH))
-
-
-def zoe_depth(config):
-    sizes = {"bottleneck_features": 16, "bin_embedding_dim": 16, "num_attractors": [4, 2, 2, 2], "num_relative_features": 8}
-    sizes |= {"backbone_hidden_size": 32, "bin_configurations": [{"n_bins": 8, "min_depth": 0.1, "max_depth": 10.0, "name": "nyu"}]}
-    return ZoeDepthForDepthEstimation(ZoeDepthConfig(backbone_config=config, **sizes, **DEPTH))
-
-
-def vit_pose(config):
-    return VitPoseForPoseEstimation(VitPoseConfig(backbone_config=config, num_labels=5))
-
-
-def vit_matte(config):
-    sizes = {"hidden_size": 32, "fusion_hidden_sizes": [32, 16, 8, 8], "convstream_hidden_sizes": [8, 8, 16]}
-    return VitMatteForImageMatting(VitMatteConfig(backbone_config=config, **sizes))
-
-
-PYRAMID = {"backbone_kwargs": LAYERS, "out_indices": [2, 3, 4], "scale_factors": [1, 0.5, 0.25]}
-SEGMENTATION = {"labels": torch.randint(0, 3, (2, 32, 32), generator=torch.Generator().manual_seed(0))}
-HEADS = {
-    "upernet": (upernet_head, FOUR_STAGES, SEGMENTATION, "logits"),
-    "upernet-pyramid": (upernet_head, {**FOUR_STAGES, "scale_factors": [4, 2, 1, 0.5]}, SEGMENTATION, "logits"),
-    "dpt": (dpt, TOKENS, {}, "predicted_depth"),
-    "depth-anything": (depth_anything, TOKENS, {}, "predicted_depth"),
-    "zoedepth": (zoe_depth, TOKENS, {}, "predicted_depth"),
-    "detr": (detr(DetrForObjectDetection, DetrConfig), {}, {"labels": DETR_LABELS}, "logits"),
-    "conditional-detr": (detr(ConditionalDetrForObjectDetection, ConditionalDetrConfig), {}, {"labels": DETR_LABELS}, "logits"),
-    "deformable-detr": (
-        detr(DeformableDetrForObjectDetection, DeformableDetrConfig, num_feature_levels=3),
-        PYRAMID,
-        {"labels": DETR_LABELS},
-        "logits",
-    ),
-    "rt-detr": (rt_detr, PYRAMID, {"labels": DETR_LABELS}, "logits"),
-    "mask2former": (mask2former, {**FOUR_STAGES, "scale_factors": [4, 2, 1, 0.5]}, MASKS, "class_queries_logits"),
-    "maskformer": (maskformer, {**FOUR_STAGES, "scale_factors": [4, 2, 1, 0.5]}, MASKS, "class_queries_logits"),
-    "vitmatte": (vit_matte, {"backbone_kwargs": {"num_channels": 4, "patch_size": 16}}, {}, "alphas"),
-    "vitpose": (
-        vit_pose,
-        {"reshape_hidden_states": False, "include_prefix_tokens": False, "backbone_kwargs": {"image_size": [32, 32], "patch_size": [8, 8]}},
-        {},
-        "heatmaps",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_head_runs_trains_saves_and_loads(name, tmp_path):
-    build, kwargs, targets, output = HEADS[name]
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.model)
+def test_head_runs_trains_saves_and_loads(head, tmp_path):
     torch.manual_seed(0)
-    config = tiny_config(**kwargs)
-    model = build(config)
-    assert any(isinstance(module, EqCohViTBackbone) for module in model.modules())
-    x = torch.randn(2, config.num_channels, 32, 32)
+    config = tiny_config(**{"image_size": 64, **head.backbone})
+    model_class = getattr(transformers, head.model)
+    model = model_class(model_class.config_class(backbone_config=config, **head.sizes))
+    backbone = next(module for module in model.modules() if isinstance(module, EqCohViTBackbone))
+    inputs = {"pixel_values": torch.randn(2, config.num_channels, 64, 64), **head.inputs}
 
     model.train()
-    outputs = model(x, **targets)
-    loss = outputs.loss if targets else outputs[output].square().mean()
+    outputs = model(**inputs, **head.targets)
+    loss = outputs.loss if head.targets else outputs[head.output].square().mean()
     loss.backward()
-    backbone = next(module for module in model.modules() if isinstance(module, EqCohViTBackbone))
     assert all(parameter.grad.any() for parameter in backbone.backbone.embeddings.patch_embeddings.parameters())
 
     model.eval()
     with torch.no_grad():
-        before = model(x)[output]
+        before = model(**inputs)[head.output]
         model.save_pretrained(tmp_path)
-        after = type(model).from_pretrained(tmp_path).eval()(x)[output]
+        after = model_class.from_pretrained(tmp_path).eval()(**inputs)[head.output]
+    assert before.isfinite().any()
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
