@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that test files can import hub_tools and loopback_hub
 
-from hub_tools import seeded, tiny_config  # noqa: E402
+from hub_tools import link_distributions, seeded, tiny_config  # noqa: E402
 
 from eqcohvit import EqCohViTForPreTraining  # noqa: E402
 from eqcohvit.export import save_hub_folder  # noqa: E402
@@ -42,3 +42,9 @@ def pretrained():
 def folder(tmp_path_factory, pretrained):
     """A Hub folder as pretraining exports it."""
     return save_hub_folder(tmp_path_factory.mktemp("export") / "model", pretrained)
+
+
+@pytest.fixture(scope="session")
+def bare_site(tmp_path_factory):
+    """An environment of torch, transformers and pillow alone, as a folder for `run_python`."""
+    return link_distributions(tmp_path_factory.mktemp("site"), "torch", "transformers", "pillow")

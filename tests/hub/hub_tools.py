@@ -2,26 +2,12 @@
 
 import subprocess
 import sys
+from importlib import metadata
 
 import torch
+from packaging.requirements import Requirement
 
 from eqcohvit import EqCohViTConfig
-
-# Stands before a script's own lines: the package, an editable install, cannot be imported in that process.
-BLOCKER = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "eqcohvit":
-            raise ModuleNotFoundError(f"{name} is blocked in this process")
-sys.meta_path.insert(0, Blocker())
-try:
-    import eqcohvit
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("the package could be imported")
-"""
 
 
 def tiny_config(model_type="dinov2", image_size=32, backbone_kwargs=None, **kwargs):
@@ -43,8 +29,30 @@ def seeded(model_class, config, seed=0):
     return model
 
 
-def run_without_package(script, cwd, env=None, timeout=120):
-    """Standard output of a Python script in a fresh process in which `import eqcohvit` fails."""
-    done = subprocess.run([sys.executable, "-c", BLOCKER + script], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+def requirements(*names):
+    """The named distributions and all that they need, none of it optional: name -> distribution."""
+    found, left = {}, list(names)
+    while left:
+        name = left.pop().lower().replace("_", "-")
+        if name not in found:
+            found[name] = metadata.distribution(name)
+            needed = map(Requirement, found[name].requires or ())
+            left += [other.name for other in needed if other.marker is None or other.marker.evaluate({"extra": ""})]
+    return found
+
+
+def link_distributions(folder, *names):
+    """Fill the folder with links to what an environment of these distributions alone would hold."""
+    for distribution in requirements(*names).values():
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(distribution.locate_file(top))
+    return folder
+
+
+def run_python(script, cwd, site, env=None, timeout=120):
+    """Standard output of a script in a fresh process that can import the standard library and the folder `site`, nothing else."""
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(site)!r})\n{script}"]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

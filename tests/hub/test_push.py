@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_tools import run_without_package
+from hub_tools import run_python
 from loopback_hub import TOKEN, LoopbackHub
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -39,7 +39,7 @@ def push(hub, home, folder, *flags, token=TOKEN):
     return subprocess.run(command, env=hub.environment(home, token), capture_output=True, text=True, timeout=120)
 
 
-def test_push_then_load_by_name_in_a_process_without_the_package(hub, tmp_path, folder, photo):
+def test_push_then_load_by_name_in_a_process_without_the_package(hub, tmp_path, folder, photo, bare_site):
     done = push(hub, tmp_path / "hf", folder, "--private")
     assert done.returncode == 0, done.stderr
     assert hub.count("POST /api/models/user/name/commit/main") == 1  # all files in one commit
@@ -51,7 +51,7 @@ def test_push_then_load_by_name_in_a_process_without_the_package(hub, tmp_path, 
     x = torch.randn(2, 3, 32, 32)
     save_file({"x": x}, tmp_path / "x.safetensors")
     photo.save(tmp_path / "photo.png")
-    run_without_package(DOWNLOAD, tmp_path, hub.environment(tmp_path / "other"))
+    run_python(DOWNLOAD, tmp_path, bare_site, hub.environment(tmp_path / "other"))
     found = load_file(tmp_path / "out.safetensors")
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folder)(x).equivariant_features

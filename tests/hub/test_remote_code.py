@@ -1,4 +1,4 @@
-"""The exported folder alone is enough: processes that cannot import the package."""
+"""The exported folder alone is enough: processes that have torch, transformers and pillow, and not the package."""
 
 import ast
 import json
@@ -7,13 +7,15 @@ import shutil
 
 import pytest
 import torch
-from hub_tools import run_without_package
+from hub_tools import run_python
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
 
 from eqcohvit import EqCohViTBackbone
 
 USE_EVERYTHING = """
+import importlib.util
+assert not any(map(importlib.util.find_spec, ["eqcohvit", "accelerate", "datasets", "scipy", "torchvision"]))
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -87,8 +89,8 @@ def test_config_json_names_every_class(folder):
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_eqcohvit.EqCohViTImageProcessorPil"}
 
 
-def test_folder_alone_gives_the_same_numbers_in_a_process_without_the_package(place, photo):
-    run_without_package(USE_EVERYTHING, place, offline(place))
+def test_folder_alone_gives_the_same_numbers_in_a_process_without_the_package(place, photo, bare_site):
+    run_python(USE_EVERYTHING, place, bare_site, offline(place))
     found, x = load_file(place / "results.safetensors"), load_file(place / "x.safetensors")["x"]
     with torch.no_grad():
         outputs = AutoModel.from_pretrained(place / "model")(x)
@@ -103,7 +105,7 @@ def test_folder_alone_gives_the_same_numbers_in_a_process_without_the_package(pl
     assert found["stock"].shape == (1, 17, 32)
 
 
-def test_without_trust_the_library_refuses_and_says_how(place):
+def test_without_trust_the_library_refuses_and_says_how(place, bare_site):
     script = """
 from transformers import AutoModel
 try:
@@ -111,7 +113,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    assert "trust_remote_code=True" in run_without_package(script, place, offline(place))
+    assert "trust_remote_code=True" in run_python(script, place, bare_site, offline(place))
 
 
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForPreTraining, AutoModelForImageClassification])
