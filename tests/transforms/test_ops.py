@@ -1,3 +1,4 @@
+import colorsys
 import math
 
 import numpy as np
@@ -49,6 +50,15 @@ def test_adjust_hue_turns_primary_colors_into_each_other():
     assert torch.allclose(turned, torch.stack([green, blue, red, yellow]), atol=1e-6)
 
 
+def test_adjust_hue_agrees_with_colorsys():
+    levels = torch.tensor([0.0, 0.3, 0.3001, 0.7, 1.0])
+    images = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 5, 25)
+    ours = ops.adjust_hue(images, torch.tensor([0.3]))
+    for before, after in zip(images.flatten(2)[0].T.tolist(), ours.flatten(2)[0].T.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*before)
+        assert after == pytest.approx(colorsys.hsv_to_rgb((hue + 0.3) % 1, saturation, value), abs=1e-5)
+
+
 def test_adjust_hue_full_turn_and_zero_are_the_identity(images):
     assert torch.allclose(ops.adjust_hue(images, torch.tensor([0.0, 1.0, -1.0, 2.0])), images, atol=1e-5)
 
@@ -78,6 +88,21 @@ def test_gaussian_blur_agrees_with_the_closed_form_in_the_middle():
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
     assert torch.allclose(ops.gaussian_blur(impulse, torch.tensor([sigma]))[0, 0], torch.outer(kernel, kernel), atol=1e-5)
+
+
+def test_gaussian_blur_of_each_image_by_its_own_sigma_and_a_bound_changes_nothing(images):
+    sigma = torch.tensor([0.0, 0.7, 1.3, 2.0])
+    together = ops.gaussian_blur(images, sigma)
+    assert torch.allclose(ops.gaussian_blur(images, sigma, max_sigma=3.0), together, atol=1e-4)
+    for image, s, blurred in zip(images, sigma, together, strict=True):
+        assert torch.allclose(ops.gaussian_blur(image[None], s[None])[0], blurred, atol=1e-4)
+
+
+def test_gaussian_blur_mirrors_the_image_at_its_border(images):
+    mirrored = torch.cat([images.flip(-1), images, images.flip(-1)], dim=-1)
+    mirrored = torch.cat([mirrored.flip(-2), mirrored, mirrored.flip(-2)], dim=-2)
+    sigma = torch.full((4,), 1.5)
+    assert torch.allclose(ops.gaussian_blur(images, sigma), ops.gaussian_blur(mirrored, sigma)[..., 24:48, 24:48], atol=1e-6)
 
 
 def test_gaussian_blur_is_near_pils(images):
@@ -112,6 +137,24 @@ def test_sampling_crop_reads_the_right_quarter(images):
     upper_left = motion([[0.5, 0, -0.5], [0, 0.5, -0.5], [0, 0, 1]])
     grid, _ = ops.sampling_grid(upper_left.expand(4, 1, 3, 3), identity(4), 12, "canvas")
     assert torch.allclose(ops.sample(images, grid)[:, 0], images[..., :12, :12], atol=1e-5)
+
+
+@pytest.mark.parametrize("border", ops.BORDERS)
+def test_sampling_grid_follows_the_matrices_point_by_point(border):
+    generator = torch.Generator().manual_seed(0)
+    crop = torch.eye(3) + torch.cat([0.2 * torch.randn(2, 3, 2, 3, generator=generator), torch.zeros(2, 3, 1, 3)], dim=2)
+    motion = torch.eye(3) + 0.1 * torch.randn(2, 3, 3, 3, generator=generator)
+    grid, _ = ops.sampling_grid(crop, motion, 6, border)
+    x, y = (2 * 4 + 1) / 6 - 1, (2 * 1 + 1) / 6 - 1  # the pixel in column 4 and row 1
+    moved = motion @ torch.tensor([x, y, 1.0])
+    moved = moved[..., :2] / moved[..., 2:]
+    if border == "reflection":
+        moved = torch.where(moved.abs() > 1, moved.sign() * 2 - moved, moved)
+    expected = (crop[..., :2, :2] @ moved[..., None])[..., 0] + crop[..., :2, 2]
+    assert torch.allclose(grid[:, :, 1, 4], expected, atol=1e-5)
+    affine = torch.cat([motion[..., :2, :], torch.eye(3)[2].expand(2, 3, 1, 3)], dim=-2)
+    plain, fast = (ops.sampling_grid(crop, affine, 6, border, projective)[0] for projective in (True, False))
+    assert torch.allclose(plain, fast, atol=1e-6)
 
 
 def test_borders_fill_what_a_shift_leaves_open(images):

@@ -6,6 +6,8 @@ operation is a 3 x 3 homogeneous matrix that maps output coordinates to input co
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -19,31 +21,44 @@ def affine(rows: list[list[torch.Tensor | float]], like: torch.Tensor) -> torch.
 
 
 def sampling_grid(
-    crop: torch.Tensor, motion: torch.Tensor, size: int, border: str
+    crop: torch.Tensor, motion: torch.Tensor, size: int, border: str, projective: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Where each output pixel reads the canvas: crop (B, V, 3, 3) after motion (B, V, 3, 3), both output -> input.
 
     The motion acts on the cropped view, so `border` says what lies outside of that view: `"canvas"` the canvas itself, `"zeros"` nothing,
-    `"reflection"` the mirrored view.
+    `"reflection"` the mirrored view. The crop is affine; with `projective=False` so is the motion, which saves the division.
 
     Returns:
         grid (B, V, size, size, 2) in canvas coordinates, and for `"zeros"` the coverage (B, V, 1, size, size) in [0, 1], else None.
     """
     if border not in BORDERS:
         raise ValueError(f"unknown border {border!r}; known: {', '.join(BORDERS)}")
-    centres = (torch.arange(size, device=crop.device, dtype=crop.dtype) * 2 + 1) / size - 1
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)
-    moved = points @ motion.transpose(-1, -2)  # (B, V, H * W, 3)
-    moved = moved[..., :2] / moved[..., 2:]
-    coverage = None
+    if border == "canvas":
+        return torch.stack(_map_centres(crop @ motion, size, projective), dim=-1), None
+    moved, coverage = _map_centres(motion, size, projective), None
     if border == "zeros":  # linear over one pixel, as bilinear interpolation with an empty outside
-        inside = ((1 - moved.abs()) * (size / 2) + 0.5).clamp(0, 1)
-        coverage = (inside[..., 0] * inside[..., 1]).unflatten(-1, (size, size)).unsqueeze(2)
-    elif border == "reflection":
-        moved = (torch.remainder(moved - 1, 4) - 2).abs() - 1
-    grid = moved @ crop[..., :2, :2].transpose(-1, -2) + crop[..., None, :2, 2]
-    return grid.unflatten(-2, (size, size)), coverage
+        inside_x, inside_y = ((0.5 + size / 2 - position.abs() * (size / 2)).clamp(0, 1) for position in moved)
+        coverage = (inside_x * inside_y).unsqueeze(2)
+    else:
+        moved = tuple((torch.remainder(position - 1, 4) - 2).abs() - 1 for position in moved)
+    x, y = (_weigh(crop[..., row, :], *moved) for row in range(2))
+    return torch.stack([x, y], dim=-1), coverage
+
+
+def _map_centres(matrix: torch.Tensor, size: int, projective: bool) -> tuple[torch.Tensor, ...]:
+    """Images x and y of the pixel centres under matrices (..., 3, 3): each (..., size, size)."""
+    centres = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) * 2 + 1) / size - 1
+    x, y = (_weigh(matrix[..., row, :], centres, centres[:, None]) for row in range(2))
+    if projective:
+        scale = _weigh(matrix[..., 2, :], centres, centres[:, None])
+        x, y = x / scale, y / scale
+    return x, y
+
+
+def _weigh(row: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """row[0] x + row[1] y + row[2] for rows (..., 3); x along the last, y along the last but one dimension."""
+    of_x, of_y, shift = row[..., None, None].unbind(dim=-3)
+    return (of_x * x + shift) + of_y * y
 
 
 def sample(images: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -72,31 +87,25 @@ def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tenso
 def adjust_contrast(images: torch.Tensor, factor: torch.Tensor, pivot: torch.Tensor | None = None) -> torch.Tensor:
     """Stretch by `factor` (N,) about `pivot` (N,); by default about each image's mean luminance, as PIL does."""
     pivot = luminance(images).mean(dim=(1, 2, 3)) if pivot is None else pivot
-    pivot, factor = pivot[:, None, None, None], factor[:, None, None, None]
-    return (pivot + factor * (images - pivot)).clamp(0, 1)
+    return torch.lerp(pivot[:, None, None, None], images, factor[:, None, None, None]).clamp(0, 1)
 
 
 def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Stretch by `factor` (N,) about the grey image: 0 is grey, 1 the image."""
-    grey = luminance(images)
-    return (grey + factor[:, None, None, None] * (images - grey)).clamp(0, 1)
+    return torch.lerp(luminance(images), images, factor[:, None, None, None]).clamp(0, 1)
 
 
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turn the hue of the HSV cone by `turns` (N,), in full turns."""
-    value, _ = images.max(dim=1, keepdim=True)
+    value = images.amax(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
-    safe = chroma.clamp_min(1e-12)
-    hue = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    )
-    hue = hue + 6 * turns[:, None, None, None]
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
-        k = torch.remainder(offset + hue, 6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.cat(channels, dim=1)
+    # 0 where that channel is the largest, else 1; a product with it is far cheaper on a CPU than a choice by `torch.where`.
+    not_red, not_green = (value - red).sign(), (value - green).sign()
+    slope = torch.lerp(green - blue, torch.lerp(blue - red, red - green, not_green), not_red)
+    hue = slope / chroma.clamp_min(1e-12) + not_red * (2 + 2 * not_green) + 6 * turns[:, None, None, None]
+    k = torch.remainder(hue + torch.tensor([5.0, 3.0, 1.0], device=images.device).to(images.dtype)[:, None, None], 6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def solarize(images: torch.Tensor, apply: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
@@ -119,18 +128,26 @@ def adjust_color(
     return adjust_hue(adjust_saturation(images, saturation), hue), pivot
 
 
-def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it is."""
-    rows, columns = (_blur_matrix(length, sigma.to(images.dtype)) for length in images.shape[-2:])
-    return rows.unsqueeze(1) @ images @ columns.unsqueeze(1).transpose(-1, -2)
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, max_sigma: float | None = None) -> torch.Tensor:
+    """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it is.
+
+    `max_sigma` is a bound on `sigma` that fixes how far the weights reach (4 standard deviations, 6e-5 of the weight lies beyond);
+    without it the largest sigma is read back from the device.
+    """
+    max_sigma = sigma.max().item() if max_sigma is None else max_sigma
+    for dim in (-1, -2):
+        images = _blur_along(images, sigma.to(images.dtype), min(math.ceil(4 * max_sigma), images.shape[dim]), dim)
+    return images
 
 
-def _blur_matrix(length: int, sigma: torch.Tensor) -> torch.Tensor:
-    """(N, length, length): row i holds the weights of all pixels for pixel i. A product of two such matrices blurs an image."""
-    position = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
-    mirrored = torch.cat([-1 - position.flip(0), position, 2 * length - 1 - position.flip(0)])
-    distance = position[:, None] - mirrored[None, :]
-    weights = torch.exp(-0.5 * (distance / sigma.clamp_min(1e-4)[:, None, None]) ** 2)
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    left, middle, right = weights.split(length, dim=-1)
-    return left.flip(-1) + middle + right.flip(-1)
+def _blur_along(images: torch.Tensor, sigma: torch.Tensor, radius: int, dim: int) -> torch.Tensor:
+    """A weighted sum of shifted images: less work than a product with a matrix, and one kernel when compiled."""
+    length = images.shape[dim]
+    before, after = images.narrow(dim, 0, radius).flip(dim), images.narrow(dim, length - radius, radius).flip(dim)
+    padded = torch.cat([before, images, after], dim=dim)
+    distance = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    weights = torch.softmax(-0.5 * (distance / sigma.clamp_min(1e-4)[:, None]) ** 2, dim=-1)[:, :, None, None, None]
+    blurred = padded.narrow(dim, 0, length) * weights[:, 0]
+    for shift in range(1, 2 * radius + 1):
+        blurred = torch.addcmul(blurred, padded.narrow(dim, shift, length), weights[:, shift])
+    return blurred

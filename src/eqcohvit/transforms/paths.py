@@ -23,11 +23,13 @@ class Transformation:
         matrix: (B, 3, 3), output -> input in normalised coordinates.
         color: (B, 4) brightness, contrast and saturation factors, hue in turns.
         sigma: (B,) standard deviation of the blur in pixels.
+        projective: whether the last row of the matrix may be other than (0, 0, 1).
     """
 
     matrix: torch.Tensor | None = None
     color: torch.Tensor | None = None
     sigma: torch.Tensor | None = None
+    projective: bool = False
 
     def then(self, other: Transformation) -> Transformation:
         """This transformation followed by `other`. Factors multiply, hues add, variances add."""
@@ -39,7 +41,7 @@ class Transformation:
             merged["color"] = torch.cat([self.color[:, :3] * other.color[:, :3], self.color[:, 3:] + other.color[:, 3:]], dim=-1)
         if self.sigma is not None and other.sigma is not None:
             merged["sigma"] = torch.hypot(self.sigma, other.sigma)
-        return Transformation(**merged)
+        return Transformation(**merged, projective=self.projective or other.projective)
 
     def __call__(self, images: torch.Tensor, border: str = "zeros") -> torch.Tensor:
         """Apply to images (B, C, H, H) in [0, 1], as the views of training do.
@@ -49,7 +51,8 @@ class Transformation:
         pivot, coverage = None if self.color is None else luminance(images).mean(dim=(1, 2, 3)), None
         if self.matrix is not None:
             identity = torch.eye(3, dtype=images.dtype, device=images.device).expand(len(images), 1, 3, 3)
-            grid, coverage = sampling_grid(identity, self.matrix.to(images.dtype).unsqueeze(1), images.shape[-1], border)
+            matrix = self.matrix.to(images.dtype).unsqueeze(1)
+            grid, coverage = sampling_grid(identity, matrix, images.shape[-1], border, self.projective)
             images = sample(images, grid).squeeze(1)
         if self.color is not None:
             images, _ = adjust_color(images, self.color, pivot)
@@ -170,7 +173,7 @@ class Perspective(TransformationPath):
         fraction = t[:, None] if isinstance(t, torch.Tensor) else t
         corners = parameters.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
         moved = corners + (2 * parameters * fraction).unflatten(-1, (4, 2))
-        return Transformation(matrix=homography(moved, corners.expand_as(moved)))
+        return Transformation(matrix=homography(moved, corners.expand_as(moved)), projective=True)
 
 
 def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
