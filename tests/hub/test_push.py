@@ -24,6 +24,10 @@ with torch.no_grad():
 AutoImageProcessor.from_pretrained("user/name", trust_remote_code=True)
 extract = pipeline("equivariant-feature-extraction", model="user/name", trust_remote_code=True)
 invariant = extract("photo.png", return_tensors=True)["invariant"]
+model.save_pretrained("again")
+with torch.no_grad():
+    again = AutoModel.from_pretrained("again", trust_remote_code=True)(load_file("x.safetensors")["x"])
+assert torch.equal(again.equivariant_features, features)
 save_file({"features": features.contiguous(), "map": maps[0], "pipeline": invariant}, "out.safetensors")
 """
 

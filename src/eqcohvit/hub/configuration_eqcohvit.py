@@ -128,6 +128,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if found not in (None, "", cls.model_type):
             hint = "; scripts/convert_checkpoint.py converts it" if found in SUPPORTED_BACKBONES else ""
             raise ValueError(f"expected a checkpoint of model_type {cls.model_type!r}, found {found!r}{hint}")
+        cls._reject_misspelled(kwargs)
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
@@ -186,12 +187,15 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if model_type not in CONFIG_MAPPING or model_type not in SUPPORTED_BACKBONES:
             raise ValueError(f"unknown backbone model_type {model_type!r}; known: {', '.join(SUPPORTED_BACKBONES)}")
 
-    def _reject_misspelled(self, kwargs: dict) -> None:
+    @classmethod
+    def _reject_misspelled(cls, kwargs: dict) -> None:
         # Transformers stores unknown keywords silently; a near miss of one of our own fields is surely a typo.
-        own = [name for name in type(self).__annotations__ if not name.startswith("_")]
+        own = [name for name in cls.__annotations__ if not name.startswith("_")]
         for key in kwargs:
+            if isinstance(vars(cls).get(key), property):
+                raise ValueError(f"{key!r} belongs to the backbone: expected backbone_config={{{key!r}: ...}}, got {key}={kwargs[key]!r}")
             near = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
-            if near and not hasattr(PreTrainedConfig, key):
+            if near and key not in own and not hasattr(PreTrainedConfig, key):
                 raise ValueError(f"unknown configuration field {key!r}; did you mean {near[0]!r}?")
 
     # Read by heads and tools that expect a plain vision configuration.

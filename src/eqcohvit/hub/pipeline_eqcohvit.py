@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -54,13 +54,15 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
             raise ValueError(f"expected a checkpoint with all weights of the encoder, but {len(missing)} are missing, first {missing[0]}")
 
     def __call__(self, images: Any, **kwargs):
-        if isinstance(images, (list, tuple)) or _is_column(images):
-            if len(images) == 0:
-                return []
-            if isinstance(images, tuple):
-                images = list(images)
-            elif not isinstance(images, (list, KeyDataset)):
-                return list(super().__call__((image for image in images), **kwargs))  # decodes one image after the other
+        many = isinstance(images, (Sequence, KeyDataset)) and not isinstance(images, (str, bytes))
+        if many and len(images) == 0:
+            return []
+        if isinstance(images, tuple):
+            images = list(images)
+        elif many and not isinstance(images, (list, KeyDataset)):  # a dataset's column: decodes one image after the other
+            return list(super().__call__((image for image in images), **kwargs))
+        elif isinstance(images, Iterable) and not isinstance(images, Sized):  # a streamed dataset's column
+            images = (image for image in images)
         return super().__call__(images, **kwargs)
 
     def _sanitize_parameters(self, tokens=None, part=None, return_tensors=None, timeout=None, **kwargs):
@@ -97,11 +99,6 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
             return features
         arrays = {name: values.float().numpy() for name, values in features.items()}
         return arrays if return_tensors == "np" else {name: values.tolist() for name, values in arrays.items()}
-
-
-def _is_column(images: Any) -> bool:
-    """Whether it is a sequence of images, for example a column of a dataset, and not one image."""
-    return isinstance(images, (Sequence, KeyDataset)) and not isinstance(images, (str, bytes))
 
 
 def _read_image(image: Any, timeout: float | None) -> Image.Image:
