@@ -21,15 +21,15 @@ from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import CanvasStream, TooManyBadImages, open_source
 from eqcohvit.export import push_hub_folder, read_run, render_card, save_hub_folder
-from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
-from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
+from eqcohvit.training.build import build_model, build_module, build_renderer
 from eqcohvit.training.checkpoint import CheckpointError, load_checkpoint, on_main_process, open_run, save_checkpoint
 from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
-from eqcohvit.training.optim import backbone_warmup, make_optimizer, set_learning_rate, warmup_cosine
-from eqcohvit.training.pretrain_module import PretrainModule
+from eqcohvit.training.optim import make_optimizer, set_step
+from eqcohvit.training.schedules import step_values
 from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals
-from eqcohvit.transforms import ViewRenderer, intermediate_fractions, make_path
+from eqcohvit.transforms import ViewRenderer
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
@@ -56,12 +56,9 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
 
     # ------------------------------------------------------------------ model, objective, optimizer
     set_seed(args.seed)
-    config = args.model_config()
-    model = EqCohViTForPreTraining(config)
-    start_positions(model.eqcohvit)
-    module = PretrainModule(model, OBJECTIVES[args.objective](config.invariant_dim, args.projector_dim), args.recon_weight)
+    module = build_module(args, build_model(args)).to(accelerator.device)
     set_seed(args.seed, device_specific=True)
-    optimizer = make_optimizer(module.to(accelerator.device), args.learning_rate, args.weight_decay, args.layer_decay)
+    optimizer = make_optimizer(module, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
     module, optimizer = accelerator.prepare(module, optimizer)
 
     # ------------------------------------------------------------------ resume
@@ -86,9 +83,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         bad_images_path=output_dir / "bad_images.jsonl",
         position=state["ranks"][rank]["position"],
     )
-    renderer = ViewRenderer(
-        make_path(args.path, args.path_magnitude), args.image_size, args.num_intermediates, args.augmentation, args.border, seed=args.seed
-    )
+    renderer = build_renderer(args)
     batches = iter(stream)
 
     # ------------------------------------------------------------------ train
@@ -98,7 +93,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
     if args.report_to != "none":
         accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
-    num_parameters = sum(p.numel() for p in model.eqcohvit.parameters())
+    num_parameters = sum(p.numel() for p in accelerator.unwrap_model(module).model.eqcohvit.parameters())
     accelerator.print(
         f"{args.objective} + {args.path}: encoder of {num_parameters / 1e6:.2f} M parameters, steps {first_step} to {args.max_steps}, "
         f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
@@ -117,13 +112,13 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         if (taken := stop.take(batches, args.gradient_accumulation_steps)) is None:
             break
         progress.add_wait(time.perf_counter() - waiting)
-        learning_rate = warmup_cosine(step, args.max_steps, args.warmup_steps, args.learning_rate, args.min_learning_rate)
-        set_learning_rate(optimizer, learning_rate, backbone_warmup(step, args.head_warmup_steps, args.warmup_steps))
+        values = step_values(step, args)
+        set_step(optimizer, values)
         for batch in taken:
             batch = batch.to(accelerator.device, non_blocking=True)
             views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0)
             with accelerator.accumulate(module):
-                terms = module(views.first, views.end, views.intermediates)
+                terms = module(views, values)
                 accelerator.backward(terms["loss"])
                 if accelerator.sync_gradients:
                     terms["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm)
@@ -131,6 +126,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
                 optimizer.zero_grad()
             progress.add_terms(terms)
             shown = batch if shown is None else shown
+        accelerator.unwrap_model(module).update_teacher(values.teacher_momentum)
         step, position = step + 1, batch.position
 
         # -------------------------------------------------------------- log, look, save
@@ -141,9 +137,10 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
             line, figures = progress.line(step, means, step - max(logged_step, first_step))
             logged_step = step
             accelerator.print(line)
-            accelerator.log({**figures, "learning_rate": learning_rate}, step=step)
+            figures = {"learning_rate": values.learning_rate, **figures}
+            accelerator.log(figures, step=step)
             if log:
-                log.write(step, {"learning_rate": learning_rate, **figures})
+                log.write(step, figures)
         if accelerator.is_main_process and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
             draw_samples(output_dir / "samples" / f"step-{step}.png", accelerator.unwrap_model(module).model, renderer, shown)
         if step % args.save_steps == 0 or done:
@@ -193,8 +190,8 @@ def draw_samples(path: Path, model: EqCohViTForPreTraining, renderer: ViewRender
     model.eval()
     reconstructions = model(views.first, views.end).reconstructions
     model.train()
-    fractions = intermediate_fractions(renderer.num_intermediates)
-    save_samples(path, views.first, views.end, views.intermediates, reconstructions, renderer.mean, renderer.std, fractions)
+    targets = (views.intermediates, reconstructions, renderer.mean, renderer.std, renderer.target_fractions)
+    save_samples(path, views.first, views.end, *targets)
 
 
 def cli(argv: list[str] | None = None) -> int:

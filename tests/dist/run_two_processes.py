@@ -1,6 +1,7 @@
-"""Started by test_two_processes.py through torchrun: gradients of two processes at half the batch, written by rank 0."""
+"""Started by test_two_processes.py through torchrun: a step of two processes at half the batch, written by rank 0."""
 
 import sys
+from dataclasses import fields
 
 import torch
 import torch.distributed as dist
@@ -8,19 +9,59 @@ import torch.distributed as dist
 from eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.training.arguments import PretrainArguments
+from eqcohvit.training.build import build_module
 from eqcohvit.training.pretrain_module import PretrainModule
+from eqcohvit.training.schedules import StepValues
+from eqcohvit.transforms import Views
+
+VALUES = StepValues(1e-2, 1e-2, 0.0, teacher_momentum=0.5, teacher_temperature=0.05)
 
 
 def make_module(objective: str) -> PretrainModule:
+    """A tiny module with the objective and the reconstruction; the same in every process."""
     torch.manual_seed(0)
-    backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    options = "num_prototypes=10,bottleneck_dim=6" if OBJECTIVES[objective].uses_teacher else ""
+    args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
+    backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": bool(options)}
     config = EqCohViTConfig.from_preset("micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
-    return PretrainModule(EqCohViTForPreTraining(config), OBJECTIVES[objective](config.invariant_dim, 16), recon_weight=2.0)
+    return build_module(args, EqCohViTForPreTraining(config))
 
 
-def make_batch() -> tuple[torch.Tensor, ...]:
+def make_views(objective: str) -> Views:
+    """Views of 8 images, with what the objective asks for."""
     generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(*shape, generator=generator) for shape in ((8, 3, 8, 8), (8, 3, 8, 8), (8, 2, 3, 8, 8)))
+    first, end, targets, local = (
+        torch.randn(8, *shape, generator=generator) for shape in ((3, 8, 8), (3, 8, 8), (2, 3, 8, 8), (2, 3, 4, 4))
+    )
+    masks = torch.arange(4).expand(8, 2, 4) < torch.tensor([0, 1, 2, 0, 2, 2, 1, 2]).view(8, 1, 1)
+    return Views(
+        first,
+        end,
+        targets,
+        torch.rand(8, 1, generator=generator) - 0.5,
+        local if OBJECTIVES[objective].uses_local_crops else None,
+        masks if OBJECTIVES[objective].uses_masks else None,
+    )
+
+
+def part_of(views: Views, rank: int) -> Views:
+    """The half of the batch that belongs to a rank."""
+    values = (getattr(views, field.name) for field in fields(Views))
+    return Views(*(value if value is None else value.chunk(2)[rank] for value in values))
+
+
+def train_step(module: torch.nn.Module, views: Views) -> dict:
+    """One step of plain gradient descent and of the teacher: loss, gradients, and state before and after."""
+    own = getattr(module, "module", module)
+    loss = module(views, VALUES)["loss"]
+    loss.backward()
+    trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
+    gradients = {name: p.grad.clone() for name, p in trained.items()}
+    torch.optim.SGD(trained.values(), lr=VALUES.learning_rate).step()
+    own.update_teacher(VALUES.teacher_momentum)
+    state = {name: value for name, value in own.state_dict().items() if name not in trained}
+    return {"loss": loss.detach(), "gradients": gradients, "state": state}
 
 
 if __name__ == "__main__":
@@ -29,15 +70,13 @@ if __name__ == "__main__":
     results = {}
     for objective in OBJECTIVES:
         module = torch.nn.parallel.DistributedDataParallel(make_module(objective), broadcast_buffers=False)
-        terms = module(*(t.chunk(2)[rank] for t in make_batch()))
-        terms["loss"].backward()
-        loss = terms["loss"].detach().clone()
-        dist.all_reduce(loss)
-        results[objective] = {
-            "loss": loss / 2,
-            "gradients": {name: p.grad for name, p in module.module.named_parameters()},
-            "buffers": dict(module.module.named_buffers()),
-        }
+        results[objective] = result = train_step(module, part_of(make_views(objective), rank))
+        dist.all_reduce(result["loss"])
+        result["loss"] /= 2
+        for name, value in result["state"].items():  # teacher and centres are the same on both ranks
+            theirs = [torch.empty_like(value) for _ in range(2)]
+            dist.all_gather(theirs, value.contiguous())
+            assert torch.equal(*theirs), (objective, name)
     if rank == 0:
         torch.save(results, sys.argv[1])
     dist.destroy_process_group()

@@ -1,24 +1,105 @@
 import pytest
 import torch
 
-from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.objectives import OBJECTIVES, ObjectiveInputs, ObjectiveSizes, Tokens, parse_options
+
+PATCHES, DIM, MAX_MASKED = 16, 8, 8
+OPTIONS = {"ibot": "num_prototypes=12,bottleneck_dim=6", "dinov2": "num_prototypes=12,bottleneck_dim=6"}
+
+
+def make_objective(name, options=""):
+    torch.manual_seed(0)
+    sizes = ObjectiveSizes(
+        invariant_dim=DIM, equivariant_dim=6, projector_dim=16, patch_size=4, max_masked=MAX_MASKED, parameter_limits=((-1.0, 1.0),)
+    )
+    text = ",".join(filter(None, (OPTIONS.get(name, ""), options)))
+    return OBJECTIVES[name](sizes, parse_options(OBJECTIVES[name].Options, text))
+
+
+def make_inputs(batch=6, same=False, local=2):
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(dim):
+        cls, patches = torch.randn(2, batch, dim, generator=generator), torch.randn(2, batch, PATCHES, dim, generator=generator)
+        if same:
+            cls, patches = cls[:1].expand_as(cls).clone(), patches[:1].expand_as(patches).clone()
+        return Tokens(cls.requires_grad_(), patches.requires_grad_())
+
+    masks = torch.rand(2, batch, PATCHES, generator=generator).argsort(dim=-1) < torch.tensor([0, 3, 8, 5, 1, 2])[:batch, None]
+    return ObjectiveInputs(
+        invariant=tokens(DIM),
+        equivariant=tokens(6),
+        images=torch.randn(2, batch, 3, 16, 16, generator=generator),
+        parameters=torch.rand(batch, 1, generator=generator),
+        local=torch.randn(local, batch, DIM, generator=generator) if local else None,
+        masks=masks,
+        teacher=tokens(DIM),
+        teacher_temperature=0.05,
+    )
+
+
+def run(objective, inputs):
+    return objective(inputs, objective.head if objective.uses_teacher else None)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objective_gives_finite_scalar_terms_and_gradients(name):
-    torch.manual_seed(0)
-    objective = OBJECTIVES[name](invariant_dim=8, projector_dim=16)
-    first, end = (torch.randn(6, 8, requires_grad=True) for _ in range(2))
-    terms = objective(first, end)
-    assert terms and all(key.startswith("ssl/") and value.ndim == 0 and value.isfinite() for key, value in terms.items())
-    sum(terms.values()).backward()
-    assert first.grad.abs().sum() > 0 and end.grad.abs().sum() > 0
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    objective, inputs = make_objective(name), make_inputs()
+    terms = run(objective, inputs)
+    assert any(key.startswith("ssl/") for key in terms)
+    assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
+    sum(value for key, value in terms.items() if key.startswith("ssl/")).backward()
+    assert (inputs.invariant.cls.grad.abs().sum(dim=(1, 2)) > 0).all()
+    assert [n for n, p in objective.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    if objective.uses_teacher:
+        assert inputs.teacher.cls.grad is None and inputs.teacher.patches.grad is None
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["vicreg", "simclr"])
 def test_objective_prefers_equal_views(name):
-    torch.manual_seed(0)
-    objective = OBJECTIVES[name](invariant_dim=8, projector_dim=16)
-    x, other = torch.randn(16, 8), torch.randn(16, 8)
-    assert sum(objective(x, x).values()) < sum(objective(x, other).values())
+    objective = make_objective(name)
+    losses = [sum(run(objective, make_inputs(same=same)).values()) for same in (True, False)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.uses_masks])
+def test_only_hidden_patches_are_learned_from(name):
+    inputs = make_inputs()
+    run(make_objective(name), inputs)["ssl/patch"].backward()
+    touched = inputs.invariant.patches.grad.abs().sum(dim=-1) > 0
+    assert torch.equal(touched, inputs.masks)
+
+
+@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.uses_teacher])
+def test_patch_features_of_the_view_itself_are_the_target(name):
+    """The patch loss of a student that says what the teacher says is below that of one that speaks of other patches."""
+    objective, inputs = make_objective(name, "student_temperature=0.05"), make_inputs()
+    shuffled = Tokens(inputs.teacher.cls, inputs.teacher.patches.flip(2))
+    right, wrong = (
+        run(objective.eval(), ObjectiveInputs(**{**vars(inputs), "invariant": student, "local": None}))["ssl/patch"]
+        for student in (inputs.teacher, shuffled)
+    )
+    assert right < wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_prototype=3", "got 'num_prototype=3'; did you mean 'num_prototypes'"),
+        ("num_prototypes", "must be name=value pairs"),
+        ("num_prototypes=many", "num_prototypes must be a value of type int, got 'many'"),
+        ("shared_head=maybe", "shared_head must be true or false, got 'maybe'"),
+        ("teacher_momentum=2", "teacher_momentum must lie between 0 and 1, got 2.0"),
+        ("teacher_temperature=0", "teacher temperatures must be positive"),
+    ],
+)
+def test_parse_options_refuses_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_options(OBJECTIVES["ibot"].Options, text)
+    assert "\n" not in str(error.value)
+
+
+def test_parse_options_reads_each_type():
+    options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, shared_head=false ,teacher_momentum=0.5")
+    assert (options.num_prototypes, options.shared_head, options.teacher_momentum) == (7, False, 0.5)
+    assert parse_options(OBJECTIVES["ibot"].Options, "") == OBJECTIVES["ibot"].Options()

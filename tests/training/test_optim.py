@@ -6,24 +6,13 @@ from torch import nn
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
-from eqcohvit.training.optim import backbone_warmup, learning_rate_scales, make_optimizer, set_learning_rate, warmup_cosine
+from eqcohvit.objectives.heads import DINOHead
+from eqcohvit.training.optim import learning_rate_scales, make_optimizer, set_step
+from eqcohvit.training.schedules import StepValues, backbone_warmup
 
 
-def test_warmup_cosine_by_hand():
-    def lr(step):
-        return warmup_cosine(step, max_steps=110, warmup_steps=10, peak=1.0, final=0.1)
-
-    assert lr(0) == pytest.approx(0.1) and lr(4) == pytest.approx(0.5) and lr(9) == pytest.approx(1.0)
-    assert lr(10) == pytest.approx(1.0)
-    assert lr(60) == pytest.approx(0.55)  # half of the way: the mean of peak and final
-    assert lr(110) == pytest.approx(0.1) and lr(500) == pytest.approx(0.1)
-
-
-def test_backbone_warmup_by_hand():
-    factors = [backbone_warmup(step, head_warmup_steps=2, warmup_steps=4) for step in range(8)]
-    assert factors == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
-    assert [backbone_warmup(step, 0, 4) for step in range(3)] == [1, 1, 1]
-    assert [backbone_warmup(step, 2, 0) for step in range(3)] == [0, 0, 1]
+def values(learning_rate, backbone_factor=1.0, weight_decay=0.05):
+    return StepValues(learning_rate, learning_rate, weight_decay, backbone_factor)
 
 
 def test_weight_decay_spares_biases_norms_tokens_and_positions():
@@ -57,11 +46,18 @@ def test_layer_decay_counts_the_layers_up_to_the_heads(backbone_type):
     assert scales["feature_head.weight"] == 1.0
 
 
+def test_patch_embedding_has_a_factor_of_its_own():
+    model = EqCohViTModel(EqCohViTConfig.from_preset("micro"))
+    scales = learning_rate_scales(model, 0.5, patch_embed_lr_scale=0.2)
+    assert scales["backbone.embeddings.patch_embeddings.projection.weight"] == pytest.approx(0.2 / 32)
+    assert scales["backbone.embeddings.cls_token"] == 1 / 32
+
+
 def test_each_parameter_gets_its_scaled_rate():
     model = EqCohViTModel(EqCohViTConfig.from_preset("micro"))
     optimizer = make_optimizer(model, 1e-3, 0.05, layer_decay=0.5)
     names = {id(p): name for name, p in model.named_parameters()}
-    set_learning_rate(optimizer, 0.8, backbone_factor=0.5)
+    set_step(optimizer, values(0.8, backbone_factor=0.5))
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates.keys() == set(names.values())
     assert rates["backbone.embeddings.cls_token"] == 0.8 / 32 * 0.5 and rates["backbone.layernorm.weight"] == 0.4
@@ -74,7 +70,7 @@ def test_frozen_backbone_stays_bit_by_bit_while_the_heads_learn():
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = make_optimizer(model, 1e-2, 0.05)
     for step in range(3):
-        set_learning_rate(optimizer, 1e-2, backbone_warmup(step, head_warmup_steps=2, warmup_steps=1))
+        set_step(optimizer, values(1e-2, backbone_warmup(step, head_warmup_steps=2, warmup_steps=1)))
         model(torch.randn(2, 3, 16, 16)).invariant_features.square().mean().backward()
         optimizer.step()
         changed = {name for name, p in model.named_parameters() if p.grad is not None and not torch.equal(p, before[name])}
@@ -82,8 +78,16 @@ def test_frozen_backbone_stays_bit_by_bit_while_the_heads_learn():
         assert "feature_head.weight" in changed
 
 
-def test_set_learning_rate_reaches_all_groups():
-    optimizer = make_optimizer(nn.Linear(2, 2), 1e-3, 0.05)
-    set_learning_rate(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5] * len(optimizer.param_groups)
-    assert isinstance(optimizer, torch.optim.AdamW)
+def test_set_step_reaches_all_groups_and_can_freeze_the_prototypes():
+    head = DINOHead(4, 8, 4, 6)
+    optimizer = make_optimizer(head, 1e-3, 0.05)
+    set_step(optimizer, StepValues(learning_rate=0.5, last_layer_learning_rate=0.0, weight_decay=0.3))
+    names = {id(p): name for name, p in head.named_parameters()}
+    groups = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert groups["prototypes.weight"]["lr"] == 0 and groups["mlp.0.weight"]["lr"] == groups["mlp.0.bias"]["lr"] == 0.5
+    assert groups["mlp.0.weight"]["weight_decay"] == 0.3 and groups["mlp.0.bias"]["weight_decay"] == 0
+    before = {name: p.detach().clone() for name, p in head.named_parameters()}
+    head(torch.randn(5, 4)).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, p in head.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(before) - {"prototypes.weight"}

@@ -4,81 +4,119 @@ import torch
 from eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 from eqcohvit.objectives import OBJECTIVES
-from eqcohvit.training.pretrain_module import PretrainModule
+from eqcohvit.training.arguments import PretrainArguments
+from eqcohvit.training.build import build_module
+from eqcohvit.training.schedules import StepValues
+from eqcohvit.transforms import Views
+
+TEACHERS = [name for name, objective in OBJECTIVES.items() if objective.uses_teacher]
+VALUES = StepValues(1e-3, 1e-3, 0.0, teacher_momentum=0.9, teacher_temperature=0.05)
 
 
-def make_module(objective="vicreg", recon_weight=3.0, **kwargs):
-    torch.manual_seed(0)
-    backbone = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+def make_module(objective="vicreg", recon_weight=3.0, recon_from="masked", options="", backbone=None, **config):
+    teacher = objective in TEACHERS
+    options = ",".join(filter(None, ("num_prototypes=12,bottleneck_dim=8" if teacher else "", options)))
+    args = PretrainArguments(
+        objective=objective, objective_options=options, recon_weight=recon_weight, recon_from=recon_from, projector_dim=16
+    )  # fmt: skip
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": teacher}
     config = EqCohViTConfig.from_preset(
-        "micro", 16, 4, backbone_kwargs=backbone, feature_dim=14, equivariant_dim=6, decoder_dim=16, **kwargs
+        "micro", 16, 4, backbone_kwargs=sizes | (backbone or {}), feature_dim=14, equivariant_dim=6, decoder_dim=16, **config
     )
-    return PretrainModule(EqCohViTForPreTraining(config), OBJECTIVES[objective](config.invariant_dim, 16), recon_weight)
+    torch.manual_seed(0)
+    return build_module(args, EqCohViTForPreTraining(config))
 
 
-def make_views(batch=6, num_intermediates=2):
+def make_views(batch=6, num_targets=2, masks=True, local=2):
     generator = torch.Generator().manual_seed(0)
-    shapes = ((batch, 3, 16, 16), (batch, 3, 16, 16), (batch, num_intermediates, 3, 16, 16))
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    shapes = (((), 16), ((), 16), ((num_targets,), 16), ((local,), 8))
+    first, end, targets, crops = (torch.randn(batch, *shape, 3, size, size, generator=generator) for shape, size in shapes)
+    hidden = torch.rand(batch, 2, 16, generator=generator) < 0.3
+    hidden[0] = False
+    return Views(first, end, targets, torch.rand(batch, 1), crops if local else None, hidden if masks else None)
+
+
+def views_for(module, **kwargs):
+    """Views with what the objective asks for, and nothing else."""
+    return make_views(masks=module.objective.uses_masks, local=2 * module.objective.uses_local_crops, **kwargs)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_is_the_ssl_terms_plus_the_weighted_mean_reconstruction(objective):
-    terms = make_module(objective, num_intermediates=3)(*make_views(num_intermediates=3))
+    module = make_module(objective, num_intermediates=3)
+    terms = module(views_for(module, num_targets=3), VALUES)
     ssl = sum(value for name, value in terms.items() if name.startswith("ssl/"))
     recon = [terms[f"recon/u_{k}"] for k in (1, 2, 3)]
     assert torch.allclose(terms["loss"], ssl + 3.0 * sum(recon) / 3)
 
 
 @pytest.mark.parametrize("decoder_context", ["none", "cls", "mean"])
-def test_reconstruction_gradient_reaches_only_the_equivariant_rows_of_the_head(decoder_context):
-    module = make_module(decoder_context=decoder_context)
-    terms = module(*make_views())
+@pytest.mark.parametrize("objective", ["vicreg", "ibot"])
+def test_reconstruction_gradient_reaches_only_the_equivariant_rows_of_the_head(objective, decoder_context):
+    module = make_module(objective, decoder_context=decoder_context)
+    terms = module(views_for(module), VALUES)
     (terms["recon/u_1"] + terms["recon/u_2"]).backward()
     gradient = module.model.eqcohvit.feature_head.weight.grad
-    assert torch.equal(gradient[:8], torch.zeros(8, 16))
+    assert torch.equal(gradient[:8], torch.zeros_like(gradient[:8]))
     assert (gradient[8:].abs().sum(dim=1) > 0).all()
 
 
-def test_ssl_gradient_reaches_only_the_invariant_rows_of_the_head():
-    module = make_module()
-    terms = module(*make_views())
+@pytest.mark.parametrize("objective", ["vicreg", "simclr", "ibot", "dinov2"])
+def test_ssl_gradient_reaches_only_the_invariant_rows_of_the_head(objective):
+    module = make_module(objective)
+    terms = module(views_for(module), VALUES)
     sum(value for name, value in terms.items() if name.startswith("ssl/")).backward()
     gradient = module.model.eqcohvit.feature_head.weight.grad
-    assert torch.equal(gradient[8:], torch.zeros(6, 16))
+    assert torch.equal(gradient[8:], torch.zeros_like(gradient[8:]))
     assert gradient[:8].abs().sum() > 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_trainable_parameter_gets_a_gradient(objective):
+    module = make_module(objective, decoder_context="mean")
+    module(views_for(module), VALUES)["loss"].backward()
+    assert [name for name, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())] == []
+
+
 @pytest.mark.parametrize("decoder_context", ["none", "cls", "mean"])
-def test_every_parameter_gets_a_gradient(objective, decoder_context):
-    module = make_module(objective, decoder_context=decoder_context)
-    module(*make_views())["loss"].backward()
-    assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+def test_decoders_get_a_gradient_with_every_context(decoder_context):
+    module = make_module(decoder_context=decoder_context)
+    module(make_views(masks=False, local=0), VALUES)["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in module.model.decoders.parameters())
 
 
 def test_without_weight_the_decoders_are_left_out():
     module = make_module(recon_weight=0.0)
-    first, end, _ = make_views()
-    terms = module(first, end, None)
+    terms = module(make_views(masks=False, local=0), VALUES)
     assert not any(name.startswith("recon/") for name in terms)
     terms["loss"].backward()
     assert all(not p.requires_grad and p.grad is None for p in module.model.decoders.parameters())
 
 
 def test_module_loss_equals_the_models_own_reconstruction_loss():
-    module, views = make_module(), make_views()
-    terms = module(*views)
-    own = module.model(*views)
+    module, views = make_module(), make_views(masks=False)
+    terms = module(views, VALUES)
+    own = module.model(views.first, views.end, views.intermediates)
     assert torch.allclose(own.loss, (terms["recon/u_1"] + terms["recon/u_2"]) / 2, atol=1e-6)
 
 
-def test_training_on_one_batch_lowers_both_losses():
-    module, views = make_module(), make_views()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+def test_final_state_is_one_more_target():
+    module = make_module(include_final=True)
+    terms = module(views_for(module, num_targets=3), VALUES)
+    assert torch.allclose(terms["loss"], sum(v for k, v in terms.items() if k.startswith("ssl/")) + sum(
+        terms[name] for name in ("recon/u_1", "recon/u_2", "recon/v2")
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_on_one_batch_lowers_both_losses(objective):
+    # A centre that moves changes the targets, so that the loss need not fall.
+    module = make_module(objective, options="center_momentum=1" if objective == "ibot" else "")
+    views = views_for(module)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     history = []
     for _ in range(40):
-        terms = module(*views)
+        terms = module(views, VALUES)
         terms["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -91,3 +129,12 @@ def test_training_on_one_batch_lowers_both_losses():
 def test_negative_weight_is_refused():
     with pytest.raises(ValueError, match="recon_weight must not be negative, got -1"):
         make_module(recon_weight=-1)
+
+
+def test_decoders_can_read_the_unmasked_views():
+    views = make_views()
+    unmasked, masked = (make_module("ibot", recon_from=where)(views, VALUES) for where in ("unmasked", "masked"))
+    plain = make_module("ibot").model(views.first, views.end, views.intermediates)
+    assert torch.allclose((unmasked["recon/u_1"] + unmasked["recon/u_2"]) / 2, plain.loss, atol=1e-6)
+    assert not torch.allclose(masked["recon/u_1"], unmasked["recon/u_1"], atol=1e-6)
+    assert torch.equal(masked["ssl/patch"], unmasked["ssl/patch"])

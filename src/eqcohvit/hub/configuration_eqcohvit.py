@@ -51,6 +51,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         equivariant_dim (`int`): the last d_equi of the `feature_dim` dimensions; the first `feature_dim - equivariant_dim`
             are the invariant part.
         num_intermediates (`int`): K, the number of intermediate states on the transformation path and of decoders.
+        include_final (`bool`): whether one more decoder reconstructs the end view, after the K intermediate states.
         decoder_dim (`int`): channels before the first convolution of each decoder; halved at each 2x upsampling, 16 at least.
         decoder_context (`"none"`, `"cls"` or `"mean"`): what the decoders read besides each patch's own equivariant feature.
             `"none"` is the paper. `"cls"` and `"mean"` add the global equivariant feature of both views to every patch, as a smooth
@@ -87,6 +88,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     feature_dim: int = 512
     equivariant_dim: int = 256
     num_intermediates: int = 2
+    include_final: bool = False
     decoder_dim: int = 128
     decoder_context: Literal["none", "cls", "mean"] = "none"
     decoder_patch_dropout: float | int = 0.0
@@ -232,6 +234,11 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def square_patch_size(self) -> int:
         """Side of a patch in pixels."""
         return _as_int(self.backbone_config.patch_size, "patch_size")
+
+    @property
+    def num_decoders(self) -> int:
+        """Number of reconstructed states: K, and one more with `include_final`."""
+        return self.num_intermediates + self.include_final
 
     @property
     def invariant_dim(self) -> int:

@@ -147,7 +147,7 @@ class IntermediateDecoders(nn.Module):
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__()
-        patch_size, self.num_decoders = config.square_patch_size, config.num_intermediates
+        patch_size, self.num_decoders = config.square_patch_size, config.num_decoders
         self.num_prefix_tokens, self.context = config.num_prefix_tokens, config.decoder_context
         self.num_channels, self.patch_dropout = config.num_channels, config.decoder_patch_dropout
         self.num_upsamplings = 0

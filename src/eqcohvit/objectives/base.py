@@ -1,19 +1,159 @@
-"""What every objective is: a module with its own heads that turns the invariant parts of two views into named loss terms."""
+"""What every objective is: a module with its own heads that turns the features of both views into named loss terms.
+
+V = 2 global views (first, end), B images, N patches, L local crops.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """One part of the features of the global views: cls (V, B, d), patches (V, B, N, d).
+
+    Where the backbone has no CLS token, `cls` is the mean of the patches.
+    """
+
+    cls: torch.Tensor
+    patches: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ObjectiveInputs:
+    """All that an objective may read; each one takes what it needs.
+
+    Args:
+        invariant, equivariant: the student's parts, of the masked views where there are `masks`.
+        images: (V, B, 3, H, H) the global views in normalised pixels, unmasked.
+        parameters: (B, P) of the transformation g that leads to the end view, in its path's units.
+        local: (L, B, d_inv) the student's invariant CLS features of the local crops, or None.
+        masks: (V, B, N) booleans, true where a patch was hidden from the student, or None.
+        teacher: invariant parts of the teacher, which saw the whole views; None without a teacher.
+        teacher_temperature: of this step.
+    """
+
+    invariant: Tokens
+    equivariant: Tokens
+    images: torch.Tensor
+    parameters: torch.Tensor
+    local: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+    teacher: Tokens | None = None
+    teacher_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class ObjectiveSizes:
+    """What an objective's heads are built from.
+
+    Args:
+        invariant_dim, equivariant_dim: widths of both parts.
+        projector_dim: hidden width of the projection heads.
+        patch_size: side of a patch in pixels.
+        max_masked: the most patches that are hidden in a view; 0 where nothing is masked.
+        parameter_limits: (low, high) of each parameter of g.
+    """
+
+    invariant_dim: int
+    equivariant_dim: int
+    projector_dim: int
+    patch_size: int
+    max_masked: int = 0
+    parameter_limits: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of an objective without any; the base of all options."""
+
+    def check(self) -> None:
+        """Raise a `ValueError` of one line for the first value that cannot work."""
+
+
+@dataclass(frozen=True)
+class TeacherOptions(NoOptions):
+    """What the objectives with an EMA teacher have in common; steps are optimizer steps.
+
+    Args:
+        teacher_momentum: of the EMA at the first step; rises to 1 along a half cosine.
+        teacher_temperature: after its warm-up; `teacher_temperature_start` before, linear over `teacher_temperature_steps`.
+        freeze_last_layer_steps: steps in which the prototypes are not trained (an epoch in the papers).
+        mask_probability: share of the global views in which patches are hidden from the student; 0 hides none.
+        mask_ratio, mask_ratio_variance: share of the patches that are hidden in such a view, uniform about the ratio.
+    """
+
+    teacher_momentum: float = 0.996
+    teacher_temperature: float = 0.07
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_steps: int = 0
+    freeze_last_layer_steps: int = 0
+    mask_probability: float = 0.5
+    mask_ratio: float = 0.3
+    mask_ratio_variance: float = 0.2
+
+    def check(self) -> None:
+        if not 0 <= self.teacher_momentum <= 1:
+            raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
+        if min(self.teacher_temperature, self.teacher_temperature_start) <= 0:
+            raise ValueError(
+                f"teacher temperatures must be positive, got {self.teacher_temperature_start} and {self.teacher_temperature}"
+            )
+
+
 class Objective(nn.Module, ABC):
     """Base of the self-supervised objectives.
 
-    A subclass takes `(invariant_dim, projector_dim)` and returns scalars named `ssl/...`, already weighted: their sum is the SSL loss.
+    A subclass takes `(sizes: ObjectiveSizes, options: Options)`. It names its dataclass of options, and says what it needs: an EMA teacher
+    (of the encoder and of `self.head`), masks of patches. Local crops are an offer to those that say so.
     """
 
+    Options: ClassVar[type[NoOptions]] = NoOptions
+    uses_teacher: ClassVar[bool] = False
+    uses_masks: ClassVar[bool] = False
+    uses_local_crops: ClassVar[bool] = False
+
     @abstractmethod
-    def forward(self, first: torch.Tensor, end: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pooled invariant features (B, invariant_dim) of the first and the end view -> named terms."""
+    def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        """Features -> scalars `ssl/...`, already weighted: their sum is the SSL loss. Other names are only logged.
+
+        `teacher_head` is the teacher's copy of `self.head`, where there is a teacher.
+        """
+
+
+def parse_options(options_class: type[NoOptions], text: str) -> NoOptions:
+    """`"name=value,name=value"` -> checked options of an objective; an empty text gives the defaults.
+
+    Raises:
+        ValueError: an unknown name, or a value that is not of the field's type or cannot work.
+    """
+    fields = {f.name: f for f in dataclasses.fields(options_class)}
+    values = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, value = (part.strip() for part in item.partition("="))
+        if name not in fields or not separator:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+            known = ", ".join(fields) or "none"
+            raise ValueError(f"objective_options must be name=value pairs of this objective's options ({known}), got {item!r}{hint}")
+        values[name] = _convert(name, value, type(fields[name].default))
+    options = options_class(**values)
+    options.check()
+    return options
+
+
+def _convert(name: str, value: str, kind: type) -> bool | int | float | str:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        return kind(value)
+    except (ValueError, KeyError):
+        allowed = "true or false" if kind is bool else f"a value of type {kind.__name__}"
+        raise ValueError(f"objective option {name} must be {allowed}, got {value!r}") from None

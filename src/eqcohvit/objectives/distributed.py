@@ -1,4 +1,4 @@
-"""The two collective operations that losses need, with exact gradients; in one process they are the identity."""
+"""The collective operations that losses need; in one process they are the identity."""
 
 from __future__ import annotations
 
@@ -51,3 +51,13 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over the processes, with its exact gradient."""
     return _Sum.apply(tensor) if world_size() > 1 else tensor
+
+
+@torch.no_grad()
+def all_max(tensor: torch.Tensor) -> torch.Tensor:
+    """Elementwise maximum over the processes, without gradient."""
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor

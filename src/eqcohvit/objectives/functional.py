@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .distributed import gather
+from .distributed import all_max, all_sum, gather, world_size
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def vicreg_terms(
@@ -43,3 +45,74 @@ def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch
     similarity.fill_diagonal_(float("-inf"))
     partner = torch.arange(len(embeddings), device=embeddings.device).roll(len(first))
     return F.cross_entropy(similarity, partner)
+
+
+def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The teacher's targets by centring (arXiv:2104.14294, section 3.1): logits (..., K), centre (K,) -> probabilities (..., K)."""
+    return ((logits.float() - center) / temperature).softmax(dim=-1)
+
+
+@torch.no_grad()
+def update_center(center: torch.Tensor, logits: torch.Tensor, momentum: float) -> None:
+    """Move the centre (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294, equation 4)."""
+    mean = all_sum(logits.float().flatten(0, -2).mean(dim=0)) / world_size()
+    center.lerp_(mean, 1 - momentum)
+
+
+@torch.no_grad()
+def sinkhorn_targets(logits: torch.Tensor, valid: torch.Tensor, temperature: float, num_iterations: int = 3) -> torch.Tensor:
+    """The teacher's targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): every prototype gets an equal share of the batch.
+
+    logits (M, K) of this process, valid (M,) in {0, 1}: rows with 0 are padding and take no part. Shares are equal over the rows of all
+    processes. Returns probabilities (M, K), each valid row summing to 1.
+    """
+    logits = logits.float() / temperature
+    scores = torch.exp(logits - all_max(logits.amax().reshape(1))) * valid[:, None]
+    count = all_sum(valid.float().sum())
+    for _ in range(num_iterations):
+        scores = scores / (all_sum(scores.sum(dim=0)).clamp_min(_TINY) * scores.shape[1])
+        scores = scores / (scores.sum(dim=1, keepdim=True).clamp_min(_TINY) * count)
+    return scores * count
+
+
+def cross_entropy(targets: torch.Tensor, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross entropy (...) of target probabilities (..., K) and student logits (..., K) at its temperature."""
+    return -(targets * (logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def multi_crop_loss(targets: torch.Tensor, logits: torch.Tensor, local_logits: torch.Tensor | None, temperature: float) -> torch.Tensor:
+    """DINO's loss on CLS (arXiv:2104.14294, equation 3): every student view against every other view of the teacher.
+
+    targets (V, B, K) of the teacher's global views, logits (V, B, K) of the student's same views, local_logits (L, B, K) of its local crops
+    or None -> the mean over the V (V - 1) + L V pairs and the batch.
+    """
+    log_probabilities = (logits.float() / temperature).log_softmax(dim=-1)
+    if local_logits is not None:
+        log_probabilities = torch.cat([log_probabilities, (local_logits.float() / temperature).log_softmax(dim=-1)])
+    pairs = -torch.einsum("tbk,sbk->ts", targets, log_probabilities) / targets.shape[1]
+    num_views = len(targets)
+    same = torch.eye(num_views, len(log_probabilities), dtype=torch.bool, device=pairs.device)
+    return pairs.masked_fill(same, 0).sum() / (num_views * (len(log_probabilities) - 1))
+
+
+def masked_patch_loss(targets: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, temperature: float) -> torch.Tensor:
+    """iBOT's loss on hidden patches (arXiv:2111.07832, equation 2): mean over each image's hidden patches, then over all images.
+
+    targets, logits (I, M, K) for M patches of I images, weights (I, M): 1 over the image's number of hidden patches, 0 for padding.
+    """
+    return (cross_entropy(targets, logits, temperature) * weights).sum() / len(weights)
+
+
+def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """KoLeo regulariser (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbour on the sphere.
+
+    features (B, d); neighbours are sought among those of all processes, which makes the loss independent of how the batch is split.
+    `eps` is added to the squared distance, so that equal features give a finite loss and gradient.
+    """
+    features = gather(F.normalize(features.float(), dim=-1, eps=eps))
+    with torch.no_grad():
+        similarity = features @ features.T
+        similarity.fill_diagonal_(-2)
+        nearest = similarity.argmax(dim=1)
+    distance = (features - features[nearest]).square().sum(dim=-1)
+    return -0.5 * torch.log(distance + eps).mean()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .distributed import all_sum, world_size
@@ -34,3 +37,65 @@ def projector(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn
         layers += [nn.Linear(in_dim, hidden_dim, bias=False), SyncedBatchNorm(hidden_dim), nn.ReLU()]
         in_dim = hidden_dim
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+
+
+class Prototypes(nn.Module):
+    """The last layer of a DINO head: cosines with prototypes of unit length (weight normalisation with its gain fixed to 1).
+
+    In float32, also under autocast: the temperatures stretch what rounding would do to a cosine.
+    """
+
+    def __init__(self, in_dim: int, num_prototypes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., in_dim) -> (..., num_prototypes) in [-1, 1]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(F.normalize(features.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+
+
+class DINOHead(nn.Module):
+    """MLP of three layers with GELU to a bottleneck, then prototypes (arXiv:2104.14294, appendix C): (..., in_dim) -> (..., K)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int):
+        super().__init__()
+        widths = (in_dim, hidden_dim, hidden_dim, bottleneck_dim)
+        layers: list[nn.Module] = []
+        for width, next_width in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width, next_width), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.prototypes = Prototypes(bottleneck_dim, num_prototypes)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.prototypes(self.mlp(features))
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """Logits: cls (V, B, K), local (L, B, K) or None, patches (..., K) or None."""
+
+    cls: torch.Tensor
+    local: torch.Tensor | None
+    patches: torch.Tensor | None
+
+
+class TokenHeads(nn.Module):
+    """Heads for CLS and for patch features: one for both, or one for each."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, shared: bool):
+        super().__init__()
+        self.cls = DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes)
+        self.patch = None if shared else DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes)
+
+    def forward(self, cls: torch.Tensor, local: torch.Tensor | None, patches: torch.Tensor | None) -> HeadOutputs:
+        """CLS features (V, B, d) of the global views and (L, B, d) of the local crops, patch features (..., d) -> their logits."""
+        every = cls if local is None else torch.cat([cls, local])
+        logits = self.cls(every)
+        patch_logits = None if patches is None else (self.patch or self.cls)(patches)
+        return HeadOutputs(logits[: len(cls)], None if local is None else logits[len(cls) :], patch_logits)

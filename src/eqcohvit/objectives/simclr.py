@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from .base import Objective
+import torch
+from torch import nn
+
+from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
 from .functional import nt_xent
 from .heads import projector
 
 
+@dataclass(frozen=True)
+class SimCLROptions(NoOptions):
+    """Projector of two layers to 128 dimensions (section 4.2); temperature 0.2 as usual for ViTs (arXiv:2104.02057)."""
+
+    temperature: float = 0.2
+    out_dim: int = 128
+
+
 class SimCLR(Objective):
-    """Projector of two layers to 128 dimensions; temperature 0.2 as usual for ViTs (arXiv:2104.02057)."""
+    """Reads the invariant CLS features."""
 
-    def __init__(self, invariant_dim: int, projector_dim: int, temperature: float = 0.2, out_dim: int = 128):
+    Options = SimCLROptions
+
+    def __init__(self, sizes: ObjectiveSizes, options: SimCLROptions):
         super().__init__()
-        self.projector = projector(invariant_dim, projector_dim, out_dim, num_layers=2)
-        self.temperature = temperature
+        self.projector = projector(sizes.invariant_dim, sizes.projector_dim, options.out_dim, num_layers=2)
+        self.temperature = options.temperature
 
-    def forward(self, first: torch.Tensor, end: torch.Tensor) -> dict[str, torch.Tensor]:
-        embeddings = self.projector(torch.cat([first, end]))
+    def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        embeddings = self.projector(inputs.invariant.cls.flatten(0, 1))
         return {"ssl/contrast": nt_xent(*embeddings.chunk(2), self.temperature)}

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from .base import Objective
+import torch
+from torch import nn
+
+from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
 from .functional import vicreg_terms
 from .heads import projector
 
 
+@dataclass(frozen=True)
+class VICRegOptions(NoOptions):
+    """The weights of the paper (section 4.2 and appendix D)."""
+
+    invariance_weight: float = 25.0
+    variance_weight: float = 25.0
+    covariance_weight: float = 1.0
+
+
 class VICReg(Objective):
-    """Expander of three layers and the weights 25, 25, 1 of the paper (section 4.2 and appendix D)."""
+    """An expander of three layers on the invariant CLS features."""
 
-    def __init__(
-        self,
-        invariant_dim: int,
-        projector_dim: int,
-        invariance_weight: float = 25.0,
-        variance_weight: float = 25.0,
-        covariance_weight: float = 1.0,
-    ):
+    Options = VICRegOptions
+
+    def __init__(self, sizes: ObjectiveSizes, options: VICRegOptions):
         super().__init__()
-        self.expander = projector(invariant_dim, projector_dim, projector_dim, num_layers=3)
-        self.weights = (invariance_weight, variance_weight, covariance_weight)
+        self.expander = projector(sizes.invariant_dim, sizes.projector_dim, sizes.projector_dim, num_layers=3)
+        self.weights = (options.invariance_weight, options.variance_weight, options.covariance_weight)
 
-    def forward(self, first: torch.Tensor, end: torch.Tensor) -> dict[str, torch.Tensor]:
-        embeddings = self.expander(torch.cat([first, end]))
+    def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        embeddings = self.expander(inputs.invariant.cls.flatten(0, 1))
         return vicreg_terms(*embeddings.chunk(2), *self.weights)

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
-from ..objectives import OBJECTIVES
-from ..transforms import AUGMENTATIONS, make_path
+from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
+from ..transforms import AUGMENTATIONS, BlockMasking, make_path
 from ..transforms.ops import BORDERS
 from .files import write_text_whole
 
@@ -43,9 +43,11 @@ class PretrainArguments:
     image_size: int = _setting(32, "side of the views in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
     drop_path_rate: float = _setting(0.0, "stochastic depth, 0 to 1 (DINOv2-style backbones)")
+    layerscale_value: float = _setting(1.0, "start of the learned scale of each residual branch (DINOv2-style backbones)")
     feature_dim: int = _setting(256, "d_patch: width of the linear feature head")
     equivariant_dim: int = _setting(128, "d_equi: how many of these dimensions are the equivariant part")
     num_intermediates: int = _setting(2, "K: number of intermediate states to reconstruct")
+    include_final: bool = _setting(False, "reconstruct the end view v2 too, with one more decoder (the paper's '2 + final')")
     decoder_dim: int = _setting(64, "channels before the first convolution of a decoder")
     decoder_context: str = _setting(
         "mean", "global equivariant feature that the decoders read besides each patch's own (the paper: none)", ("none", "cls", "mean")
@@ -57,11 +59,17 @@ class PretrainArguments:
     path_magnitude: float = _setting(1.0, "scales the ranges of the path's parameters")
     augmentation: str = _setting("path_only", "base augmentation of both views; path_only is the paper's 'rot'", tuple(AUGMENTATIONS))
     border: str = _setting("zeros", "what lies outside a moved view: the photograph itself, black, or its mirror image", BORDERS)
+    local_crops_number: int = _setting(0, "small crops for the student alone, where the objective uses them (ibot, dinov2)")
+    local_crops_size: int = _setting(16, "side of the local crops in pixels")
     canvas_scale: float = _setting(1.25, "side of the decoded canvas over image_size")
 
     # Objective
     objective: str = _setting("vicreg", "SSL loss on the invariant part", tuple(OBJECTIVES))
     recon_weight: float = _setting(100.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline")
+    recon_from: str = _setting(
+        "masked", "where patches are hidden, the decoders read the masked views' features or those of a second pass", ("masked", "unmasked")
+    )
+    objective_options: str = _setting("", "further options of the objective as name=value,name=value; in a recipe also a mapping")
     projector_dim: int = _setting(512, "hidden width of the objective's projection head")
 
     # Optimisation
@@ -74,6 +82,8 @@ class PretrainArguments:
     layer_decay: float = _setting(1.0, "factor of the learning rate from each backbone layer to the one below it; 1 treats all alike")
     head_warmup_steps: int = _setting(0, "first steps, in which the backbone stays as it is and only the heads learn")
     weight_decay: float = _setting(0.05, "weight decay of matrices; biases, norms, tokens and positions have none")
+    weight_decay_end: float | None = _setting(None, "weight decay at the end of a cosine; by default it stays as it is")
+    patch_embed_lr_scale: float = _setting(1.0, "further factor on the learning rate of the patch embedding")
     max_grad_norm: float = _setting(3.0, "gradients are clipped to this norm")
     mixed_precision: str | None = _setting(None, "by default bf16 on GPUs that have it, else no", ("no", "bf16", "fp16"))
     seed: int = _setting(0, "seed of weights, order and views")
@@ -97,10 +107,11 @@ class PretrainArguments:
             self.image_size,
             self.patch_size,
             backbone_type=self.backbone,
-            backbone_kwargs={"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else None,
+            backbone_kwargs=self._backbone_kwargs(),
             feature_dim=self.feature_dim,
             equivariant_dim=self.equivariant_dim,
             num_intermediates=self.num_intermediates,
+            include_final=self.include_final,
             decoder_dim=self.decoder_dim,
             decoder_context=self.decoder_context,
             decoder_patch_dropout=self.decoder_patch_dropout,
@@ -113,12 +124,48 @@ class PretrainArguments:
         """Side of the decoded canvas in pixels."""
         return round(self.image_size * self.canvas_scale)
 
+    def _backbone_kwargs(self) -> dict[str, Any]:
+        kwargs = {"use_mask_token": True} if self.masking() else {}
+        for name, neutral in (("drop_path_rate", 0.0), ("layerscale_value", 1.0)):
+            if getattr(self, name) != neutral:
+                if self.backbone not in _DINO_BACKBONES:
+                    raise ValueError(f"{name} needs one of the backbones {', '.join(_DINO_BACKBONES)}, got {self.backbone}")
+                kwargs[name] = getattr(self, name)
+        return kwargs
+
+    def parsed_objective_options(self) -> NoOptions:
+        """The options of the chosen objective, of its own dataclass."""
+        return parse_options(OBJECTIVES[self.objective].Options, self.objective_options)
+
+    def masking(self) -> BlockMasking | None:
+        """How the objective hides patches from the student; None where it hides none."""
+        options = self.parsed_objective_options()
+        if not isinstance(options, TeacherOptions) or options.mask_probability == 0:
+            return None
+        if self.backbone == "vit_mae":
+            raise ValueError(
+                f"objective {self.objective} hides patches behind a mask token, which the encoder of vit_mae has not: "
+                "choose another backbone, or --objective_options mask_probability=0"
+            )
+        return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance)
+
+    def _check_local_crops(self) -> None:
+        if self.local_crops_number < 0:
+            raise ValueError(f"local_crops_number must not be negative, got {self.local_crops_number}")
+        if self.local_crops_number and not OBJECTIVES[self.objective].uses_local_crops:
+            users = ", ".join(name for name, objective in OBJECTIVES.items() if objective.uses_local_crops)
+            raise ValueError(f"local_crops_number must be 0 for the objective {self.objective}; local crops are used by {users}")
+        if self.local_crops_number and (self.local_crops_size < self.patch_size or self.local_crops_size % self.patch_size):
+            raise ValueError(f"local_crops_size must be a multiple of patch_size = {self.patch_size}, got {self.local_crops_size}")
+
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
         self.model_config()
+        self._check_local_crops()
         make_path(self.path, self.path_magnitude)
         positive = (
             "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm projector_dim "
+            "patch_embed_lr_scale layerscale_value "
             "logging_steps save_steps save_total_limit sample_steps"
         )
         for name in positive.split():
@@ -149,6 +196,8 @@ class PretrainArguments:
         """Write all settings as a recipe."""
         write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
+
+_DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 # What may differ when a run is resumed: nothing here changes the steps that are already done.
 _MAY_CHANGE_ON_RESUME = {
@@ -226,6 +275,8 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
     for key, value in recipe.items():
         if isinstance(value, bool):
             flags.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, dict):  # objective_options, written out
+            flags.append(f"--{key}=" + ",".join(f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()))
         elif value is not None:
             flags.append(f"--{key}={value}")
     return flags

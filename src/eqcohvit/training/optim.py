@@ -1,48 +1,67 @@
-"""Optimizer and schedules, as pure functions of the step."""
+"""AdamW with the usual rules for weight decay and for learning rates per layer; the values of a step are set from outside."""
 
 from __future__ import annotations
 
-import math
 import re
 
 import torch
 from torch import nn
 
+from ..objectives.heads import Prototypes
+from .schedules import StepValues
+
 _BACKBONE = re.compile(r"(?:^|\.)backbone\.(.+)")
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-_NOT_DECAYED = ("position_embeddings", "cls_token", "mask_token", "register_tokens")
+_NOT_DECAYED = ("position_embeddings", "cls_token", "mask_token", "register_tokens", "distillation_token")
 
 
 def make_optimizer(
-    module: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0, betas: tuple[float, float] = (0.9, 0.999)
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    patch_embed_lr_scale: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
     """AdamW on the trainable parameters; biases, norms, tokens and position embeddings are not decayed.
 
-    Each group has an `lr_scale` (`learning_rate_scales`) and `is_backbone`, which `set_learning_rate` reads.
+    Each group has an `lr_scale` (`learning_rate_scales`), and says whether it `is_backbone`, `is_last_layer` (the prototypes of a head) and
+    `is_decayed`, which `set_step` reads.
     """
-    scales = learning_rate_scales(module, layer_decay)
-    groups: dict[tuple, list[nn.Parameter]] = {}
+    scales = learning_rate_scales(module, layer_decay, patch_embed_lr_scale)
+    last_layers = {id(p) for part in module.modules() if isinstance(part, Prototypes) for p in part.parameters()}
+    groups: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.endswith(_NOT_DECAYED)
-            key = (_BACKBONE.search(name) is not None, scales[name], 0.0 if exempt else weight_decay)
+            is_decayed = parameter.ndim >= 2 and not name.endswith(_NOT_DECAYED)
+            key = (_BACKBONE.search(name) is not None, id(parameter) in last_layers, is_decayed, scales[name])
             groups.setdefault(key, []).append(parameter)
     settings = [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale, "is_backbone": is_backbone, "lr": learning_rate * scale}
-        for (is_backbone, scale, decay), parameters in groups.items()
+        {
+            "params": parameters,
+            "lr": learning_rate * scale,
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            "lr_scale": scale,
+            "is_backbone": is_backbone,
+            "is_last_layer": is_last_layer,
+            "is_decayed": is_decayed,
+        }
+        for (is_backbone, is_last_layer, is_decayed, scale), parameters in groups.items()
     ]
     return torch.optim.AdamW(settings, lr=learning_rate, betas=betas, fused=next(module.parameters()).is_cuda)
 
 
-def learning_rate_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
+def learning_rate_scales(module: nn.Module, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> dict[str, float]:
     """Layer-wise decay (arXiv:2106.08254, section 3.2): layer_decay ^ (number of layers between a parameter and the heads).
 
     In a backbone of L blocks, block i (from 0) has the factor layer_decay ^ (L - i), what comes before the blocks
-    layer_decay ^ (L + 1), and the last norm and all heads 1.
+    layer_decay ^ (L + 1), and the last norm and all heads 1. The patch embedding has one more factor
+    (https://github.com/facebookresearch/dinov2: 0.2).
     """
     depths = {name: _depth(name) for name, _ in module.named_parameters()}
     top = 1 + max((depth for depth in depths.values() if depth is not None), default=0)
-    return {name: layer_decay ** (top - (top if depth is None else depth)) for name, depth in depths.items()}
+    scales = {name: layer_decay ** (top - (top if depth is None else depth)) for name, depth in depths.items()}
+    return {name: scale * (patch_embed_lr_scale if "patch_embeddings." in name else 1.0) for name, scale in scales.items()}
 
 
 def _depth(name: str) -> int | None:
@@ -54,26 +73,13 @@ def _depth(name: str) -> int | None:
     return 0 if inside and "embeddings" in inside[1] else None
 
 
-def warmup_cosine(step: int, max_steps: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Linear from 0 to `peak` over `warmup_steps`, then a half cosine to `final` at `max_steps`; step counts from 0."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(1.0, progress)))
+def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
+    """Give each parameter group the learning rate and the weight decay of the step.
 
-
-def backbone_warmup(step: int, head_warmup_steps: int, warmup_steps: int) -> float:
-    """Factor of the backbone's learning rate: 0 while the heads warm up alone, then linear to 1 over `warmup_steps`."""
-    if step < head_warmup_steps:
-        return 0.0
-    return min(1.0, (step - head_warmup_steps + 1) / warmup_steps) if head_warmup_steps and warmup_steps else 1.0
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, backbone_factor: float = 1.0) -> None:
-    """Give each parameter group this learning rate times its `lr_scale`, and times `backbone_factor` where it is of the backbone.
-
-    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included: a frozen backbone that needs no other graph, wrapper or
-    checkpoint than a trained one.
+    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included: a frozen backbone or last layer that needs no other graph,
+    wrapper or checkpoint than a trained one.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_scale"] * (backbone_factor if group["is_backbone"] else 1.0)
+        rate = values.last_layer_learning_rate if group["is_last_layer"] else values.learning_rate
+        group["lr"] = rate * group["lr_scale"] * (values.backbone_factor if group["is_backbone"] else 1.0)
+        group["weight_decay"] = values.weight_decay if group["is_decayed"] else 0.0

@@ -6,44 +6,97 @@ import torch
 from torch import nn
 
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens, reconstruction_losses
-from ..objectives import Objective
+from ..objectives import Objective, ObjectiveInputs, Tokens
+from ..transforms import Views
+from .schedules import StepValues
+from .teacher import Teacher
 
 
 class PretrainModule(nn.Module):
-    """Encoder, decoders and objective together, so that one wrapper (DDP, mixed precision) covers all that is trained.
+    """Encoder, decoders, objective and teacher together, so that one wrapper (DDP, mixed precision) and one checkpoint cover them all.
 
     Args:
         model: encoder with its split head and decoders; what is exported in the end.
         objective: the SSL loss on the invariant part, with its own heads.
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
+        recon_from: where patches are hidden from the student, the decoders read the features of the `"masked"` views, or those of a second
+            pass over the `"unmasked"` ones.
     """
 
-    def __init__(self, model: EqCohViTForPreTraining, objective: Objective, recon_weight: float):
+    def __init__(self, model: EqCohViTForPreTraining, objective: Objective, recon_weight: float, recon_from: str = "masked"):
         super().__init__()
         if recon_weight < 0:
             raise ValueError(f"recon_weight must not be negative, got {recon_weight}")
-        self.model, self.objective, self.recon_weight = model, objective, recon_weight
+        if recon_from not in ("masked", "unmasked"):
+            raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
+        self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
+        self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
-    def forward(self, first: torch.Tensor, end: torch.Tensor, intermediates: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Views v1, v2 (B, 3, H, H) and targets (B, K, 3, H, H) -> terms.
+    def forward(self, views: Views, values: StepValues) -> dict[str, torch.Tensor]:
+        """The views of B images and the values of the step -> terms.
 
-        `loss` is what to minimise; `ssl/...` sum up to the SSL loss; `recon/u_k` are the mean squared errors of the K states before the
-        weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
+        `loss` is what to minimise; `ssl/...` sum up to the SSL loss; `recon/u_k` (`recon/v2` for the final state) are the mean squared
+        errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
         """
-        config = self.model.config
-        outputs = self.model.eqcohvit(torch.cat([first, end]))
-        pooled = pool_tokens(outputs.invariant_features, config.num_prefix_tokens, "cls")
-        terms = self.objective(*pooled.chunk(2))
-        loss = torch.stack(list(terms.values())).sum()
+        images = torch.cat([views.first, views.end])
+        masks = None if views.masks is None else views.masks.transpose(0, 1)
+        invariant, equivariant = self._encode(images, masks)
+        inputs = ObjectiveInputs(
+            invariant=self._tokens(invariant),
+            equivariant=self._tokens(equivariant),
+            images=images.unflatten(0, (2, -1)),
+            parameters=views.parameters,
+            local=None if views.local is None else self._encode_local(views.local),
+            masks=masks,
+            teacher=self._teach(images),
+            teacher_temperature=values.teacher_temperature,
+        )
+        terms = self.objective(inputs, self.teacher.head if self.teacher else None)
+        loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
         if self.recon_weight > 0:
-            reconstructions = self.model.reconstruct(*outputs.equivariant_features.chunk(2), first.shape[-2:])
-            errors = reconstruction_losses(reconstructions, intermediates)
-            loss = loss + self.recon_weight * errors.mean()
-            terms |= {f"recon/u_{k}": error for k, error in enumerate(errors.unbind(), start=1)}
+            if masks is not None and self.recon_from == "unmasked":
+                _, equivariant = self._encode(images, None)
+            errors = self._reconstruction_errors(equivariant, views)
+            loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
+            terms |= errors
         with torch.no_grad():
-            equivariant = pool_tokens(outputs.equivariant_features, config.num_prefix_tokens, "mean")
-            terms["std/invariant"] = pooled.float().std(dim=0).mean()
-            terms["std/equivariant"] = equivariant.float().std(dim=0).mean()
+            terms["std/invariant"] = inputs.invariant.cls.flatten(0, 1).float().std(dim=0).mean()
+            terms["std/equivariant"] = inputs.equivariant.patches.mean(dim=2).flatten(0, 1).float().std(dim=0).mean()
         return {"loss": loss, **terms}
+
+    def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d)."""
+        kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
+        outputs = self.model.eqcohvit(images, **kwargs)
+        return outputs.invariant_features, outputs.equivariant_features
+
+    def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
+        """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
+        invariant, _ = self._encode(crops.transpose(0, 1).flatten(0, 1), None)
+        return self._pool(invariant).unflatten(0, (crops.shape[1], -1))
+
+    @torch.no_grad()
+    def _teach(self, images: torch.Tensor) -> Tokens | None:
+        return self._tokens(self.teacher.encoder(images).invariant_features) if self.teacher else None
+
+    def _pool(self, features: torch.Tensor) -> torch.Tensor:
+        return pool_tokens(features, self.model.config.num_prefix_tokens, "cls")
+
+    def _tokens(self, features: torch.Tensor) -> Tokens:
+        """(V * B, P + N, d) -> CLS (V, B, d) and patches (V, B, N, d)."""
+        patches = pool_tokens(features, self.model.config.num_prefix_tokens, "patches")
+        return Tokens(self._pool(features).unflatten(0, (2, -1)), patches.unflatten(0, (2, -1)))
+
+    def _reconstruction_errors(self, equivariant: torch.Tensor, views: Views) -> dict[str, torch.Tensor]:
+        config = self.model.config
+        reconstructions = self.model.reconstruct(*equivariant.chunk(2), views.first.shape[-2:])
+        errors = reconstruction_losses(reconstructions, views.intermediates).unbind()
+        names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
+        return dict(zip(names, errors, strict=True))
+
+    def update_teacher(self, momentum: float) -> None:
+        """To be called after each optimizer step."""
+        if self.teacher:
+            self.teacher.update(self.model.eqcohvit, self.objective.head, momentum)

@@ -1,6 +1,7 @@
 """The views of a training sample: sampled parameters first, then one fused rendering from the canvas (paper, sections 3.1 and 3.2).
 
-    v1 = A1(I),  u = A2(I),  v2 = g(u),  targets u_k = g at k / (K + 1) of the way, applied to u
+    v1 = A1(I),  u = A2(I),  v2 = g(u),  targets u_k = g at k / (K + 1) of the way, applied to u,
+    local crops of I,  masks of the patches of v1 and v2
 
 Crop, flip and path compose into one map per view, so each view is a single interpolation from the canvas. Colour operations of A2 are
 shared by u_k and v2, with one contrast pivot per sample, so that they differ by g alone.
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from . import ops
+from .masks import BlockMasking
 from .paths import SampledPath, TransformationPath, intermediate_fractions
 from .random import uniforms
 
-_FIRST, _SECOND, _PATH = range(3)  # random streams
+# Random streams; the local crops take those from _LOCAL on.
+_FIRST, _SECOND, _PATH, _MASK_FIRST, _MASK_END = range(5)
+_LOCAL = 16
 _NUM_DRAWS = 16
 
 
@@ -43,16 +47,31 @@ class Augmentation:
 
 
 _RATIO = (3 / 4, 4 / 3)
-# (first view, second view) of each recipe. SimCLR: arXiv:2002.05709, appendix A. VICReg: arXiv:2105.04906, appendix C.1.
-AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation]] = {
-    "path_only": (Augmentation(), Augmentation()),
-    "simclr": (Augmentation((0.08, 1.0), _RATIO, 0.5, (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5),) * 2,
-    "vicreg": (
-        Augmentation((0.08, 1.0), _RATIO, 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, solarize_probability=0.1),
-        Augmentation((0.08, 1.0), _RATIO, 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, solarize_probability=0.1),
-    ),
+_COLOR = (0.4, 0.4, 0.2, 0.1)
+
+
+def _multi_crop(split: float) -> tuple[Augmentation, Augmentation, Augmentation]:
+    """Global crops of more, local crops of less than the share `split` of the image."""
+    return (
+        Augmentation((split, 1.0), _RATIO, 0.5, _COLOR, 0.8, 0.2, 1.0),
+        Augmentation((split, 1.0), _RATIO, 0.5, _COLOR, 0.8, 0.2, 0.1, solarize_probability=0.2),
+        Augmentation((0.05, split), _RATIO, 0.5, _COLOR, 0.8, 0.2, 0.5),
+    )
+
+
+# (first view, second view, local crops) of each recipe. SimCLR: arXiv:2002.05709, appendix A. VICReg: arXiv:2105.04906, appendix C.1.
+# iBOT: arXiv:2111.07832, appendix E (global crops from 0.25 on). DINOv2: arXiv:2304.07193 (from 0.32 on).
+AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
+    "path_only": (Augmentation(), Augmentation(), Augmentation((0.1, 0.4), _RATIO)),
+    "simclr": (Augmentation((0.08, 1.0), _RATIO, 0.5, (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5),) * 3,
+    "vicreg": (Augmentation((0.08, 1.0), _RATIO, 0.5, _COLOR, 0.8, 0.2, 0.5, solarize_probability=0.1),) * 3,
+    "ibot": _multi_crop(0.25),
+    "dinov2": _multi_crop(0.32),
     # Milder crops for images of few pixels, where 8 % of the area is a handful of them.
-    "small": (Augmentation((0.3, 1.0), _RATIO, 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2),) * 2,
+    "small": (
+        *(Augmentation((0.3, 1.0), _RATIO, 0.5, _COLOR, 0.8, 0.2),) * 2,
+        Augmentation((0.15, 0.4), _RATIO, 0.5, _COLOR, 0.8, 0.2),
+    ),
 }
 
 
@@ -70,14 +89,17 @@ class ViewParameters:
 class Views:
     """Rendered views in the encoder's normalised pixels.
 
-    first, end: (B, 3, H, H) views v1 and v2. intermediates: (B, K, 3, H, H) targets u_1 .. u_K, or None where not asked for.
-    parameters: (B, P) of the transformation g.
+    first, end: (B, 3, H, H) the global views v1 and v2. intermediates: (B, K, 3, H, H) targets u_1 .. u_K, with v2 as one more where the
+    final state is a target too, or None where not asked for. parameters: (B, P) of the transformation g, in its path's units.
+    local: (B, L, 3, h, h) local crops, or None. masks: (B, 2, N) booleans, true where a patch of v1, v2 is hidden, or None.
     """
 
     first: torch.Tensor
     end: torch.Tensor
     intermediates: torch.Tensor | None
     parameters: torch.Tensor
+    local: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
 
 
 def sample_view(augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Tensor, image_size: int) -> ViewParameters:
@@ -110,15 +132,27 @@ def sample_view(augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Te
     return ViewParameters(crop, color, sigma, draw[13] < a.solarize_probability)
 
 
+@dataclass(frozen=True)
+class MultiCrop:
+    """`number` local crops of `size` pixels, seen by the student alone (arXiv:2006.09882, section 3.3)."""
+
+    number: int
+    size: int
+
+
 class ViewRenderer:
     """Draws and renders the views of a batch of canvases.
 
     Args:
         path: the transformation path of the second view.
-        image_size: side H of every view in pixels.
+        image_size: side H of the global views in pixels.
         num_intermediates: K.
         augmentation: a key of `AUGMENTATIONS`; `"path_only"` leaves v1 = I and u = I (the paper's "rot"), the others are its "all".
         border: what lies outside a moved view: `"canvas"` (the photograph goes on), `"zeros"` (black), `"reflection"`.
+        include_final: whether v2 is a target as well, after u_K (the paper's "2 + final").
+        local_crops: number and size of the local crops; None for none.
+        masking: how the patches of both global views are masked; None for not at all.
+        patch_size: side of a patch in pixels, for the masks.
         mean, std: normalisation of the encoder, per channel.
     """
 
@@ -129,6 +163,10 @@ class ViewRenderer:
         num_intermediates: int = 2,
         augmentation: str = "path_only",
         border: str = "canvas",
+        include_final: bool = False,
+        local_crops: MultiCrop | None = None,
+        masking: BlockMasking | None = None,
+        patch_size: int = 16,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
         seed: int = 0,
@@ -140,9 +178,15 @@ class ViewRenderer:
         if num_intermediates < 1:
             raise ValueError(f"num_intermediates must be at least 1, got {num_intermediates}")
         self.path, self.image_size, self.border, self.seed = path, image_size, border, seed
-        self.num_intermediates = num_intermediates
-        self.augmentations = AUGMENTATIONS[augmentation]
+        self.num_intermediates, self.include_final = num_intermediates, include_final
+        self.local_crops, self.masking, self.patch_size = local_crops, masking, patch_size
+        *self.augmentations, self.local_augmentation = AUGMENTATIONS[augmentation]
         self.mean, self.std = mean, std
+
+    @property
+    def target_fractions(self) -> list[float]:
+        """How far along the path each target lies: k / (K + 1), and 1 where the final state is one."""
+        return intermediate_fractions(self.num_intermediates) + [1.0] * self.include_final
 
     def sample(
         self, epochs: torch.Tensor, keys: torch.Tensor, sizes: torch.Tensor
@@ -161,13 +205,37 @@ class ViewRenderer:
         """uint8 canvases (B, 3, S, S), sizes (B, 2), epochs (B,), sample keys (B,), all on one device -> views."""
         first, second, path = self.sample(epochs, keys, sizes)
         fractions = (intermediate_fractions(self.num_intermediates) if with_intermediates else []) + [1.0]
-        images = self._render(canvases.float().div_(255), first, second, path, fractions)
+        canvases = canvases.float().div_(255)
+        images = self._render(canvases, first, second, path, fractions)
         return Views(
             first=images[:, 0],
             end=images[:, -1],
-            intermediates=images[:, 1:-1] if with_intermediates else None,
+            intermediates=images[:, 1 : len(self.target_fractions) + 1] if with_intermediates else None,
             parameters=path.parameters,
+            local=self._render_local(canvases, sizes, epochs, keys) if self.local_crops else None,
+            masks=self._sample_masks(epochs, keys) if self.masking else None,
         )
+
+    def _sample_masks(self, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        grid = self.image_size // self.patch_size
+        masks = [self.masking.sample(self.seed, epochs, keys, stream, grid) for stream in (_MASK_FIRST, _MASK_END)]
+        return torch.stack(masks, dim=1)
+
+    def _render_local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Canvases (B, 3, S, S) in [0, 1] -> local crops (B, L, 3, h, h), all read in one launch."""
+        augmentation, number = self.local_augmentation, self.local_crops.number
+        crops = [
+            sample_view(augmentation, uniforms(self.seed, epochs, keys, _LOCAL + i, _NUM_DRAWS), sizes, self.image_size)
+            for i in range(number)
+        ]
+        crop = torch.stack([c.crop for c in crops], dim=1)
+        identity = torch.eye(3, device=canvases.device).expand_as(crop)
+        grid, _ = ops.sampling_grid(crop, identity, self.local_crops.size, "canvas")
+        images = ops.sample(canvases, grid).flatten(0, 1)
+        pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(number)
+        parameters = (torch.stack([getattr(c, name) for c in crops], dim=1).flatten(0, 1) for name in ("color", "sigma", "solarize"))
+        images, _ = _photometric(images, [augmentation], pivot, *parameters)
+        return self.normalize(images.unflatten(0, (len(canvases), number)))
 
     def _render(
         self, canvases: torch.Tensor, first: ViewParameters, second: ViewParameters, path: SampledPath, fractions: list[float]
@@ -181,19 +249,11 @@ class ViewRenderer:
         grid, coverage = ops.sampling_grid(crop, motion, self.image_size, self.border)
         images = ops.sample(canvases, grid).flatten(0, 1)
 
-        def per_view(of_first: torch.Tensor, of_second: torch.Tensor) -> torch.Tensor:
-            return torch.stack([of_first] + [of_second] * num_moved, dim=1).flatten(0, 1)
+        def per_view(name: str) -> torch.Tensor:
+            return torch.stack([getattr(first, name)] + [getattr(second, name)] * num_moved, dim=1).flatten(0, 1)
 
-        colored = any(a.color_probability or a.grey_probability for a in self.augmentations)
-        pivot = None
-        if colored or steps[0].color is not None:
-            pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(num_moved + 1)
-        if colored:
-            images, pivot = ops.adjust_color(images, per_view(first.color, second.color), pivot)
-        if any(a.blur_probability for a in self.augmentations):
-            images = ops.gaussian_blur(images, per_view(first.sigma, second.sigma))
-        if any(a.solarize_probability for a in self.augmentations):
-            images = ops.solarize(images, per_view(first.solarize, second.solarize))
+        pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(num_moved + 1)
+        images, pivot = _photometric(images, self.augmentations, pivot, *map(per_view, ("color", "sigma", "solarize")))
         if steps[0].color is not None:
             unchanged = torch.zeros_like(steps[0].color) + steps[0].color.new_tensor([1, 1, 1, 0])
             images, _ = ops.adjust_color(images, torch.stack([unchanged] + [step.color for step in steps], dim=1).flatten(0, 1), pivot)
@@ -209,3 +269,24 @@ class ViewRenderer:
         """(..., 3, H, W) in [0, 1] -> normalised."""
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
+
+
+def _photometric(
+    images: torch.Tensor,
+    augmentations: list[Augmentation],
+    pivot: torch.Tensor,
+    color: torch.Tensor,
+    sigma: torch.Tensor,
+    solarize: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colour, blur and solarisation of images (N, 3, H, H) by drawn parameters (N, ...), leaving out what none of the augmentations has.
+
+    Returns the contrast pivots (N,) after the colour operations too.
+    """
+    if any(a.color_probability or a.grey_probability for a in augmentations):
+        images, pivot = ops.adjust_color(images, color, pivot)
+    if any(a.blur_probability for a in augmentations):
+        images = ops.gaussian_blur(images, sigma)
+    if any(a.solarize_probability for a in augmentations):
+        images = ops.solarize(images, solarize)
+    return images, pivot

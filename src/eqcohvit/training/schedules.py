@@ -1,0 +1,66 @@
+"""What changes in the course of a run, as values indexed by the step: a resumed run needs the step alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..objectives import TeacherOptions
+from .arguments import PretrainArguments
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The values of one step.
+
+    `last_layer_learning_rate` is that of the prototypes of a head, 0 while they are frozen; `backbone_factor` scales the learning rate of
+    the backbone.
+    """
+
+    learning_rate: float
+    last_layer_learning_rate: float
+    weight_decay: float
+    backbone_factor: float = 1.0
+    teacher_momentum: float = 1.0
+    teacher_temperature: float = 1.0
+
+
+def warmup_cosine(step: int, max_steps: int, warmup_steps: int, peak: float, final: float) -> float:
+    """Linear from 0 to `peak` over `warmup_steps`, then a half cosine to `final` at `max_steps`; step counts from 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def linear_warmup(step: int, num_steps: int, start: float, end: float) -> float:
+    """Linear from `start` at step 0 to `end` at step `num_steps`, and there it stays."""
+    return end if step >= num_steps else start + (end - start) * step / num_steps
+
+
+def backbone_warmup(step: int, head_warmup_steps: int, warmup_steps: int) -> float:
+    """Factor of the backbone's learning rate: 0 while the heads warm up alone, then linear to 1 over `warmup_steps`."""
+    if step < head_warmup_steps:
+        return 0.0
+    return min(1.0, (step - head_warmup_steps + 1) / warmup_steps) if head_warmup_steps and warmup_steps else 1.0
+
+
+def step_values(step: int, args: PretrainArguments) -> StepValues:
+    """All scheduled values of the step, counted from 0."""
+    learning_rate = warmup_cosine(step, args.max_steps, args.warmup_steps, args.learning_rate, args.min_learning_rate)
+    weight_decay_end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
+    weight_decay = warmup_cosine(step, args.max_steps, 0, args.weight_decay, weight_decay_end)
+    backbone_factor = backbone_warmup(step, args.head_warmup_steps, args.warmup_steps)
+    options = args.parsed_objective_options()
+    if not isinstance(options, TeacherOptions):
+        return StepValues(learning_rate, learning_rate, weight_decay, backbone_factor)
+    return StepValues(
+        learning_rate,
+        0.0 if step < options.freeze_last_layer_steps else learning_rate,
+        weight_decay,
+        backbone_factor,
+        teacher_momentum=warmup_cosine(step, args.max_steps, 0, options.teacher_momentum, 1.0),
+        teacher_temperature=linear_warmup(
+            step, options.teacher_temperature_steps, options.teacher_temperature_start, options.teacher_temperature
+        ),
+    )

@@ -1,0 +1,44 @@
+"""The EMA teacher: encoder and objective head that follow the student's, without a graph."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from ..hub.modeling_eqcohvit import EqCohViTModel
+
+
+class Teacher(nn.Module):
+    """Copies of the student's encoder (backbone and feature head) and of the objective's head (arXiv:2104.14294, section 3.1).
+
+    A part of the trained module, so that checkpoints hold it, but frozen and always in evaluation mode: no stochastic depth, no dropout.
+    All processes start from the same student and average the same students, so that their teachers stay equal without communication.
+    """
+
+    def __init__(self, encoder: EqCohViTModel, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = copy.deepcopy(encoder), copy.deepcopy(head)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)
+
+    @torch.no_grad()
+    def reset(self, encoder: EqCohViTModel, head: nn.Module) -> None:
+        """Start again from the student."""
+        self.encoder.load_state_dict(encoder.state_dict())
+        self.head.load_state_dict(head.state_dict())
+
+    @torch.no_grad()
+    def update(self, encoder: EqCohViTModel, head: nn.Module, momentum: float) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student, in one multi-tensor launch; buffers are copied."""
+        for mine, theirs in ((self.encoder, encoder), (self.head, head)):
+            students = dict(theirs.named_parameters())
+            names, parameters = zip(*mine.named_parameters(), strict=True)
+            torch._foreach_lerp_(list(parameters), [students[name].detach() for name in names], 1 - momentum)
+            buffers = dict(theirs.named_buffers())
+            for name, buffer in mine.named_buffers():
+                buffer.copy_(buffers[name])
