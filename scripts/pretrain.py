@@ -28,7 +28,7 @@ from eqcohvit.training.checkpoint import CheckpointError, load_checkpoint, on_ma
 from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
 from eqcohvit.training.optim import make_optimizer, set_step
 from eqcohvit.training.schedules import step_values
-from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals
+from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals, leave
 from eqcohvit.transforms import ViewRenderer
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
@@ -211,4 +211,4 @@ def cli(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    leave(cli())

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,21 @@ REPEAT_SECONDS = 2.0  # launchers pass on a signal that the scheduler has sent t
 PATIENCE = timedelta(minutes=30)
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 _Item = TypeVar("_Item")
+_groups: list[Any] = []
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code.
+
+    The destructor of a gloo group waits for its threads while it holds the lock that they need
+    (https://github.com/pytorch/pytorch/issues/56297),
+    so that a run of several processes could hang where it has finished or failed. Such a process goes without destructors.
+    """
+    if not _groups:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class StopRequested(BaseException):
@@ -80,6 +96,7 @@ class StopSignals:
         """Let all processes of the default group stop together; called once by each of them."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
+            _groups.extend((dist.group.WORLD, self._group))
 
     def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
         """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to stop.
