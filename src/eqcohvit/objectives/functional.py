@@ -17,18 +17,18 @@ def vicreg_terms(
     first, end = gather(first.float()), gather(end.float())
     return {
         "ssl/invariance": invariance_weight * F.mse_loss(first, end),
-        "ssl/variance": variance_weight * (_variance(first) + _variance(end)),
-        "ssl/covariance": covariance_weight * (_covariance(first) + _covariance(end)),
+        "ssl/variance": variance_weight * (variance_hinge(first) + variance_hinge(end)),
+        "ssl/covariance": covariance_weight * (covariance_penalty(first) + covariance_penalty(end)),
     }
 
 
-def _variance(embeddings: torch.Tensor) -> torch.Tensor:
-    """Hinge that keeps each dimension's standard deviation at 1 or above."""
+def variance_hinge(embeddings: torch.Tensor) -> torch.Tensor:
+    """Hinge that keeps each dimension's standard deviation at 1 or above, on gathered embeddings (B, d) (arXiv:2105.04906, equation 1)."""
     return F.relu(1 - (embeddings.var(dim=0) + 1e-4).sqrt()).mean()
 
 
-def _covariance(embeddings: torch.Tensor) -> torch.Tensor:
-    """Sum of the squared off-diagonal covariances over the dimension."""
+def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
+    """Sum of the squared off-diagonal covariances over the dimension, of gathered embeddings (B, d) (equation 4)."""
     centred = embeddings - embeddings.mean(dim=0)
     covariance = centred.T @ centred / (len(centred) - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / embeddings.shape[1]
@@ -68,7 +68,7 @@ def sinkhorn_targets(logits: torch.Tensor, valid: torch.Tensor, temperature: flo
     """
     logits = logits.float() / temperature
     scores = torch.exp(logits - all_max(logits.amax().reshape(1))) * valid[:, None]
-    count = all_sum(valid.float().sum())
+    count = all_sum(valid.float().sum()).clamp_min(1)
     for _ in range(num_iterations):
         scores = scores / (all_sum(scores.sum(dim=0)).clamp_min(_TINY) * scores.shape[1])
         scores = scores / (scores.sum(dim=1, keepdim=True).clamp_min(_TINY) * count)

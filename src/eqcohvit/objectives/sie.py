@@ -1,0 +1,78 @@
+"""SIE (arXiv:2302.10283), a baseline that knows g: VICReg on split embeddings, with a predictor that moves the equivariant half along g.
+
+Written from the paper's description. The equivariant part is trained here by the predictor; for the paper's comparison leave the
+reconstruction out (`recon_weight` 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
+from .distributed import gather
+from .functional import covariance_penalty, variance_hinge
+from .heads import projector
+
+
+@dataclass(frozen=True)
+class SIEOptions(NoOptions):
+    """Weights of section 4.2 and appendix B of the paper."""
+
+    invariance_weight: float = 10.0
+    equivariance_weight: float = 4.5
+    variance_weight: float = 10.0
+    covariance_weight: float = 1.0
+
+
+class HyperPredictor(nn.Module):
+    """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (section 4.1).
+
+    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike the paper's, because here the identity has the
+    parameters 0 (a unit quaternion there); it starts at the identity map.
+    """
+
+    def __init__(self, dim: int, parameter_limits: tuple[tuple[float, float], ...]):
+        super().__init__()
+        self.dim = dim
+        low, high = torch.tensor(parameter_limits).unbind(dim=-1)
+        self.register_buffer("centre", (low + high) / 2, persistent=False)
+        self.register_buffer("reach", (high - low) / 2, persistent=False)
+        self.hypernetwork = nn.Linear(len(parameter_limits), dim * dim)
+        nn.init.normal_(self.hypernetwork.weight, std=dim**-0.5)
+        with torch.no_grad():
+            self.hypernetwork.bias.copy_(torch.eye(dim).flatten())
+
+    def forward(self, embeddings: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, dim) of the first view, parameters (B, P) of g -> predicted embeddings (B, dim) of the end view."""
+        weights = self.hypernetwork((parameters - self.centre) / self.reach).unflatten(1, (self.dim, self.dim))
+        return torch.einsum("bij,bj->bi", weights, embeddings)
+
+
+class SIE(Objective):
+    """Reads the CLS features of both parts, and the parameters of g."""
+
+    Options = SIEOptions
+
+    def __init__(self, sizes: ObjectiveSizes, options: SIEOptions):
+        super().__init__()
+        self.invariant_expander = projector(sizes.invariant_dim, sizes.projector_dim, sizes.projector_dim, num_layers=3)
+        self.equivariant_expander = projector(sizes.equivariant_dim, sizes.projector_dim, sizes.projector_dim, num_layers=3)
+        self.predictor = HyperPredictor(sizes.projector_dim, sizes.parameter_limits)
+        self.options = options
+
+    def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        options = self.options
+        invariant = self.invariant_expander(inputs.invariant.cls.flatten(0, 1)).float().chunk(2)
+        equivariant = self.equivariant_expander(inputs.equivariant.cls.flatten(0, 1)).float().chunk(2)
+        predicted = self.predictor(equivariant[0], inputs.parameters)
+        whole = [gather(torch.cat(parts, dim=1)) for parts in zip(invariant, equivariant, strict=True)]
+        return {
+            "ssl/invariance": options.invariance_weight * F.mse_loss(*invariant),
+            "ssl/equivariance": options.equivariance_weight * F.mse_loss(predicted.float(), equivariant[1]),
+            "ssl/variance": options.variance_weight * (sum(map(variance_hinge, whole)) + variance_hinge(gather(predicted.float()))),
+            "ssl/covariance": options.covariance_weight * sum(map(covariance_penalty, whole)),
+        }
