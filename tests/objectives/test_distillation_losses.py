@@ -66,7 +66,8 @@ def test_masked_patch_loss_averages_over_an_images_patches_then_over_images():
 def test_koleo_loss_is_the_mean_log_distance_to_the_nearest_neighbour():
     features = randn(6, 4)
     unit = [f / f.norm() for f in features]
-    nearest = [min((torch.linalg.vector_norm(a - b) for j, b in enumerate(unit) if j != i), key=lambda d: d.item()) for i, a in enumerate(unit)]
+    distances = [[torch.linalg.vector_norm(a - b) for b in unit if b is not a] for a in unit]
+    nearest = [min(row, key=lambda distance: distance.item()) for row in distances]
     assert_same_value_and_gradients(koleo_loss(features, eps=0.0), -sum(torch.log(d) for d in nearest) / 6, features)
 
 
