@@ -18,31 +18,16 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from eqcohvit.export import save_hub_folder
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
+from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
-
-Weights = dict[str, torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What became of one key of the source, or where one key of the target came from."""
-
-    action: str  # "copied", "split", "dropped" or "new"
-    source: str | None
-    targets: tuple[str, ...]
-    shape: tuple[int, ...]
-
+from eqcohvit.training.warm_start import Entry, Weights, fill, read_transformers
 
 # ---------------------------------------------------------------------------------------------------- official state dicts
 # Source key without the block's number -> target keys; several targets share the source's rows equally.
@@ -153,38 +138,6 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
     return config | {"model_type": "dinov2", "use_mask_token": "mask_token" in weights}
 
 
-# ------------------------------------------------------------------------------------------------------------- transformers
-
-
-def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[float], list[float]]:
-    """Backbone configuration, tensors, report, and the normalisation of its image processor (ImageNet's where it has none)."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except OSError as error:
-        raise ValueError(f"no model at {source}: {str(error).splitlines()[0]}") from None
-    if config.model_type not in SUPPORTED_BACKBONES:
-        raise ValueError(f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}")
-    try:
-        model, info = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(f"no weights at {source}: {str(error).splitlines()[0]}") from None
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ValueError(f"{source}: expected all weights of {type(model).__name__}, but {len(missing)} are missing, first {missing[0]}")
-    weights, report = {}, [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
-    for key, tensor in model.state_dict().items():
-        kept = not key.startswith("pooler.")
-        report.append(Entry("copied" if kept else "dropped", key, (key,) if kept else (), tuple(tensor.shape)))
-        if kept:
-            weights[key] = tensor
-    try:
-        processor = ImageProcessingMixin.get_image_processor_dict(source)[0]  # its class may need torchvision, its numbers do not
-    except OSError:
-        processor = {}
-    mean, std = processor.get("image_mean") or IMAGENET_DEFAULT_MEAN, processor.get("image_std") or IMAGENET_DEFAULT_STD
-    return config.to_dict(), weights, report, list(mean), list(std)
-
-
 # --------------------------------------------------------------------------------------------------------------------- main
 
 
@@ -204,31 +157,10 @@ def convert(
     else:
         backbone, weights, report, mean, std = read_transformers(source)
     model = EqCohViTForPreTraining(EqCohViTConfig(backbone_config=backbone, **head))
-    _fill(model.eqcohvit.backbone, weights, report, source)
+    fill(model.eqcohvit.backbone, weights, source, report)
     prefix = "eqcohvit.backbone."
     report += [Entry("new", None, (key,), tuple(t.shape)) for key, t in model.state_dict().items() if not key.startswith(prefix)]
     return model.eval(), report, mean, std
-
-
-def _fill(backbone: torch.nn.Module, weights: Weights, report: list[Entry], source: str) -> None:
-    """Load the tensors; each must have its place and its shape, and no place may stay empty."""
-    expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
-    for key in [key for key in weights if key not in expected and key.endswith("mask_token")]:
-        weights.pop(key)  # a backbone that was made without masking
-        index = next(i for i, entry in enumerate(report) if key in entry.targets)
-        report[index] = dataclasses.replace(report[index], action="dropped", targets=())
-    problems: list[tuple[set[str], Callable[[str], str]]] = [
-        (expected.keys() - weights.keys(), lambda key: f"expected {key} of shape {expected[key]}, found nothing of that name"),
-        (weights.keys() - expected.keys(), lambda key: f"found {key} of shape {tuple(weights[key].shape)}, which has no place"),
-        (
-            {key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]},
-            lambda key: f"expected {key} of shape {expected[key]}, found {tuple(weights[key].shape)}",
-        ),
-    ]
-    for keys, describe in problems:
-        if keys:
-            raise ValueError(f"{source}: {describe(sorted(keys)[0])} ({len(keys)} such tensors)")
-    backbone.load_state_dict(weights)
 
 
 def format_report(report: list[Entry]) -> str:

@@ -3,7 +3,8 @@
 
     python scripts/pretrain.py                                           # embedded sprites, small model, minutes on two CPU cores
     accelerate launch scripts/pretrain.py --train_dir ~/photos --output_dir runs/photos
-    accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_vicreg_rotation.yaml
+    accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_rotation.yaml
+    accelerate launch scripts/pretrain.py --init_from facebook/dinov2-small --train_dir ~/photos --output_dir runs/continued
 
 Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds metrics.jsonl, samples/, checkpoints/ and model/.
 """
@@ -19,16 +20,22 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.data import CanvasStream, TooManyBadImages, open_source
+from eqcohvit.data import CanvasStream, Source, TooManyBadImages, hold_out, open_source
+from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 from eqcohvit.export import push_hub_folder, read_run, render_card, save_hub_folder
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
-from eqcohvit.training.build import build_model, build_module, build_renderer
-from eqcohvit.training.checkpoint import CheckpointError, load_checkpoint, on_main_process, open_run, save_checkpoint
-from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
+from eqcohvit.training.build import build
+from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
+from eqcohvit.training.finite import check_step, check_weights
+from eqcohvit.training.health import HealthWatch
+from eqcohvit.training.lora import merged
+from eqcohvit.training.monitor import MetricsLog, Progress, save_samples
 from eqcohvit.training.optim import make_optimizer, set_step
+from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.training.schedules import step_values
 from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals, leave
+from eqcohvit.training.warm_start import complete_settings, describe_run
 from eqcohvit.transforms import ViewRenderer
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
@@ -39,9 +46,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     output_dir = Path(args.output_dir)
     precision = args.mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
     with stop.interruptible():
-        source = open_source(
-            args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, args.train_dir, args.image_column
-        )
+        source, guard = open_sources(args)
         accelerator = Accelerator(
             mixed_precision=precision,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -49,14 +54,18 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
             project_dir=str(output_dir),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        transformers_logging.disable_progress_bar()
+        set_seed(args.seed)
+        built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
     checkpoint = on_main_process(accelerator, lambda: open_run(output_dir, args))
     stop.connect()
-    transformers_logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
 
     # ------------------------------------------------------------------ model, objective, optimizer
-    set_seed(args.seed)
-    module = build_module(args, build_model(args)).to(accelerator.device)
+    if built is None:
+        built = build(args, checkpoint, report=accelerator.print)
+    module, renderer = built
+    module.to(accelerator.device)
     set_seed(args.seed, device_specific=True)
     optimizer = make_optimizer(module, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
     module, optimizer = accelerator.prepare(module, optimizer)
@@ -83,7 +92,6 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         bad_images_path=output_dir / "bad_images.jsonl",
         position=state["ranks"][rank]["position"],
     )
-    renderer = build_renderer(args)
     batches = iter(stream)
 
     # ------------------------------------------------------------------ train
@@ -93,18 +101,34 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
     if args.report_to != "none":
         accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
-    num_parameters = sum(p.numel() for p in accelerator.unwrap_model(module).model.eqcohvit.parameters())
+    trained = accelerator.unwrap_model(module)
     accelerator.print(
-        f"{args.objective} + {args.path}: encoder of {num_parameters / 1e6:.2f} M parameters, steps {first_step} to {args.max_steps}, "
+        f"{args.objective} + {args.path}: {count_parameters(trained)}, steps {first_step} to {args.max_steps}, "
         f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
     )
+    uninformed = trained.objective.uninformed_values(args.per_device_train_batch_size * accelerator.num_processes)
+    for name, value in uninformed.items():
+        accelerator.print(f"expected at the start: {name} about {value:.4g}, its value for features that tell nothing")
+    watch = HealthWatch(uninformed, args.head_warmup_steps + args.warmup_steps)
+    if guard is not None:
+        guard.start = state.get("knn_start")
+        if guard.start is None:
+            guard.start = guard.measure(trained.model.eqcohvit, renderer.mean, renderer.std)
+        accelerator.print(f"kNN accuracy at the start: {guard.start:.3f}; the run stops if it falls by more than {args.knn_guard_drop:g}")
     progress = Progress(args.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
     shown = None
 
+    def save_state(folder: str) -> None:
+        accelerator.save_state(folder)
+        if accelerator.is_main_process:
+            describe_run(Path(folder), args, trained.model.config)
+
     def save() -> None:
         ranks = gather_object([{"position": position, "progress": progress.state()}])
-        new_state = {"step": step, "logged_step": logged_step, "ranks": ranks}
-        save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, args.save_total_limit, args.keep_every_steps)
+        new_state = {"step": step, "logged_step": logged_step, "ranks": ranks, "knn_start": guard.start if guard else None}
+        new_state |= {"image_mean": list(renderer.mean), "image_std": list(renderer.std)}
+        check_weights(trained, step)
+        save_checkpoint(accelerator, output_dir, step, new_state, save_state, args.save_total_limit, args.keep_every_steps)
 
     module.train()
     while step < args.max_steps:
@@ -114,6 +138,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         progress.add_wait(time.perf_counter() - waiting)
         values = step_values(step, args)
         set_step(optimizer, values)
+        done = step + 1 == args.max_steps
         for batch in taken:
             batch = batch.to(accelerator.device, non_blocking=True)
             views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0)
@@ -121,33 +146,43 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
                 terms = module(views, values)
                 accelerator.backward(terms["loss"])
                 if accelerator.sync_gradients:
-                    terms["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm)
+                    # With fp16 an infinite norm is no trouble: the scaler leaves the step out and lowers its scale.
+                    terms["grad_norm"] = norm.nan_to_num(0.0, 0.0, 0.0) if precision == "fp16" else norm
+                check_step(accelerator, output_dir, step + 1, terms, taken, trained)
                 optimizer.step()
                 optimizer.zero_grad()
+            ranks = {name: terms.pop(name) for name in list(terms) if name.startswith("rank/")}
             progress.add_terms(terms)
             shown = batch if shown is None else shown
-        accelerator.unwrap_model(module).update_teacher(values.teacher_momentum)
+        trained.update_teacher(values.teacher_momentum)
         step, position = step + 1, batch.position
 
         # -------------------------------------------------------------- log, look, save
-        done = step == args.max_steps
-        if step % args.logging_steps == 0 or done:
-            means = {name: value.item() for name, value in accelerator.reduce(progress.means(), reduction="mean").items()}
-            check_finite(means, logged_step, step)
+        accuracy = {}
+        if guard is not None and (step % args.knn_guard_steps == 0 or done):
+            accuracy["probe/knn"] = guard.measure(trained.model.eqcohvit, renderer.mean, renderer.std)
+            accelerator.print(f"step {step}: kNN accuracy {accuracy['probe/knn']:.3f}, {guard.start:.3f} at the start")
+        if values.is_logged:
+            means = {name: value.item() for name, value in accelerator.reduce({**progress.means(), **ranks}, reduction="mean").items()}
             line, figures = progress.line(step, means, step - max(logged_step, first_step))
             logged_step = step
             accelerator.print(line)
-            figures = {"learning_rate": values.learning_rate, **figures}
+            figures = {"learning_rate": values.learning_rate, **figures, **accuracy}
             accelerator.log(figures, step=step)
             if log:
                 log.write(step, figures)
+            for warning in watch.warnings(step, means):
+                accelerator.print(warning)
+        if accuracy:
+            guard.check(accelerator.reduce(torch.tensor(accuracy["probe/knn"], device=accelerator.device), reduction="mean").item(), step)
         if accelerator.is_main_process and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
-            draw_samples(output_dir / "samples" / f"step-{step}.png", accelerator.unwrap_model(module).model, renderer, shown)
+            draw_samples(output_dir / "samples" / f"step-{step}.png", trained.model, renderer, shown)
         if step % args.save_steps == 0 or done:
             save()
             saved_step = step
             if accelerator.is_main_process and args.push_to_hub and not done:
-                export(output_dir, accelerator.unwrap_model(module).model, renderer, args, stop, may_fail=True)
+                export(output_dir, trained.model, renderer, args, stop, may_fail=True)
 
     # ------------------------------------------------------------------ end
     if step < args.max_steps:
@@ -157,9 +192,30 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         accelerator.end_training()
         raise StopRequested
     if accelerator.is_main_process:
-        export(output_dir, accelerator.unwrap_model(module).model, renderer, args, stop)
+        export(output_dir, trained.model, renderer, args, stop)
         print(f"model in {output_dir / 'model'}, pictures in {output_dir / 'samples'}, bad images skipped: {stream.num_bad}")
     accelerator.end_training()
+
+
+def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
+    """The images to train on, and the guard with labelled images that are not among them, where it is asked for."""
+    columns = (args.train_dir, args.image_column, args.label_column)
+    source = open_source(args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, *columns)
+    if args.knn_guard_steps == 0:
+        return source, None
+    if args.knn_guard_split or args.knn_guard_data_files:
+        split, files = args.knn_guard_split or args.dataset_split, args.knn_guard_data_files or args.data_files
+        labelled = open_source(args.dataset_name, args.dataset_config_name, split, files, *columns)
+    else:
+        source, labelled = hold_out(source, args.knn_guard_samples)
+    return source, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
+
+
+def count_parameters(module: PretrainModule) -> str:
+    """How large the encoder is, and how much of the whole module is trained."""
+    encoder = sum(p.numel() for p in merged(module.model).eqcohvit.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return f"encoder of {encoder / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained with heads and decoders"
 
 
 def export(
@@ -172,7 +228,9 @@ def export(
 ) -> None:
     """Write the Hub folder with its card, and upload it where that is asked for; with `may_fail` the run survives a failed upload."""
     card = render_card(CARD_TEMPLATE.read_text(), read_run(output_dir))
-    save_hub_folder(output_dir / "model", model, image_mean=renderer.mean, image_std=renderer.std, card=card)
+    state = list_checkpoints(output_dir)[-1] if args.push_training_state else None
+    mean_std = {"image_mean": renderer.mean, "image_std": renderer.std}
+    save_hub_folder(output_dir / "model", merged(model), **mean_std, card=card, training_state=state)
     if args.push_to_hub:
         try:
             with stop.interruptible():
@@ -198,13 +256,13 @@ def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a signal (`signals`)."""
     try:
         with StopSignals() as stop:
-            main(parse_arguments(argv), stop)
+            main(parse_arguments(argv, complete_settings), stop)
     except StopRequested:
         return EXIT_STOPPED
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TooManyBadImages, FloatingPointError, CheckpointError, OSError) as error:
+    except (TooManyBadImages, AccuracyFell, FloatingPointError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

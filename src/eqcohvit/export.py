@@ -21,7 +21,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 
-CARD_NAME = "README.md"
+CARD_NAME, STATE_FOLDER = "README.md", "training_state"
 CONTROLS = ("random weights", "raw pixels")
 _STALE_PATTERNS = (".safetensors", ".safetensors.index.json", ".py")
 _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
@@ -38,6 +38,7 @@ def save_hub_folder(
     image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
     card: str | None = None,
+    training_state: Path | None = None,
 ) -> Path:
     """Write a complete Hub folder: weights, configuration, image processor, the code of the model, and README.md where a card is given.
 
@@ -47,6 +48,7 @@ def save_hub_folder(
         model: any of the EqCohViT models.
         image_mean, image_std: per channel, of images in [0, 1]; what the model was trained with.
         card: text of the model card.
+        training_state: folder of a checkpoint of the run, copied to `training_state/`: who has it can go on exactly from there.
 
     Raises:
         ValueError: the model is none of ours, mean or std do not fit it, or the place holds something else.
@@ -72,6 +74,8 @@ def save_hub_folder(
         processor.save_pretrained(new)
         if card is not None:
             (new / CARD_NAME).write_text(card, encoding="utf-8")
+        if training_state is not None:
+            shutil.copytree(training_state, new / STATE_FOLDER)
         if folder.is_dir():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eqcohvit.data import BadImage, DatasetSource, FolderSource, SpritesSource, open_source
+from eqcohvit.data import BadImage, DatasetSource, FolderSource, SpritesSource, hold_out, open_source
 from eqcohvit.data.sprites import render_sprites
 
 
@@ -241,3 +241,28 @@ def test_open_source_chooses_by_what_is_given(tmp_path):
 def test_open_source_rejects_contradictions(arguments, message):
     with pytest.raises(ValueError, match=message):
         open_source(**arguments)
+
+
+def test_hold_out_takes_the_first_rows_of_each_streamed_shard_away(tmp_path):
+    for index in range(3):
+        write_parquet(tmp_path / f"{index}.parquet", range(10 * index, 10 * index + 10))
+    source = DatasetSource("parquet", data_files=f"{tmp_path}/*.parquet")
+    rest, held_out = hold_out(source, 5)  # two rows of each of three shards
+
+    def values(part):
+        records = [record for shard in range(part.num_shards) for record in part.read_shard(shard, 0)]
+        images = part.decode_batch([record.payload for record in records], 8)
+        return {record.key: int(image.canvas[0, 0, 0]) for record, image in zip(records, images, strict=True)}
+
+    everything = values(source)
+    assert sorted(values(held_out).values()) == [0, 1, 10, 11, 20, 21]
+    assert values(held_out) | values(rest) == everything and not values(held_out).keys() & values(rest).keys()
+    assert rest.has_labels and held_out.label_names == ["even", "odd"] and rest.where(next(rest.read_shard(1, 0))).endswith("row 2")
+
+
+def test_hold_out_takes_paths_evenly(tmp_path):
+    for index in range(10):
+        save_image(tmp_path / ("a" if index < 5 else "b") / f"{index}.png")
+    rest, held_out = hold_out(FolderSource(tmp_path, labels=True), 4)
+    assert [record.key for record in held_out.read_shard(0, 0)] == [0, 2, 5, 7]
+    assert [record.key for record in rest.read_shard(0, 0)] == [1, 3, 4, 6, 8, 9]

@@ -1,10 +1,9 @@
 import json
 
-import pytest
 import torch
 from PIL import Image
 
-from eqcohvit.training.monitor import MetricsLog, Progress, check_finite, save_samples
+from eqcohvit.training.monitor import MetricsLog, Progress, save_samples
 
 
 def test_metrics_log_drops_what_the_resumed_run_will_write_again(tmp_path):
@@ -48,12 +47,6 @@ def test_progress_goes_on_from_its_state_exactly():
     for terms in values[2:]:
         second.add_terms(terms)
     assert all(torch.equal(value, second.means()[name]) for name, value in whole.means().items())
-
-
-def test_check_finite_names_the_terms_and_the_steps():
-    check_finite({"loss": 1.0}, 0, 10)
-    with pytest.raises(FloatingPointError, match="loss, ssl/variance not finite between steps 10 and 20"):
-        check_finite({"loss": float("nan"), "ssl/variance": float("inf"), "recon/u_1": 0.1}, 10, 20)
 
 
 def test_save_samples_shows_the_pixels(tmp_path):

@@ -1,7 +1,7 @@
 """Images from anywhere to batches of canvases."""
 
 from .decode import BadImage, Decoded, decode_image
-from .sources import DatasetSource, FolderSource, Record, Source, SpritesSource, open_source
+from .sources import DatasetSource, FolderSource, Record, Source, SpritesSource, hold_out, open_source
 from .stream import Batch, CanvasStream, TooManyBadImages, sequential
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SpritesSource",
     "TooManyBadImages",
     "decode_image",
+    "hold_out",
     "open_source",
     "sequential",
 ]

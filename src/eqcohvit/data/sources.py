@@ -8,6 +8,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -256,6 +257,30 @@ class DatasetSource(_ImageSource):
         if isinstance(record.payload, str):
             return record.payload
         return f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+
+
+class _PartOfSource:
+    """Some rows of each shard of a source, `num_rows` of them held out, or all the others; keys stay the same."""
+
+    def __init__(self, source: Source, num_rows: int, held_out: bool):
+        self.name, self.num_shards, self.cheap_rows = source.name, source.num_shards, source.cheap_rows
+        self.has_labels, self.label_names = source.has_labels, source.label_names
+        self.decode_batch, self.where = source.decode_batch, source.where
+        self._source, self._num_rows, self._held_out = source, num_rows, held_out
+
+    def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
+        records = self._source.read_shard(shard, epoch)
+        if not self.cheap_rows:  # the beginning of a shard, so that no more has to be read for the few that are held out
+            return islice(records, self._num_rows) if self._held_out else islice(records, self._num_rows, None)
+        every = list(records)  # evenly spread: paths are often sorted by class
+        rows = {i * len(every) // self._num_rows for i in range(min(self._num_rows, len(every)))}
+        return (record for row, record in enumerate(every) if (row in rows) == self._held_out)
+
+
+def hold_out(source: Source, num_samples: int) -> tuple[Source, Source]:
+    """(the rest, `num_samples` or slightly more images) of a source; all shards have their share in what is held out."""
+    num_rows = -(-num_samples // source.num_shards)
+    return _PartOfSource(source, num_rows, held_out=False), _PartOfSource(source, num_rows, held_out=True)
 
 
 def _expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:

@@ -127,6 +127,13 @@ class Objective(nn.Module, ABC):
         `teacher_head` is the teacher's copy of `self.head`, where there is a teacher.
         """
 
+    def uninformed_values(self, batch_size: int) -> dict[str, float]:
+        """Values of terms where the features tell nothing about an image: a run starts near them, and a collapsed one stays there.
+
+        `batch_size` is the number of images that are compared, over all processes. Terms without such a value are left out.
+        """
+        return {}
+
 
 def parse_options(options_class: type[NoOptions], text: str) -> NoOptions:
     """`"name=value,name=value"` -> checked options of an objective; an empty text gives the defaults.

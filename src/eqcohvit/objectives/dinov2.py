@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,3 +67,6 @@ class DINOv2(Objective):
         if options.koleo_weight > 0:
             terms["ssl/koleo"] = options.koleo_weight * sum(koleo_loss(view) for view in inputs.invariant.cls)
         return terms
+
+    def uninformed_values(self, batch_size: int) -> dict[str, float]:
+        return {"ssl/cls": math.log(self.options.num_prototypes)}

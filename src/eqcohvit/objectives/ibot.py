@@ -5,6 +5,7 @@ With `mask_probability=0` it is DINO (arXiv:2104.14294).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,3 +68,6 @@ class IBOT(Objective):
                 if masked is not None:
                     update_center(self.patch_center, teacher.patches, options.center_momentum)
         return distillation_terms(student, cls_targets, patch_targets, masked, options.student_temperature)
+
+    def uninformed_values(self, batch_size: int) -> dict[str, float]:
+        return {"ssl/cls": math.log(self.options.num_prototypes)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,3 +34,6 @@ class SimCLR(Objective):
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
         embeddings = self.projector(inputs.invariant.cls.flatten(0, 1))
         return {"ssl/contrast": nt_xent(*embeddings.chunk(2), self.temperature)}
+
+    def uninformed_values(self, batch_size: int) -> dict[str, float]:
+        return {"ssl/contrast": math.log(2 * batch_size - 1)}

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,23 @@ class PretrainArguments:
     data_files: str | None = _setting(None, "files of the dataset: a glob, or several separated by commas")
     train_dir: str | None = _setting(None, "any folder tree (or glob) of images, no labels needed; instead of dataset_name")
     image_column: str | None = _setting(None, "image column; by default the only one of the image type")
+    label_column: str | None = _setting(None, "labels for the kNN guard ('folder' with train_dir); by default found by type or name")
     max_bad_fraction: float = _setting(0.01, "share of unreadable images above which the run stops; below it they are skipped and listed")
     dataloader_num_workers: int = _setting(0, "processes that decode images; 0 decodes in the training process")
 
-    # Model
-    model_preset: str = _setting("micro", "size of the ViT", tuple(PRESETS))
+    # Start
+    init_from: str | None = _setting(None, "transformers ViT, EqCohViT model (folders or Hub ids), or checkpoint of a run to start from")
+    init_heads: bool = _setting(True, "take the feature head, decoders, objective's heads and teacher from there too, where it has them")
+    peft: str | None = _setting(None, "train adapters in a backbone that stays as it is; the exported model has them merged", ("lora",))
+    lora_rank: int = _setting(16, "rank of the adapters")
+    knn_guard_steps: int = _setting(0, "steps between checks of the kNN accuracy on held-out labelled images; 0 is off")
+    knn_guard_drop: float = _setting(0.05, "fall of that accuracy since the start, of 1, at which the run stops")
+    knn_guard_samples: int = _setting(2000, "labelled images for it, half of them neighbours; taken out of the training data")
+    knn_guard_split: str | None = _setting(None, "split of the dataset to take them from instead")
+    knn_guard_data_files: str | None = _setting(None, "files to take them from instead")
+
+    # Model; with init_from the sizes are those of the checkpoint
+    model_preset: str | None = _setting("micro", "size of the ViT", tuple(PRESETS))
     backbone: str = _setting("dinov2", "transformers model type of the ViT", SUPPORTED_BACKBONES)
     image_size: int = _setting(32, "side of the views in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
@@ -98,25 +111,27 @@ class PretrainArguments:
     sample_steps: int = _setting(350, "steps between pictures of reconstructions")
     report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
+    push_training_state: bool = _setting(False, "put the training state into the model folder too: others can go on exactly from there")
     hub_model_id: str | None = _setting(None, "repository to upload to, user/name")
 
-    def model_config(self) -> EqCohViTConfig:
-        """The configuration of the model that these settings describe."""
+    def model_config(self, backbone: dict[str, Any] | None = None) -> EqCohViTConfig:
+        """The configuration of the model that these settings describe; `backbone` is that of the model that `init_from` names."""
+        backbone_kwargs = self._backbone_kwargs()
+        head = {
+            "feature_dim": self.feature_dim,
+            "equivariant_dim": self.equivariant_dim,
+            "num_intermediates": self.num_intermediates,
+            "include_final": self.include_final,
+            "decoder_dim": self.decoder_dim,
+            "decoder_context": self.decoder_context,
+            "decoder_patch_dropout": self.decoder_patch_dropout,
+            "path": self.path,
+            "border": self.border,
+        }
+        if backbone is not None:
+            return EqCohViTConfig(backbone_config={**backbone, **backbone_kwargs, "image_size": self.image_size}, **head)
         return EqCohViTConfig.from_preset(
-            self.model_preset,
-            self.image_size,
-            self.patch_size,
-            backbone_type=self.backbone,
-            backbone_kwargs=self._backbone_kwargs(),
-            feature_dim=self.feature_dim,
-            equivariant_dim=self.equivariant_dim,
-            num_intermediates=self.num_intermediates,
-            include_final=self.include_final,
-            decoder_dim=self.decoder_dim,
-            decoder_context=self.decoder_context,
-            decoder_patch_dropout=self.decoder_patch_dropout,
-            path=self.path,
-            border=self.border,
+            self.model_preset, self.image_size, self.patch_size, backbone_type=self.backbone, backbone_kwargs=backbone_kwargs, **head
         )
 
     @property
@@ -160,22 +175,28 @@ class PretrainArguments:
 
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
-        self.model_config()
+        if self.model_preset is not None:
+            self.model_config()
+        elif self.init_from is None and self.resume_from_checkpoint is None:
+            raise ValueError(f"model_preset must be one of {', '.join(PRESETS)} where nothing else says how large the model is")
         self._check_local_crops()
         make_path(self.path, self.path_magnitude)
         positive = (
             "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm projector_dim "
-            "patch_embed_lr_scale layerscale_value "
+            "patch_embed_lr_scale layerscale_value lora_rank knn_guard_samples "
             "logging_steps save_steps save_total_limit sample_steps"
         )
         for name in positive.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        not_negative = "recon_weight warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers keep_every_steps"
+        not_negative = (
+            "recon_weight warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers "
+            "keep_every_steps knn_guard_steps"
+        )
         for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("max_bad_fraction", "drop_path_rate"):
+        for name in ("max_bad_fraction", "drop_path_rate", "knn_guard_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         if not 0 < self.layer_decay <= 1:
@@ -192,6 +213,14 @@ class PretrainArguments:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def shareable(self) -> dict[str, Any]:
+        """All settings but the places on this machine and what only this run's owner decides."""
+        private = {"output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "push_training_state", "hub_model_id"}
+        places = [name for name in ("train_dir", "data_files", "knn_guard_data_files") if getattr(self, name) is not None]
+        places += [name for name in ("dataset_name", "init_from") if (place := getattr(self, name)) is not None and Path(place).exists()]
+        private |= set(places)
+        return {name: value for name, value in self.to_dict().items() if name not in private}
+
     def save(self, path: Path) -> None:
         """Write all settings as a recipe."""
         write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
@@ -202,7 +231,8 @@ _DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 # What may differ when a run is resumed: nothing here changes the steps that are already done.
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "output_dir", "max_steps", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
-    "keep_every_steps", "sample_steps", "report_to", "push_to_hub", "hub_model_id", "max_bad_fraction",
+    "keep_every_steps", "sample_steps", "report_to", "push_to_hub", "push_training_state", "hub_model_id", "max_bad_fraction", "init_from",
+    "knn_guard_drop",
 }  # fmt: skip
 
 
@@ -237,8 +267,13 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def parse_arguments(argv: list[str] | None = None) -> PretrainArguments:
+def parse_arguments(
+    argv: list[str] | None = None, complete: Callable[[dict[str, Any], set[str]], dict[str, Any]] | None = None
+) -> PretrainArguments:
     """Command line -> checked settings: defaults, overridden by `--config RECIPE.yaml`, overridden by flags.
+
+    Args:
+        complete: from all settings and the names of those that were given, the values that replace some.
 
     Raises:
         ValueError: a setting that cannot work. `SystemExit` with code 2 and one line for a malformed command line.
@@ -263,11 +298,21 @@ def parse_arguments(argv: list[str] | None = None) -> PretrainArguments:
     recipe_path = parser.parse_args(argv).config
     if recipe_path:  # through the same parser, so that types and choices are checked alike
         argv = [*_as_flags(load_recipe(recipe_path)), *argv]
-    values = vars(parser.parse_args(argv))
-    values.pop("config")
+    values = _values(parser, argv)
+    if complete is not None:
+        given = {name for name in values if any(flag.split("=")[0] in (f"--{name}", f"--no-{name}") for flag in argv)}
+        completed = complete(values, given)
+        empty = {name: None for name, value in completed.items() if value is None}
+        values = _values(parser, [*argv, *_as_flags(completed)]) | empty  # through the parser, like a recipe
     args = PretrainArguments(**values)
     args.check()
     return args
+
+
+def _values(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    values = vars(parser.parse_args(argv))
+    values.pop("config")
+    return values
 
 
 def _as_flags(recipe: dict[str, Any]) -> list[str]:

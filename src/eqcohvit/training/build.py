@@ -2,18 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
 from ..transforms import MultiCrop, ViewRenderer, make_path
 from .arguments import PretrainArguments
+from .checkpoint import read_state
+from .lora import add_lora
 from .pretrain_module import PretrainModule
+from .warm_start import (
+    Start,
+    fill,
+    fill_model,
+    grid_of,
+    normalisation,
+    open_start,
+    read_checkpoint_config,
+    resize_positions,
+)
 
 
-def build_model(args: PretrainArguments) -> EqCohViTForPreTraining:
-    """A freshly initialised model, from the global random state."""
-    model = EqCohViTForPreTraining(args.model_config())
+def build(
+    args: PretrainArguments, checkpoint: Path | None = None, report: Callable[[str], None] = print
+) -> tuple[PretrainModule, ViewRenderer]:
+    """What a run trains, from the global random state where its weights are new, and what draws its views.
+
+    Args:
+        checkpoint: of the run itself, to be loaded afterwards: it knows the model without the source that the run began with.
+        report: is told what was taken from `args.init_from`.
+
+    Raises:
+        ValueError: a tensor of the source does not fit; the message has the expected and the found shape.
+    """
+    start = open_start(args.init_from) if args.init_from and checkpoint is None else None
+    module = build_module(args, build_model(args, start, checkpoint))
+    mean_std = (start.image_mean, start.image_std) if start else normalisation(read_state(checkpoint) if checkpoint else {})
+    if start is not None:
+        report(f"starting from {start.name}: {', '.join(taken_parts(module, start, args))}; all else is new")
+    return module, build_renderer(args, *mean_std)
+
+
+def build_model(args: PretrainArguments, start: Start | None = None, checkpoint: Path | None = None) -> EqCohViTForPreTraining:
+    """The model, freshly initialised or with the weights of `start`, and with adapters where the run trains those."""
+    if checkpoint is not None:
+        config = read_checkpoint_config(checkpoint)
+    else:
+        config = args.model_config(start.backbone_config.to_dict() if start else None)
+    model = EqCohViTForPreTraining(config)
     start_positions(model.eqcohvit)
+    if start is not None:
+        fill_model(model, start, args.init_heads)
+    if args.peft == "lora":
+        add_lora(model.eqcohvit.backbone, args.lora_rank)
     return model
+
+
+def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -> list[str]:
+    """Load the objective's heads and the teacher where the training state of `start` has them; names all that comes from there."""
+    parts = ["backbone"]
+    if start.is_split and args.init_heads:
+        parts.append("feature head and decoders")
+    if args.init_heads and start.objective == args.objective:
+        fill(module.objective, start.state_weights("objective."), start.name)
+        parts.append("the objective's heads")
+        teacher = resize_positions(start.state_weights("teacher."), *grid_of(module.model.config))
+        if module.teacher is not None and module.teacher.state_dict().keys() == teacher.keys():
+            fill(module.teacher, teacher, start.name)
+            parts.append("teacher")
+        elif module.teacher is not None:  # of other adapters: it begins as a copy of the student
+            module.teacher.reset(module.model.eqcohvit, module.objective.head)
+    return parts
 
 
 def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> PretrainModule:
@@ -32,14 +94,18 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
     return PretrainModule(model, objective, args.recon_weight, args.recon_from)
 
 
-def build_renderer(args: PretrainArguments) -> ViewRenderer:
-    """What draws the views of a batch."""
+def build_renderer(
+    args: PretrainArguments, image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, image_std: Sequence[float] = IMAGENET_DEFAULT_STD
+) -> ViewRenderer:
+    """What draws the views of a batch, normalised with a mean and a standard deviation per channel."""
     return ViewRenderer(
         make_path(args.path, args.path_magnitude),
         args.image_size,
         args.num_intermediates,
         args.augmentation,
         args.border,
+        mean=tuple(image_mean),
+        std=tuple(image_std),
         include_final=args.include_final,
         local_crops=MultiCrop(args.local_crops_number, args.local_crops_size) if args.local_crops_number else None,
         masking=args.masking(),

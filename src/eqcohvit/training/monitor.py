@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -81,13 +80,6 @@ class Progress:
         text += f"data wait {wait_share:.0%}  ETA {remaining // 60}:{remaining % 60:02d}"
         self._restart()
         return text, {**means, "samples_per_second": samples_per_second, "data_wait_share": wait_share}
-
-
-def check_finite(means: dict[str, float], first_step: int, last_step: int) -> None:
-    """Raise a `FloatingPointError` that names the terms that are not finite and the steps between which it happened."""
-    broken = [name for name, value in means.items() if not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(f"{', '.join(broken)} not finite between steps {first_step} and {last_step}; try a lower learning rate")
 
 
 def save_samples(

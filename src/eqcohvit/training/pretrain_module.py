@@ -8,6 +8,7 @@ from torch import nn
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens, reconstruction_losses
 from ..objectives import Objective, ObjectiveInputs, Tokens
 from ..transforms import Views
+from .health import rankme
 from .schedules import StepValues
 from .teacher import Teacher
 
@@ -39,6 +40,7 @@ class PretrainModule(nn.Module):
 
         `loss` is what to minimise; `ssl/...` sum up to the SSL loss; `recon/u_k` (`recon/v2` for the final state) are the mean squared
         errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
+        In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
         """
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
@@ -62,8 +64,10 @@ class PretrainModule(nn.Module):
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
         with torch.no_grad():
-            terms["std/invariant"] = inputs.invariant.cls.flatten(0, 1).float().std(dim=0).mean()
-            terms["std/equivariant"] = inputs.equivariant.patches.mean(dim=2).flatten(0, 1).float().std(dim=0).mean()
+            pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
+            terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
+            if values.is_logged:
+                terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
         return {"loss": loss, **terms}
 
     def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

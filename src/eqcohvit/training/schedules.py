@@ -14,7 +14,7 @@ class StepValues:
     """The values of one step.
 
     `last_layer_learning_rate` is that of the prototypes of a head, 0 while they are frozen; `backbone_factor` scales the learning rate of
-    the backbone.
+    the backbone. `is_logged`: whether a progress line comes after it, so that what is costly to measure is measured.
     """
 
     learning_rate: float
@@ -23,6 +23,7 @@ class StepValues:
     backbone_factor: float = 1.0
     teacher_momentum: float = 1.0
     teacher_temperature: float = 1.0
+    is_logged: bool = False
 
 
 def warmup_cosine(step: int, max_steps: int, warmup_steps: int, peak: float, final: float) -> float:
@@ -51,9 +52,10 @@ def step_values(step: int, args: PretrainArguments) -> StepValues:
     weight_decay_end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
     weight_decay = warmup_cosine(step, args.max_steps, 0, args.weight_decay, weight_decay_end)
     backbone_factor = backbone_warmup(step, args.head_warmup_steps, args.warmup_steps)
+    is_logged = (step + 1) % args.logging_steps == 0 or step + 1 == args.max_steps
     options = args.parsed_objective_options()
     if not isinstance(options, TeacherOptions):
-        return StepValues(learning_rate, learning_rate, weight_decay, backbone_factor)
+        return StepValues(learning_rate, learning_rate, weight_decay, backbone_factor, is_logged=is_logged)
     return StepValues(
         learning_rate,
         0.0 if step < options.freeze_last_layer_steps else learning_rate,
@@ -63,4 +65,5 @@ def step_values(step: int, args: PretrainArguments) -> StepValues:
         teacher_temperature=linear_warmup(
             step, options.teacher_temperature_steps, options.teacher_temperature_start, options.teacher_temperature
         ),
+        is_logged=is_logged,
     )

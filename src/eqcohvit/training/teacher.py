@@ -15,11 +15,13 @@ class Teacher(nn.Module):
 
     A part of the trained module, so that checkpoints hold it, but frozen and always in evaluation mode: no stochastic depth, no dropout.
     All processes start from the same student and average the same students, so that their teachers stay equal without communication.
+    What the student does not train, such as the weights beside LoRA adapters, is shared with it instead of copied.
     """
 
     def __init__(self, encoder: EqCohViTModel, head: nn.Module):
         super().__init__()
-        self.encoder, self.head = copy.deepcopy(encoder), copy.deepcopy(head)
+        shared = {id(p): p for part in (encoder, head) for p in part.parameters() if not p.requires_grad}
+        self.encoder, self.head = copy.deepcopy(encoder, dict(shared)), copy.deepcopy(head, dict(shared))
         self.requires_grad_(False)
         self.train(False)
 
@@ -37,8 +39,8 @@ class Teacher(nn.Module):
         """teacher = momentum * teacher + (1 - momentum) * student, in one multi-tensor launch; buffers are copied."""
         for mine, theirs in ((self.encoder, encoder), (self.head, head)):
             students = dict(theirs.named_parameters())
-            names, parameters = zip(*mine.named_parameters(), strict=True)
-            torch._foreach_lerp_(list(parameters), [students[name].detach() for name in names], 1 - momentum)
+            own = {name: p for name, p in mine.named_parameters() if p is not students[name]}
+            torch._foreach_lerp_(list(own.values()), [students[name].detach() for name in own], 1 - momentum)
             buffers = dict(theirs.named_buffers())
             for name, buffer in mine.named_buffers():
                 buffer.copy_(buffers[name])

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eqcohvit import EqCohViTConfig, EqCohViTModel
+from eqcohvit.data import FolderSource, SpritesSource, hold_out
+from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
+
+MEAN_STD = ((0.5,) * 3, (0.25,) * 3)
+
+
+def make_model():
+    torch.manual_seed(0)
+    return EqCohViTModel(EqCohViTConfig.from_preset("micro", 16, 8, feature_dim=16, equivariant_dim=8))
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Dark and bright noise in two folders: classes that any features tell apart which are not constant."""
+    root = tmp_path_factory.mktemp("shades")
+    generator = np.random.default_rng(0)
+    for i in range(80):
+        shade = "dark" if i < 40 else "bright"
+        (root / shade).mkdir(exist_ok=True)
+        pixels = generator.integers(0, 60, (16, 16, 3), dtype=np.uint8) + (0 if shade == "dark" else 190)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / shade / f"{i}.png")
+    return FolderSource(root, labels=True)
+
+
+def test_guard_lets_equal_weights_pass_and_stops_at_ruined_ones(shades):
+    model = make_model().train()
+    guard = KnnGuard(shades, 80, 16, max_drop=0.1)
+    guard.check(guard.measure(model, *MEAN_STD), 0)
+    guard.check(guard.measure(model, *MEAN_STD), 10)
+    assert guard.start == 1.0 and model.training
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.zero_()
+    with pytest.raises(AccuracyFell, match=r"fell from 1.000 at the start to 0\.\d+ at step 20, by more than knn_guard_drop=0.1"):
+        guard.check(guard.measure(model, *MEAN_STD), 20)
+
+
+def test_guard_measures_in_evaluation_mode():
+    config = EqCohViTConfig.from_preset("micro", 16, 8, backbone_kwargs={"drop_path_rate": 0.9}, feature_dim=16, equivariant_dim=8)
+    torch.manual_seed(0)
+    model, guard = EqCohViTModel(config).train(), KnnGuard(SpritesSource(), 100, 16, max_drop=0.1)
+    assert len({guard.measure(model, *MEAN_STD) for _ in range(3)}) == 1
+
+
+def test_known_start_is_kept():
+    guard = KnnGuard(SpritesSource(), 64, 16, max_drop=0.1, start=0.9)
+    with pytest.raises(AccuracyFell, match=r"fell from 0.900 at the start to 0.700"):
+        guard.check(0.7, 5)
+    guard.check(0.81, 5)
+
+
+def test_guard_without_labels_or_images_is_refused(photos):
+    with pytest.raises(ValueError, match="needs labelled images, but .* has no label column"):
+        KnnGuard(FolderSource(str(photos)), 8, 16, max_drop=0.1)
+    with pytest.raises(ValueError, match="expected 100 labelled images of at least 2 classes in .*, found 24 of 2 classes"):
+        KnnGuard(FolderSource(str(photos), labels=True), 100, 16, max_drop=0.1)
+
+
+def test_guard_takes_its_images_from_all_folders(shades):
+    rest, held_out = hold_out(shades, 10)
+    guard = KnnGuard(held_out, 10, 16, max_drop=0.1)
+    assert sorted(guard.labels.tolist()) == [0] * 5 + [1] * 5

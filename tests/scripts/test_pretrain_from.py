@@ -1,0 +1,232 @@
+"""Runs that continue from something: a Hub ViT, a model, a checkpoint, a published training state; with LoRA; and what stops them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.conftest import load_script
+from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessorPil
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 16, "patch_size": 4}
+NEW_HEADS = "--feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16".split()
+RUN = (
+    "--per_device_train_batch_size 6 --max_steps 4 --warmup_steps 1 --logging_steps 2 --save_steps 2 --sample_steps 4 --recon_weight 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    return load_script("pretrain")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A randomly initialised DINOv2 folder, with a normalisation of its own."""
+    folder = tmp_path_factory.mktemp("hub") / "dinov2"
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**VIT)).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    ViTImageProcessorPil(size=size, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def continued(pretrain, vit, photos, tmp_path_factory):
+    """A finished run from that ViT, whose model folder holds the training state of its last step."""
+    output_dir = tmp_path_factory.mktemp("runs") / "continued"
+    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", output_dir, "--push_training_state"]
+    assert run(pretrain, *flags, *NEW_HEADS, *RUN) == 0
+    return output_dir
+
+
+def run(pretrain, *flags):
+    return pretrain.cli([str(flag) for flag in flags])
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def metrics(output_dir):
+    timing = ("samples_per_second", "data_wait_share")
+    lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------------------- warm start
+
+
+def test_run_from_a_vit_keeps_its_sizes_and_normalisation(continued):
+    model = AutoModel.from_pretrained(continued / "model")
+    backbone = model.config.backbone_config
+    assert (backbone.hidden_size, backbone.num_hidden_layers, model.config.square_patch_size) == (32, 2, 4)
+    processor = json.loads((continued / "model" / "preprocessor_config.json").read_text())
+    assert (processor["image_mean"], processor["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert "training_state" in {path.name for path in (continued / "model").iterdir()}
+
+
+def test_head_warmup_leaves_the_backbone_as_it_came(pretrain, vit, photos, tmp_path, capsys):
+    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", "--head_warmup_steps", "4"]
+    assert run(pretrain, *flags, *NEW_HEADS, *RUN) == 0
+    assert f"starting from {vit}: backbone; all else is new" in capsys.readouterr().out
+    source, model = AutoModel.from_pretrained(vit), AutoModel.from_pretrained(tmp_path / "run" / "model")
+    ours = model.backbone.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in source.state_dict().items() if not name.endswith("mask_token"))
+
+
+def test_run_from_a_model_folder_begins_with_all_of_its_heads(pretrain, continued, photos, tmp_path, capsys):
+    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--learning_rate", "1e-30"]
+    assert run(pretrain, *flags, *RUN, "--min_learning_rate", "0") == 0
+    assert "backbone, feature head and decoders, the objective's heads; all else is new" in capsys.readouterr().out
+    ours, theirs = weights(tmp_path / "run" / "model"), weights(continued / "model")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (weights(folder / "checkpoints" / "step-4") for folder in (tmp_path / "run", continued))
+    assert torch.equal(ours["objective.expander.0.weight"], theirs["objective.expander.0.weight"])
+
+
+def test_run_from_a_checkpoint_equals_the_run_from_the_model_exported_there(pretrain, continued, photos, tmp_path):
+    for name, source in (("a", continued / "model"), ("b", continued / "checkpoints" / "step-4"), ("c", continued)):
+        assert run(pretrain, "--init_from", source, "--train_dir", photos, "--output_dir", tmp_path / name, *RUN) == 0
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") == metrics(tmp_path / "c")
+
+
+# -------------------------------------------------------------------------------------------------- published training state
+
+
+def test_run_from_a_published_state_equals_the_uninterrupted_one(pretrain, continued, vit, photos, tmp_path):
+    published = tmp_path / "published"
+    shutil.copytree(continued / "model", published, ignore=shutil.ignore_patterns("training_state"))
+    shutil.copytree(continued / "checkpoints" / "step-2", published / "training_state")
+    text = (published / "training_state" / "config.yaml").read_text()
+    assert str(vit) not in text and str(photos) not in text  # no place of the machine that it comes from
+    flags = ["--resume_from_checkpoint", published, "--train_dir", photos, "--output_dir", tmp_path / "run"]
+    assert run(pretrain, *flags) == 0  # all other settings are those of the training state
+    assert metrics(tmp_path / "run") == metrics(continued)[1:]
+    for folder in ("model", "checkpoints/step-4"):
+        ours, theirs = weights(tmp_path / "run" / folder), weights(continued / folder)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_published_state_asks_for_the_images_that_it_does_not_name(pretrain, continued, tmp_path, capsys):
+    assert run(pretrain, "--resume_from_checkpoint", continued / "model", "--output_dir", tmp_path / "run") == 2
+    assert "does not say which images it was trained on: give --dataset_name, --data_files or --train_dir" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_state_refuses_other_settings(pretrain, continued, photos, tmp_path, capsys):
+    flags = ["--resume_from_checkpoint", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run"]
+    assert run(pretrain, *flags, "--learning_rate", "1") == 2
+    assert "cannot resume with other settings: learning_rate was 0.003, is 1.0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_mismatched_heads_are_refused_with_both_shapes(pretrain, continued, photos, tmp_path, capsys):
+    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--projector_dim", "8"]
+    assert run(pretrain, *flags, *RUN) == 2
+    error = capsys.readouterr().err
+    assert "expected expander.0.weight of shape (8, 8), found (16, 8)" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photos, tmp_path):
+    flags = ["--init_from", vit, "--train_dir", photos, "--peft", "lora", "--lora_rank", "2", *NEW_HEADS, *RUN]
+    assert run(pretrain, *flags, "--output_dir", tmp_path / "run") == 0
+    state = weights(tmp_path / "run" / "checkpoints" / "step-4")
+    source = AutoModel.from_pretrained(vit).state_dict()
+    prefix = "model.eqcohvit.backbone."
+    base = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix) and ".base_layer." in name}
+    assert base and all(torch.equal(tensor, source[name.replace(".base_layer", "")]) for name, tensor in base.items())
+    assert any(name.endswith("lora_B.default.weight") and tensor.abs().sum() > 0 for name, tensor in state.items())
+
+    exported = AutoModel.from_pretrained(tmp_path / "run" / "model").eval()
+    module, _ = pretrain.build(pretrain.parse_arguments([str(flag) for flag in flags], pretrain.complete_settings))
+    module.load_state_dict(state, strict=False)
+    x = torch.randn(2, 3, 16, 16)
+    adapted = module.model.eqcohvit.eval()(x)
+    torch.testing.assert_close(exported(x).invariant_features, adapted.invariant_features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(exported(x).equivariant_features, adapted.equivariant_features, rtol=1e-4, atol=1e-5)
+
+    resumed = tmp_path / "resumed"
+    assert run(pretrain, *flags, "--output_dir", resumed, "--resume_from_checkpoint", tmp_path / "run" / "checkpoints" / "step-2") == 0
+    assert metrics(resumed) == metrics(tmp_path / "run")[1:]
+    assert all(torch.equal(t, weights(resumed / "model")[name]) for name, t in weights(tmp_path / "run" / "model").items())
+
+
+def test_checkpoint_of_a_lora_run_is_no_start_but_its_model_is(pretrain, vit, photos, tmp_path, capsys):
+    flags = ["--train_dir", photos, *RUN, "--max_steps", "2"]
+    assert run(pretrain, "--init_from", vit, *NEW_HEADS, *flags, "--peft", "lora", "--output_dir", tmp_path / "lora") == 0
+    assert run(pretrain, "--init_from", tmp_path / "lora" / "checkpoints" / "step-2", *flags, "--output_dir", tmp_path / "a") == 2
+    assert "is a checkpoint of a LoRA run: start from its model folder" in capsys.readouterr().err
+    assert run(pretrain, "--init_from", tmp_path / "lora", *flags, "--output_dir", tmp_path / "b") == 0
+
+
+# -------------------------------------------------------------------------------------------------------- what stops a run
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    """Horizontal and vertical stripes at all places, in two folders: a random encoder tells them apart, a ruined one does not."""
+    root = tmp_path_factory.mktemp("stripes")
+    generator = np.random.default_rng(0)
+    for i in range(160):
+        folder = root / ("rows" if i % 2 else "columns")
+        folder.mkdir(exist_ok=True)
+        wave = 128 + 100 * np.sin(np.arange(16) * 0.8 + generator.uniform(0, 7))
+        image = np.broadcast_to(wave[:, None] if i % 2 else wave, (16, 16)) + generator.normal(0, 10, (16, 16))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).convert("RGB").save(folder / f"{i}.png")
+    return root
+
+
+GUARD = "--label_column folder --knn_guard_steps 1 --knn_guard_samples 100 --knn_guard_drop 0.1".split()
+
+
+def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path, capsys):
+    flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
+    assert run(pretrain, *flags, "--max_steps", "40", "--learning_rate", "1") == 1
+    captured = capsys.readouterr()
+    assert "kNN accuracy at the start: 0.8" in captured.out
+    assert "kNN accuracy fell from 0.8" in captured.err and "knn_guard_drop=0.1" in captured.err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_path):
+    flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
+    assert run(pretrain, *flags, "--learning_rate", "1e-5", "--head_warmup_steps", "2") == 0
+    assert all(line["probe/knn"] > 0.8 for line in metrics(tmp_path / "run"))
+
+
+def test_guard_without_labels_is_refused_at_the_start(pretrain, photos, tmp_path, capsys):
+    flags = ["--train_dir", photos, "--output_dir", tmp_path / "run", *RUN, "--knn_guard_steps", "1", "--knn_guard_samples", "10"]
+    assert run(pretrain, *flags) == 2
+    assert "has no label column" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(pretrain, vit, photos, tmp_path, capsys):
+    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, "--save_steps", "1"]
+    assert run(pretrain, *flags, "--learning_rate", "1e30") == 1
+    error = capsys.readouterr().err
+    assert "loss, " in error and "not finite at step 2" in error and "nonfinite" in error
+    report = json.loads((tmp_path / "run" / "nonfinite" / "step-2-rank-0.json").read_text())
+    assert "loss" in report["not_finite"] and len(report["keys"]) == 6
+    assert load_file(tmp_path / "run" / "nonfinite" / "step-2-rank-0.safetensors")["canvases"].shape == (6, 3, 20, 20)
+    for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
+
+
+def test_infinite_weight_in_a_start_is_named(pretrain, continued, photos, tmp_path, capsys):
+    broken = tmp_path / "model"
+    shutil.copytree(continued / "model", broken)
+    tensors = weights(broken)
+    tensors["decoders.from_patches.bias"][0] = float("inf")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    assert run(pretrain, "--init_from", broken, "--train_dir", photos, "--output_dir", tmp_path / "run", *RUN) == 1
+    error = capsys.readouterr().err
+    assert "recon/u_1" in error and "weights were not finite before this step (model.decoders.from_patches.bias)" in error
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
