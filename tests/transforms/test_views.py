@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from eqcohvit.transforms import AUGMENTATIONS, ViewRenderer, make_path, ops
+from eqcohvit.transforms import views as views_module
 from eqcohvit.transforms.views import sample_view
 
 SIZE, CANVAS, BATCH = 24, 32, 6
@@ -43,6 +44,17 @@ def test_views_do_not_depend_on_the_batch_around_them(canvases, augmentation, bo
     alone, _ = render(canvases, rows=slice(3, 4), augmentation=augmentation, border=border)
     for name in ("first", "end", "intermediates", "parameters"):
         assert torch.allclose(getattr(together, name)[3:4], getattr(alone, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["rotation", "rotation+gaussian_blur"])
+def test_rendering_in_parts_gives_the_same_views(canvases, monkeypatch, path):
+    """On a CPU the batch is rendered in parts that fit its cache."""
+    whole, _ = render(canvases, path, augmentation="vicreg")
+    monkeypatch.setattr(views_module, "_CACHED_VALUES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    parts, _ = render(canvases, path, augmentation="vicreg")
+    for name in ("first", "end", "intermediates"):
+        assert torch.allclose(getattr(whole, name), getattr(parts, name), atol=1e-5)
 
 
 def test_views_differ_by_epoch_seed_and_sample(canvases):

@@ -33,16 +33,16 @@ def sampling_grid(
     """
     if border not in BORDERS:
         raise ValueError(f"unknown border {border!r}; known: {', '.join(BORDERS)}")
-    if border == "canvas":
-        return torch.stack(_map_centres(crop @ motion, size, projective), dim=-1), None
-    moved, coverage = _map_centres(motion, size, projective), None
+    if border == "reflection":
+        moved = (torch.remainder(position - 1, 4) - 2 for position in _map_centres(motion, size, projective))
+        moved = tuple(position.abs() - 1 for position in moved)
+        return torch.stack([_weigh(crop[..., row, :], *moved) for row in range(2)], dim=-1), None
+    coverage = None
     if border == "zeros":  # linear over one pixel, as bilinear interpolation with an empty outside
+        moved = _map_centres(motion, size, projective)
         inside_x, inside_y = ((0.5 + size / 2 - position.abs() * (size / 2)).clamp(0, 1) for position in moved)
         coverage = (inside_x * inside_y).unsqueeze(2)
-    else:
-        moved = tuple((torch.remainder(position - 1, 4) - 2).abs() - 1 for position in moved)
-    x, y = (_weigh(crop[..., row, :], *moved) for row in range(2))
-    return torch.stack([x, y], dim=-1), coverage
+    return torch.stack(_map_centres(crop @ motion, size, projective), dim=-1), coverage
 
 
 def _map_centres(matrix: torch.Tensor, size: int, projective: bool) -> tuple[torch.Tensor, ...]:
@@ -142,6 +142,8 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, max_sigma: float | 
 
 def _blur_along(images: torch.Tensor, sigma: torch.Tensor, radius: int, dim: int) -> torch.Tensor:
     """A weighted sum of shifted images: less work than a product with a matrix, and one kernel when compiled."""
+    if radius == 0:
+        return images
     length = images.shape[dim]
     before, after = images.narrow(dim, 0, radius).flip(dim), images.narrow(dim, length - radius, radius).flip(dim)
     padded = torch.cat([before, images, after], dim=dim)

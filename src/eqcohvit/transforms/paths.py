@@ -92,6 +92,9 @@ class SampledPath:
     path: TransformationPath
     parameters: torch.Tensor
 
+    def __getitem__(self, rows: slice) -> SampledPath:
+        return SampledPath(self.path, self.parameters[rows])
+
     def at(self, t: float | torch.Tensor) -> Transformation:
         """The transformation at the fraction t in [0, 1] of the way, a number or (B,)."""
         return self.path.at(self.parameters, t)

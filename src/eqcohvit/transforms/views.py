@@ -9,7 +9,11 @@ shared by u_k and v2, with one contrast pivot per sample, so that they differ by
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,6 +26,7 @@ from .random import uniforms
 _FIRST, _SECOND, _PATH, _MASK_FIRST, _MASK_END = range(5)
 _LOCAL = 16
 _NUM_DRAWS = 16
+_CACHED_VALUES = 2**19  # of float32 images that stay in a CPU's cache from one operation to the next
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,9 @@ class ViewParameters:
     sigma: torch.Tensor
     solarize: torch.Tensor
 
+    def __getitem__(self, rows: slice) -> ViewParameters:
+        return ViewParameters(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
 
 @dataclass(frozen=True)
 class Views:
@@ -112,7 +120,7 @@ def sample_view(augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Te
 
     height, width = sizes.to(draws.dtype).unbind(dim=-1)
     area = between(a.crop_scale, draw[0]) * height * width
-    log_ratio = torch.tensor(a.crop_ratio, dtype=torch.float64).log().tolist()
+    log_ratio = [math.log(ratio) for ratio in a.crop_ratio]
     ratio = torch.exp(between((log_ratio[0], log_ratio[1]), draw[1]))
     if a.crop_scale == (1.0, 1.0):  # the whole image, stretched
         ratio = width / height
@@ -182,6 +190,8 @@ class ViewRenderer:
         self.local_crops, self.masking, self.patch_size = local_crops, masking, patch_size
         *self.augmentations, self.local_augmentation = AUGMENTATIONS[augmentation]
         self.mean, self.std = mean, std
+        steepest = path.at(torch.tensor([[high for _, high in path.limits]]), 1.0)
+        self._max_path_sigma = None if steepest.sigma is None else steepest.sigma.item()
 
     @property
     def target_fractions(self) -> list[float]:
@@ -205,8 +215,10 @@ class ViewRenderer:
         """uint8 canvases (B, 3, S, S), sizes (B, 2), epochs (B,), sample keys (B,), all on one device -> views."""
         first, second, path = self.sample(epochs, keys, sizes)
         fractions = (intermediate_fractions(self.num_intermediates) if with_intermediates else []) + [1.0]
-        canvases = canvases.float().div_(255)
-        images = self._render(canvases, first, second, path, fractions)
+        parts = []
+        for rows in self._parts(canvases, 1 + len(fractions)):
+            parts.append(self._render(canvases[rows], first[rows], second[rows], path[rows], fractions))
+        images = parts[0] if len(parts) == 1 else torch.cat(parts)
         return Views(
             first=images[:, 0],
             end=images[:, -1],
@@ -216,13 +228,21 @@ class ViewRenderer:
             masks=self._sample_masks(epochs, keys) if self.masking else None,
         )
 
+    def _parts(self, canvases: torch.Tensor, num_views: int) -> list[slice]:
+        """The whole batch at once; on a CPU as many samples as its cache holds, but one for each thread."""
+        size = len(canvases)
+        if canvases.device.type == "cpu":
+            size = max(torch.get_num_threads(), _CACHED_VALUES // (num_views * 3 * self.image_size**2))
+        return [slice(start, start + size) for start in range(0, len(canvases), size)]
+
     def _sample_masks(self, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         grid = self.image_size // self.patch_size
         masks = [self.masking.sample(self.seed, epochs, keys, stream, grid) for stream in (_MASK_FIRST, _MASK_END)]
         return torch.stack(masks, dim=1)
 
     def _render_local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Canvases (B, 3, S, S) in [0, 1] -> local crops (B, L, 3, h, h), all read in one launch."""
+        """uint8 canvases (B, 3, S, S) -> local crops (B, L, 3, h, h), all read in one launch."""
+        canvases = canvases.float().div_(255)
         augmentation, number = self.local_augmentation, self.local_crops.number
         crops = [
             sample_view(augmentation, uniforms(self.seed, epochs, keys, _LOCAL + i, _NUM_DRAWS), sizes, self.image_size)
@@ -230,63 +250,76 @@ class ViewRenderer:
         ]
         crop = torch.stack([c.crop for c in crops], dim=1)
         identity = torch.eye(3, device=canvases.device).expand_as(crop)
-        grid, _ = ops.sampling_grid(crop, identity, self.local_crops.size, "canvas")
+        grid, _ = ops.sampling_grid(crop, identity, self.local_crops.size, "canvas", projective=False)
         images = ops.sample(canvases, grid).flatten(0, 1)
         pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(number)
         parameters = (torch.stack([getattr(c, name) for c in crops], dim=1).flatten(0, 1) for name in ("color", "sigma", "solarize"))
-        images, _ = _photometric(images, [augmentation], pivot, *parameters)
+        images, _ = self._recolor(images, [augmentation], pivot, *parameters)
         return self.normalize(images.unflatten(0, (len(canvases), number)))
 
     def _render(
         self, canvases: torch.Tensor, first: ViewParameters, second: ViewParameters, path: SampledPath, fractions: list[float]
     ) -> torch.Tensor:
-        """Canvases (B, 3, S, S) in [0, 1] -> (B, 1 + len(fractions), 3, H, H): the first view, then the second at each fraction."""
+        """uint8 canvases (B, 3, S, S) -> (B, 1 + len(fractions), 3, H, H): the first view, then the second at each fraction."""
+        canvases = canvases.float() / 255
         batch, num_moved = len(canvases), len(fractions)
         steps = [path.at(t) for t in fractions]
         identity = torch.eye(3, device=canvases.device).expand(batch, 3, 3)
         motion = torch.stack([identity] + [identity if step.matrix is None else step.matrix for step in steps], dim=1)
         crop = torch.stack([first.crop] + [second.crop] * num_moved, dim=1)
-        grid, coverage = ops.sampling_grid(crop, motion, self.image_size, self.border)
+        grid, coverage = ops.sampling_grid(crop, motion, self.image_size, self.border, steps[0].projective)
         images = ops.sample(canvases, grid).flatten(0, 1)
 
         def per_view(name: str) -> torch.Tensor:
             return torch.stack([getattr(first, name)] + [getattr(second, name)] * num_moved, dim=1).flatten(0, 1)
 
         pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(num_moved + 1)
-        images, pivot = _photometric(images, self.augmentations, pivot, *map(per_view, ("color", "sigma", "solarize")))
+        images, pivot = self._recolor(images, self.augmentations, pivot, *map(per_view, ("color", "sigma", "solarize")))
         if steps[0].color is not None:
             unchanged = torch.zeros_like(steps[0].color) + steps[0].color.new_tensor([1, 1, 1, 0])
             images, _ = ops.adjust_color(images, torch.stack([unchanged] + [step.color for step in steps], dim=1).flatten(0, 1), pivot)
         if steps[0].sigma is not None:
             sigma = torch.stack([torch.zeros_like(steps[0].sigma)] + [step.sigma for step in steps], dim=1).flatten()
-            images = ops.gaussian_blur(images, sigma)
+            images = _where(sigma > 0, partial(ops.gaussian_blur, max_sigma=self._max_path_sigma), images, sigma)
         images = images.unflatten(0, (batch, num_moved + 1))
         if coverage is not None:
             images = images * coverage
         return self.normalize(images)
 
+    def _recolor(
+        self,
+        images: torch.Tensor,
+        augmentations: list[Augmentation],
+        pivot: torch.Tensor,
+        color: torch.Tensor,
+        sigma: torch.Tensor,
+        solarize: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colour, blur and solarisation of images (N, 3, h, h) by drawn parameters (N, ...); what no augmentation has is left out.
+
+        Returns the contrast pivots (N,) after the colour operations too.
+        """
+        if any(a.color_probability or a.grey_probability for a in augmentations):
+            images, pivot = ops.adjust_color(images, color, pivot)
+        blurring = [a.blur_sigma[1] for a in augmentations if a.blur_probability]
+        if blurring:
+            max_sigma = max(blurring) * self.image_size / 224
+            images = _where(sigma > 0, partial(ops.gaussian_blur, max_sigma=max_sigma), images, sigma)
+        if any(a.solarize_probability for a in augmentations):
+            images = _where(solarize, ops.solarize, images, solarize)
+        return images, pivot
+
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) in [0, 1] -> normalised."""
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
-        return (images - mean) / std
+        return torch.addcmul(-mean / std, images, 1 / std)
 
 
-def _photometric(
-    images: torch.Tensor,
-    augmentations: list[Augmentation],
-    pivot: torch.Tensor,
-    color: torch.Tensor,
-    sigma: torch.Tensor,
-    solarize: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Colour, blur and solarisation of images (N, 3, H, H) by drawn parameters (N, ...), leaving out what none of the augmentations has.
-
-    Returns the contrast pivots (N,) after the colour operations too.
-    """
-    if any(a.color_probability or a.grey_probability for a in augmentations):
-        images, pivot = ops.adjust_color(images, color, pivot)
-    if any(a.blur_probability for a in augmentations):
-        images = ops.gaussian_blur(images, sigma)
-    if any(a.solarize_probability for a in augmentations):
-        images = ops.solarize(images, solarize)
-    return images, pivot
+def _where(chosen: torch.Tensor, operation: Callable[..., torch.Tensor], images: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """An operation that leaves the images (N, 3, H, H) as they are but where `chosen` (N,): there a CPU need not compute it."""
+    if images.device.type != "cpu":
+        return operation(images, parameter)
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) in (0, len(images)):
+        return operation(images, parameter) if len(rows) else images
+    return images.index_copy(0, rows, operation(images[rows], parameter[rows]))
