@@ -21,6 +21,7 @@ FILES = {
     "model.safetensors",
     "preprocessor_config.json",
     "configuration_eqcohvit.py",
+    "decoders_eqcohvit.py",
     "modeling_eqcohvit.py",
     "image_processing_eqcohvit.py",
     "pipeline_eqcohvit.py",

@@ -1,6 +1,6 @@
 """EqCohViT: a ViT whose features are split into an invariant and an equivariant part (arXiv:2503.18753, section 2).
 
-Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D backbone width, K intermediate states.
+Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D backbone width, K reconstructed states of the path.
 """
 
 import inspect
@@ -21,6 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_eqcohvit import EqCohViTConfig
+from .decoders_eqcohvit import DecoderConv, DecoderLinear, IntermediateDecoders, reconstruction_losses
 
 if TYPE_CHECKING:  # named so that saving a model ships these files as well
     from .image_processing_eqcohvit import EqCohViTImageProcessorPil  # noqa: F401
@@ -67,8 +68,9 @@ class EqCohViTModelOutput(ModelOutput):
 @dataclass
 class EqCohViTForPreTrainingOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `()`): mean over k of the mean squared error, where the states u_k are known.
-    reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1 .. u_K in normalised pixels.
+    loss (`torch.FloatTensor` of shape `()`): mean over the states of the mean squared error, where the states are known.
+    reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1, u_2 ..., and of the end view as the
+        last one with `config.include_final`; in normalised pixels.
     intermediate_losses (`torch.FloatTensor` of shape `(B, K)`): the mean squared error of each state of each image.
     invariant_features, invariant_features_end (`(B, P + N, feature_dim - equivariant_dim)`): of the first and the end view.
     equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
@@ -110,86 +112,6 @@ def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> 
         cls = pool_tokens(features, num_prefix_tokens, "cls")
         return torch.cat([cls, patches.mean(dim=1)], dim=-1)
     raise ValueError(f"unknown tokens {tokens!r}; known: cls, mean, cls_mean, patches, all")
-
-
-def cosine_basis(height: int, width: int, num_waves: int, like: torch.Tensor) -> torch.Tensor:
-    """The lowest `num_waves` x `num_waves` patterns of the cosine transform on a grid: (num_waves^2, height, width), power 1 together."""
-    index = torch.arange(num_waves, device=like.device, dtype=torch.float32)
-    rows, columns = (
-        torch.cos(math.pi * index[:, None] * (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) / n) for n in (height, width)
-    )
-    basis = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)
-    return (basis * (2 / (num_waves + 1))).to(like.dtype)
-
-
-class DecoderLinear(nn.Linear):
-    """The linear layer of the decoders, a class of its own so that it gets its own initialisation."""
-
-
-class DecoderConv(nn.Conv2d):
-    """A convolution of the decoders; `gain` scales its initial weights."""
-
-    def __init__(self, *args, gain: float = math.sqrt(2.0), **kwargs):
-        self.gain = gain
-        super().__init__(*args, **kwargs)
-
-
-class IntermediateDecoders(nn.Module):
-    """K decoders with independent weights, run as grouped layers (paper, section 3).
-
-    Each one is a linear layer on the concatenated equivariant features of both views per patch, then four convolutional layers.
-    A layer that upsamples does so by sub-pixel convolution (arXiv:1609.05158). Patch size p = r * 2^n with n <= 4: the first n
-    layers upsample by 2, the others keep the size, and the linear layer makes an r x r grid of each patch.
-    """
-
-    num_layers = 4
-    num_waves = 4
-
-    def __init__(self, config: EqCohViTConfig):
-        super().__init__()
-        patch_size, self.num_decoders = config.square_patch_size, config.num_decoders
-        self.num_prefix_tokens, self.context = config.num_prefix_tokens, config.decoder_context
-        self.num_channels, self.patch_dropout = config.num_channels, config.decoder_patch_dropout
-        self.num_upsamplings = 0
-        while self.num_upsamplings < self.num_layers and patch_size % 2 ** (self.num_upsamplings + 1) == 0:
-            self.num_upsamplings += 1
-        self.patch_grid = patch_size // 2**self.num_upsamplings
-        groups, width = self.num_decoders, config.decoder_dim
-        self.width = width
-        self.from_patches = DecoderLinear(2 * config.equivariant_dim, groups * width * self.patch_grid**2)
-        if self.context != "none":
-            self.from_context = DecoderLinear(2 * config.equivariant_dim, groups * width * self.num_waves**2)
-        self.convs = nn.ModuleList()
-        for layer in range(self.num_layers):
-            last, upsamples = layer == self.num_layers - 1, layer < self.num_upsamplings
-            out_width = config.num_channels if last else max(width // 2, 16) if upsamples else width
-            self.convs.append(
-                DecoderConv(
-                    groups * width, groups * out_width * (4 if upsamples else 1), 3, padding=1, groups=groups, gain=0.1 if last else 2**0.5
-                )
-            )
-            width = out_width
-
-    def forward(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
-        pairs = torch.cat([equivariant, equivariant_end], dim=-1)
-        (height, width), grid = grid_size, self.patch_grid
-        batch_size = pairs.shape[0]
-        x = self.from_patches(pairs[:, self.num_prefix_tokens :])
-        x = x.transpose(1, 2).reshape(batch_size, -1, height, width)
-        if grid > 1:
-            x = F.pixel_shuffle(x, grid)
-        if self.context != "none":
-            context = self.from_context(pool_tokens(pairs, self.num_prefix_tokens, self.context))
-            waves = cosine_basis(*x.shape[-2:], self.num_waves, x)
-            if self.training and self.patch_dropout > 0:
-                x = x * (torch.rand(batch_size, 1, 1, 1, device=x.device) >= self.patch_dropout)
-            x = x + torch.einsum("bcf,fhw->bchw", context.unflatten(1, (-1, self.num_waves**2)), waves)
-        for layer, conv in enumerate(self.convs):
-            x = conv(F.gelu(x))
-            if layer < self.num_upsamplings:
-                x = F.pixel_shuffle(x, 2)
-        return x.reshape(batch_size, self.num_decoders, self.num_channels, *x.shape[-2:])
 
 
 class EqCohViTPreTrainedModel(PreTrainedModel):
@@ -370,7 +292,8 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
             pixel_values: (B, C, H, W), the first view v1.
             pixel_values_end: (B, C, H, W), the end view v2 = g(u). Without it the path is the identity: the end view and all states
                 on the path are `pixel_values`, and the loss says how well the image itself is reconstructed.
-            intermediates: (B, K, C, H, W), the states u_1 .. u_K; of two views without them no loss is returned.
+            intermediates: (B, K, C, H, W), the states to reconstruct, in the order of `reconstructions`; of two views without them no
+                loss is returned.
             kwargs: go to the encoder, for both views.
         """
         first = end = self.eqcohvit(pixel_values, **kwargs)
@@ -387,7 +310,7 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         if intermediates is not None:
             if intermediates.shape != reconstructions.shape:
                 raise ValueError(f"intermediates must have the shape {tuple(reconstructions.shape)}, got {tuple(intermediates.shape)}")
-            losses = (reconstructions.float() - intermediates.float()).square().mean(dim=(2, 3, 4))
+            losses = reconstruction_losses(reconstructions, intermediates)
             loss = losses.mean()
         return EqCohViTForPreTrainingOutput(
             loss=loss,
@@ -400,11 +323,6 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
             hidden_states=first.hidden_states,
             attentions=first.attentions,
         )
-
-
-def reconstruction_losses(reconstructions: torch.Tensor, intermediates: torch.Tensor) -> torch.Tensor:
-    """Mean squared error per intermediate state, in float32: two (B, K, C, H, W) -> (K,)."""
-    return (reconstructions.float() - intermediates.float()).square().mean(dim=(0, 2, 3, 4))
 
 
 class ClassifierHead(nn.Sequential):
@@ -504,9 +422,7 @@ __all__ = [
     "EqCohViTModel",
     "EqCohViTModelOutput",
     "EqCohViTPreTrainedModel",
-    "IntermediateDecoders",
     "pool_tokens",
-    "reconstruction_losses",
     "split_features",
     "start_positions",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens, reconstruction_losses
+from ..hub.decoders_eqcohvit import reconstruction_losses
+from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens
 from ..objectives import Objective, ObjectiveInputs, Tokens
 from ..transforms import Views
 from .health import rankme
@@ -96,7 +97,7 @@ class PretrainModule(nn.Module):
     def _reconstruction_errors(self, equivariant: torch.Tensor, views: Views) -> dict[str, torch.Tensor]:
         config = self.model.config
         reconstructions = self.model.reconstruct(*equivariant.chunk(2), views.first.shape[-2:])
-        errors = reconstruction_losses(reconstructions, views.intermediates).unbind()
+        errors = reconstruction_losses(reconstructions, views.intermediates).mean(dim=0).unbind()
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
         return dict(zip(names, errors, strict=True))
 
