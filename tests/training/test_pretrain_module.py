@@ -13,15 +13,23 @@ TEACHERS = [name for name, objective in OBJECTIVES.items() if objective.uses_tea
 VALUES = StepValues(1e-3, 1e-3, 0.0, teacher_momentum=0.9, teacher_temperature=0.05)
 
 
-def make_module(objective="vicreg", recon_weight=3.0, recon_from="masked", options="", backbone=None, **config):
+def make_module(
+    objective="vicreg", recon_weight=3.0, recon_from="masked", options="", backbone_type="dinov2", backbone=None, path="rotation", **config
+):
+    """A tiny module through `build_module`; `backbone` and `config` are further fields of both configurations."""
     teacher = objective in TEACHERS
-    options = ",".join(filter(None, ("num_prototypes=12,bottleneck_dim=8" if teacher else "", options)))
     args = PretrainArguments(
-        objective=objective, objective_options=options, recon_weight=recon_weight, recon_from=recon_from, projector_dim=16
-    )  # fmt: skip
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": teacher}
+        objective=objective,
+        objective_options=",".join(filter(None, ("num_prototypes=12,bottleneck_dim=8" if teacher else "", options))),
+        recon_weight=recon_weight,
+        recon_from=recon_from,
+        projector_dim=16,
+        path=path,
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "use_mask_token": teacher}
+    sizes |= {"mlp_ratio": 2} if backbone_type.startswith("dinov2") else {"intermediate_size": 32}
     config = EqCohViTConfig.from_preset(
-        "micro", 16, 4, backbone_kwargs=sizes | (backbone or {}), feature_dim=14, equivariant_dim=6, decoder_dim=16, **config
+        "micro", 16, 4, backbone_type, sizes | (backbone or {}), feature_dim=14, equivariant_dim=6, decoder_dim=16, path=path, **config
     )
     torch.manual_seed(0)
     return build_module(args, EqCohViTForPreTraining(config))

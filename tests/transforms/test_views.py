@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from eqcohvit.transforms import AUGMENTATIONS, ViewRenderer, make_path, ops
+from eqcohvit.transforms import AUGMENTATIONS, BlockMasking, MultiCrop, ViewRenderer, make_path, ops
 from eqcohvit.transforms import views as views_module
+from eqcohvit.transforms.random import uniforms
 from eqcohvit.transforms.views import sample_view
 
 SIZE, CANVAS, BATCH = 24, 32, 6
@@ -143,3 +144,53 @@ def test_transformation_of_an_image_is_the_end_view_of_training(canvases, path, 
     views = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
     moved = renderer.path.at(views.parameters, 1.0)(canvases.float() / 255, border)
     assert torch.allclose(renderer.normalize(moved), views.end, atol=1e-4)
+
+
+MULTI = {"local_crops": MultiCrop(3, 8), "masking": BlockMasking(probability=1.0), "patch_size": 4}
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_local_crops_and_masks_do_not_depend_on_the_batch_around_them(canvases, augmentation):
+    together, _ = render(canvases, augmentation=augmentation, **MULTI)
+    alone, _ = render(canvases, rows=slice(3, 4), augmentation=augmentation, **MULTI)
+    assert together.local.shape == (BATCH, 3, 3, 8, 8) and together.masks.shape == (BATCH, 2, (SIZE // 4) ** 2)
+    assert torch.allclose(together.local[3:4], alone.local, atol=1e-5) and torch.equal(together.masks[3:4], alone.masks)
+
+
+def test_local_crops_and_masks_leave_the_other_views_as_they_are(canvases):
+    plain, _ = render(canvases, augmentation="ibot")
+    rich, _ = render(canvases, augmentation="ibot", **MULTI)
+    assert torch.equal(plain.first, rich.first) and torch.equal(plain.intermediates, rich.intermediates)
+    assert plain.local is None and plain.masks is None
+
+
+def test_local_crops_differ_from_each_other_and_by_epoch(canvases):
+    views, _ = render(canvases, augmentation="dinov2", **MULTI)
+    later, _ = render(canvases, augmentation="dinov2", epoch=1, **MULTI)
+    assert not torch.allclose(views.local[:, 0], views.local[:, 1], atol=0.1)
+    assert not torch.allclose(views.local, later.local, atol=0.1) and not torch.equal(views.masks, later.masks)
+    assert not torch.equal(views.masks[:, 0], views.masks[:, 1])
+
+
+def test_local_crop_shows_the_drawn_part_of_the_image():
+    """On a ramp from left to right the mean of a crop tells its place, and its range its width."""
+    ramp = ((torch.arange(CANVAS) + 0.5) / CANVAS * 255).round().to(torch.uint8).expand(BATCH, 3, CANVAS, CANVAS)
+    views, renderer = render(ramp, "rotation", augmentation="path_only", local_crops=MultiCrop(2, 16))
+    pixels = views.local * torch.tensor(renderer.std)[:, None, None] + torch.tensor(renderer.mean)[:, None, None]
+    keys = torch.arange(BATCH)
+    for i in range(2):
+        draws = uniforms(0, torch.zeros_like(keys), keys, 16 + i, 16)
+        crop = sample_view(AUGMENTATIONS["path_only"][2], draws, torch.full((BATCH, 2), CANVAS), SIZE).crop
+        assert (crop[:, 0, 0] * crop[:, 1, 1] < 0.41).all() and (crop[:, 0, 0] * crop[:, 1, 1] > 0.09).all()
+        centre, half = 0.5 + crop[:, 0, 2] / 2, crop[:, 0, 0] / 2
+        row = pixels[:, i, 0, 8]
+        assert torch.allclose(row.mean(dim=-1), centre, atol=0.02)
+        assert torch.allclose(row[:, -1] - row[:, 0], 2 * half * 15 / 16, atol=0.03)
+
+
+def test_final_state_is_the_last_target(canvases):
+    views, renderer = render(canvases, num_intermediates=2, include_final=True)
+    assert views.intermediates.shape[1] == 3 and renderer.target_fractions == [1 / 3, 2 / 3, 1.0]
+    assert torch.equal(views.intermediates[:, 2], views.end)
+    without, _ = render(canvases, num_intermediates=2)
+    assert torch.equal(without.intermediates, views.intermediates[:, :2])

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from eqcohvit.transforms import BlockMasking
+from eqcohvit.transforms.masks import block_masks
+
+GRID = 14
+
+
+def sample(masking, number=4000, seed=0, epoch=0, stream=3, first=0):
+    keys = torch.arange(first, first + number)
+    return masking.sample(seed, torch.full_like(keys, epoch), keys, stream, GRID)
+
+
+def test_block_masks_by_hand():
+    """A block of 2 x 2 in the upper left corner, then one of 4 patches that may only add one."""
+    draws = torch.tensor([[[0.0, 0.5, 0.0, 0.0], [0.0, 0.5, 0.0, 0.34]]])  # area 4, aspect 1, top 0, left 0 and 1 of 4 columns
+    masks = block_masks(draws, torch.tensor([5]), grid_size=4)
+    assert masks.view(4, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+    assert block_masks(draws, torch.tensor([0]), grid_size=4).sum() == 0
+
+
+def test_shares_of_masked_views_and_patches_are_as_asked():
+    shares = sample(BlockMasking(probability=0.5, ratio=0.3, ratio_variance=0.2)).float().mean(dim=1)
+    masked = shares[shares > 0]
+    assert 0.47 < len(masked) / len(shares) < 0.53
+    assert 0.29 < masked.mean() < 0.31 and masked.min() > 0.09 and masked.max() <= 0.5
+    assert abs(masked.std() - 0.4 / 12**0.5) < 0.01  # uniform
+
+
+def test_number_of_hidden_patches_is_met_and_bounded():
+    masking = BlockMasking(probability=1.0, ratio=0.4, ratio_variance=0.0)
+    counts = sample(masking).sum(dim=1)
+    assert counts.max() == masking.max_masked(GRID**2) == 78
+    assert (counts == 78).float().mean() > 0.95
+
+
+def test_hidden_patches_come_in_blocks():
+    """Two neighbours are hidden together far more often than at random."""
+    masks = sample(BlockMasking(probability=1.0, ratio=0.3, ratio_variance=0.0), number=500).view(-1, GRID, GRID)
+    right_neighbour = masks[:, :, 1:][masks[:, :, :-1]].float().mean()
+    assert right_neighbour > 0.7
+    assert masks.any(dim=0).all()  # anywhere
+
+
+def test_masks_are_a_function_of_seed_epoch_sample_and_stream():
+    masking = BlockMasking(probability=1.0)
+    base = sample(masking, 50)
+    assert torch.equal(base, sample(masking, 50)) and torch.equal(base[20:30], sample(masking, 10, first=20))
+    for other in ({"seed": 1}, {"epoch": 1}, {"stream": 4}):
+        assert (base != sample(masking, 50, **other)).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"probability": 1.5}, "mask_probability must lie between 0 and 1, got 1.5"),
+        ({"ratio": 0.1}, r"mask_ratio \+- mask_ratio_variance must lie between 0 and 1, got 0.1 \+- 0.2"),
+        ({"ratio": 0.9}, "got 0.9"),
+    ],
+)
+def test_block_masking_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BlockMasking(**settings)
