@@ -35,7 +35,8 @@ def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
     script = SCRIPT.parents[2] / "scripts" / "pretrain.py"
     flags = (
         "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
-        "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 4"
+        "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 4 "
+        "--objective ibot --local_crops_number 2 --local_crops_size 8 --objective_options num_prototypes=16"
     ).split()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *flags]
     command += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest", "--max_steps"]

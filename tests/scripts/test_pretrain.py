@@ -65,6 +65,27 @@ def test_resumed_run_equals_the_uninterrupted_one(pretrain, finished, photos, tm
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("objective", ["ibot", "dinov2"])
+def test_resumed_run_with_a_teacher_equals_the_uninterrupted_one(pretrain, photos, tmp_path, objective):
+    flags = [*SMALL, "--train_dir", str(photos), "--objective", objective, "--local_crops_number", "2", "--local_crops_size", "8"]
+    flags += "--drop_path_rate 0.2 --max_steps 4 --save_steps 2 --augmentation ibot --weight_decay_end 0.4 --layer_decay 0.9".split()
+    flags += ["--objective_options", "num_prototypes=16,teacher_momentum=0.9,teacher_temperature_steps=3,freeze_last_layer_steps=1"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert pretrain.cli([*flags, "--output_dir", str(whole)]) == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-4")
+    assert pretrain.cli([*flags, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"]) == 0
+    assert metrics(whole) == metrics(resumed)
+    ours, theirs, before = (
+        load_file(folder / "checkpoints" / step / "model.safetensors")
+        for folder, step in ((resumed, "step-4"), (whole, "step-4"), (whole, "step-2"))
+    )
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    moved = {name for name in ours if not torch.equal(ours[name], before[name])}
+    assert {"teacher.encoder.feature_head.weight", "teacher.head.cls.prototypes.weight"} <= moved
+    assert objective != "ibot" or {"objective.cls_center", "objective.patch_center"} <= moved
+
+
 def test_baseline_without_reconstruction_runs_on_sprites(pretrain, tmp_path):
     code = pretrain.cli([*SMALL, "--output_dir", str(tmp_path / "run"), "--recon_weight", "0", "--objective", "simclr", "--max_steps", "2"])
     assert code == 0
