@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.run_server import RunServer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -22,6 +23,14 @@ def load_script(name: str):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def run_server():
+    """Starts real runs of scripts/pretrain.py in milliseconds (see run_server.py)."""
+    server = RunServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -62,18 +62,22 @@ class RunServer:
         assert answer, "the server of runs has died"
         return json.loads(answer)
 
-    def start(self, argv: list[str], record: Path, num_processes: int = 1, environment: dict[str, str] | None = None) -> list[Run]:
-        """Start a run of one or several processes; `record` is a folder that all lives of a run share."""
+    def start(self, argv: list[str], record: Path, num_processes: int = 1, stall: str | None = None) -> list[Run]:
+        """Start a run of one or several processes; `record` is a folder that all lives of a run share.
+
+        `stall`: say "stalled" and wait for ever, before the batch of this number, or instead of writing a "checkpoint".
+        """
         record.mkdir(parents=True, exist_ok=True)
-        common = dict(environment or {})
+        common = {}
         if num_processes > 1:
-            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
+            common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
         runs = []
         for rank in range(num_processes):
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
             file, log = record / f"rank-{rank}.jsonl", record / f"rank-{rank}.log"
             starts_before = file.read_text().count('"start"') if file.exists() else 0
-            request = {"argv": argv, "environment": common | ranks, "log": str(log), "record": str(file)}
+            request = {"argv": argv, "environment": common | ranks, "log": str(log), "record": str(file), "stall": stall}
+            log.touch()
             run = Run(self, self.ask(request)["pid"], log, file)
             run._starts_before = starts_before
             runs.append(run)
@@ -171,13 +175,20 @@ def live(pretrain, request: dict) -> NoReturn:
         os.dup2(descriptor, number)
         os.close(descriptor)
 
+    def stall(*_arguments) -> None:
+        print("stalled", flush=True)
+        while True:
+            time.sleep(3600)
+
     class RecordedStream(pretrain.CanvasStream):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             self.write({"start": self.position})
 
         def __iter__(self):
-            for batch in super().__iter__():
+            for number, batch in enumerate(super().__iter__()):
+                if str(number) == request["stall"]:
+                    stall()
                 samples = list(zip(batch.epochs.tolist(), batch.keys.tolist(), strict=True))
                 self.write({"position": batch.position, "samples": samples})
                 yield batch
@@ -187,6 +198,8 @@ def live(pretrain, request: dict) -> NoReturn:
                 file.write(json.dumps(entry) + "\n")
 
     pretrain.CanvasStream = RecordedStream
+    if request["stall"] == "checkpoint":
+        pretrain.save_checkpoint = stall
     pretrain.leave(pretrain.cli(request["argv"]))
 
 

@@ -281,6 +281,28 @@ def test_bad_images_are_left_out_counted_and_listed_once(tmp_path):
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_bad_images_of_two_processes_and_of_a_killed_one_are_listed_once(tmp_path):
+    path, source = tmp_path / "bad.jsonl", Numbers([20], bad={3, 11})
+    streams = [iter(make_stream(source, rank=rank, world_size=2, batch_size=3, bad_images_path=path)) for rank in range(2)]
+    for _ in range(20):  # each rank meets both over the epochs
+        for stream in streams:
+            next(stream)
+    assert sorted(json.loads(line)["key"] for line in path.read_text().splitlines()) == [3, 11]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])  # cut short: the last entry is written again, on a line of its own
+    take(make_stream(source, bad_images_path=path), 10)
+    lines = path.read_text().splitlines()
+    assert sorted(json.loads(line)["key"] for line in (lines[0], lines[2])) == [3, 11] and len(lines) == 3
+
+
+def test_names_of_bad_images_cannot_write_to_the_terminal(tmp_path):
+    (tmp_path / "bad\x1b[2J\nname.png").write_bytes(b"no image")
+    with pytest.raises(TooManyBadImages) as caught:
+        take(CanvasStream(FolderSource(tmp_path), 8, 2, bad_images_path=tmp_path / "bad.jsonl"), 1)
+    assert "bad\\x1b[2J\\nname.png: not an image" in str(caught.value) and str(caught.value).isprintable()
+    assert json.loads((tmp_path / "bad.jsonl").read_text())["path"].endswith("bad\x1b[2J\nname.png")
+
+
 def test_too_many_bad_images_stop_the_stream(tmp_path):
     path = tmp_path / "bad.jsonl"
     stream = make_stream(Numbers([1000], bad=range(0, 1000, 50)), max_bad_fraction=0.01, bad_images_path=path)

@@ -173,7 +173,7 @@ def _one_pass(chunks: Iterator["_Chunk"], batch_size: int, name: str) -> Iterato
 
     def without_bad() -> Iterator[_Chunk]:
         for chunk in chunks:
-            problems.extend(f"{where}: {reason}" for _, reason, where in chunk.bad)
+            problems.extend(f"{_printable(where)}: {_printable(reason)}" for _, reason, where in chunk.bad)
             chunk.meta = chunk.meta[chunk.good]
             yield chunk
 
@@ -477,30 +477,46 @@ def _stop(thread: threading.Thread, results: queue.Queue, stop: threading.Event)
 
 
 class _BadImages:
-    """The list of bad images of a run: one JSON object per line. What an earlier part of the run listed is not listed again."""
+    """The list of bad images of a run: one JSON object per line. What an earlier part of the run, or another process, has listed is not
+    listed again."""
 
     def __init__(self, source_name: str, path: str | Path | None):
         self.source_name = source_name
         self.path = None if path is None else Path(path)
         self._listed: set[tuple[str, int]] = set()
+        self._num_read = 0
         self._first = ""
-        if self.path is not None and self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._listed.add((entry["source"], entry["key"]))
-                except (ValueError, KeyError, TypeError):  # a line cut short when the run was killed
-                    continue
 
     def add(self, key: int, epoch: int, reason: str, where: str) -> None:
-        self._first = self._first or f"{where}: {reason}"
+        self._first = self._first or f"{_printable(where)}: {_printable(reason)}"
         if self.path is None or (self.source_name, key) in self._listed:
             return
-        self._listed.add((self.source_name, key))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        entry = {"source": self.source_name, "key": key, "epoch": epoch, "path": where, "reason": reason}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with self.path.open("a+b") as file:  # appended, so that processes do not overwrite each other
+            file.seek(self._num_read)
+            news = file.read()
+            self._num_read += len(news)
+            self._listed.update(_listed_in(news))
+            if (self.source_name, key) in self._listed:
+                return
+            entry = {"source": self.source_name, "key": key, "epoch": epoch, "path": where, "reason": reason}
+            cut_short = b"\n" if news and not news.endswith(b"\n") else b""
+            file.write(cut_short + json.dumps(entry).encode() + b"\n")
+        self._listed.add((self.source_name, key))
 
     def summary(self) -> str:
         return f"first: {self._first}" if self.path is None else f"first: {self._first}; all are listed in {self.path}"
+
+
+def _listed_in(lines: bytes) -> Iterator[tuple[str, int]]:
+    for line in lines.splitlines():
+        try:
+            entry = json.loads(line)
+            yield entry["source"], entry["key"]
+        except (ValueError, KeyError, TypeError):  # a line cut short when the run was killed
+            continue
+
+
+def _printable(text: str) -> str:
+    """The text without line breaks and control characters: names of files in other people's data may hold anything."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
