@@ -12,7 +12,10 @@ from tests.conftest import load_script
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessorPil
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 16, "patch_size": 4}
-NEW_HEADS = "--feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16".split()
+NEW_HEADS = (
+    "--feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--objective ibot --objective_options num_prototypes=32,bottleneck_dim=8,teacher_momentum=0.5"
+).split()
 RUN = (
     "--per_device_train_batch_size 6 --max_steps 4 --warmup_steps 1 --logging_steps 2 --save_steps 2 --sample_steps 4 --recon_weight 1"
 ).split()
@@ -78,14 +81,26 @@ def test_head_warmup_leaves_the_backbone_as_it_came(pretrain, vit, photos, tmp_p
     assert all(torch.equal(tensor, ours[name]) for name, tensor in source.state_dict().items() if not name.endswith("mask_token"))
 
 
-def test_run_from_a_model_folder_begins_with_all_of_its_heads(pretrain, continued, photos, tmp_path, capsys):
-    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--learning_rate", "1e-30"]
-    assert run(pretrain, *flags, *RUN, "--min_learning_rate", "0") == 0
-    assert "backbone, feature head and decoders, the objective's heads; all else is new" in capsys.readouterr().out
-    ours, theirs = weights(tmp_path / "run" / "model"), weights(continued / "model")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, continued, photos, tmp_path, capsys):
+    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run"]
+    options = "num_prototypes=32,bottleneck_dim=8,teacher_momentum=1"  # and a rate of about 0: all stays as it begins
+    flags += ["--learning_rate", "1e-30", "--min_learning_rate", "0", "--objective_options", options]
+    assert run(pretrain, *flags, *RUN) == 0
+    assert "backbone, feature head and decoders, the objective's heads, teacher; all else is new" in capsys.readouterr().out
     ours, theirs = (weights(folder / "checkpoints" / "step-4") for folder in (tmp_path / "run", continued))
-    assert torch.equal(ours["objective.expander.0.weight"], theirs["objective.expander.0.weight"])
+    assert ours.keys() == theirs.keys() and any(name.startswith("teacher.") for name in ours)
+    centres = {"objective.cls_center", "objective.patch_center"}  # follow the batches
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if name not in centres)
+    student, teacher = (theirs[f"{part}.feature_head.weight"] for part in ("model.eqcohvit", "teacher.encoder"))
+    assert not torch.equal(student, teacher)
+
+
+def test_run_with_another_objective_takes_all_but_its_heads(pretrain, continued, photos, tmp_path, capsys):
+    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--objective", "simclr"]
+    assert run(pretrain, *flags, *RUN) == 0
+    out = capsys.readouterr().out
+    assert "backbone, feature head and decoders; all else is new" in out
+    assert "expected at the start: ssl/contrast about 2.398" in out  # ln(2 * 6 - 1)
 
 
 def test_run_from_a_checkpoint_equals_the_run_from_the_model_exported_there(pretrain, continued, photos, tmp_path):
@@ -128,7 +143,7 @@ def test_mismatched_heads_are_refused_with_both_shapes(pretrain, continued, phot
     flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--projector_dim", "8"]
     assert run(pretrain, *flags, *RUN) == 2
     error = capsys.readouterr().err
-    assert "expected expander.0.weight of shape (8, 8), found (16, 8)" in error and error.count("\n") == 1
+    assert "expected head.cls.mlp.0.bias of shape (8,), found (16,)" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -144,6 +159,11 @@ def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photo
     base = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix) and ".base_layer." in name}
     assert base and all(torch.equal(tensor, source[name.replace(".base_layer", "")]) for name, tensor in base.items())
     assert any(name.endswith("lora_B.default.weight") and tensor.abs().sum() > 0 for name, tensor in state.items())
+
+    # The teacher has adapters of its own, which follow the student's, beside the same weights.
+    adapters = [name for name in state if name.startswith("teacher.encoder.") and ".lora_B." in name]
+    assert adapters and not any(torch.equal(state[name], state[name.replace("teacher.encoder.", "model.eqcohvit.")]) for name in adapters)
+    assert not any(name.startswith("teacher.encoder.") and ".base_layer." in name for name in state)
 
     exported = AutoModel.from_pretrained(tmp_path / "run" / "model").eval()
     module, _ = pretrain.build(pretrain.parse_arguments([str(flag) for flag in flags], pretrain.complete_settings))
