@@ -11,6 +11,7 @@ Each setting of a recipe is also a flag; `--help` explains them. The run's folde
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -55,6 +56,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         transformers_logging.disable_progress_bar()
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
         set_seed(args.seed)
         built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
     checkpoint = on_main_process(accelerator, lambda: open_run(output_dir, args))
