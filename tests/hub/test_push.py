@@ -99,14 +99,20 @@ def test_range_requests_are_answered_with_the_asked_bytes(hub):
         assert answer.headers["Content-Range"] == "bytes 10-19/100"
 
 
-def test_pretraining_pushes_its_model_and_card(hub, tmp_path):
+def test_pretraining_pushes_its_model_card_and_training_state_and_another_run_goes_on_from_there(hub, tmp_path):
     flags = (
         "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --warmup_steps 1 "
-        "--per_device_train_batch_size 4 --max_steps 2 --save_steps 1 --push_to_hub --hub_model_id user/tiny"
+        "--per_device_train_batch_size 4 --max_steps 2 --save_steps 1 --push_to_hub --push_training_state --hub_model_id user/tiny"
     ).split()
-    command = [sys.executable, str(PUSH.with_name("pretrain.py")), "--output_dir", str(tmp_path / "run"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hub.environment(tmp_path / "home"))
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def pretrain(name, *flags):
+        command = [sys.executable, str(PUSH.with_name("pretrain.py")), "--output_dir", str(tmp_path / name), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hub.environment(tmp_path / "home"))
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    assert pretrain("run", *flags).count("pushed to ") == 2  # at each checkpoint
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "modeling_eqcohvit.py"}
+    expected |= {f"training_state/{name}" for name in ("model.safetensors", "optimizer.bin", "config.yaml", "run_state.json")}
     assert expected <= set(hub.files("user/tiny"))
-    assert done.stdout.count("pushed to ") == 2  # at each checkpoint
+    assert "step 3/3" in pretrain("continued", "--resume_from_checkpoint", "user/tiny", "--max_steps", "3")

@@ -213,7 +213,7 @@ def open_start(name: str) -> Start:
     else:
         config, processor, state = read_config(source), read_processor(source), None
         if config.model_type == EqCohViTConfig.model_type:
-            state = find_training_state(source)
+            state = find_training_state(source, files="[cmr]*")  # config, model, run_state; not the optimizer's, which is twice as large
     backbone = getattr(config, "backbone_config", config)
     return Start(name, source, config, _image_size(processor, backbone), *normalisation(processor), state)
 
@@ -237,12 +237,12 @@ def _side(size: Any) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def find_training_state(source: str) -> Path | None:
-    """The `training_state/` of a model folder or Hub repository, None where it has none."""
+def find_training_state(source: str, files: str = "*") -> Path | None:
+    """The `training_state/` of a model folder or Hub repository, None where it has none; of a repository only `files` are downloaded."""
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(source, allow_patterns=f"{STATE_FOLDER}/*"))
+            folder = Path(snapshot_download(source, allow_patterns=f"{STATE_FOLDER}/{files}"))
         except (OSError, HTTPError, ValueError) as error:
             raise ValueError(f"cannot look for {STATE_FOLDER}/ in {source}: {str(error).strip().splitlines()[0]}") from None
     state = folder / STATE_FOLDER
