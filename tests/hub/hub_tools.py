@@ -50,7 +50,7 @@ def link_distributions(folder, *names):
     return folder
 
 
-def run_python(script, cwd, site, env=None, timeout=120):
+def run_python(script, cwd, site, env=None, timeout=300):
     """Standard output of a script in a fresh process that can import the standard library and the folder `site`, nothing else."""
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(site)!r})\n{script}"]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
