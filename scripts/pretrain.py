@@ -215,7 +215,7 @@ def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
 
 def count_parameters(module: PretrainModule) -> str:
     """How large the encoder is, and how much of the whole module is trained."""
-    encoder = sum(p.numel() for p in merged(module.model).eqcohvit.parameters())
+    encoder = sum(p.numel() for name, p in module.model.eqcohvit.named_parameters() if ".lora_" not in name)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return f"encoder of {encoder / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained with heads and decoders"
 

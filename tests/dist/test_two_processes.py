@@ -48,3 +48,15 @@ def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 4, 5]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, photos, tmp_path):
+    flags = (
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --learning_rate 1e30 "
+        "--per_device_train_batch_size 4 --warmup_steps 1 --max_steps 9 --save_steps 1 --logging_steps 9 --sample_steps 9"
+    ).split()
+    argv = [*flags, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
+    for run in run_server.start(argv, tmp_path / "record", num_processes=2):
+        assert run.wait(240) == 1 and "not finite" in run.output()
+    folder = tmp_path / "run" / "nonfinite"
+    assert sorted(path.name for path in folder.glob("*.json")) == [f"step-2-rank-{rank}.json" for rank in (0, 1)]

@@ -240,6 +240,22 @@ def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(
         assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
 
 
+def test_collapsed_parts_and_a_loss_that_does_not_move_are_warned_of(pretrain, continued, photos, tmp_path, capsys):
+    flat = tmp_path / "model"
+    shutil.copytree(continued / "model", flat)
+    tensors = weights(flat)
+    for name in ("weight", "bias"):
+        tensors[f"eqcohvit.feature_head.{name}"].zero_()  # equal features for all images
+    save_file(tensors, flat / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--init_from", flat, "--train_dir", photos, "--output_dir", tmp_path / "run", "--objective", "simclr", *RUN]
+    assert run(pretrain, *flags, "--learning_rate", "1e-30", "--min_learning_rate", "0", "--recon_weight", "0") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 3 and all("at step 2" in warning for warning in warnings)  # once each, though they last
+    assert "ssl/contrast sits at 2.398, its value for features that tell nothing (2.398)" in warnings[0]
+    assert "the invariant part has collapsed" in warnings[1] and "the equivariant part has collapsed" in warnings[2]
+    assert {"rank/invariant", "rank/equivariant", "std/invariant", "grad_norm"} <= set(metrics(tmp_path / "run")[0])
+
+
 def test_infinite_weight_in_a_start_is_named(pretrain, continued, photos, tmp_path, capsys):
     broken = tmp_path / "model"
     shutil.copytree(continued / "model", broken)
