@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
-from .retry import Patience
 
 ROWS_PER_VIRTUAL_SHARD = 512
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
@@ -68,9 +67,12 @@ def _decode_or_bad(payload: Any, canvas_size: int) -> Decoded | BadImage:
 
 
 def _read_file(path: str) -> bytes:
-    if "://" in path:
-        return _read_remote_file(path)
     try:
+        if "://" in path:  # a file inside a remote or zipped dataset repository
+            from datasets.utils.file_utils import xopen
+
+            with xopen(path, "rb") as file:
+                return file.read()
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:  # reading a pipe would never end
             raise BadImage(f"not a regular file of at most {MAX_FILE_BYTES} bytes")
@@ -78,21 +80,6 @@ def _read_file(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise BadImage(f"cannot read the file ({error.strerror or one_line(error)})") from None
-
-
-def _read_remote_file(path: str) -> bytes:
-    """A file inside a remote or zipped dataset repository."""
-    from datasets.utils.file_utils import xopen
-
-    patience = Patience()
-    while True:
-        try:
-            with xopen(path, "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            raise BadImage("cannot read the file (No such file)") from None
-        except Exception as error:  # of the network; an image is not bad because the network is
-            patience.failed(f"reading {path}", error)
 
 
 class FolderSource(_ImageSource):
@@ -210,7 +197,7 @@ class DatasetSource(_ImageSource):
     ):
         import datasets
 
-        files = None if data_files is None else _expand_data_files(path, data_files, split)
+        files = None if data_files is None else expand_data_files(path, data_files, split)
         self.name = " ".join(str(part) for part in (path, name, split) if part)
         dataset = self._load(path, name, split, files)
         features = dataset.features or dict.fromkeys(next(iter(dataset), {}))  # some builders learn their columns from the rows only
@@ -296,7 +283,7 @@ def hold_out(source: Source, num_samples: int) -> tuple[Source, Source]:
     return _PartOfSource(source, num_rows, held_out=False), _PartOfSource(source, num_rows, held_out=True)
 
 
-def _expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:
+def expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:
     """Local patterns become sorted lists of files, so that a pattern without any match is reported here, in one line."""
     if isinstance(data_files, dict):
         return data_files
@@ -322,7 +309,7 @@ def _local_files(pattern: str) -> list[str]:
     return [os.path.abspath(file) for file in files]
 
 
-def _builder_for(data_files: str | Sequence[str] | dict[str, Any]) -> str:
+def builder_for(data_files: str | Sequence[str] | dict[str, Any]) -> str:
     if isinstance(data_files, dict):
         raise ValueError('data_files per split need a dataset_name, such as "parquet" or a Hub id')
     endings = {os.path.splitext(pattern)[1].lower() for pattern in _patterns(data_files)}
@@ -390,5 +377,5 @@ def open_source(
         if dataset_config_name is not None or image_column is not None or label_column is not None:
             raise ValueError("dataset_config_name, image_column and label_column need dataset_name or data_files")
         return SpritesSource()
-    path = dataset_name or _builder_for(data_files)
+    path = dataset_name or builder_for(data_files)
     return DatasetSource(path, dataset_config_name, split, data_files, image_column, label_column)

@@ -12,8 +12,6 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..hub.modeling_eqcohvit import EqCohViTForPreTraining
-
 
 def add_lora(backbone: PreTrainedModel, rank: int) -> None:
     """Adapters, in place, beside all linear layers of the backbone; nothing else of it is trained but a mask token.
@@ -27,7 +25,7 @@ def add_lora(backbone: PreTrainedModel, rank: int) -> None:
             parameter.requires_grad_(True)
 
 
-def merged(model: EqCohViTForPreTraining) -> EqCohViTForPreTraining:
+def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy without adapters, their products added to the weights, that computes the same; the model itself where it has none."""
     if not any(isinstance(layer, LoraLayer) for layer in model.modules()):
         return model
@@ -36,5 +34,7 @@ def merged(model: EqCohViTForPreTraining) -> EqCohViTForPreTraining:
         layer.merge()
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
-    del model.eqcohvit.backbone.peft_config
+    for module in model.modules():
+        if hasattr(module, "peft_config"):
+            del module.peft_config
     return model.requires_grad_(True)

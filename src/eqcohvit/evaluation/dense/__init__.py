@@ -1,0 +1,49 @@
+"""Supervised dense and geometric tasks on a ViT backbone, and label propagation through videos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ...hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
+from .base import TASK_FILE, DenseTask, TaskOptions
+from .depth import Depth
+from .detection import Detection
+from .homography import Homography
+from .keypoints import Keypoints
+from .segmentation import Segmentation
+
+TASKS: dict[str, type[DenseTask]] = {task.name: task for task in (Segmentation, Homography, Keypoints, Detection, Depth)}
+
+
+def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
+    """Task and model of a folder that `scripts/finetune.py` has written.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder) / TASK_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no fine-tuned model: expected {TASK_FILE} in it, as scripts/finetune.py writes OUTPUT_DIR/model")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(path.read_text()).items()}
+    task = TASKS[values.pop("task")](**values)
+    return task, task.model_class().from_pretrained(folder)
+
+
+def save_finetuned(folder: Path, task: DenseTask, model: PreTrainedModel) -> None:
+    """Write weights, configuration, image processor and task.json; an older model there is replaced when all is written."""
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    model.save_pretrained(new)
+    size = {"height": task.image_size, "width": task.image_size}
+    EqCohViTImageProcessorPil(size=size, image_mean=list(task.mean), image_std=list(task.std)).save_pretrained(new)
+    task.save(new)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+__all__ = ["TASKS", "DenseTask", "TaskOptions", "load_finetuned", "save_finetuned"]

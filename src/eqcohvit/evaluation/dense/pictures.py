@@ -1,0 +1,59 @@
+"""Pictures of inputs, targets and predictions side by side."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP, _HEADER = 4, 20
+
+
+def palette(num_colors: int) -> np.ndarray:
+    """Colours that neighbours in the list can be told apart by, uint8 (num_colors, 3)."""
+    golden = 0.61803398875
+    colors = [colorsys.hsv_to_rgb((i * golden) % 1, 0.85 - 0.3 * (i % 3 == 1), 1.0 - 0.25 * (i % 2)) for i in range(num_colors)]
+    return (np.array(colors).reshape(-1, 3) * 255).round().astype(np.uint8)
+
+
+def color_labels(labels: np.ndarray, num_labels: int, ignore_index: int = 255) -> Image.Image:
+    """Class indices (H, W) as colours; ignored pixels are black."""
+    colors = np.concatenate([palette(num_labels), np.zeros((1, 3), np.uint8)])
+    return Image.fromarray(colors[np.where(labels == ignore_index, num_labels, labels)])
+
+
+def overlay(image: Image.Image, labels: np.ndarray, num_labels: int) -> Image.Image:
+    """Class indices (H, W) as colours over a photograph of the same size; class 0 is transparent."""
+    colors = np.asarray(color_labels(labels, num_labels)).astype(np.float32)
+    pixels = np.asarray(image).astype(np.float32)
+    mixed = np.where(((labels > 0) & (labels != 255))[..., None], 0.45 * pixels + 0.55 * colors, pixels)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def color_values(values: np.ndarray, low: float, high: float) -> Image.Image:
+    """Numbers (H, W) as colours from dark blue (low) over green to yellow (high); what is not finite is black."""
+    stops = np.array([[13, 8, 135], [32, 110, 160], [40, 175, 120], [190, 215, 60], [253, 231, 37]], dtype=np.float32)
+    t = np.nan_to_num((values - low) / max(high - low, 1e-9)).clip(0, 1) * (len(stops) - 1)
+    below = t.astype(int).clip(max=len(stops) - 2)
+    fraction = (t - below)[..., None]
+    colors = stops[below] * (1 - fraction) + stops[below + 1] * fraction
+    return Image.fromarray(np.where(np.isfinite(values)[..., None], colors, 0).round().astype(np.uint8))
+
+
+def save_sheet(path: Path, titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], cell_height: int = 200) -> None:
+    """Write a PNG with a row of pictures per sample under one title per column; all cells have one height."""
+    scaled = [[image.resize((max(1, round(image.width * cell_height / image.height)), cell_height)) for image in row] for row in rows]
+    widths = [max(row[column].width for row in scaled) for column in range(len(titles))]
+    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (cell_height + _GAP) + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    left = _GAP
+    for column, title in enumerate(titles):
+        draw.text((left + widths[column] / 2, _HEADER / 2 + 1), title, fill="black", font=font, anchor="mm")
+        for line, row in enumerate(scaled):
+            sheet.paste(row[column], (left, _HEADER + _GAP + line * (cell_height + _GAP)))
+        left += widths[column] + _GAP
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

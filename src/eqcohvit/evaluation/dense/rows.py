@@ -1,0 +1,151 @@
+"""Labelled rows of a Hub dataset in their usual columns, decoded late, and what is wrong with one in one line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps
+
+from ...data.decode import one_line
+from ...data.sources import builder_for, expand_data_files
+
+_HELD_OUT = 10  # every tenth row
+Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
+
+
+def open_rows(
+    dataset_name: str | None,
+    dataset_config_name: str | None,
+    split: str,
+    data_files: str | Sequence[str] | None,
+    train_dir: str | None = None,
+) -> datasets.Dataset:
+    """A map-style dataset whose image columns stay undecoded: {"bytes": ..., "path": ...}.
+
+    Args:
+        data_files: as for pretraining: a glob, or several separated by commas; without `dataset_name` understood by its ending.
+        train_dir: a folder tree of images instead, for tasks without labels.
+
+    Raises:
+        ValueError: there is no such dataset, split or file.
+    """
+    if train_dir is not None:
+        if dataset_name is not None or data_files is not None:
+            raise ValueError("give either train_dir (a folder of images) or dataset_name / data_files, not both")
+        path, files = "imagefolder", {split: f"{train_dir}/**"}
+    else:
+        if dataset_name is None and data_files is None:
+            raise ValueError("this task needs labelled data: give --dataset_name or --data_files")
+        path = dataset_name or builder_for(data_files)
+        files = None if data_files is None else expand_data_files(path, data_files, split)
+    try:
+        dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files)
+    except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
+        raise ValueError(f"cannot open dataset {path}: {one_line(error, 400)}") from error
+    if len(dataset) == 0:
+        raise ValueError(f"dataset {path}, split {split}, has no rows")
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+def open_train_and_test(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    dataset_split: str = "train",
+    test_split: str | None = None,
+    data_files: str | None = None,
+    test_data_files: str | None = None,
+    train_dir: str | None = None,
+    default: Callable[[], tuple[Rows, Rows]] | None = None,
+) -> tuple[Rows, Rows]:
+    """The rows to train and to test on; without a test split or files every tenth row is held out.
+
+    Args:
+        default: makes both where no data are named.
+
+    Raises:
+        ValueError: there are no such data, or none are named and there is no default.
+    """
+    if default is not None and dataset_name is None and data_files is None and train_dir is None:
+        return default()
+    train = open_rows(dataset_name, dataset_config_name, dataset_split, data_files, train_dir)
+    if test_split or test_data_files:
+        return train, open_rows(dataset_name, dataset_config_name, test_split or dataset_split, test_data_files or data_files, train_dir)
+    held_out = [index for index in range(len(train)) if index % _HELD_OUT == _HELD_OUT - 1]
+    if not held_out:
+        raise ValueError(f"the dataset has only {len(train)} rows, too few to hold some out: give --test_split or --test_data_files")
+    kept = sorted(set(range(len(train))) - set(held_out))
+    return train.select(kept), train.select(held_out)
+
+
+def find_column(rows: Rows, wanted: str | None, usual: Sequence[str], purpose: str) -> str:
+    """The column that holds the `purpose`: the wanted one, or the first of the usual names.
+
+    Raises:
+        ValueError: it is not among the columns.
+    """
+    columns = list(rows.features)
+    for name in [wanted] if wanted else usual:
+        if name in columns:
+            return name
+    expected = wanted or " or ".join(usual)
+    raise ValueError(f"the dataset has no column {expected} for the {purpose}; its columns: {', '.join(columns)}")
+
+
+def read_image(row: dict[str, Any], column: str) -> Image.Image:
+    """The upright RGB image of a row.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    return ImageOps.exif_transpose(_open(row, column)).convert("RGB")
+
+
+def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
+    """The class index of each pixel of an annotation image, int64 (H, W).
+
+    Raises:
+        ValueError: it cannot be decoded, or has colours instead of indices.
+    """
+    image = _open(row, column)
+    if image.mode not in ("L", "P", "1", "I", "I;16"):
+        raise ValueError(f"column {column} must hold single-channel images of class indices, got one of mode {image.mode}")
+    return np.asarray(image).astype(np.int64)
+
+
+def read_depth(row: dict[str, Any], column: str) -> np.ndarray:
+    """The depth of each pixel in the units of the file, float32 (H, W): a single-channel image, or nested numbers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(row[column], dict | Image.Image):
+        values = np.asarray(row[column], dtype=np.float32)
+    else:
+        image = _open(row, column)
+        values = np.asarray(image).astype(np.float32) if image.mode in ("L", "I", "I;16", "F") else np.empty(0)
+    if values.ndim != 2:
+        raise ValueError(f"column {column} must hold single-channel depth images or (height, width) numbers")
+    return values
+
+
+def _open(row: dict[str, Any], column: str) -> Image.Image:
+    cell = row[column]
+    if cell is None:
+        raise ValueError(f"column {column} is empty")
+    if isinstance(cell, Image.Image):
+        return cell
+    if not isinstance(cell, dict):
+        raise ValueError(f"column {column} must hold images, got {type(cell).__name__}")
+    try:
+        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+        image.load()
+    except Exception as error:  # broken files make Pillow raise almost anything
+        raise ValueError(f"the image of column {column} cannot be decoded ({one_line(error)})") from None
+    return image

@@ -1,0 +1,283 @@
+"""Video object segmentation and semantic part propagation: the first frame's labels are given, frozen patch features carry them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel
+
+from ...hub.configuration_eqcohvit import EqCohViTConfig
+from ...hub.modeling_eqcohvit import start_positions
+from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
+from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
+from .backbones import EncoderFolder
+from .base import row_errors
+from .pictures import overlay
+from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
+from .rows import Rows, find_column, read_image, read_labels
+
+VOID = 255
+PIXELS = "raw pixels"
+
+
+# --------------------------------------------------------------------------------------------------------------- features
+
+
+class FrameEncoder(Protocol):
+    """Features of each patch, by part. `patch_size` in pixels."""
+
+    name: str
+    patch_size: int
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A frame (3, H, W) in [0, 1] -> part -> features (h, w, d)."""
+
+
+class PatchEncoder:
+    """A split model's three parts, or the backbone of a plain ViT; eval mode, any frame size that patches fill."""
+
+    def __init__(self, folder: EncoderFolder, name: str, random_weights: bool = False):
+        self.name, self.patch_size = name, folder.config.square_patch_size
+        config = AutoConfig.from_pretrained(folder.name)
+        if config.model_type == EqCohViTConfig.model_type:
+            model = AutoModel.from_config(config) if random_weights else AutoModel.from_pretrained(folder.name)
+            if random_weights:
+                start_positions(model)
+        else:
+            model = folder.backbone(random_weights)
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.is_split = config.model_type == EqCohViTConfig.model_type
+        self.num_prefix_tokens = folder.config.num_prefix_tokens
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (folder.mean, folder.std))
+
+    @torch.inference_mode()
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        pixel_values = ((image - self.mean) / self.std)[None].to(self.model.device)
+        grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
+        outputs = self.model(pixel_values)
+        if not self.is_split:
+            return {"backbone": outputs.feature_maps[-1][0].permute(1, 2, 0)}
+        parts = {
+            "equivariant": outputs.equivariant_features,
+            "invariant": outputs.invariant_features,
+            "backbone": outputs.last_hidden_state,
+        }
+        return {part: tokens[0, self.num_prefix_tokens :].unflatten(0, grid) for part, tokens in parts.items()}
+
+
+@dataclass
+class PixelPatches:
+    """Control: the pixels of each patch, less the frame's mean colour."""
+
+    patch_size: int
+    name: str = PIXELS
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        centred = image - image.mean(dim=(1, 2), keepdim=True)
+        patches = centred.unfold(1, self.patch_size, self.patch_size).unfold(2, self.patch_size, self.patch_size)
+        return {"pixels": patches.permute(1, 2, 0, 3, 4).flatten(2)}
+
+
+# ------------------------------------------------------------------------------------------------------------------ videos
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 where it does not count."""
+
+    name: str
+    frames: Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]
+    num_frames: int
+
+
+def read_videos(
+    rows: Rows, image_column: str | None = None, target_column: str | None = None, max_frames: int | None = None
+) -> list[Video]:
+    """The videos of rows with columns image, annotation, sequence (or video) and frame, sorted by frame.
+
+    Raises:
+        ValueError: a column is missing, or a video has a single frame.
+    """
+    image_column = find_column(rows, image_column, ["image"], "frames")
+    target_column = find_column(rows, target_column, ["annotation", "mask", "label"], "annotations")
+    sequence_column = find_column(rows, None, ["sequence", "video"], "name of the video")
+    frame_column = find_column(rows, None, ["frame", "frame_index"], "number of the frame")
+    places: dict[str, list[tuple[int, int]]] = {}
+    for index, (name, frame) in enumerate(zip(rows[sequence_column], rows[frame_column], strict=True)):
+        places.setdefault(str(name), []).append((frame, index))
+    videos = []
+    for name, found in places.items():
+        order = [index for _, index in sorted(found)][:max_frames]
+        if len(order) < 2:
+            raise ValueError(f"video {name} has one frame; label propagation needs at least two")
+        videos.append(Video(name, _reader(rows, order, image_column, target_column), len(order)))
+    return videos
+
+
+def _reader(rows: Rows, order: list[int], image_column: str, target_column: str) -> Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]:
+    def frames() -> Iterator[tuple[Image.Image, np.ndarray]]:
+        for index in order:
+            with row_errors("video", index):
+                image, labels = read_image(rows[index], image_column), read_labels(rows[index], target_column)
+                if labels.shape != (image.height, image.width):
+                    raise ValueError(
+                        f"the annotation is of {labels.shape[1]} x {labels.shape[0]} pixels, its frame of {image.width} x {image.height}"
+                    )
+            yield image, labels
+
+    return frames
+
+
+def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torch.Tensor:
+    """RGB image -> float (3, H, W) in [0, 1]: the shorter side as given, the other one in proportion, both whole numbers of patches."""
+    scale = shorter_side / min(image.size)
+    size = tuple(max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
+    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), dtype=np.float32) / 255
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- scores
+
+
+class ObjectScore:
+    """J and F of each object of each video, mean over its frames, then over all objects (DAVIS-2017, arXiv:1704.00675).
+
+    The given first frame and, as in that benchmark, the last one of a video do not count (the last one does where there are only two).
+    """
+
+    def __init__(self):
+        self.objects: dict[tuple[str, int], list[tuple[float, float]]] = {}
+
+    def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
+        if frame == video.num_frames - 1 and video.num_frames > 2:
+            return
+        counts = true != VOID
+        for label in range(1, num_labels):
+            masks = (predicted == label) & counts, (true == label) & counts
+            scores = self.objects.setdefault((video.name, label), [])
+            scores.append((region_similarity(*masks), contour_accuracy(*masks)))
+
+    def result(self) -> dict[str, float]:
+        means = np.array([np.mean(scores, axis=0) for scores in self.objects.values()])
+        recalls = np.array([(np.array(scores) > 0.5).mean(axis=0) for scores in self.objects.values()])
+        (region, contour), (region_recall, contour_recall) = means.mean(axis=0), recalls.mean(axis=0)
+        values = {"J&F": (region + contour) / 2, "J": region, "F": contour, "J recall": region_recall, "F recall": contour_recall}
+        return {name: float(value) for name, value in values.items()}
+
+
+class PartScore:
+    """mIoU over the classes of all frames but the given first ones (VIP, doi:10.1145/3240508.3240660)."""
+
+    def __init__(self):
+        self.confusion = np.zeros((VOID, VOID), dtype=np.int64)
+
+    def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
+        self.confusion += confusion_matrix(predicted, true, VOID, VOID)
+
+    def result(self) -> dict[str, float]:
+        scores = iou_scores(self.confusion)
+        return {"mIoU": scores["mean_iou"], "pixel accuracy": scores["overall_accuracy"]}
+
+
+@dataclass(frozen=True)
+class VideoTask:
+    """What is counted, and what the numbers mean."""
+
+    name: str
+    score: Callable[[], ObjectScore | PartScore]
+    protocol: str
+
+
+VIDEO_TASKS = {
+    task.name: task
+    for task in (
+        VideoTask(
+            "video_segmentation", ObjectScore, "label propagation as in DINO's DAVIS protocol; J and F without first and last frames"
+        ),
+        VideoTask(
+            "part_propagation", PartScore, "label propagation as in DINO's DAVIS protocol; mIoU over the classes of all later frames"
+        ),
+    )
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ propagation
+
+
+@dataclass
+class VideoResults:
+    """values: (encoder, part) -> metric -> value. pictures: of each video, the frames at four times with the first encoder's labels."""
+
+    values: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    pictures: list[list[Image.Image]] = field(default_factory=list)
+
+
+PICTURE_TITLES = ("first frame, labels given", "a third of the way", "two thirds", "last frame")
+
+
+def propagate_videos(
+    task: VideoTask,
+    encoders: Sequence[FrameEncoder],
+    videos: Sequence[Video],
+    shorter_side: int = 480,
+    settings: PropagationSettings = DINO_SETTINGS,
+    report: Callable[[str], Any] = lambda line: None,
+) -> VideoResults:
+    """Score all parts of all encoders on all videos; one frame is held at a time, and the features of the context frames.
+
+    Args:
+        shorter_side: frames are resized to it, in pixels.
+        report: is given a line after each video and encoder.
+
+    Raises:
+        ValueError: a first frame has no labelled object.
+    """
+    results, scores = VideoResults(), {}
+    for number, video in enumerate(videos):
+        for encoder in encoders:
+            shown = {0, video.num_frames // 3, 2 * video.num_frames // 3, video.num_frames - 1}
+            frames = []
+            for index, image, truth, predictions, num_labels in _propagate(video, encoder, shorter_side, settings):
+                for part, predicted in predictions.items():
+                    if index:
+                        score = scores.setdefault((encoder.name, part), task.score())
+                        score.add(video, index, predicted, truth, num_labels)
+                if encoder is encoders[0] and index in shown:
+                    frames.append(overlay(image, next(iter(predictions.values())), num_labels))
+            if frames:
+                results.pictures.append([frames[min(i, len(frames) - 1)] for i in range(len(PICTURE_TITLES))])
+            report(f"video {number + 1}/{len(videos)} {video.name}: {video.num_frames} frames, {encoder.name}")
+    results.values = {key: score.result() for key, score in scores.items()}
+    return results
+
+
+def _propagate(
+    video: Video, encoder: FrameEncoder, shorter_side: int, settings: PropagationSettings
+) -> Iterator[tuple[int, Image.Image, np.ndarray, dict[str, np.ndarray], int]]:
+    """Frame number, image, true labels, labels by part (of the first frame the given ones), number of classes."""
+    states: dict[str, LabelPropagation] = {}
+    num_labels = 0
+    for index, (image, truth) in enumerate(video.frames()):
+        features = encoder(resize_frame(image, shorter_side, encoder.patch_size))
+        if index == 0:
+            num_labels = int(truth[truth != VOID].max(initial=0)) + 1
+            if num_labels < 2:
+                raise ValueError(f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate")
+            for part, maps in features.items():
+                shares = labels_to_patches(truth, num_labels, maps.shape[:2])
+                states[part] = LabelPropagation(maps, shares.to(maps.device), settings)
+            yield index, image, truth, dict.fromkeys(features, truth), num_labels
+        else:
+            size = truth.shape
+            yield (
+                index,
+                image,
+                truth,
+                {part: patches_to_labels(states[part].step(maps), size) for part, maps in features.items()},
+                num_labels,
+            )

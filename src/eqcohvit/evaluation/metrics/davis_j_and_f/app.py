@@ -1,0 +1,5 @@
+from evaluate.utils import launch_gradio_widget
+
+import evaluate
+
+launch_gradio_widget(evaluate.load("davis_j_and_f.py"))

@@ -1,0 +1,41 @@
+"""Percentage of correct keypoints (PCK)."""
+
+import datasets
+
+import evaluate
+
+from .distances import correct_keypoints
+
+_DESCRIPTION = """\
+Percentage of correct keypoints (PCK).
+The share of the labelled keypoints of all instances that lie within `threshold` times the size of their instance of the true place."""
+
+_INPUTS_DESCRIPTION = """
+Args:
+    predictions: keypoints (K, 2) of each instance, in pixels.
+    references: (K, 3): x, y, and a number above 0 where the keypoint is labelled.
+    sizes: of the instances, in pixels; usually the longer side of the box.
+    threshold: as a fraction of the size; default: 0.1.
+Returns:
+    pck: in [0, 1].
+"""
+
+_MAP = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
+
+
+class PCK(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS_DESCRIPTION,
+            features=datasets.Features({"predictions": _MAP, "references": _MAP}),
+            reference_urls=["https://doi.org/10.1109/TPAMI.2012.261"],
+        )
+
+    def _compute(self, predictions, references, sizes, threshold=0.1):
+        found = [
+            correct_keypoints(predicted, [point[:2] for point in true], [point[2] > 0 for point in true], size, threshold)
+            for predicted, true, size in zip(predictions, references, sizes, strict=True)
+        ]
+        return {"pck": float(sum(map(sum, found)) / sum(map(len, found)))}

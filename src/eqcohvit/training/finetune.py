@@ -1,0 +1,249 @@
+"""Supervised training of a head, of a whole model, or of LoRA adapters (arXiv:2106.09685) in its backbone, on labelled rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from .checkpoint import load_checkpoint, save_checkpoint
+from .finite import check_weights
+from .lora import add_lora, merged
+from .monitor import MetricsLog, Progress
+from .optim import make_optimizer, set_step
+from .schedules import StepValues, warmup_cosine
+from .signals import StopRequested, StopSignals
+
+TRAINABLE = ("head", "all", "lora")
+
+
+class TrainableTask(Protocol):
+    """What the loop needs to know of a task."""
+
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]: ...
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]: ...
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How to train.
+
+    train: `"head"` (the backbone is frozen), `"all"`, or `"lora"` (head, and adapters in the backbone).
+    backbone_lr_scale: learning rate of the backbone's parameters over that of the head's. batch_size: per device.
+    """
+
+    train: str = "all"
+    max_steps: int = 500
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    backbone_lr_scale: float = 0.1
+    weight_decay: float = 0.05
+    warmup_steps: int = 25
+    max_grad_norm: float = 1.0
+    lora_rank: int = 8
+    seed: int = 0
+    mixed_precision: str | None = None
+    num_workers: int = 0
+    logging_steps: int = 25
+    save_steps: int = 250
+    save_total_limit: int = 2
+
+    def check(self) -> None:
+        """Raise a `ValueError` of one line for the first setting that cannot work."""
+        if self.train not in TRAINABLE:
+            raise ValueError(f"train must be one of {', '.join(TRAINABLE)}, got {self.train}")
+        for name in ("max_steps", "learning_rate", "max_grad_norm", "lora_rank", "logging_steps", "save_steps", "save_total_limit"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise ValueError(f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}")
+
+
+def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> None:
+    """Leave trainable of the backbone what `train` says, in place."""
+    if train != "all":
+        backbone.requires_grad_(False)
+    if train == "lora":
+        add_lora(backbone, lora_rank)
+
+
+def batch_indices(num_samples: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world_size: int = 1) -> Iterator[list]:
+    """(epoch, index) of each sample of a process's batches, from `first_step` on, without end.
+
+    The epochs' shuffled orders stand in one row, and step s reads places s * B * world_size ... of it: any step can be computed, so
+    that a resumed run sees what an uninterrupted one would.
+    """
+    epoch, order = -1, None
+    step = first_step
+    while True:
+        start = (step * world_size + rank) * batch_size
+        batch = []
+        for place in range(start, start + batch_size):
+            if place // num_samples != epoch:
+                epoch = place // num_samples
+                order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+            batch.append((epoch, int(order[place % num_samples])))
+        yield batch
+        step += 1
+
+
+class _TrainSamples(Dataset):
+    def __init__(self, task: TrainableTask, rows: Any, seed: int):
+        self.task, self.rows, self.seed = task, rows, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, dict[str, Any]] | ValueError:
+        epoch, index = key
+        try:
+            return index, self.task.train_sample(self.rows[index], np.random.default_rng((self.seed, epoch, index)))
+        except ValueError as error:  # a worker's exception would arrive as a page of traceback
+            return ValueError(f"train row {index}: {error}")
+
+    def collate(self, samples: list[tuple[int, dict[str, Any]] | ValueError]) -> tuple[list[int], dict[str, Any]] | ValueError:
+        for sample in samples:
+            if isinstance(sample, ValueError):
+                return sample
+        indices, samples = zip(*samples, strict=True)
+        return list(indices), self.task.collate(samples)
+
+
+def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) -> None:
+    """Raise a `FloatingPointError` that names the terms that are not finite, the step, and the rows of its batch."""
+    broken = [name for name, value in terms.items() if not value.isfinite()]
+    if broken:
+        raise FloatingPointError(f"{', '.join(broken)} not finite at step {step}, on the train rows {indices}; try a lower learning_rate")
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors of a nested batch on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    return [to_device(value, device) for value in batch] if isinstance(batch, list) else batch
+
+
+def make_accelerator(mixed_precision: str | None) -> Accelerator:
+    """bf16 by default on GPUs that have it; heads may leave parameters of a backbone without a gradient."""
+    precision = mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+    return Accelerator(
+        mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
+    )
+
+
+def finetune(
+    accelerator: Accelerator,
+    stop: StopSignals,
+    task: TrainableTask,
+    model: PreTrainedModel,
+    backbone: PreTrainedModel,
+    rows: Any,
+    settings: FinetuneSettings,
+    output_dir: Path,
+    checkpoint: Path | None = None,
+    look: Callable[[int, torch.nn.Module], None] = lambda step, model: None,
+) -> PreTrainedModel:
+    """Train `model`, `backbone` inside of it, on `rows`; metrics.jsonl and checkpoints/ go to `output_dir`.
+
+    Args:
+        checkpoint: to go on from.
+        look: called on the main process with the model in eval mode whenever a checkpoint is written.
+
+    Returns:
+        The trained model, with adapters merged.
+
+    Raises:
+        StopRequested: a signal has stopped the run, and a checkpoint was written.
+        ValueError: a row cannot be used; the message names it.
+    """
+    # ------------------------------------------------------------------ model and optimizer
+    set_seed(settings.seed)
+    choose_parameters(backbone, settings.train, settings.lora_rank)
+    optimizer = make_optimizer(model.to(accelerator.device), settings.learning_rate, settings.weight_decay)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    rank = accelerator.process_index
+    state = {"step": 0, "logged_step": 0, "ranks": [{"progress": None}] * accelerator.num_processes}
+    if checkpoint is not None:
+        state = load_checkpoint(accelerator, checkpoint)
+        accelerator.print(f"resuming from {checkpoint}")
+
+    # ------------------------------------------------------------------ data
+    first_step = step = saved_step = state["step"]
+    samples = _TrainSamples(task, rows, settings.seed)
+    order = batch_indices(len(rows), settings.batch_size, settings.seed, step, rank, accelerator.num_processes)
+    batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, num_workers=settings.num_workers))
+
+    # ------------------------------------------------------------------ train
+    samples_per_step = settings.batch_size * accelerator.num_processes
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    accelerator.print(
+        f"training {settings.train}: {trainable / 1e6:.2f} of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+        f"steps {step} to {settings.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
+    )
+    log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
+    progress = Progress(settings.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
+    logged_step = state["logged_step"]
+
+    def save() -> None:
+        check_weights(model, step)
+        new_state = {"step": step, "logged_step": logged_step, "ranks": gather_object([{"progress": progress.state()}])}
+        save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, settings.save_total_limit)
+
+    while step < settings.max_steps:
+        waiting = time.perf_counter()
+        if (taken := stop.take(batches, 1)) is None:
+            break
+        progress.add_wait(time.perf_counter() - waiting)
+        if isinstance(taken[0], ValueError):
+            raise taken[0]
+        model.train()
+        if settings.train == "head":
+            backbone.eval()
+        rate = warmup_cosine(step, settings.max_steps, settings.warmup_steps, settings.learning_rate, 0.0)
+        set_step(optimizer, StepValues(rate, rate, settings.weight_decay, settings.backbone_lr_scale))
+        indices, batch = taken[0]
+        terms = task.loss(wrapped, to_device(batch, accelerator.device))
+        check_finite(terms, step + 1, indices)
+        accelerator.backward(terms["loss"])
+        terms["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.add_terms(terms)
+        step += 1
+
+        # -------------------------------------------------------------- log, look, save
+        done = step == settings.max_steps
+        if step % settings.logging_steps == 0 or done:
+            means = {name: value.item() for name, value in accelerator.reduce(progress.means(), reduction="mean").items()}
+            line, figures = progress.line(step, means, step - max(logged_step, first_step))
+            logged_step = step
+            accelerator.print(line)
+            if log:
+                log.write(step, {"learning_rate": rate, **figures})
+        if step % settings.save_steps == 0 or done:
+            save()
+            saved_step = step
+            if accelerator.is_main_process:
+                look(step, model.eval())
+
+    # ------------------------------------------------------------------ end
+    if step < settings.max_steps:
+        if step > saved_step:
+            save()
+        accelerator.print(f"stopped by {stop.name} after step {step}; --resume_from_checkpoint latest goes on from there")
+        raise StopRequested
+    return merged(model.eval())

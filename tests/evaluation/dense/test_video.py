@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+from dense_tools import make_rows
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+from eqcohvit.evaluation.dense.backbones import EncoderFolder
+from eqcohvit.evaluation.dense.video import (
+    VIDEO_TASKS,
+    ObjectScore,
+    PatchEncoder,
+    PixelPatches,
+    Video,
+    propagate_videos,
+    read_videos,
+    resize_frame,
+)
+
+
+def video_rows(num_frames=4, step=8, name="band", size=(40, 96)):
+    """A band of noise, as high as the frame and 24 pixels wide, that moves over a plain ground by `step` pixels a frame."""
+    generator = np.random.default_rng(0)
+    background = np.full((*size, 3), (200, 40, 90), dtype=np.uint8)
+    band = generator.integers(0, 255, (size[0], 24, 3), dtype=np.uint8)
+    images, labels = [], []
+    for t in range(num_frames):
+        left = 16 + t * step
+        image, label = background.copy(), np.zeros(size, dtype=np.uint8)
+        image[:, left : left + 24], label[:, left : left + 24] = band, 1
+        images.append(image)
+        labels.append(label)
+    order = list(reversed(range(num_frames)))  # rows need not be in order
+    return {
+        "image": [images[i] for i in order],
+        "annotation": [labels[i] for i in order],
+        "sequence": [name] * num_frames,
+        "frame": order,
+    }
+
+
+@pytest.mark.parametrize("step", [0, 8])
+@pytest.mark.parametrize("task", list(VIDEO_TASKS))
+def test_labels_follow_the_band_exactly(task, step):
+    lines = []
+    results = propagate_videos(
+        VIDEO_TASKS[task], [PixelPatches(8)], read_videos(make_rows(**video_rows(step=step))), shorter_side=40, report=lines.append
+    )
+    values = results.values["raw pixels", "pixels"]
+    assert all(value == 1 for value in values.values()), values
+    assert lines == ["video 1/1 band: 4 frames, raw pixels"]
+    assert len(results.pictures) == 1 and len(results.pictures[0]) == 4 and results.pictures[0][0].size == (96, 40)
+
+
+def test_parts_of_a_split_model_and_of_a_plain_vit(encoder_folder, tmp_path):
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**layers, image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    encoders = [PatchEncoder(EncoderFolder.open(str(path)), str(path)) for path in (encoder_folder, tmp_path)]
+    results = propagate_videos(VIDEO_TASKS["video_segmentation"], encoders, read_videos(make_rows(**video_rows())), shorter_side=40)
+    parts = [(str(encoder_folder), part) for part in ("equivariant", "invariant", "backbone")] + [(str(tmp_path), "backbone")]
+    assert list(results.values) == parts
+    assert set(results.values[parts[0]]) == {"J&F", "J", "F", "J recall", "F recall"}
+
+
+def test_encoder_keeps_the_grid_of_a_frame(encoder_folder):
+    encoder = PatchEncoder(EncoderFolder.open(str(encoder_folder)), "tiny")
+    image = torch.rand(3, 40, 96)
+    maps = encoder(image)
+    assert {part: tuple(m.shape) for part, m in maps.items()} == {
+        "equivariant": (5, 12, 6), "invariant": (5, 12, 6), "backbone": (5, 12, 16)
+    }  # fmt: skip
+    pixel_values = ((image - encoder.mean) / encoder.std)[None]
+    tokens = encoder.model(pixel_values).last_hidden_state
+    torch.testing.assert_close(maps["backbone"][2, 7], tokens[0, 1 + 2 * 12 + 7])
+
+
+def test_object_score_is_the_mean_over_objects_without_first_and_last_frames():
+    video = Video("v", lambda: iter(()), num_frames=4)
+    true = np.zeros((20, 20), dtype=np.int64)
+    true[2:10, 2:10] = 1
+    true[12:18, 12:18] = 2
+    half = np.where(true == 1, 1, 0)  # finds the first object, misses the second
+    score = ObjectScore()
+    score.add(video, 1, true, true, 3)
+    score.add(video, 2, half, true, 3)
+    score.add(video, 3, np.zeros_like(true), true, 3)  # the last frame
+    values = score.result()
+    assert values["J"] == pytest.approx((1 + 0.5) / 2) and values["F"] == pytest.approx(0.75) and values["J&F"] == pytest.approx(0.75)
+    assert values["J recall"] == pytest.approx(0.75)
+
+
+def test_pixels_that_do_not_count_are_left_out():
+    true = np.zeros((10, 10), dtype=np.int64)
+    true[:, :4], true[:, 4:] = 1, 255
+    predicted = np.ones_like(true)
+    score = ObjectScore()
+    score.add(Video("v", lambda: iter(()), 2), 1, predicted, true, 2)
+    assert score.result()["J"] == 1
+
+
+def test_frames_are_resized_to_whole_patches():
+    from PIL import Image
+
+    assert resize_frame(Image.new("RGB", (854, 480)), 480, 16).shape == (3, 480, 848)
+    assert resize_frame(Image.new("RGB", (480, 854)), 240, 8).shape == (3, 424, 240)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("sequence"), "no column sequence or video for the name of the video; its columns: image, annotation, frame"),
+        (lambda c: c.update({k: v[-1:] for k, v in c.items()}), "video band has one frame"),
+        (
+            lambda c: c.update(annotation=[np.zeros_like(a) for a in c["annotation"]]),
+            "video band: the annotation of the first frame is empty",
+        ),
+        (lambda c: c.update(annotation=[a[:20] for a in c["annotation"]]), "the annotation is of 96 x 20 pixels, its frame of 96 x 40"),
+        (lambda c: c.update(annotation=c["image"]), "single-channel images of class indices, got one of mode RGB"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(change, message):
+    columns = video_rows()
+    change(columns)
+    with pytest.raises(ValueError, match=message) as error:
+        propagate_videos(VIDEO_TASKS["video_segmentation"], [PixelPatches(8)], read_videos(make_rows(**columns)), shorter_side=40)
+    assert "\n" not in str(error.value)
