@@ -3,7 +3,7 @@
 
     python scripts/pretrain.py                                           # embedded sprites, small model, minutes on two CPU cores
     accelerate launch scripts/pretrain.py --train_dir ~/photos --output_dir runs/photos
-    accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_rotation.yaml
+    accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_vicreg.yaml
     accelerate launch scripts/pretrain.py --init_from facebook/dinov2-small --train_dir ~/photos --output_dir runs/continued
 
 Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds metrics.jsonl, samples/, checkpoints/ and model/.

@@ -140,7 +140,7 @@ except ConnectionError as error:
 """
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", script, str(tmp_path / "model")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert re.fullmatch(r"upload to user/name failed 2 times, last: .*refused.*; run it again to go on\n", done.stdout), done
 
 

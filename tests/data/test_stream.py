@@ -189,16 +189,6 @@ def test_workers_survive_a_signal_to_the_group_and_do_not_hold_up_the_exit():
     assert subprocess.run([sys.executable, "-c", LIVE_AT_EXIT], start_new_session=True, timeout=60).returncode == 3
 
 
-def test_errors_while_reading_reach_the_caller():
-    class Unplugged(Numbers):
-        def read_shard(self, shard, epoch):
-            yield from islice(super().read_shard(shard, epoch), 20)
-            raise OSError("connection lost")
-
-    with pytest.raises(OSError, match="connection lost"):
-        take(make_stream(Unplugged([100])), 50)
-
-
 def test_a_source_without_rows_is_an_error():
     with pytest.raises(ValueError, match="numbers has no rows"):
         take(make_stream(Numbers([0, 0])), 1)

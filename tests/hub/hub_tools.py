@@ -29,28 +29,28 @@ def seeded(model_class, config, seed=0):
     return model
 
 
-def requirements(*names):
-    """The named distributions and all that they need, none of it optional: name -> distribution."""
-    found, left = {}, list(names)
+def requirements(*wanted):
+    """The distributions of the requirements ("torch>=2.11") and all that these need, nothing optional: name -> distribution."""
+    found, left = {}, [*map(Requirement, wanted)]
     while left:
-        name = left.pop().lower().replace("_", "-")
-        if name not in found:
+        requirement = left.pop()
+        name = requirement.name.lower().replace("_", "-")
+        if name not in found and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
             found[name] = metadata.distribution(name)
-            needed = map(Requirement, found[name].requires or ())
-            left += [other.name for other in needed if other.marker is None or other.marker.evaluate({"extra": ""})]
+            left += map(Requirement, found[name].requires or ())
     return found
 
 
-def link_distributions(folder, *names):
-    """Fill the folder with links to what an environment of these distributions alone would hold."""
-    for distribution in requirements(*names).values():
+def link_distributions(folder, *wanted):
+    """Fill the folder with links to what an environment of these requirements alone would hold."""
+    for distribution in requirements(*wanted).values():
         for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(distribution.locate_file(top))
     return folder
 
 
-def run_python(script, cwd, site, env=None, timeout=120):
+def run_python(script, cwd, site, env=None, timeout=300):
     """Standard output of a script in a fresh process that can import the standard library and the folder `site`, nothing else."""
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(site)!r})\n{script}"]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)

@@ -40,7 +40,7 @@ def hub():
 
 def push(hub, home, folder, *flags, token=TOKEN):
     command = [sys.executable, str(PUSH), "--folder", str(folder), "--repo_id", "user/name", *flags]
-    return subprocess.run(command, env=hub.environment(home, token), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=hub.environment(home, token), capture_output=True, text=True, timeout=300)
 
 
 def test_push_then_load_by_name_in_a_process_without_the_package(hub, tmp_path, folder, photo, bare_site):

@@ -90,7 +90,9 @@ def test_patch_features_of_the_view_itself_are_the_target(name):
         ("num_prototypes=many", "num_prototypes must be a value of type int, got 'many'"),
         ("shared_head=maybe", "shared_head must be true or false, got 'maybe'"),
         ("teacher_momentum=2", "teacher_momentum must lie between 0 and 1, got 2.0"),
-        ("teacher_temperature=0", "teacher temperatures must be positive"),
+        ("teacher_temperature=0", "teacher_temperature must be positive, got 0.0"),
+        ("num_prototypes=0", "num_prototypes must be positive, got 0"),
+        ("center_momentum=-1", "center_momentum must lie between 0 and 1, got -1.0"),
     ],
 )
 def test_parse_options_refuses_in_one_line(text, message):

@@ -18,7 +18,7 @@ BACKBONE = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num
 
 
 def run(*arguments, env=None):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300)
 
 
 def test_folder_that_is_none_is_one_line_and_exit_code_2(tmp_path):

@@ -16,6 +16,15 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
     assert (args.path, args.max_steps, args.learning_rate, args.train_dir) == ("se2", 9, 2e-3, None)
 
 
+def test_options_of_an_objective_are_a_mapping_in_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: ibot\nobjective_options:\n  num_prototypes: 32\n  shared_head: false\n  teacher_momentum: 0.9\n")
+    options = parse_arguments(["--config", str(recipe)]).parsed_objective_options()
+    assert (options.num_prototypes, options.shared_head, options.teacher_momentum) == (32, False, 0.9)
+    args = parse_arguments(["--config", str(recipe), "--objective_options", "num_prototypes=8"])  # a flag replaces the whole
+    assert args.parsed_objective_options().num_prototypes == 8 and args.parsed_objective_options().shared_head
+
+
 def test_saved_settings_are_a_recipe(tmp_path):
     args = parse_arguments(["--path", "rotation+zoom", "--recon_weight", "0.5"])
     args.save(tmp_path / "config.yaml")
@@ -36,6 +45,15 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--per_device_train_batch_size 1", "must be at least 2"),
         ("--canvas_scale 0.5", "canvas_scale must be at least 1"),
         ("--push_to_hub", "push_to_hub needs hub_model_id"),
+        ("--objective ibot --backbone vit_mae", "hides patches behind a mask token, which the encoder of vit_mae has not"),
+        ("--objective ibot --objective_options mask_ratio=0.9", "must lie between 0 and 1, got 0.9"),
+        ("--objective ibot --objective_options num_prototype=9", "did you mean 'num_prototypes'"),
+        ("--objective simclr --objective_options teacher_momentum=1", "of this objective's options .temperature, out_dim., got"),
+        ("--local_crops_number 2", "local_crops_number must be 0 for the objective vicreg; local crops are used by ibot, dinov2"),
+        ("--objective ibot --local_crops_number -1", "local_crops_number must not be negative, got -1"),
+        ("--objective ibot --local_crops_number 2 --local_crops_size 12", "must be a multiple of patch_size = 8, got 12"),
+        ("--backbone vit --drop_path_rate 0.1", "drop_path_rate needs one of the backbones dinov2, .*, got vit"),
+        ("--weight_decay_end -1", "weight_decay_end must not be negative, got -1"),
         ("--config missing.yaml", "cannot read the recipe missing.yaml: No such file"),
     ],
 )

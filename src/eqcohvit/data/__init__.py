@@ -1,6 +1,7 @@
 """Images from anywhere to batches of canvases."""
 
 from .decode import BadImage, Decoded, decode_image
+from .retry import ReadError
 from .sources import DatasetSource, FolderSource, Record, Source, SpritesSource, hold_out, open_source
 from .stream import Batch, CanvasStream, TooManyBadImages, sequential
 
@@ -11,6 +12,7 @@ __all__ = [
     "DatasetSource",
     "Decoded",
     "FolderSource",
+    "ReadError",
     "Record",
     "Source",
     "SpritesSource",

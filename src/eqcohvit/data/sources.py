@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
+from .retry import Patience
 
 ROWS_PER_VIRTUAL_SHARD = 512
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
@@ -67,12 +68,9 @@ def _decode_or_bad(payload: Any, canvas_size: int) -> Decoded | BadImage:
 
 
 def _read_file(path: str) -> bytes:
+    if "://" in path:
+        return _read_remote_file(path)
     try:
-        if "://" in path:  # a file inside a remote or zipped dataset repository
-            from datasets.utils.file_utils import xopen
-
-            with xopen(path, "rb") as file:
-                return file.read()
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:  # reading a pipe would never end
             raise BadImage(f"not a regular file of at most {MAX_FILE_BYTES} bytes")
@@ -80,6 +78,21 @@ def _read_file(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise BadImage(f"cannot read the file ({error.strerror or one_line(error)})") from None
+
+
+def _read_remote_file(path: str) -> bytes:
+    """A file inside a remote or zipped dataset repository."""
+    from datasets.utils.file_utils import xopen
+
+    patience = Patience()
+    while True:
+        try:
+            with xopen(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise BadImage("cannot read the file (No such file)") from None
+        except Exception as error:  # of the network; an image is not bad because the network is
+            patience.failed(f"reading {path}", error)
 
 
 class FolderSource(_ImageSource):

@@ -78,6 +78,13 @@ class NoOptions:
         """Raise a `ValueError` of one line for the first value that cannot work."""
 
 
+def check_positive(options: NoOptions, *names: str) -> None:
+    """Raise a `ValueError` for the first of these options that is not positive."""
+    for name in names:
+        if getattr(options, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(options, name)}")
+
+
 @dataclass(frozen=True)
 class TeacherOptions(NoOptions):
     """What the objectives with an EMA teacher have in common; steps are optimizer steps.
@@ -102,10 +109,7 @@ class TeacherOptions(NoOptions):
     def check(self) -> None:
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
-        if min(self.teacher_temperature, self.teacher_temperature_start) <= 0:
-            raise ValueError(
-                f"teacher temperatures must be positive, got {self.teacher_temperature_start} and {self.teacher_temperature}"
-            )
+        check_positive(self, "teacher_temperature", "teacher_temperature_start")
 
 
 class Objective(nn.Module, ABC):

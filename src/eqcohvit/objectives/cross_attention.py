@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Objective, ObjectiveInputs, ObjectiveSizes
+from .base import Objective, ObjectiveInputs, ObjectiveSizes, check_positive
 from .vicreg import VICReg, VICRegOptions
 
 
@@ -24,8 +24,7 @@ class CrossAttentionOptions(VICRegOptions):
     num_heads: int = 4
 
     def check(self) -> None:
-        if self.num_heads < 1:
-            raise ValueError(f"num_heads must be at least 1, got {self.num_heads}")
+        check_positive(self, "num_heads")
 
 
 class CrossAttentionDecoder(nn.Module):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import Objective, ObjectiveInputs, ObjectiveSizes, TeacherOptions
+from .base import Objective, ObjectiveInputs, ObjectiveSizes, TeacherOptions, check_positive
 from .distillation import distillation_terms
 from .functional import koleo_loss, sinkhorn_targets
 from .heads import TokenHeads
@@ -17,7 +17,7 @@ from .masking import MaskedPatches
 
 @dataclass(frozen=True)
 class DINOv2Options(TeacherOptions):
-    """Defaults: arXiv:2304.07193, section 4 and appendix B, and https://github.com/facebookresearch/dinov2 (ViT-L/16 on ImageNet-1k).
+    """Defaults: arXiv:2304.07193, section 4, and https://github.com/facebookresearch/dinov2 (ViT-L/16 on ImageNet-1k).
 
     Args:
         num_prototypes, bottleneck_dim: K and the width before the prototypes, of both heads.
@@ -32,6 +32,10 @@ class DINOv2Options(TeacherOptions):
     student_temperature: float = 0.1
     sinkhorn_iterations: int = 3
     koleo_weight: float = 0.1
+
+    def check(self) -> None:
+        super().check()
+        check_positive(self, "num_prototypes", "bottleneck_dim", "student_temperature", "sinkhorn_iterations")
 
 
 class DINOv2(Objective):

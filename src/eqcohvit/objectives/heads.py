@@ -57,7 +57,7 @@ class Prototypes(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """MLP of three layers with GELU to a bottleneck, then prototypes (arXiv:2104.14294, appendix C): (..., in_dim) -> (..., K)."""
+    """MLP of three layers with GELU to a bottleneck, then prototypes (arXiv:2104.14294, section 3.1): (..., in_dim) -> (..., K)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int):
         super().__init__()

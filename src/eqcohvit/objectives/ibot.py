@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import Objective, ObjectiveInputs, ObjectiveSizes, TeacherOptions
+from .base import Objective, ObjectiveInputs, ObjectiveSizes, TeacherOptions, check_positive
 from .distillation import distillation_terms
 from .functional import softmax_targets, update_center
 from .heads import TokenHeads
@@ -20,7 +20,7 @@ from .masking import MaskedPatches
 
 @dataclass(frozen=True)
 class IBOTOptions(TeacherOptions):
-    """Defaults: arXiv:2111.07832, section 4 and appendix B, and https://github.com/bytedance/ibot (pre-training of ViT-S/16).
+    """Defaults: arXiv:2111.07832, section 4.1, and https://github.com/bytedance/ibot (pre-training of ViT-S/16).
 
     Args:
         num_prototypes, bottleneck_dim: K and the width before the prototypes.
@@ -34,6 +34,12 @@ class IBOTOptions(TeacherOptions):
     shared_head: bool = True
     student_temperature: float = 0.1
     center_momentum: float = 0.9
+
+    def check(self) -> None:
+        super().check()
+        check_positive(self, "num_prototypes", "bottleneck_dim", "student_temperature")
+        if not 0 <= self.center_momentum <= 1:
+            raise ValueError(f"center_momentum must lie between 0 and 1, got {self.center_momentum}")
 
 
 class IBOT(Objective):

@@ -20,7 +20,7 @@ from .heads import projector
 
 @dataclass(frozen=True)
 class SIEOptions(NoOptions):
-    """Weights of section 4.2 and appendix B of the paper."""
+    """Weights of the terms in the experiments of the paper."""
 
     invariance_weight: float = 10.0
     equivariance_weight: float = 4.5
@@ -29,7 +29,7 @@ class SIEOptions(NoOptions):
 
 
 class HyperPredictor(nn.Module):
-    """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (section 4.1).
+    """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (the paper, section 4).
 
     The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike the paper's, because here the identity has the
     parameters 0 (a unit quaternion there); it starts at the identity map.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
+from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes, check_positive
 from .functional import nt_xent
 from .heads import projector
 
@@ -19,6 +19,9 @@ class SimCLROptions(NoOptions):
 
     temperature: float = 0.2
     out_dim: int = 128
+
+    def check(self) -> None:
+        check_positive(self, "temperature", "out_dim")
 
 
 class SimCLR(Objective):

@@ -116,7 +116,7 @@ class PretrainArguments:
 
     def model_config(self, backbone: dict[str, Any] | None = None) -> EqCohViTConfig:
         """The configuration of the model that these settings describe; `backbone` is that of the model that `init_from` names."""
-        backbone_kwargs = self._backbone_kwargs()
+        backbone_kwargs = self._backbone_kwargs(backbone["model_type"] if backbone else self.backbone)
         head = {
             "feature_dim": self.feature_dim,
             "equivariant_dim": self.equivariant_dim,
@@ -139,12 +139,20 @@ class PretrainArguments:
         """Side of the decoded canvas in pixels."""
         return round(self.image_size * self.canvas_scale)
 
-    def _backbone_kwargs(self) -> dict[str, Any]:
-        kwargs = {"use_mask_token": True} if self.masking() else {}
+    def _backbone_kwargs(self, family: str) -> dict[str, Any]:
+        """Fields of the backbone's configuration that these settings change, for a backbone of this model type."""
+        kwargs: dict[str, Any] = {}
+        if self.masking() is not None:
+            if family == "vit_mae":
+                raise ValueError(
+                    f"objective {self.objective} hides patches behind a mask token, which the encoder of vit_mae has not: "
+                    "choose another backbone, or --objective_options mask_probability=0"
+                )
+            kwargs["use_mask_token"] = True
         for name, neutral in (("drop_path_rate", 0.0), ("layerscale_value", 1.0)):
             if getattr(self, name) != neutral:
-                if self.backbone not in _DINO_BACKBONES:
-                    raise ValueError(f"{name} needs one of the backbones {', '.join(_DINO_BACKBONES)}, got {self.backbone}")
+                if family not in _DINO_BACKBONES:
+                    raise ValueError(f"{name} needs one of the backbones {', '.join(_DINO_BACKBONES)}, got {family}")
                 kwargs[name] = getattr(self, name)
         return kwargs
 
@@ -157,11 +165,6 @@ class PretrainArguments:
         options = self.parsed_objective_options()
         if not isinstance(options, TeacherOptions) or options.mask_probability == 0:
             return None
-        if self.backbone == "vit_mae":
-            raise ValueError(
-                f"objective {self.objective} hides patches behind a mask token, which the encoder of vit_mae has not: "
-                "choose another backbone, or --objective_options mask_probability=0"
-            )
         return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance)
 
     def _check_local_crops(self) -> None:
@@ -196,6 +199,8 @@ class PretrainArguments:
         for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.weight_decay_end is not None and self.weight_decay_end < 0:
+            raise ValueError(f"weight_decay_end must not be negative, got {self.weight_decay_end}")
         for name in ("max_bad_fraction", "drop_path_rate", "knn_guard_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")

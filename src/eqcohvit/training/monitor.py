@@ -104,7 +104,7 @@ def save_samples(
     images = (images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
     side = pixels.shape[2]
-    zoom = max(1, 112 // side)
+    zoom = -(-112 // side)  # the titles need the width
     cell, gap, header = side * zoom, 4, 18
     sheet = Image.new("RGB", (len(columns) * (cell + gap) + gap, header + len(pixels) * (cell + gap) + gap), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)

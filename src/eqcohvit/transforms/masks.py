@@ -1,6 +1,6 @@
 """Block-wise masks of patches, drawn by the counter-based generator like everything else of a sample.
 
-Blocks as in BEiT (arXiv:2106.08254, algorithm 1) with the random ratio of iBOT (arXiv:2111.07832, appendix E): of the views to mask, each
+Blocks as in BEiT (arXiv:2106.08254, algorithm 1) with the random ratio of iBOT (arXiv:2111.07832, section 4.1): of the views to mask, each
 has its own share of masked patches, uniform about `ratio`.
 """
 

@@ -65,7 +65,7 @@ def _multi_crop(split: float) -> tuple[Augmentation, Augmentation, Augmentation]
 
 
 # (first view, second view, local crops) of each recipe. SimCLR: arXiv:2002.05709, appendix A. VICReg: arXiv:2105.04906, appendix C.1.
-# iBOT: arXiv:2111.07832, appendix E (global crops from 0.25 on). DINOv2: arXiv:2304.07193 (from 0.32 on).
+# ibot, dinov2: https://github.com/bytedance/ibot (global crops from 0.25 on), https://github.com/facebookresearch/dinov2 (from 0.32 on).
 AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
     "path_only": (Augmentation(), Augmentation(), Augmentation((0.1, 0.4), _RATIO)),
     "simclr": (Augmentation((0.08, 1.0), _RATIO, 0.5, (0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5),) * 3,

@@ -1,0 +1,144 @@
+"""The order in which a stream reads its source, of which a position (epoch, group, row) is the whole state.
+
+epoch   a seeded permutation of the shards, dealt into groups of up to `MAX_GROUP_SHARDS`
+group   its shards are read round-robin; the rows of this rank pass through windows, each permuted as a whole
+row     how many rows of the group this rank has emitted
+
+Ranks share the rows of each shard (row % world_size) where dropping a row is cheap or the shards do not divide well; then no rank runs
+ahead of another. Otherwise each rank reads its own shards. The order goes on for ever on every rank, so none can wait for another.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .retry import Patience
+from .sources import Record, Source
+
+MAX_GROUP_SHARDS = 8
+START = {"epoch": 0, "group": 0, "row": 0, "num_seen": 0, "num_bad": 0}
+
+
+class Sample(NamedTuple):
+    """A record and the position after it."""
+
+    record: Record
+    epoch: int
+    group: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Order:
+    source: Source
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True
+    shuffle_window: int = 2048
+
+    @property
+    def splits_rows(self) -> bool:
+        """Dividing S shards among ranks would let ranks drift apart by up to world_size / S of an epoch, in every epoch."""
+        shards, ranks = self.source.num_shards, self.world_size
+        return self.source.cheap_rows or (shards % ranks != 0 and shards < 16 * ranks)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a position to have a meaning."""
+        names = ("seed", "rank", "world_size", "shuffle", "shuffle_window")
+        return {name: getattr(self, name) for name in names} | {"num_shards": self.source.num_shards}
+
+    def check(self, position: dict[str, Any]) -> dict[str, int]:
+        identity = self.identity()
+        missing = [name for name in (*identity, *START) if name not in position]
+        if missing:
+            raise ValueError(f"position lacks {', '.join(missing)}; expected the `position` of a batch, got {position}")
+        for name, value in identity.items():
+            if position[name] != value:
+                raise ValueError(f"cannot resume: the position was saved with {name}={position[name]}, this stream has {name}={value}")
+        return {name: int(position[name]) for name in START}
+
+    def samples(self, epoch: int, group: int, row: int) -> Iterator[Sample]:
+        """This rank's samples from a position on, without end."""
+        first_epoch, first_group, skip, empty_epochs = epoch, group, row, 0
+        for epoch in count(first_epoch):
+            empty_epochs += 1
+            for group in range(first_group, self.num_groups(epoch)):
+                for sample in self.group_samples(epoch, group, skip):
+                    empty_epochs = 0
+                    yield sample
+                skip = 0
+            first_group = 0
+            if empty_epochs > self.world_size + 1:  # with fewer rows than ranks, a rank may miss out on single epochs
+                raise ValueError(f"{self.source.name} has no rows (rank {self.rank} of {self.world_size})")
+
+    def num_groups(self, epoch: int) -> int:
+        return len(self._groups(epoch))
+
+    def _groups(self, epoch: int) -> list[list[int]]:
+        num_shards = self.source.num_shards
+        shards = self._generator(epoch).permutation(num_shards).tolist() if self.shuffle else list(range(num_shards))
+        if not self.splits_rows:
+            shards = shards[(self.rank + epoch) % self.world_size :: self.world_size]
+        size = max(1, min(MAX_GROUP_SHARDS, num_shards // self.world_size)) if self.shuffle else 1
+        return [shards[start : start + size] for start in range(0, len(shards), size)]
+
+    def group_samples(self, epoch: int, group: int, skip: int = 0) -> Iterator[Sample]:
+        rows = _round_robin([_read_shard(self.source, shard, epoch) for shard in self._groups(epoch)[group]])
+        if self.splits_rows and self.world_size > 1:
+            first = (self.rank - group - epoch) % self.world_size  # the remainder of a division falls on each rank in turn
+            rows = islice(rows, first, None, self.world_size)
+        if not self.shuffle:
+            for row, record in enumerate(islice(rows, skip, None), start=skip + 1):
+                yield Sample(record, epoch, group, row)
+            return
+        start = 0
+        for index, window in enumerate(self._windows(rows, epoch, group)):
+            end = start + len(window)
+            if end > skip:
+                order = self._generator(epoch, group, index).permutation(len(window)).tolist()
+                for row in range(max(start, skip), end):
+                    yield Sample(window[order[row - start]], epoch, group, row + 1)
+            start = end
+
+    def _windows(self, rows: Iterator[Record], epoch: int, group: int) -> Iterator[list[Record]]:
+        """Lists of `shuffle_window` records. The first is cut at random (if it does not hold all), so that borders differ by epoch."""
+        window = list(islice(rows, self.shuffle_window))
+        if len(window) == self.shuffle_window:
+            cut = int(self._generator(epoch, group).integers(1, self.shuffle_window + 1))
+            yield window[:cut]
+            window = window[cut:] + list(islice(rows, cut))
+        while window:
+            yield window
+            window = list(islice(rows, self.shuffle_window))
+
+    def _generator(self, *counters: int) -> np.random.Generator:
+        # The length goes in too: a seed sequence ignores trailing zeros, and (epoch 3) must not equal (epoch 3, group 0).
+        return np.random.default_rng([len(counters), self.seed, *counters])
+
+
+def _round_robin(iterators: list[Iterator[Record]]) -> Iterator[Record]:
+    while iterators:
+        alive = []
+        for iterator in iterators:
+            for record in islice(iterator, 1):
+                yield record
+                alive.append(iterator)
+        iterators = alive
+
+
+def _read_shard(source: Source, shard: int, epoch: int) -> Iterator[Record]:
+    """The records of a shard; after an error it is opened again and read on from the same row."""
+    num_read, patience = 0, Patience()
+    while True:
+        try:
+            for record in islice(source.read_shard(shard, epoch), num_read, None):
+                num_read += 1
+                patience.succeeded()
+                yield record
+            return
+        except Exception as error:  # networks fail in the ways of many libraries; what is no passing trouble only costs the pauses
+            patience.failed(f"reading shard {shard} of {source.num_shards} of {source.name} from row {num_read} on", error)

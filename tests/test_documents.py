@@ -1,0 +1,113 @@
+"""What the documents say is true: their commands have flags that exist, their Python runs, their paths and links lead somewhere.
+
+Commands are parsed by the scripts' own parsers and not run; Python is run, on a tiny model and a small image in place of those it names.
+"""
+
+import ast
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import load_script
+
+from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
+from eqcohvit.export import save_hub_folder
+from eqcohvit.training.arguments import parse_arguments
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *ROOT.glob("model_cards/**/*.md"), *ROOT.glob("space_app/*.md")])
+INDENTED = re.compile(r"^(?:# {3}| {4})((?:accelerate|torchrun|python|bash) (?:.*\\\n)*.*)$", re.MULTILINE)  # in headers
+LAUNCHERS = {"python": 1, "bash": 1, "accelerate": 2, "torchrun": 1}  # words before the launcher's own flags
+
+
+def blocks(path: Path) -> list[tuple[int, str, str]]:
+    """Fenced blocks of a document: line, language, text."""
+    text = path.read_text()
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [(text[: match.start()].count("\n") + 1, match[1], match[2]) for match in found]
+
+
+def all_commands() -> list:
+    """Lines of the documents' shell blocks, and the commands in the headers of scripts and recipes, each without its line breaks."""
+    found = []
+    for path in DOCUMENTS:
+        for line, language, text in blocks(path):
+            if language in ("bash", "sh"):
+                found += [(path, line, command) for command in re.sub(r"\\\n\s*", " ", text).splitlines() if not command.startswith("#")]
+    headers = [(path, ast.get_docstring(ast.parse(path.read_text()), clean=False)) for path in sorted(ROOT.glob("scripts/*.py"))]
+    headers += [(path, path.read_text()) for path in sorted(ROOT.glob("scripts/recipes/*.yaml"))]
+    for path, text in headers:
+        for match in INDENTED.finditer(text):
+            found.append((path, text[: match.start(1)].count("\n") + 1, re.sub(r"\\\n[#\s]*", " ", match[1])))
+    return [pytest.param(command, id=f"{path.relative_to(ROOT)}:{line}") for path, line, command in found if command.strip()]
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_commands_name_scripts_and_flags_that_exist(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # settings of the environment
+        words = words[1:]
+    program = words[0].removeprefix(".venv/bin/")
+    if program == "pip":
+        extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", command)))) <= set(extras)
+        return
+    if program in ("cd", "git", "hf", "export", "pytest"):
+        return
+    words = words[LAUNCHERS[program] :]
+    while words[0].startswith("--"):  # the launcher's own
+        words = words[1 if "=" in words[0] or words[1].startswith("--") or words[1].endswith(".py") else 2 :]
+    if words[:2] == ["-m", "pytest"]:
+        return
+    script, flags = words[0], words[1:]
+    assert Path(script).is_file()
+    if script.startswith("scripts/") and script.endswith(".py"):
+        module = load_script(Path(script).stem)
+        (module.parse if hasattr(module, "parse") else parse_arguments)(flags)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    backbone = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = EqCohViTConfig(backbone_config={**backbone, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4)
+    return save_hub_folder(tmp_path_factory.mktemp("tiny") / "model", EqCohViTForPreTraining(config))
+
+
+PYTHON = [
+    pytest.param(path, text, id=f"{path.relative_to(ROOT)}:{line}")
+    for path in DOCUMENTS
+    for line, language, text in blocks(path)
+    if language == "python"
+]
+
+
+@pytest.mark.parametrize(("path", "text"), PYTHON)
+def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = re.sub(r"{{\s*repo_id\s*}}", "user/model", text)
+    for name in set(re.findall(r'"([\w./-]+/model)"', text)):
+        shutil.copytree(tiny_folder, name)
+    for name in re.findall(r'"([\w./-]+\.(?:jpg|png))"', text):
+        Image.fromarray(np.full((40, 52, 3), 99, dtype=np.uint8)).save(name)
+    exec(compile(text, str(path), "exec"), {"__name__": "document"})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(path):
+    text = path.read_text()
+    links = re.findall(r"\]\((?!https?://|#|mailto:)([^)\s]+)\)", text)
+    places = re.findall(r"^((?:src|scripts|tests|space_app|model_cards)/[\w./]+)", text, flags=re.MULTILINE)  # maps of the files
+    assert not [place for place in [*links, *places] if not (path.parent / place).exists() and not (ROOT / place).exists()]
+    assert {language for _, language, _ in blocks(path)} <= {"", "bash", "sh", "python", "bibtex", "yaml", "json"}
+
+
+def test_blocks_are_found_with_their_lines(tmp_path):
+    (tmp_path / "a.md").write_text("x\n\n```bash\nls\n```\n```\nplain\n```\n")
+    assert blocks(tmp_path / "a.md") == [(3, "bash", "ls\n"), (6, "", "plain\n")]
+    assert ROOT / "README.md" in DOCUMENTS and ROOT / "model_cards" / "TEMPLATE.md" in DOCUMENTS
