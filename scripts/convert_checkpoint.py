@@ -6,8 +6,8 @@
     python scripts/convert_checkpoint.py --source checkpoint_teacher.pth --layout ibot --output converted/ibot-small
 
 Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or an official
-DINOv2 or iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal; the feature head and the decoders are
-new. Each key of the source is accounted for in the printed report.
+DINOv2, DINOv3 or iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal; the feature head and the
+decoders are new. Each key of the source is accounted for in the printed report.
 """
 
 from __future__ import annotations
@@ -63,10 +63,33 @@ _IBOT_BLOCK = {
     "mlp.fc1": ("mlp.fc1",),
     "mlp.fc2": ("mlp.fc2",),
 }
-_LAYOUTS = {"dinov2": (_DINOV2_STEM, _DINOV2_BLOCK, "encoder.layer."), "ibot": (_IBOT_STEM, _IBOT_BLOCK, "layers.")}
+_DINOV3_STEM = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "storage_tokens": "embeddings.register_tokens",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.bias",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+}
+_DINOV3_BLOCK = _DINOV2_BLOCK | {
+    "mlp.fc1": ("mlp.up_proj",),
+    "mlp.fc2": ("mlp.down_proj",),
+    "mlp.w1": ("mlp.gate_proj",),
+    "mlp.w2": ("mlp.up_proj",),
+    "mlp.w3": ("mlp.down_proj",),
+}
+_LAYOUTS = {
+    "dinov2": (_DINOV2_STEM, _DINOV2_BLOCK, "encoder.layer."),
+    "dinov3": (_DINOV3_STEM, _DINOV3_BLOCK, "model.layer."),
+    "ibot": (_IBOT_STEM, _IBOT_BLOCK, "layers."),
+}
 _WRAPPERS = ("teacher", "student", "model", "state_dict")
 _PREFIXES = re.compile(r"^(module\.|backbone\.|encoder\.|teacher\.backbone\.)+")
-_HEADS = re.compile(r"^(head|dino_head|ibot_head|dino_loss|ibot_patch_loss|fc|projector)(\d|\.|$)")
+_UNUSED = re.compile(
+    r"^(head|dino_head|ibot_head|dino_loss|ibot_patch_loss|fc|projector)(\d|\.|$)"
+    r"|^rope_embed\.periods$|^local_cls_norm\.|\.attn\.qkv\.bias_mask$"  # DINOv3: follow from the configuration, or from training alone
+)
 
 
 def read_state_dict(path: Path) -> Weights:
@@ -86,11 +109,13 @@ def read_state_dict(path: Path) -> Weights:
 
 
 def guess_layout(weights: Weights) -> str:
-    """`"dinov2"` has layer scales, `"ibot"` has none; both have blocks and a patch embedding."""
+    """`"dinov2"` and `"dinov3"` have layer scales, `"ibot"` has none; all have blocks and a patch embedding."""
     if "patch_embed.proj.weight" not in weights or not any(key.startswith("blocks.") for key in weights):
         first = ", ".join(sorted(weights)[:3])
-        raise ValueError(f"expected the keys of an official DINOv2 or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), found {first} ...")
-    return "dinov2" if any(key.endswith("ls1.gamma") for key in weights) else "ibot"
+        raise ValueError(f"expected the keys of an official DINO or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), found {first} ...")
+    if not any(key.endswith("ls1.gamma") for key in weights):
+        return "ibot"
+    return "dinov2" if "pos_embed" in weights else "dinov3"  # which has rotary positions
 
 
 def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
@@ -105,13 +130,16 @@ def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
             targets = (stem[key],)
         elif match and match[2] in block:
             targets = tuple(f"{layers}{match[1]}.{name}{match[3] or ''}" for name in block[match[2]])
-        elif not _HEADS.match(key):
+        elif not _UNUSED.search(key):
             raise ValueError(f"unknown key {key!r} of shape {tuple(tensor.shape)} in the {layout} layout")
         for name, part in zip(targets, tensor.chunk(len(targets)) if targets else (), strict=True):
             mapped[name] = part.clone()
+        if layout == "dinov3" and len(targets) == 3 and key.endswith(".bias"):
+            mapped.pop(targets[1])  # the keys' bias, which `bias_mask` switches off
+            targets = (targets[0], targets[2])
         action = "dropped" if not targets else "split" if len(targets) > 1 else "copied"
         report.append(Entry(action, key, targets, tuple(tensor.shape)))
-    if layout == "ibot" and "embeddings.mask_token" in mapped:
+    if layout != "dinov2" and "embeddings.mask_token" in mapped:
         mapped["embeddings.mask_token"] = mapped["embeddings.mask_token"].reshape(1, 1, -1)
     return mapped, report
 
@@ -120,15 +148,20 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
     """The backbone configuration that the shapes of the tensors imply."""
     width, channels, patch_size, _ = weights["patch_embed.proj.weight"].shape
     blocks = {match[1] for key in weights if (match := re.match(r"blocks\.(?:\d+\.)?(\d+)\.[a-z]", key))}
-    grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    if grid**2 + 1 != weights["pos_embed"].shape[1]:
-        raise ValueError(f"expected pos_embed of a square grid and one CLS token, found {weights['pos_embed'].shape[1]} positions")
+    if num_heads is None and "rope_embed.periods" in weights:
+        num_heads = width // (4 * weights["rope_embed.periods"].numel())  # a quarter of a head's width each, sine and cosine of y and x
     if num_heads is None:
         if width % 64:
             raise ValueError(f"the width {width} is no multiple of 64, the usual width of a head: give --num_attention_heads")
         num_heads = width // 64
     config = {"hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": num_heads, "num_channels": channels}
-    config |= {"patch_size": patch_size, "image_size": grid * patch_size, "layer_norm_eps": 1e-6}
+    config |= {"patch_size": patch_size}
+    if layout == "dinov3":
+        return config | _dinov3_config(weights)
+    grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    if grid**2 + 1 != weights["pos_embed"].shape[1]:
+        raise ValueError(f"expected pos_embed of a square grid and one CLS token, found {weights['pos_embed'].shape[1]} positions")
+    config |= {"image_size": grid * patch_size, "layer_norm_eps": 1e-6}
     fc1 = next((tensor for key, tensor in weights.items() if key.endswith("mlp.fc1.weight")), None)
     if layout == "ibot":
         return config | {"model_type": "vit", "intermediate_size": fc1.shape[0], "use_mask_token": "masked_embed" in weights}
@@ -136,6 +169,17 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
     if "register_tokens" in weights:
         return config | {"model_type": "dinov2_with_registers", "num_register_tokens": weights["register_tokens"].shape[1]}
     return config | {"model_type": "dinov2", "use_mask_token": "mask_token" in weights}
+
+
+def _dinov3_config(weights: Weights) -> dict:
+    """Rotary positions tell no image size: it is the one that the released models were trained for."""
+    gated = any(key.endswith("mlp.w1.weight") for key in weights)
+    hidden = next(tensor for key, tensor in weights.items() if key.endswith(("mlp.w1.weight", "mlp.fc1.weight")))
+    registers = weights["storage_tokens"].shape[1] if "storage_tokens" in weights else 0
+    config = {"model_type": "dinov3_vit", "image_size": 224, "intermediate_size": hidden.shape[0], "num_register_tokens": registers}
+    bias = any(key.endswith("attn.qkv.bias") for key in weights)
+    config |= {"query_bias": bias, "value_bias": bias}
+    return config | ({"use_gated_mlp": True, "hidden_act": "silu"} if gated else {})
 
 
 # --------------------------------------------------------------------------------------------------------------------- main
@@ -151,7 +195,7 @@ def convert(
         guessed = guess_layout(official)
         layout = guessed if layout == "auto" else layout
         if layout != guessed:
-            raise ValueError(f"{source}: expected the {layout} layout, found {guessed} (layer scales are in dinov2 only)")
+            raise ValueError(f"{source}: expected the {layout} layout, found {guessed} (by its layer scales and positions)")
         backbone = official_config(official, layout, num_heads)
         weights, report = map_official(official, layout)
     else:

@@ -1,6 +1,7 @@
 import argparse
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,48 +73,75 @@ def official_weights(layout, width=32, depth=2, patch=8, grid=4, registers=0, sw
         return torch.randn(*shape) * 0.2
 
     weights = {"cls_token": draw(1, 1, width), "pos_embed": draw(1, 1 + grid**2, width)}
-    weights["mask_token" if layout == "dinov2" else "masked_embed"] = draw(1, width)
-    if registers:
+    weights["masked_embed" if layout == "ibot" else "mask_token"] = draw(1, width)
+    if layout == "dinov3":
+        del weights["pos_embed"]
+        weights |= {"storage_tokens": draw(1, registers, width), "rope_embed.periods": 100 ** (torch.arange(2) / 2)}
+    elif registers:
         weights["register_tokens"] = draw(1, registers, width)
     weights |= {"patch_embed.proj.weight": draw(width, 3, patch, patch), "patch_embed.proj.bias": draw(width)}
     hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
     layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-    layers |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)} if swiglu else {"mlp.fc1": (64, width), "mlp.fc2": (width, 64)}
+    if not swiglu:
+        layers |= {"mlp.fc1": (64, width), "mlp.fc2": (width, 64)}
+    elif layout == "dinov3":
+        layers |= {"mlp.w1": (hidden, width), "mlp.w2": (hidden, width), "mlp.w3": (width, hidden)}
+    else:
+        layers |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)}
     for i in range(depth):
         for name, shape in layers.items():
             weights |= {f"blocks.{i}.{name}.weight": draw(*shape), f"blocks.{i}.{name}.bias": draw(shape[0])}
         for name in ("norm1", "norm2"):
             weights |= {f"blocks.{i}.{name}.weight": 1 + draw(width), f"blocks.{i}.{name}.bias": draw(width)}
-        if layout == "dinov2":
+        if layout == "dinov3":
+            weights[f"blocks.{i}.attn.qkv.bias_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(width)
+        if layout != "ibot":
             weights |= {f"blocks.{i}.ls1.gamma": 1 + draw(width), f"blocks.{i}.ls2.gamma": 1 + draw(width)}
     return weights | {"norm.weight": 1 + draw(width), "norm.bias": draw(width)}
 
 
+def rotate(t, grid, prefix):
+    """Rotary positions of DINOv3: queries or keys (B, heads, P + N, d), their patches turned by 2 pi y / 100^(i / (d / 4)), and by x."""
+    d = t.shape[-1]
+    centres = 2 * (torch.arange(grid) + 0.5) / grid - 1
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    periods = 100 ** (torch.arange(d // 4) / (d // 4))
+    angles = torch.cat([2 * torch.pi * c.reshape(-1, 1) / periods for c in (y, x)], dim=1)  # (N, d / 2)
+    first, second = t[..., prefix:, : d // 2], t[..., prefix:, d // 2 :]
+    turned = [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()]
+    return torch.cat([t[..., :prefix, :], torch.cat(turned, dim=-1)], dim=-2)
+
+
 def official_forward(w, x, num_heads=4):
-    """The forward pass of DINOv2 and iBOT, written from their papers: images (B, 3, H, W) -> tokens (B, 1 + R + N, D)."""
-    width = w["cls_token"].shape[-1]
+    """The forward pass of DINOv2, DINOv3 and iBOT, written from their papers: images (B, 3, H, W) -> tokens (B, 1 + R + N, D)."""
+    width, rotary = w["cls_token"].shape[-1], "rope_embed.periods" in w
 
     def norm(name, t):
-        return F.layer_norm(t, (width,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+        return F.layer_norm(t, (width,), w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-5 if rotary else 1e-6)
 
     def linear(name, t):
-        return F.linear(t, w[f"{name}.weight"], w[f"{name}.bias"])
+        return F.linear(t, w[f"{name}.weight"], w[f"{name}.bias"] * w.get(f"{name}.bias_mask", torch.ones(())))
 
     patch = w["patch_embed.proj.weight"].shape[-1]
     tokens = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch).flatten(2).transpose(1, 2)
-    tokens = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + w["pos_embed"]
-    if "register_tokens" in w:
-        tokens = torch.cat([tokens[:, :1], w["register_tokens"].expand(len(x), -1, -1), tokens[:, 1:]], dim=1)
+    grid = x.shape[-1] // patch
+    tokens = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + w.get("pos_embed", torch.zeros(()))
+    registers = w.get("register_tokens", w.get("storage_tokens", torch.zeros(1, 0, width)))
+    tokens = torch.cat([tokens[:, :1], registers.expand(len(x), -1, -1), tokens[:, 1:]], dim=1)
     i = 0
     while f"blocks.{i}.norm1.weight" in w:
         block = f"blocks.{i}"
         q, k, v = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", tokens)).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotary:
+            q, k = (rotate(t, grid, 1 + registers.shape[1]) for t in (q, k))
         attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
         update = linear(f"{block}.attn.proj", attention.transpose(1, 2).flatten(2))
         tokens = tokens + update * w.get(f"{block}.ls1.gamma", torch.ones(width))
         hidden = norm(f"{block}.norm2", tokens)
-        if f"{block}.mlp.w12.weight" in w:
-            gate, up = linear(f"{block}.mlp.w12", hidden).chunk(2, dim=-1)
+        if f"{block}.mlp.w3.weight" in w:
+            together = f"{block}.mlp.w12.weight" in w
+            halves = [linear(f"{block}.mlp.w12", hidden)] if together else [linear(f"{block}.mlp.w{n}", hidden) for n in (1, 2)]
+            gate, up = torch.cat(halves, dim=-1).chunk(2, dim=-1)
             update = linear(f"{block}.mlp.w3", F.silu(gate) * up)
         else:
             update = linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", hidden)))
@@ -133,6 +161,8 @@ CASES = {
     "dinov2-registers": ("dinov2", {"registers": 3}, lambda w: w),
     "dinov2-giant": ("dinov2", {"swiglu": True}, lambda w: w),
     "dinov2-training": ("dinov2", {}, in_chunks),
+    "dinov3": ("dinov3", {"registers": 3}, lambda w: w | {"local_cls_norm.weight": torch.zeros(3)}),
+    "dinov3-gated": ("dinov3", {"registers": 4, "swiglu": True}, lambda w: w),
     "ibot": ("ibot", {}, lambda w: {"state_dict": w}),
     "ibot-training": (
         "ibot",
@@ -148,7 +178,8 @@ def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
     layout, kwargs, wrap = CASES[name]
     weights = official_weights(layout, **kwargs)
     torch.save(wrap(weights), tmp_path / "weights.pth")
-    args = ["--source", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out"), "--num_attention_heads", "4"]
+    args = ["--source", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out")]
+    args += [] if layout == "dinov3" else ["--num_attention_heads", "4"]  # DINOv3's rotary periods tell the width of a head
     args += ["--feature_dim", "24", "--equivariant_dim", "10", "--report", str(tmp_path / "report.json")]
     script.main(script.parse(args))
 
@@ -158,12 +189,13 @@ def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
         found = model(x).last_hidden_state
     torch.testing.assert_close(found, official_forward(weights, x), rtol=1e-5, atol=1e-5)
     mask_token = model.backbone.embeddings.mask_token
-    assert torch.equal(mask_token.flatten(), weights["mask_token" if layout == "dinov2" else "masked_embed"].flatten())
+    assert torch.equal(mask_token.flatten(), weights["masked_embed" if layout == "ibot" else "mask_token"].flatten())
 
     report = json.loads((tmp_path / "report.json").read_text())
     by_action = {action: [entry for entry in report if entry["action"] == action] for action in ("copied", "split", "dropped", "new")}
-    num_heads = sum("head" in entry["source"] for entry in by_action["dropped"])
-    assert len(by_action["copied"]) + len(by_action["split"]) == len(weights) and len(by_action["dropped"]) == num_heads
+    unused = [entry["source"] for entry in by_action["dropped"]]
+    assert all(re.search("head|rope_embed.periods|bias_mask|local_cls_norm", source) for source in unused)
+    assert len(by_action["copied"]) + len(by_action["split"]) == len(weights) - len(set(unused) & set(weights))
     filled = {f"eqcohvit.backbone.{key}" for entry in report if entry["source"] for key in entry["targets"]}
     new = {key for entry in by_action["new"] for key in entry["targets"]}
     assert filled | new == set(AutoModelForPreTraining.from_pretrained(tmp_path / "out").state_dict())
@@ -188,7 +220,7 @@ def test_report_names_what_became_of_each_key():
         (lambda w: w | {"blocks.0.surprise": torch.zeros(2)}, r"unknown key 'blocks.0.surprise' of shape \(2,\) in the dinov2 layout"),
         (lambda w: {k: v for k, v in w.items() if k != "norm.bias"}, r"expected layernorm.bias of shape \(32,\), found nothing"),
         (lambda w: w | {"norm.bias": torch.zeros(5)}, r"expected layernorm.bias of shape \(32,\), found \(5,\)"),
-        (lambda w: {"conv1.weight": torch.zeros(3)}, "expected the keys of an official DINOv2 or iBOT ViT .*, found conv1.weight"),
+        (lambda w: {"conv1.weight": torch.zeros(3)}, "expected the keys of an official DINO or iBOT ViT .*, found conv1.weight"),
         (lambda w: {"epoch": 3}, "expected a state dict of tensors, found dict"),
         (lambda w: w | {"pos_embed": torch.zeros(1, 16, 32)}, "expected pos_embed of a square grid and one CLS token, found 16 positions"),
     ],
