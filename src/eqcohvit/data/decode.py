@@ -6,13 +6,17 @@ rotations can be composed in true pixel geometry. Whatever is wrong with the dat
 
 import io
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
 
-MAX_PIXELS = 89_478_485  # Pillow's own default (a quarter of a GiB as RGB); larger images are refused before they are decoded
+# Pillow's own default; larger images are refused before they are decoded. Decoding takes up to 13 bytes of memory for a pixel, 1.2 GB.
+MAX_PIXELS = 89_478_485
+
+BAND_PIXELS = 1 << 20  # of images of numbers, scaled at a time
 
 # Not decodable by Pillow itself, or only by starting another program (EPS starts Ghostscript).
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -104,7 +108,10 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     if not drafted:
         width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
     orientation = _orientation(image)
-    canvas = _to_8_bit(image).resize((canvas_size, canvas_size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    image = _to_8_bit(image)
+    canvas = image.resize((canvas_size, canvas_size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if canvas.mode == "RGBa":
+        canvas = Image.alpha_composite(Image.new("RGBA", canvas.size, _WHITE), canvas.convert("RGBA")).convert("RGB")
     if orientation in _UPRIGHT:
         canvas = canvas.transpose(_UPRIGHT[orientation])
         if orientation >= 5:
@@ -123,39 +130,51 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Mode "RGB", or "L" for gray images."""
-    if image.mode in ("RGB", "L"):
-        transparent = image.info.get("transparency") is not None
-        return _on_white(image.convert("RGBA")) if transparent else image
+    """Mode "RGB", "L" for gray images, or "RGBa" (premultiplied) for those with transparency.
+
+    Transparency is laid on white on the canvas only, and numbers are scaled in bands, so that a huge image is held three times at most.
+    """
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scale_to_8_bit(image))
     if image.mode == "1":
         return image.convert("L")
-    if image.mode in ("RGBA", "RGBa", "LA", "PA"):
-        return _on_white(image.convert("RGBA"))
-    if image.mode == "P":
-        return _on_white(image.convert("RGBA")) if "transparency" in image.info else image.convert("RGB")
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_to_8_bit(np.asarray(image), is_16_bit=image.mode.startswith("I;16")))
-    return image.convert("RGB")  # CMYK, YCbCr, HSV
+    if image.mode in ("RGBA", "LA", "PA") or image.info.get("transparency") is not None:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        return image.convert("RGB" if image.getextrema()[3] == (255, 255) else "RGBa")
+    return image if image.mode in ("RGB", "L", "RGBa") else image.convert("RGB")  # P, CMYK, YCbCr, HSV
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.getextrema()[3] == (255, 255):
-        return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+def _scale_to_8_bit(image: Image.Image) -> np.ndarray:
+    """Numbers of any type -> uint8 (H, W)."""
+    low, high = 0.0, 65535.0
+    if not image.mode.startswith("I;16"):
+        low, high = _range_of(image)
+        lowest = low
+        if low >= 0 and high <= 65535:
+            low, high = 0.0, next(limit for limit in (1.0, 255.0, 65535.0) if high <= limit)
+    scaled = np.empty((image.height, image.width), dtype=np.uint8)
+    for rows, values in _bands(image):
+        if not image.mode.startswith("I;16"):
+            values = np.where(np.isfinite(values), values, lowest)
+        scaled[rows] = np.rint((values - low) * (255.0 / max(high - low, 1e-12)))
+    return scaled
 
 
-def _scale_to_8_bit(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
-    """(H, W) numbers of any type -> uint8 (H, W)."""
-    values = values.astype(np.float32)
-    finite = np.isfinite(values)
-    if not finite.any():
+def _range_of(image: Image.Image) -> tuple[float, float]:
+    """Smallest and largest finite value."""
+    ends = []
+    for _, values in _bands(image):
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            ends += [finite.min(), finite.max()]
+    if not ends:
         raise BadImage("no finite value in a floating-point image")
-    values = np.where(finite, values, values[finite].min())
-    low, high = 0.0, float(values.max())
-    if is_16_bit:
-        high = 65535.0
-    elif values.min() < 0 or high > 65535:
-        low = float(values.min())
-    else:
-        high = next(limit for limit in (1.0, 255.0, 65535.0) if high <= limit)
-    return np.rint((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+    return float(min(ends)), float(max(ends))
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows at a time, as float32."""
+    height = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        rows = slice(top, min(top + height, image.height))
+        yield rows, np.asarray(image.crop((0, rows.start, image.width, rows.stop))).astype(np.float32)
