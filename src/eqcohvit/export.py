@@ -279,8 +279,9 @@ def _shown(settings: dict[str, Any]) -> dict[str, Any]:
 def _dataset_id(settings: dict[str, Any]) -> str | None:
     """The Hub id of the run's dataset, where it has one."""
     name = settings.get("dataset_name")
-    is_id = isinstance(name, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and name not in _BUILDERS
-    return name if is_id and not settings.get("data_files") and not name.startswith(".") and not Path(name).exists() else None
+    if not isinstance(name, str) or settings.get("data_files") or name in _BUILDERS or Path(name).exists():
+        return None
+    return name if re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def _describe_data(settings: dict[str, Any]) -> str:

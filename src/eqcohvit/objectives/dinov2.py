@@ -53,6 +53,7 @@ class DINOv2(Objective):
         self.options, self.max_masked = options, sizes.max_masked
 
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        assert inputs.teacher is not None and teacher_head is not None
         options, temperature = self.options, inputs.teacher_temperature
         masked = None if inputs.masks is None else MaskedPatches.of(inputs.masks, self.max_masked)
         hidden = None if masked is None else masked.take(inputs.invariant.patches)
@@ -69,7 +70,7 @@ class DINOv2(Objective):
                 ).unflatten(0, teacher.patches.shape[:2])
         terms = distillation_terms(student, cls_targets, patch_targets, masked, options.student_temperature)
         if options.koleo_weight > 0:
-            terms["ssl/koleo"] = options.koleo_weight * sum(koleo_loss(view) for view in inputs.invariant.cls)
+            terms["ssl/koleo"] = options.koleo_weight * torch.stack([koleo_loss(view) for view in inputs.invariant.cls]).sum()
         return terms
 
     def uninformed_values(self, batch_size: int) -> dict[str, float]:

@@ -22,6 +22,7 @@ def distillation_terms(
     """
     terms = {"ssl/cls": multi_crop_loss(cls_targets, student.cls, student.local, temperature)}
     if masked is not None:
+        assert patch_targets is not None and student.patches is not None
         terms["ssl/patch"] = masked_patch_loss(patch_targets, student.patches, masked.weights, temperature)
     terms["teacher/entropy"] = torch.special.entr(cls_targets).sum(dim=-1).mean()
     return terms

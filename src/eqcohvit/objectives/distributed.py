@@ -19,8 +19,8 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
+        gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(world_size())[dist.get_rank()]
 
@@ -33,8 +33,8 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous().clone()
+    def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
+        gradient = gradients[0].contiguous().clone()
         dist.all_reduce(gradient)
         return gradient
 

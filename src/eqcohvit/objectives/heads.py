@@ -14,11 +14,13 @@ from .distributed import all_sum, world_size
 class SyncedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the batch of all processes, on any device; in one process plain `nn.BatchNorm1d`."""
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, d) -> (B, d)."""
         if world_size() == 1 or not self.training:
-            return super().forward(features)
-        values = features.float()
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        values = input.float()
         count = len(values) * world_size()
         mean = all_sum(values.sum(dim=0)) / count
         variance = all_sum((values - mean).square().sum(dim=0)) / count
@@ -27,7 +29,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         normalised = (values - mean) * torch.rsqrt(variance + self.eps)
-        return (normalised * self.weight + self.bias).to(features.dtype)
+        return (normalised * self.weight + self.bias).to(input.dtype)
 
 
 def projector(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:

@@ -59,6 +59,7 @@ class IBOT(Objective):
         self.register_buffer("patch_center", torch.zeros(options.num_prototypes))
 
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        assert inputs.teacher is not None and teacher_head is not None
         options, temperature = self.options, inputs.teacher_temperature
         masked = None if inputs.masks is None else MaskedPatches.of(inputs.masks, self.max_masked)
         hidden = None if masked is None else masked.take(inputs.invariant.patches)

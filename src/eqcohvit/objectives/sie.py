@@ -74,5 +74,5 @@ class SIE(Objective):
             "ssl/invariance": options.invariance_weight * F.mse_loss(*invariant),
             "ssl/equivariance": options.equivariance_weight * F.mse_loss(predicted.float(), equivariant[1]),
             "ssl/variance": options.variance_weight * (sum(map(variance_hinge, whole)) + variance_hinge(gather(predicted.float()))),
-            "ssl/covariance": options.covariance_weight * sum(map(covariance_penalty, whole)),
+            "ssl/covariance": options.covariance_weight * torch.stack([*map(covariance_penalty, whole)]).sum(),
         }

@@ -35,8 +35,8 @@ class SimCLR(Objective):
         self.temperature = options.temperature
 
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        embeddings = self.projector(inputs.invariant.cls.flatten(0, 1))
-        return {"ssl/contrast": nt_xent(*embeddings.chunk(2), self.temperature)}
+        first, end = self.projector(inputs.invariant.cls.flatten(0, 1)).chunk(2)
+        return {"ssl/contrast": nt_xent(first, end, self.temperature)}
 
     def uninformed_values(self, batch_size: int) -> dict[str, float]:
         return {"ssl/contrast": math.log(2 * batch_size - 1)}

@@ -32,5 +32,5 @@ class VICReg(Objective):
         self.weights = (options.invariance_weight, options.variance_weight, options.covariance_weight)
 
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        embeddings = self.expander(inputs.invariant.cls.flatten(0, 1))
-        return vicreg_terms(*embeddings.chunk(2), *self.weights)
+        first, end = self.expander(inputs.invariant.cls.flatten(0, 1)).chunk(2)
+        return vicreg_terms(first, end, *self.weights)

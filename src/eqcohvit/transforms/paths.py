@@ -35,7 +35,7 @@ class Transformation:
         """This transformation followed by `other`. Factors multiply, hues add, variances add."""
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("matrix", "color", "sigma")}
         merged = {name: b if a is None else a for name, (a, b) in pairs.items()}
-        if None not in pairs["matrix"]:
+        if self.matrix is not None and other.matrix is not None:
             merged["matrix"] = self.matrix @ other.matrix
         if self.color is not None and other.color is not None:
             merged["color"] = torch.cat([self.color[:, :3] * other.color[:, :3], self.color[:, 3:] + other.color[:, 3:]], dim=-1)
