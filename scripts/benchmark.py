@@ -21,7 +21,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from eqcohvit import EqCohViTConfig
-from eqcohvit.evaluation.report import format_table, versions, write_results
+from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTModel
 
 MIN_ROUNDS = 5

@@ -1,56 +1,86 @@
 #!/usr/bin/env python
-"""What does an encoder know? R2 of transformation parameters and kNN accuracy per feature part, beside raw pixels and random weights.
+"""What does an encoder know? Tasks on frozen features per part, beside raw pixels and random weights, as a table, a report and JSON.
 
     python scripts/evaluate.py --model outputs/pretrain/model --task r2 knn --output results.json
-    python scripts/evaluate.py --model runs/a/model runs/b/model --task r2 --transform rotation \\
-        --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet'
+    python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
+        --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
 
-Without data flags: the embedded sprites (test sprites are never trained on).
+Without data flags: the embedded sprites (test sprites are never trained on). Features are cached: another task on them takes seconds, and
+an interrupted command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import shlex
 import sys
 import time
+from collections.abc import Callable
 
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.data import SpritesSource, open_source
-from eqcohvit.evaluation.features import PixelEncoder, load_encoder, random_encoder
+from eqcohvit.data import SpritesSource, TooManyBadImages, open_source
+from eqcohvit.evaluation import tasks
+from eqcohvit.evaluation.context import Evaluation
+from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples
+from eqcohvit.evaluation.features import POOLINGS
+from eqcohvit.evaluation.figures import figures_of_rows
 from eqcohvit.evaluation.pairs import PROTOCOLS
-from eqcohvit.evaluation.report import format_table, mean_and_std, versions, write_results
-from eqcohvit.evaluation.tasks import Row, Samples, knn_rows, r2_rows
-from eqcohvit.transforms import make_path
+from eqcohvit.evaluation.report import write_report
+from eqcohvit.evaluation.results import Row, format_table, tables, versions, write_results
+from eqcohvit.transforms import PATHS, make_path
 
 _TEST_SPRITES = 1 << 40  # offset of sprites that no training run reaches
+
+# Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
+TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
+    "r2": tasks.r2,
+    "knn": tasks.knn,
+    "linear": tasks.linear,
+    "disentanglement": tasks.disentanglement,
+}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or a transformers ViT with a CLS token")
-    parser.add_argument("--task", nargs="+", default=["r2"], choices=["r2", "knn"], help="default: r2")
-    parser.add_argument("--transform", default="rotation", help="path whose parameters r2 regresses; default: rotation")
-    parser.add_argument("--pooling", default="cls_mean", choices=["cls_mean", "cls", "mean"], help="tokens to vector; default: cls_mean")
-    parser.add_argument("--dataset_name", help="Hub id, local folder or builder; streamed")
-    parser.add_argument("--dataset_config_name", help="configuration of the dataset")
-    parser.add_argument("--dataset_split", default="train", help="split that the probes are fitted on; default: train")
-    parser.add_argument("--test_split", help="split that they are tested on; by default held out from dataset_split")
-    parser.add_argument("--data_files", help="files that the probes are fitted on: a glob, or several separated by commas")
-    parser.add_argument("--test_data_files", help="files that they are tested on; by default held out from data_files")
-    parser.add_argument("--train_dir", help="folder tree of images instead of a dataset")
-    parser.add_argument("--image_column", help="image column, where there are several")
-    parser.add_argument("--label_column", help="label column; 'folder' with train_dir")
-    parser.add_argument("--max_samples", type=int, default=4096, help="images to fit the probes on; default: 4096")
-    parser.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
-    parser.add_argument("--seeds", type=int, default=3, help="probe heads with different seeds; default: 3")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
-    parser.add_argument("--output", help="results.json to write")
+    parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or any transformers vision model")
+    parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), help="default: r2")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each probe; default: 3")
+    parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
+    parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")
+    parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")
+
+    group = parser.add_argument_group("transformations and pooled features (r2, knn, linear, disentanglement)")
+    group.add_argument("--transform", nargs="+", default=["rotation"], help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation")
+    group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="default: both")
+    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.HEADS, help="of r2; default: both")
+    group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help="default: cls_mean grid")
+    group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
+    group.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' weights; default: 0.07")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", help="Hub id, local folder or builder; streamed")
+    group.add_argument("--dataset_config_name", help="configuration of the dataset")
+    group.add_argument("--dataset_split", default="train", help="split that the probes are fitted on; default: train")
+    group.add_argument("--test_split", help="split that they are tested on; by default held out from dataset_split")
+    group.add_argument("--data_files", help="files that the probes are fitted on: a glob, or several separated by commas")
+    group.add_argument("--test_data_files", help="files that they are tested on; by default held out from data_files")
+    group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
+    group.add_argument("--image_column", help="image column, where there are several")
+    group.add_argument("--label_column", help="label column; 'folder' with train_dir")
+    group.add_argument("--max_samples", type=int, default=4096, help="images to fit the probes on; default: 4096")
+    group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
+    group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
-    for name in ("max_samples", "max_test_samples", "seeds"):
+    for name in ("max_samples", "max_test_samples", "seeds", "k"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    if args.temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {args.temperature}")
+    args.transform = list(PATHS) if "all" in args.transform else args.transform
+    for name in args.transform:
+        make_path(name)
     return args
 
 
@@ -67,48 +97,42 @@ def open_samples(args: argparse.Namespace) -> Samples:
     return Samples(train, test, args.max_samples, args.max_test_samples, args.num_workers)
 
 
-def make_table(rows: list[Row]) -> str:
-    """One line per encoder and part, one column per metric."""
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    cells = {(row.encoder, row.part, row.metric): mean_and_std(row.values) for row in rows}
-    keys = dict.fromkeys((row.encoder, row.part) for row in rows)
-    return format_table([["encoder", "part", *metrics]] + [[*key, *(cells.get((*key, m), "") for m in metrics)] for key in keys])
-
-
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     started = time.time()
-    path = make_path(args.transform)
-    samples = open_samples(args)
-    encoders = [load_encoder(name, args.pooling, _short_name(name)) for name in args.model]
-    encoders.append(random_encoder(args.model[0], pooling=args.pooling))
-    encoders.append(PixelEncoder(encoders[0].image_size))
-    rows = []
-    if "r2" in args.task:
-        for protocol in PROTOCOLS:
-            rows += r2_rows(encoders, samples, path, protocol, args.seeds)
-    if "knn" in args.task:
-        rows += knn_rows(encoders, samples)
-    print(make_table(rows))
+    evaluation = Evaluation(
+        models=args.model,
+        open_samples=lambda: open_samples(args),
+        seeds=args.seeds,
+        layers=args.layer,
+        cache_dir=args.cache_dir,
+        trust_remote_code=args.trust_remote_code,
+        settings=vars(args),
+    )
+    rows: list[Row] = []
+    for name in args.task:
+        rows += [row for row in evaluation.run(TASKS[name]) if row not in rows]
+    print("\n\n".join(map(format_table, tables([row for row in rows if row.headline]))))
     if args.output:
-        sources = {"source": samples.train.name, "test_source": samples.test.name}
-        settings = {**vars(args), **sources, "seconds": round(time.time() - started, 1)}
-        write_results(args.output, {"settings": settings, "versions": versions(), "rows": [dataclasses.asdict(row) for row in rows]})
-
-
-def _short_name(path: str) -> str:
-    """`model` is what every run calls its folder; the run's name tells more."""
-    parts = path.rstrip("/").split("/")
-    return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+        seconds = round(time.time() - started, 1)
+        command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+        measured = {"settings": vars(args), "seconds": seconds, **evaluation.facts(), "versions": versions()}
+        results = {"command": command, **measured, "rows": rows}
+        write_results(args.output, results)
+        page = write_report(args.output, results, rows, [*figures_of_rows(rows), *evaluation.figures])
+        print(f"\nReport: {page}   Numbers: {args.output}")
 
 
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input."""
+    """Run with command-line arguments; the exit code is 2 for bad input, 130 after an interruption."""
     try:
-        main(parse(argv))
-    except (ValueError, FileNotFoundError) as error:
+        main(parse(argv), argv)
+    except (ValueError, FileNotFoundError, TooManyBadImages) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished chunks of features are kept, the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -29,7 +29,7 @@ from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task, spread
 from eqcohvit.evaluation.dense.pictures import save_sheet
 from eqcohvit.evaluation.dense.rows import open_train_and_test
-from eqcohvit.evaluation.report import format_table, versions, write_results
+from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.training.checkpoint import CheckpointError, find_checkpoint, on_main_process, read_state, remove_unfinished, set_later_aside
 from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, finetune, make_accelerator

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eqcohvit.data import Batch
-from eqcohvit.evaluation.pairs import PROTOCOLS, canvas_size, central_crop, render_pairs, strict_crop
+from eqcohvit.evaluation.pairs import PROTOCOLS, canvas_size, central_crop, render_pair, strict_crop
 from eqcohvit.transforms import PATHS, make_path, ops
 
 
@@ -15,7 +15,7 @@ def make_batch(canvas, sizes=(60, 60), value=None):
 
 def pairs(protocol, name="rotation", **kwargs):
     path = make_path(name)
-    return next(render_pairs(iter([make_batch(canvas_size(24, path, protocol), **kwargs)]), path, protocol, 24))
+    return render_pair(make_batch(canvas_size(24, path, protocol), **kwargs), path, protocol, 24)
 
 
 def test_paper_protocol_shows_empty_corners_and_strict_does_not():
@@ -63,4 +63,4 @@ def test_central_crop_is_square_in_true_pixels():
 
 def test_unknown_protocol_is_refused():
     with pytest.raises(ValueError, match="unknown protocol 'lax'; known: paper, strict"):
-        next(render_pairs(iter([]), make_path("rotation"), "lax", 24))
+        render_pair(make_batch(24), make_path("rotation"), "lax", 24)

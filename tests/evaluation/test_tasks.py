@@ -2,61 +2,112 @@ import pytest
 import torch
 
 from eqcohvit.data import FolderSource, SpritesSource
-from eqcohvit.evaluation.features import PixelEncoder
-from eqcohvit.evaluation.tasks import Samples, knn_rows, r2_rows
-from eqcohvit.transforms import make_path
+from eqcohvit.evaluation import tasks
+from eqcohvit.evaluation.context import Evaluation, short_names
+from eqcohvit.evaluation.extraction import Samples
+from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
 
 
-def keys(samples, part):
-    return torch.cat([batch.keys for batch in samples.batches(part, 8)]).tolist()
+class Encoder:
+    """Features by a function of the images (B, 3, H, H), of one part called as the encoder."""
 
+    image_size = 16
 
-def test_one_source_is_split_into_disjoint_training_and_test_images():
-    source = SpritesSource(num_samples=300)
-    samples = Samples(source, source, num_train=170, num_test=100)
-    train, test = keys(samples, "train"), keys(samples, "test")
-    assert len(train) == 170 and len(test) == 100 and not set(train) & set(test)
-    assert keys(samples, "test") == test
-
-
-def test_a_small_source_gives_each_image_once(photos):
-    source = FolderSource(str(photos))
-    train = keys(Samples(source, source, num_train=1000, num_test=4), "train")
-    assert len(train) == len(set(train)) == 20
-
-
-class AngleEncoder:
-    """Knows the mean of the upper and of the lower half: enough to tell large rotations of sprites apart only badly."""
-
-    name, image_size = "halves", 16
+    def __init__(self, name, function):
+        self.name, self.function, self.fingerprint = name, function, name
 
     def __call__(self, images):
-        return {"halves": torch.stack([images[:, :, :8].mean(dim=(1, 2, 3)), images[:, :, 8:].mean(dim=(1, 2, 3))], dim=1)}
+        return {Feature(self.name, LAST, "mean"): self.function(images)}
 
 
-class ConstantEncoder:
-    name, image_size = "constant", 16
-
-    def __call__(self, images):
-        return {"one": torch.ones(len(images), 3)}
-
-
-def test_rows_hold_every_encoder_and_part():
-    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 256, 128)
-    rows = r2_rows([PixelEncoder(16), AngleEncoder(), ConstantEncoder()], samples, make_path("rotation"), "paper", seeds=2)
-    assert [(row.encoder, row.part, len(row.values)) for row in rows] == [
-        ("raw pixels", "pixels", 2), ("halves", "halves", 2), ("constant", "one", 2),
-    ]  # fmt: skip
-    assert max(rows[2].values) < 0.02
+def rings(images):
+    """Means over three rings about the centre: nothing in them changes when the image turns."""
+    axis = (torch.arange(16) - 7.5) / 8
+    radius = torch.hypot(axis[:, None], axis[None, :])
+    masks = torch.stack([(radius >= low) & (radius < low + 0.3) for low in (0.0, 0.3, 0.6)]).float().flatten(1)
+    return (images.flatten(2) @ (masks / masks.sum(dim=1, keepdim=True)).T).flatten(1)
 
 
-def test_knn_needs_labels(photos):
+def make(tmp_path, encoders, samples=None, **settings):
+    samples = samples or Samples(SpritesSource(), SpritesSource(offset=1 << 40), 1024, 512)
+    defaults = {
+        "transform": ["rotation"], "protocol": ["strict"], "pooling": ["cls_mean"], "head": list(tasks.HEADS), "k": 3, "temperature": 0.07,
+    }  # fmt: skip
+    evaluation = Evaluation([], lambda: samples, seeds=2, cache_dir=tmp_path, settings=defaults | settings)
+    evaluation.encoders = encoders
+    return evaluation
+
+
+def test_r2_rows_hold_every_encoder_part_and_head(tmp_path):
+    constant = Encoder("constant", lambda images: torch.ones(len(images), 3))
+    small = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 256, 128)
+    rows = tasks.r2(make(tmp_path, [PixelEncoder(16), constant], small, transform=["se2"], protocol=["paper"]))
+    names = ["R2 se2", "R2 se2 angle", "R2 se2 shift_x", "R2 se2 shift_y"]
+    expected = [f"{name}, paper{head}" for head in ("", ", linear head") for name in names]
+    for encoder, part in (("raw pixels", "pixels"), ("constant", "constant")):
+        own = [row for row in rows if (row.encoder, row.part) == (encoder, part)]
+        assert [row.metric for row in own] == expected and all(len(row.values) == 2 for row in own)
+        assert [row.metric for row in own if row.headline] == ["R2 se2, paper"]
+        pooled, *single = own[:4]
+        assert pooled.mean == pytest.approx(sum(row.mean for row in single) / 3)
+        if encoder == "constant":
+            assert all(row.mean <= 0 for row in own)
+
+
+def test_r2_of_rotation_invariant_features_is_about_zero(tmp_path):
+    rows = tasks.r2(make(tmp_path, [PixelEncoder(16), Encoder("rings", rings)]))
+    scores = {(row.encoder, row.settings["head"]): row.mean for row in rows}
+    assert abs(scores["rings", "mlp"]) < 0.05 and abs(scores["rings", "linear"]) < 0.05
+    assert scores["raw pixels", "mlp"] > 0.2
+
+
+def test_knn_and_linear_need_labels(photos, tmp_path):
     source = FolderSource(str(photos))
-    with pytest.raises(ValueError, match="kNN needs labels"):
-        knn_rows([PixelEncoder(16)], Samples(source, source, 10, 4))
+    for task in (tasks.knn, tasks.linear):
+        with pytest.raises(ValueError, match="classification needs labels"):
+            task(make(tmp_path, [PixelEncoder(16)], Samples(source, source, 10, 4)))
 
 
-def test_knn_of_labelled_folders(photos):
+def test_knn_and_linear_of_labelled_folders(photos, tmp_path):
     source = FolderSource(str(photos), labels=True)
-    (row,) = knn_rows([PixelEncoder(16)], Samples(source, source, 16, 8), k=3)
-    assert row.metric == "kNN-3" and 0 <= row.values[0] <= 1
+    evaluation = make(tmp_path, [PixelEncoder(16)], Samples(source, source, 16, 8))
+    (nearest,), (linear,) = tasks.knn(evaluation), tasks.linear(evaluation)
+    assert nearest.metric == "kNN-3" and nearest.settings["temperature"] == 0.07 and 0 <= nearest.mean <= 1
+    assert linear.metric == "linear" and len(linear.values) == len(linear.settings["chosen"]) == 2
+
+
+def test_disentanglement_tells_what_moves_and_how(tmp_path):
+    """Of two parts, the equivariant one turns with the image (its centre of mass), the invariant one does not."""
+    axis = ((torch.arange(16) - 7.5) / 8).expand(16, 16)
+
+    def centre(images):
+        weight = 1 - images.mean(dim=1)
+        return torch.stack([(weight * axis).mean(dim=(1, 2)), (weight * axis.T).mean(dim=(1, 2))], dim=1)
+
+    class Split(Encoder):
+        def __call__(self, images):
+            return {Feature("equivariant", LAST, "mean"): centre(images), Feature("invariant", LAST, "mean"): rings(images)}
+
+    evaluation = make(tmp_path, [Split("split", None)], protocol=["paper"])
+    rows = {(row.part, row.metric): row.mean for row in tasks.disentanglement(evaluation)}
+    assert rows["invariant", "change under rotation, paper"] < rows["equivariant", "change under rotation, paper"]
+    assert rows["equivariant", "linearity of rotation, paper"] > 0.6
+    assert 0 <= rows["equivariant", "CKA with invariant"] < 0.5
+    assert ("equivariant", "kNN-3") in rows and ("invariant", "R2 rotation, paper") in rows
+
+
+def test_a_task_runs_once_however_many_build_on_it(tmp_path):
+    calls = []
+    evaluation = make(tmp_path, [])
+
+    def task(context):
+        calls.append(context)
+        return []
+
+    assert evaluation.run(task) == evaluation.run(task) == [] and calls == [evaluation]
+
+
+def test_short_names_leave_out_model_and_stay_distinct():
+    assert short_names(["runs/a/model", "runs/b/model/", "facebook/dinov2-small"]) == ["a", "b", "dinov2-small"]
+    assert short_names(["x/run/model", "y/run/model"]) == ["x/run", "y/run"]
+    assert len(set(short_names(["m", "m"]))) == 2

@@ -22,18 +22,19 @@ def folder(tmp_path_factory):
 
 
 def run(evaluate, folder, output, *flags):
-    small = "--max_samples 200 --max_test_samples 100 --seeds 2".split()
-    return evaluate.cli(["--model", str(folder), *small, "--output", str(output), *flags])
+    small = "--max_samples 100 --max_test_samples 50 --seeds 2".split()
+    cache = ["--cache_dir", str(output.parent / "cache" / output.stem)]
+    return evaluate.cli(["--model", str(folder), *small, *cache, "--output", str(output), *flags])
 
 
 def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, capsys):
-    assert run(evaluate, folder, tmp_path / "results.json", "--task", "r2", "knn") == 0
+    assert run(evaluate, folder, tmp_path / "results.json", "--task", "r2", "knn", "--pooling", "cls_mean") == 0
     table = capsys.readouterr().out
     for text in ("tiny", "random weights", "raw pixels", "R2 rotation, paper", "R2 rotation, strict", "kNN-20", "±"):
         assert text in table
     results = json.loads((tmp_path / "results.json").read_text())
     found = {(row["encoder"], row["part"]) for row in results["rows"]}
-    parts = ("equivariant", "invariant", "backbone")
+    parts = ("equivariant", "invariant", "both", "backbone")
     assert found == {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
     assert results["settings"]["transform"] == "rotation" and results["versions"]["torch"]
 
@@ -41,7 +42,9 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
 def test_same_command_twice_gives_the_same_numbers(evaluate, folder, tmp_path):
     rows = []
     for name in ("a.json", "b.json"):
-        assert run(evaluate, folder, tmp_path / name, "--transform", "se2", "--num_workers", "2" if name == "b.json" else "0") == 0
+        workers = "2" if name == "b.json" else "0"
+        flags = f"--transform se2 --protocol strict --pooling mean --num_workers {workers}"
+        assert run(evaluate, folder, tmp_path / name, *flags.split()) == 0
         rows.append(json.loads((tmp_path / name).read_text())["rows"])
     assert rows[0] == rows[1]
 
@@ -50,7 +53,7 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
     layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**layers, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
-    assert run(evaluate, tmp_path / "vit", tmp_path / "results.json") == 0
+    assert run(evaluate, tmp_path / "vit", tmp_path / "results.json", "--protocol", "paper") == 0
     found = {(row["encoder"], row["part"]) for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
     assert found == {("vit", "backbone"), ("random weights", "backbone"), ("raw pixels", "pixels")}
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
+from .fingerprint import digest, file_mark
 from .retry import Patience
 
 ROWS_PER_VIRTUAL_SHARD = 512
@@ -43,6 +44,11 @@ class Source(Protocol):
     has_labels: bool
     label_names: list[str] | None
     cheap_rows: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a record could have changed; from names, sizes and samples of the content, without reading all of it."""
+        ...
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]: ...
 
@@ -117,6 +123,11 @@ class FolderSource(_ImageSource):
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def fingerprint(self) -> str:
+        status = [(os.path.relpath(file, self.name), os.stat(file)) for file in self._files if os.path.exists(file)]
+        return digest(["folder", self.has_labels, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in status)])
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         for row, path in enumerate(self._files[shard :: self.num_shards]):
             yield Record(shard << 32 | row, path, self._label_of[_parent(path)] if self.has_labels else -1)
@@ -173,6 +184,13 @@ class SpritesSource:
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def fingerprint(self) -> str:
+        from . import sprites
+
+        with open(sprites.__file__, "rb") as file:  # what draws them is what they are
+            return digest(["sprites", self.num_samples, self.seed, self.offset, file.read()])
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         start = self.offset + epoch * self.num_samples
         first = shard * ROWS_PER_VIRTUAL_SHARD
@@ -223,6 +241,7 @@ class DatasetSource(_ImageSource):
             dataset = self._load(path, name, split, files, columns=columns)
         dataset = dataset.cast_column(self._image_column, datasets.Image(decode=False)).select_columns(columns)
 
+        self._opened = (path, name, split, files)
         self._records: list[tuple[Any, int]] | None = None
         self._dataset, self.num_shards = dataset, dataset.num_shards
         if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are mere paths
@@ -240,6 +259,15 @@ class DatasetSource(_ImageSource):
             return datasets.load_dataset(path, name, split=split, data_files=data_files, streaming=True, **options)
         except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
             raise ValueError(f"cannot open dataset {self.name}: {one_line(error, 400)}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        import datasets
+
+        path, name, split, files = self._opened
+        builder = datasets.load_dataset_builder(path, name, data_files=files)
+        found = (builder.config.data_files or {}).get(split, [])
+        return digest([path, name, split, self._image_column, self._label_column, builder.hash, *map(file_mark, found)])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         if self._records is not None:
@@ -280,6 +308,10 @@ class _PartOfSource:
         self.has_labels, self.label_names = source.has_labels, source.label_names
         self.decode_batch, self.where = source.decode_batch, source.where
         self._source, self._num_rows, self._held_out = source, num_rows, held_out
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([self._source.fingerprint, self._num_rows, self._held_out])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         records = self._source.read_shard(shard, epoch)

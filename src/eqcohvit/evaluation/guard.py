@@ -8,7 +8,8 @@ import torch
 
 from ..data import Source, sequential
 from ..hub.modeling_eqcohvit import EqCohViTModel
-from .features import ModelEncoder
+from .features import LAST, ModelEncoder, select
+from .preprocessing import Preprocessing
 from .probes import knn_accuracy
 
 _BATCH_SIZE = 128
@@ -45,8 +46,9 @@ class KnnGuard:
     def measure(self, model: EqCohViTModel, image_mean: Sequence[float], image_std: Sequence[float]) -> float:
         """Accuracy of the model as it is now, for the normalisation that it was trained with; its mode stays what it was."""
         training = model.training
-        encoder = ModelEncoder("guard", model, list(image_mean), list(image_std))
-        features = torch.cat([encoder(images.float() / 255)["backbone"] for images in self.images.split(_BATCH_SIZE)])
+        encoder = ModelEncoder("guard", model, Preprocessing(self.images.shape[-1], tuple(image_mean), tuple(image_std)))
+        vectors = (encoder(images.float() / 255) for images in self.images.split(_BATCH_SIZE))
+        features = torch.cat([select(block, "backbone", LAST, "cls_mean").cpu() for block in vectors])
         model.train(training)
         return knn_accuracy(features[::2], self.labels[::2], features[1::2], self.labels[1::2])
 

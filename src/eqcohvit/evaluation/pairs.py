@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,29 +50,32 @@ def central_crop(sizes: torch.Tensor, fraction: float) -> torch.Tensor:
     return ops.affine([[side / width, 0, 0], [0, side / height, 0], [0, 0, 1]], height)
 
 
-def render_pairs(
-    batches: Iterator[Batch], path: TransformationPath, protocol: str, image_size: int, seed: int = 0
-) -> Iterator[Pair]:
-    """Canvases -> pairs of views of side `image_size`; g is drawn by (seed, sample key)."""
+def central_view(batch: Batch, image_size: int, fraction: float = 1.0) -> torch.Tensor:
+    """The central square of each image, or a fraction of its side: (B, 3, H, H) in [0, 1]."""
+    crop = central_crop(batch.sizes, fraction).unsqueeze(1)
+    grid, _ = ops.sampling_grid(crop, torch.eye(3).expand_as(crop), image_size, "canvas")
+    return ops.sample(batch.canvases.float() / 255, grid).squeeze(1)
+
+
+def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_size: int, seed: int = 0) -> Pair:
+    """Canvases -> views of side `image_size`; g is drawn by (seed, sample key)."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     strict = protocol == "strict"
-    fraction = strict_crop(path) if strict else 1.0
-    for batch in batches:
-        drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
-        step = drawn.at(1.0)
-        crop = central_crop(batch.sizes, fraction).unsqueeze(1)
-        identity = torch.eye(3).expand_as(crop)
-        motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
-        grid, coverage = ops.sampling_grid(crop.expand_as(motions), motions, image_size, "canvas" if strict else "zeros")
-        original, transformed = ops.sample(batch.canvases.float() / 255, grid).unbind(dim=1)
-        if step.color is not None:
-            transformed, _ = ops.adjust_color(transformed, step.color)
-        if step.sigma is not None:
-            transformed = ops.gaussian_blur(transformed, step.sigma)
-        if coverage is not None:
-            transformed = transformed * coverage[:, 1]
-        yield Pair(original, transformed, drawn.parameters, batch.labels)
+    drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
+    step = drawn.at(1.0)
+    crop = central_crop(batch.sizes, strict_crop(path) if strict else 1.0).unsqueeze(1)
+    identity = torch.eye(3).expand_as(crop)
+    motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
+    grid, coverage = ops.sampling_grid(crop.expand_as(motions), motions, image_size, "canvas" if strict else "zeros")
+    original, transformed = ops.sample(batch.canvases.float() / 255, grid).unbind(dim=1)
+    if step.color is not None:
+        transformed, _ = ops.adjust_color(transformed, step.color)
+    if step.sigma is not None:
+        transformed = ops.gaussian_blur(transformed, step.sigma)
+    if coverage is not None:
+        transformed = transformed * coverage[:, 1]
+    return Pair(original, transformed, drawn.parameters, batch.labels)
 
 
 def canvas_size(image_size: int, path: TransformationPath, protocol: str) -> int:

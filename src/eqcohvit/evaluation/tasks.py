@@ -1,115 +1,178 @@
-"""Evaluation tasks: encoders and image sources in, one result row per encoder and part out."""
+"""Tasks on pooled frozen features: R2 of transformation parameters, nearest neighbours, linear classification, disentanglement.
+
+A task takes an `Evaluation` and returns rows; its settings are `evaluation.settings`, named as the flags of scripts/evaluate.py.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
-from ..data import Batch, CanvasStream, Source
-from ..transforms import TransformationPath
-from .features import Encoder
-from .pairs import canvas_size, render_pairs
-from .probes import knn_accuracy, mlp_regression, r2_score
+from ..transforms import TransformationPath, make_path
+from .context import Evaluation
+from .extraction import CentralView, Features, PairView, progress
+from .features import LAST, parts_of, select
+from .figures import neighbours_figure, pca_figure, scatter_figure
+from .metrics.r2.coefficients import r2_per_parameter
+from .probes import (
+    LEARNING_RATES,
+    change_under,
+    knn_accuracy,
+    linear_cka,
+    linear_classification,
+    mlp_regression,
+    predictability,
+)
+from .results import Row
 
-_BATCH_SIZE = 128
+HEADS = ("mlp", "linear")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One number of a table: the values of all seeds for an encoder's part."""
+def r2(evaluation: Evaluation) -> list[Row]:
+    """R2 of the parameters of g from the features of the image and of the transformed image (paper, section 5).
 
-    encoder: str
-    part: str
-    metric: str
-    values: list[float]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Where probe images come from: `num_train` to fit and `num_test` to test, from sources that share no image.
-
-    With one source for both, the first `num_test` images of its shuffled order are the test images.
+    Pooled over the parameters and for each alone; on pooled features and on the patch grid; by the MLP and by its linear path alone.
     """
-
-    train: Source
-    test: Source
-    num_train: int
-    num_test: int
-    num_workers: int = 0
-
-    def batches(self, part: str, canvas: int) -> Iterator[Batch]:
-        """The images of `"train"` or `"test"` as canvases of side `canvas`, in a fixed shuffled order, each once."""
-        shared = self.train is self.test
-        start, source = (self.num_test if shared and part == "train" else 0), getattr(self, part)
-        return _take(CanvasStream(source, canvas, _BATCH_SIZE, num_workers=self.num_workers), start, getattr(self, f"num_{part}"))
-
-
-def _take(stream: CanvasStream, start: int, count: int) -> Iterator[Batch]:
-    """Samples start .. start + count of the first epoch."""
-    seen = 0
-    for batch in stream:
-        first_epoch = batch.epochs == 0
-        index = torch.arange(seen, seen + len(batch))
-        wanted = first_epoch & (index >= start) & (index < start + count)
-        seen += len(batch)
-        if wanted.any():
-            yield Batch(*(t[wanted] for t in (batch.canvases, batch.sizes, batch.keys, batch.epochs, batch.labels)), batch.position)
-        if seen >= start + count or not first_epoch.all():
-            return
-
-
-def r2_rows(
-    encoders: list[Encoder], samples: Samples, path: TransformationPath, protocol: str, seeds: int, transform_seed: int = 0
-) -> list[Row]:
-    """R2 of the parameters of g from the features of the image and of the transformed image (paper, section 5), mean over parameters."""
-    data: dict[str, dict] = {}
-    for part in ("train", "test"):
-        features, parameters = defaultdict(list), []
-        for size in sorted({encoder.image_size for encoder in encoders}):
-            batches = samples.batches(part, canvas_size(size, path, protocol))
-            drawn = []
-            for pair in render_pairs(batches, path, protocol, size, transform_seed):
-                drawn.append(pair.parameters)
-                for encoder in (e for e in encoders if e.image_size == size):
-                    both = encoder(torch.cat([pair.original, pair.transformed]))
-                    for name, values in both.items():
-                        original, transformed = values.chunk(2)
-                        # The concatenation of both, turned so that standardising does not drown their small difference.
-                        features[encoder.name, name].append(torch.cat([original, transformed - original], dim=-1))
-            parameters = torch.cat(drawn)
-        data[part] = {"x": {key: torch.cat(values) for key, values in features.items()}, "y": parameters}
     rows = []
-    for (encoder, part), train_x in data["train"]["x"].items():
-        scores = []
-        for seed in range(seeds):
-            predicted = mlp_regression(train_x, data["train"]["y"], data["test"]["x"][encoder, part], seed)
-            scores.append(r2_score(predicted, data["test"]["y"]).mean().item())
-        rows.append(Row(encoder, part, f"R2 {path.name}, {protocol}", scores))
+    for path, protocol, train, test in pairs(evaluation):
+        poolings = evaluation.settings["pooling"]
+        jobs = [(encoder, *key, pooling) for encoder in train for key in parts_of(train[encoder].vectors) for pooling in poolings]
+        bar = progress(f"probes, {path.name}, {protocol}", len(jobs), unit="probe")
+        shown = {}
+        for encoder, part, layer, pooling in jobs:
+            x, test_x = (regression_inputs(features[encoder], part, layer, pooling) for features in (train, test))
+            heads = dict(zip(HEADS, mlp_regression(x, to_device(train[encoder].parameters), test_x, evaluation.seeds), strict=True))
+            true = test[encoder].parameters.numpy()
+            scores = {head: [r2_per_parameter(seed, true).tolist() for seed in values.cpu().numpy()] for head, values in heads.items()}
+            if pooling == poolings[0] and layer == LAST:
+                shown[encoder, part] = heads[HEADS[0]][0].cpu().numpy()
+            bar.update()
+            rows += _r2_rows(scores, encoder, part, layer, pooling, path, protocol, is_first=pooling == poolings[0])
+        bar.close()
+        if evaluation.settings.get("output") and protocol == evaluation.settings["protocol"][-1] and shown:
+            evaluation.figures.append(scatter_figure(path.name, protocol, path.parameter_names, shown, true))
+            if path.name == evaluation.settings["transform"][0]:
+                evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
+    heads = evaluation.settings["head"]
+    return [row for row in rows if row.settings["head"] in heads]
+
+
+def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
+    """Path, protocol, and the features of fitting and testing pairs of all encoders, one after the other."""
+    for name in evaluation.settings["transform"]:
+        path = make_path(name)
+        for protocol in evaluation.settings["protocol"]:
+            view = PairView(path, protocol)
+            train, test = (evaluation.features(part, view) for part in ("train", "test"))
+            yield path, protocol, train, test
+
+
+def regression_inputs(features: Features, part: str, layer: str, pooling: str) -> torch.Tensor:
+    """Features of image and transformed image side by side (N, 2 d), turned so that standardising does not drown their difference."""
+    original, transformed = to_device(select(features.vectors, part, layer, pooling)).unbind(dim=1)
+    return torch.cat([original, transformed - original], dim=-1)
+
+
+def to_device(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.cuda() if torch.cuda.is_available() else tensor
+
+
+def part_name(part: str, layer: str) -> str:
+    return part if layer == LAST else f"{part}, layer {layer}"
+
+
+def _r2_rows(
+    scores: dict[str, list], encoder: str, part: str, layer: str, pooling: str, path: TransformationPath, protocol: str, is_first: bool
+) -> list[Row]:
+    rows = []
+    for head, values in scores.items():
+        settings = {"task": "r2", "transform": path.name, "protocol": protocol, "head": head, "pooling": pooling, "layer": layer}
+        suffix = ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
+        metric = f"R2 {path.name}, {protocol}{suffix}"
+        pooled = [sum(value) / len(value) for value in values]
+        rows.append(Row(encoder, part_name(part, layer), metric, pooled, head == HEADS[0], {**settings, "parameter": None}))
+        if path.num_parameters > 1:
+            for index, name in enumerate(path.parameter_names):
+                own = [value[index] for value in values]
+                metric = f"R2 {path.name} {name}, {protocol}{suffix}"
+                rows.append(Row(encoder, part_name(part, layer), metric, own, False, {**settings, "parameter": name}))
     return rows
 
 
-def knn_rows(encoders: list[Encoder], samples: Samples, k: int = 20) -> list[Row]:
-    """Top-1 accuracy of k nearest neighbours on the labels of the source."""
-    data = {}
-    for part in ("train", "test"):
-        features, labels = defaultdict(list), []
-        for size in sorted({encoder.image_size for encoder in encoders}):
-            seen = []
-            for pair_batch in samples.batches(part, size):
-                seen.append(pair_batch.labels)
-                images = pair_batch.canvases.float() / 255
-                for encoder in (e for e in encoders if e.image_size == size):
-                    for name, values in encoder(images).items():
-                        features[encoder.name, name].append(values)
-            labels = torch.cat(seen)
-        data[part] = ({key: torch.cat(values) for key, values in features.items()}, labels)
-    (train_x, train_y), (test_x, test_y) = data["train"], data["test"]
-    if (train_y < 0).any():
-        raise ValueError("kNN needs labels, and this source has none: give --label_column")
-    return [
-        Row(encoder, part, f"kNN-{k}", [knn_accuracy(values, train_y, test_x[encoder, part], test_y, k)])
-        for (encoder, part), values in train_x.items()
+def labelled(evaluation: Evaluation) -> tuple[dict[str, Features], dict[str, Features]]:
+    """Features of the images as they are, of sources with labels.
+
+    Raises:
+        ValueError: a source has no labels.
+    """
+    for source in (evaluation.samples.train, evaluation.samples.test):
+        if not source.has_labels:
+            raise ValueError(f"classification needs labels, and {source.name} has none: give --label_column")
+    train, test = (evaluation.features(part, CentralView()) for part in ("train", "test"))
+    return train, test
+
+
+def _classification_jobs(evaluation: Evaluation) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Encoder, part, and features and labels to fit on and to test on."""
+    train, test = labelled(evaluation)
+    for encoder, features in train.items():
+        for part, layer in parts_of(features.vectors):
+            x, test_x = (select(f.vectors, part, layer, evaluation.settings["pooling"][0])[:, 0] for f in (features, test[encoder]))
+            tensors = (x, features.labels, test_x, test[encoder].labels)
+            yield encoder, part_name(part, layer), *map(to_device, tensors)
+
+
+def knn(evaluation: Evaluation) -> list[Row]:
+    """Top-1 accuracy of weighted k nearest neighbours, k and temperature as in arXiv:2104.14294 by default."""
+    k, temperature = evaluation.settings["k"], evaluation.settings["temperature"]
+    settings = {"task": "knn", "k": k, "temperature": temperature, "pooling": evaluation.settings["pooling"][0]}
+    rows = [
+        Row(encoder, part, f"kNN-{k}", [knn_accuracy(*tensors, k=k, temperature=temperature)], settings=settings)
+        for encoder, part, *tensors in _classification_jobs(evaluation)
     ]
+    if evaluation.settings.get("output"):
+        evaluation.figures.append(neighbours_figure(evaluation))
+    return rows
+
+
+def linear(evaluation: Evaluation) -> list[Row]:
+    """Top-1 accuracy of a linear classifier on frozen features, its learning rate chosen by validation among a sweep in one pass."""
+    rows = []
+    settings = {"task": "linear", "learning_rates": list(LEARNING_RATES), "pooling": evaluation.settings["pooling"][0]}
+    for encoder, part, *tensors in _classification_jobs(evaluation):
+        results = [linear_classification(*tensors, seed=seed) for seed in range(evaluation.seeds)]
+        values, chosen = [list(column) for column in zip(*results, strict=True)]
+        rows.append(Row(encoder, part, "linear", values, settings={**settings, "chosen": chosen}))
+    return rows
+
+
+def disentanglement(evaluation: Evaluation) -> list[Row]:
+    """Which part knows what: the probes of the other tasks across parts; how far and how linearly parts move under g; CKA."""
+    tasks = [r2, knn, linear] if evaluation.samples.train.has_labels and evaluation.samples.test.has_labels else [r2]
+    rows = [row for task in tasks for row in evaluation.run(task)]
+    pooling = evaluation.settings["pooling"][0]
+    for path, protocol, train, test in pairs(evaluation):
+        settings = {"task": "disentanglement", "transform": path.name, "protocol": protocol, "pooling": pooling}
+        for encoder, features in train.items():
+            for part, layer in parts_of(features.vectors):
+                views = [to_device(select(f.vectors, part, layer, pooling)).unbind(dim=1) for f in (features, test[encoder])]
+                data = [(*view, to_device(f.parameters)) for view, f in zip(views, (features, test[encoder]), strict=True)]
+                name = part_name(part, layer)
+                moved = change_under(*views[1])
+                rows.append(Row(encoder, name, f"change under {path.name}, {protocol}", [moved], settings=settings))
+                scores = [predictability(*data, seed=seed) for seed in range(evaluation.seeds)]
+                rows.append(Row(encoder, name, f"linearity of {path.name}, {protocol}", scores, settings=settings))
+    return rows + _cka_rows(test, pooling)
+
+
+def _cka_rows(test: dict[str, Features], pooling: str) -> list[Row]:
+    rows = []
+    for encoder, features in test.items():
+        parts = [part for part, layer in parts_of(features.vectors) if layer == LAST and part != "both"]
+        vectors = {part: select(features.vectors, part, LAST, pooling)[:, 0] for part in parts}
+        for part, other in combinations(parts, 2):
+            value = linear_cka(to_device(vectors[part]), to_device(vectors[other]))
+            rows.append(Row(encoder, part, f"CKA with {other}", [value], settings={"task": "disentanglement", "pooling": pooling}))
+    return rows

@@ -1,0 +1,106 @@
+"""What the tasks of one evaluation share: settings, encoders with their controls, images, the cache, and the figures of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .extraction import DEFAULT_CACHE, Features, Samples, View, extract
+from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
+from .results import Row
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot of the report. `draw()` returns a matplotlib figure; nothing is drawn when no report is written."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Any]
+
+
+@dataclass
+class Evaluation:
+    """The models and images of one command. A task is a function of it that returns rows, and may add figures.
+
+    Encoders and images are opened when a task first asks for them, so that one that needs neither does not wait.
+
+    Args:
+        models: folders or repositories.
+        open_samples: gives the images to fit and to test probes on.
+        seeds: number of seeds of each probe.
+        settings: of the tasks, by the name of their command-line flag.
+    """
+
+    models: Sequence[str]
+    open_samples: Callable[[], Samples]
+    seeds: int = 3
+    layers: Sequence[str] = (LAST,)
+    cache_dir: str | Path = DEFAULT_CACHE
+    trust_remote_code: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
+    _rows: dict[Callable, list[Row]] = field(default_factory=dict)
+
+    @cached_property
+    def samples(self) -> Samples:
+        return self.open_samples()
+
+    @cached_property
+    def model_encoders(self) -> list[ModelEncoder]:
+        """The models that were asked for, without controls."""
+        names = short_names(self.models)
+        return [load_encoder(path, self.layers, name, self.trust_remote_code) for path, name in zip(self.models, names, strict=True)]
+
+    @cached_property
+    def encoders(self) -> list[Encoder]:
+        """The models, then the controls: random weights and raw pixels."""
+        models = self.model_encoders
+        return [*models, *random_controls(models), PixelEncoder(models[0].image_size)]
+
+    def facts(self) -> dict[str, Any]:
+        """What results.json tells about models, images and protocol, of what the tasks have opened."""
+        facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds}}
+        if "model_encoders" in self.__dict__:
+            facts["models"] = [
+                {"name": encoder.name, "image_size": encoder.image_size, "fingerprint": encoder.fingerprint.split()[0]}
+                | {"mean": encoder.preprocessing.mean, "std": encoder.preprocessing.std, "layers": encoder.layers}
+                for encoder in self.model_encoders
+            ]
+        if "samples" in self.__dict__:
+            samples = self.samples
+            names = ("transform", "protocol", "pooling", "head", "k", "temperature")
+            facts["protocol"] |= {
+                "source": samples.train.name,
+                "test_source": samples.test.name,
+                "train_images": samples.num_train,
+                "test_images": samples.num_test,
+                "data_fingerprint": samples.fingerprint("train").split()[0],
+                "test_data_fingerprint": samples.fingerprint("test").split()[0],
+                **{name: self.settings[name] for name in names if name in self.settings},
+            }
+        return facts
+
+    def run(self, task: Callable[[Evaluation], list[Row]]) -> list[Row]:
+        """The rows of a task, which is run once however many others build on it."""
+        if task not in self._rows:
+            self._rows[task] = task(self)
+        return self._rows[task]
+
+    def features(self, part: str, view: View, encoders: Sequence[Encoder] | None = None) -> dict[str, Features]:
+        """Features of the encoders (by default all of them) for the `"train"` or `"test"` images, by name."""
+        return extract(self.encoders if encoders is None else encoders, self.samples, part, view, self.cache_dir)
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """A name for each model, as short as it can be while they differ. `model` is what every run calls its folder, so that is left out."""
+    parts = [[part for part in path.rstrip("/").split("/") if part] for path in models]
+    parts = [part[:-1] if len(part) > 1 and part[-1] == "model" else part for part in parts]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(part)} ({index})" for index, part in enumerate(parts, 1)]

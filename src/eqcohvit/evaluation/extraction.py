@@ -1,0 +1,224 @@
+"""Images of a source -> frozen features in memory, by way of a cache on disk.
+
+Features are made in blocks of 32 images and kept in chunks of 8 blocks, one file each. So an interrupted run goes on at the next chunk, a
+second task on the same features reads them in seconds, and no number depends on workers, memory or interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import transformers
+from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from ..data import Batch, CanvasStream, Source
+from ..transforms import TransformationPath
+from .features import Encoder, Feature
+from .pairs import canvas_size, central_view, render_pair
+
+BLOCK_SIZE = 32
+BLOCKS_PER_CHUNK = 8
+DEFAULT_CACHE = Path(HF_HOME) / "eqcohvit" / "features"
+_FORMAT = 1  # part of the key: a change of rendering or pooling must not find old features
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where probe images come from: `num_train` to fit and `num_test` to test, from sources that share no image.
+
+    With one source for both, the first `num_test` images of its shuffled order are the test images.
+    """
+
+    train: Source
+    test: Source
+    num_train: int
+    num_test: int
+    num_workers: int = 0
+
+    def fingerprint(self, part: str) -> str:
+        """Changes when other images could come: of another source, or others of it."""
+        shared = self.train is self.test and part == "train"
+        return f"{getattr(self, part).fingerprint} {getattr(self, f'num_{part}')} {self.num_test if shared else 0}"
+
+    def blocks(self, part: str, canvas: int, seen: int = 0, position: dict | None = None) -> Iterator[tuple[Batch, int]]:
+        """The images of `"train"` or `"test"` as canvases of side `canvas`, in a fixed shuffled order, each once, in blocks of up to 32.
+
+        With each block comes how many images of the stream were read so far; with its `position` that says where to go on.
+        """
+        start = self.num_test if self.train is self.test and part == "train" else 0
+        stop = start + getattr(self, f"num_{part}")
+        for batch in CanvasStream(getattr(self, part), canvas, BLOCK_SIZE, num_workers=self.num_workers, position=position):
+            first_epoch = batch.epochs == 0
+            index = torch.arange(seen, seen + len(batch))
+            wanted = first_epoch & (index >= start) & (index < stop)
+            seen += len(batch)
+            if wanted.any():
+                tensors = (batch.canvases, batch.sizes, batch.keys, batch.epochs, batch.labels)
+                yield Batch(*(tensor[wanted] for tensor in tensors), batch.position), seen
+            if seen >= stop or not first_epoch.all():
+                return
+
+
+class View(Protocol):
+    """What is done to a block of canvases before it is encoded. `name` tells all of it."""
+
+    name: str
+
+    def canvas_size(self, image_size: int) -> int: ...
+
+    def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """B canvases -> images (V, B, 3, H, H) in [0, 1] and parameters (B, P)."""
+
+
+class CentralView:
+    """The central square of each image."""
+
+    name = "central square"
+
+    def canvas_size(self, image_size: int) -> int:
+        return image_size
+
+    def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return central_view(batch, image_size).unsqueeze(0), torch.zeros(len(batch), 0)
+
+
+class PairView:
+    """The image and its transformed version in a protocol; g is drawn by (seed, sample key)."""
+
+    def __init__(self, path: TransformationPath, protocol: str, seed: int = 0):
+        self.path, self.protocol, self.seed = path, protocol, seed
+        self.name = f"{path.name} {path.limits} {protocol} {seed}"
+
+    def canvas_size(self, image_size: int) -> int:
+        return canvas_size(image_size, self.path, self.protocol)
+
+    def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pair = render_pair(batch, self.path, self.protocol, image_size, self.seed)
+        return torch.stack([pair.original, pair.transformed]), pair.parameters
+
+
+@dataclass(frozen=True)
+class Features:
+    """vectors: (N, V, d) of each kind, V views of N images. parameters: (N, P) of g. labels: (N,), -1 if unknown. keys: (N,)."""
+
+    vectors: dict[Feature, torch.Tensor]
+    parameters: torch.Tensor
+    labels: torch.Tensor
+    keys: torch.Tensor
+
+    @staticmethod
+    def of_chunks(chunks: Sequence[dict[str, torch.Tensor]]) -> Features:
+        whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        own = {name: whole.pop(name) for name in ("parameters", "labels", "keys")}
+        return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
+
+
+class FeatureCache:
+    """Chunks of features of one (encoder, samples, view), in files chunk-00000.safetensors ... that are written whole or not at all."""
+
+    def __init__(self, root: str | Path, *identity: str):
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        parts = (str(_FORMAT), torch.__version__, transformers.__version__, device, *identity)
+        self.folder = Path(root) / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def state(self, index: int) -> dict | None:
+        """Where the stream stood after a chunk: `seen`, `position`, `last`; None where the chunk is missing or damaged."""
+        try:
+            with safe_open(self._path(index), "pt") as file:
+                return json.loads(file.metadata()["state"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def num_done(self) -> tuple[int, bool]:
+        """How many chunks there are from the first on, and whether they are all."""
+        count, last = 0, False
+        while not last and (state := self.state(count)) is not None:
+            count, last = count + 1, state["last"]
+        return count, last
+
+    def write(self, index: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".chunk-{index:05d}.tmp"
+        save_file({name: values.contiguous() for name, values in tensors.items()}, temporary, metadata={"state": json.dumps(state)})
+        temporary.replace(self._path(index))
+
+    def read(self) -> Features:
+        return Features.of_chunks([load_file(self._path(index)) for index in range(self.num_done()[0])])
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"chunk-{index:05d}.safetensors"
+
+
+def extract(encoders: Sequence[Encoder], samples: Samples, part: str, view: View, cache_dir: str | Path) -> dict[str, Features]:
+    """Features of all encoders, by name, for the `"train"` or `"test"` images in a view. What the cache holds is not computed again.
+
+    Raises:
+        ValueError: the source has no images for this part.
+    """
+    caches = {e.name: FeatureCache(cache_dir, e.fingerprint, samples.fingerprint(part), view.name, str(e.image_size)) for e in encoders}
+    for size in sorted({encoder.image_size for encoder in encoders}):
+        group = [encoder for encoder in encoders if encoder.image_size == size]
+        done = {encoder.name: caches[encoder.name].num_done() for encoder in group}
+        missing = [encoder for encoder in group if not done[encoder.name][1]]
+        if missing:
+            _fill(missing, {e.name: (caches[e.name], done[e.name][0]) for e in missing}, samples, part, view, size)
+    return {encoder.name: caches[encoder.name].read() for encoder in encoders}
+
+
+def _fill(
+    encoders: list[Encoder], caches: dict[str, tuple[FeatureCache, int]], samples: Samples, part: str, view: View, image_size: int
+) -> None:
+    """Compute the missing chunks; an encoder that has a chunk already is not run on it."""
+    first = min(count for _, count in caches.values())
+    behind = next(cache for cache, count in caches.values() if count == first)
+    state = behind.state(first - 1) if first else {"seen": 0, "position": None}
+    blocks = samples.blocks(part, view.canvas_size(image_size), state["seen"], state["position"])
+    total = getattr(samples, f"num_{part}")
+    bar = progress(f"features, {view.name.split()[0]}, {part}", total, first * BLOCK_SIZE * BLOCKS_PER_CHUNK, "img")
+    index, following = first, list(islice(blocks, BLOCKS_PER_CHUNK))
+    if not following:
+        raise ValueError(
+            f"{getattr(samples, part).name} has no images left to {'fit on' if part == 'train' else 'test on'}: "
+            f"{samples.num_test} are taken for testing, lower max_test_samples"
+        )
+    while following:
+        chunk, following = following, []
+        vectors: dict[str, dict[str, list[torch.Tensor]]] = {encoder.name: defaultdict(list) for encoder in encoders}
+        for batch, _ in chunk:
+            images, parameters = view(batch, image_size)
+            for encoder in encoders:
+                if index >= caches[encoder.name][1]:
+                    store = vectors[encoder.name]
+                    for feature, values in encoder(images.flatten(0, 1)).items():
+                        store[str(feature)].append(values.cpu().unflatten(0, images.shape[:2]).transpose(0, 1))
+                    for name, values in (("parameters", parameters), ("labels", batch.labels), ("keys", batch.keys)):
+                        store[name].append(values)
+            bar.update(len(batch))
+        following = list(islice(blocks, BLOCKS_PER_CHUNK))
+        batch, seen = chunk[-1]
+        state = {"seen": seen, "position": batch.position, "last": not following}
+        for encoder in encoders:
+            cache, count = caches[encoder.name]
+            if index >= count:
+                cache.write(index, {name: torch.cat(values) for name, values in vectors[encoder.name].items()}, state)
+        index += 1
+    bar.close()
+
+
+def progress(what: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
+    """A bar on a terminal, a line now and then in a log; gone when it is done."""
+    interval = 0.2 if sys.stderr.isatty() else 30
+    intervals = {"mininterval": interval, "maxinterval": max(interval, 10)}
+    return tqdm(desc=what, total=total, initial=min(initial, total), unit=unit, leave=False, dynamic_ncols=True, **intervals)

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from eqcohvit.data import FolderSource, SpritesSource
+from eqcohvit.evaluation.extraction import BLOCK_SIZE, BLOCKS_PER_CHUNK, CentralView, PairView, Samples, extract
+from eqcohvit.evaluation.features import PixelEncoder
+from eqcohvit.transforms import make_path
+
+CHUNK = BLOCK_SIZE * BLOCKS_PER_CHUNK
+
+
+def keys(samples, part):
+    return torch.cat([batch.keys for batch, _ in samples.blocks(part, 8)]).tolist()
+
+
+def test_one_source_is_split_into_disjoint_training_and_test_images():
+    source = SpritesSource(num_samples=300)
+    samples = Samples(source, source, num_train=170, num_test=100)
+    train, test = keys(samples, "train"), keys(samples, "test")
+    assert len(train) == 170 and len(test) == 100 and not set(train) & set(test)
+    assert keys(samples, "test") == test
+
+
+def test_a_small_source_gives_each_image_once(photos):
+    source = FolderSource(str(photos))
+    train = keys(Samples(source, source, num_train=1000, num_test=4), "train")
+    assert len(train) == len(set(train)) == 20
+
+
+class Counting(PixelEncoder):
+    """Counts the blocks it has seen, and stops as by Ctrl-C where it is told to."""
+
+    blocks, stop_at = 0, None
+
+    def __call__(self, images):
+        if self.blocks == self.stop_at:
+            raise KeyboardInterrupt
+        self.blocks += 1
+        return super().__call__(images)
+
+
+def run(tmp_path, encoder, num_workers=0, num=2 * CHUNK + 40, source=None, view=None):
+    source = source or SpritesSource()
+    samples = Samples(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
+    return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "strict"), tmp_path)[encoder.name]
+
+
+def equal(a, b):
+    same = all(torch.equal(a.vectors[key], b.vectors[key]) for key in a.vectors)
+    return same and all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("parameters", "labels", "keys"))
+
+
+def test_an_interrupted_extraction_goes_on_and_gives_the_same_features(tmp_path):
+    whole = run(tmp_path / "a", Counting(16))
+    interrupted = Counting(16)
+    interrupted.stop_at = BLOCKS_PER_CHUNK + 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", interrupted)
+    resumed = Counting(16)
+    assert equal(run(tmp_path / "b", resumed), whole)
+    assert resumed.blocks == BLOCKS_PER_CHUNK + 2  # the first chunk is not computed again
+    cached = Counting(16)
+    assert equal(run(tmp_path / "b", cached), whole) and cached.blocks == 0
+
+
+def test_features_do_not_depend_on_the_workers(tmp_path):
+    assert equal(run(tmp_path / "a", PixelEncoder(16), num=80), run(tmp_path / "b", PixelEncoder(16), num_workers=2, num=80))
+
+
+def test_a_damaged_chunk_is_computed_again(tmp_path):
+    whole = run(tmp_path, PixelEncoder(16), num=80)
+    (chunk,) = tmp_path.rglob("chunk-*.safetensors")
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    assert equal(run(tmp_path, PixelEncoder(16), num=80), whole)
+
+
+def test_other_images_views_or_encoders_do_not_find_old_features(tmp_path):
+    run(tmp_path, PixelEncoder(16), num=40)
+    others = (
+        {"encoder": Counting(24)},
+        {"num": 41},
+        {"source": SpritesSource(seed=1)},
+        {"view": PairView(make_path("rotation", 0.5), "strict")},
+        {"view": PairView(make_path("rotation"), "paper")},
+        {"view": CentralView()},
+    )
+    for other in others:
+        encoder = other.pop("encoder", None) or Counting(16)
+        run(tmp_path, encoder, **{"num": 40, **other})
+        assert encoder.blocks == 2 if other.get("num") else encoder.blocks >= 1
+
+
+def test_an_encoder_that_comes_later_fills_its_own_chunks_only(tmp_path):
+    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), CHUNK + 8, 8)
+    first, second = Counting(16, "first"), Counting(24, "second")
+    view = CentralView()
+    extract([first], samples, "train", view, tmp_path)
+    blocks = first.blocks
+    found = extract([first, second], samples, "train", view, tmp_path)
+    assert first.blocks == blocks and second.blocks == blocks
+    assert torch.equal(found["first"].keys, found["second"].keys) and found["second"].parameters.shape == (CHUNK + 8, 0)
+
+
+def test_central_view_of_a_square_image_is_the_image(photos):
+    samples = Samples(FolderSource(str(photos)), SpritesSource(), 8, 8)
+    batch, _ = next(samples.blocks("test", 16))
+    images, _ = CentralView()(batch, 16)
+    assert torch.allclose(images[0], batch.canvases.float() / 255, atol=1e-5)
+
+
+def test_a_source_without_images_left_is_an_error(photos, tmp_path):
+    source = FolderSource(str(photos))
+    with pytest.raises(ValueError, match="no images left to fit on: 24 are taken for testing"):
+        extract([PixelEncoder(16)], Samples(source, source, 8, 24), "train", CentralView(), tmp_path)
