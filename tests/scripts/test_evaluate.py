@@ -28,7 +28,8 @@ def run(evaluate, folder, output, *flags):
 
 
 def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, capsys):
-    assert run(evaluate, folder, tmp_path / "results.json", "--task", "r2", "knn", "--pooling", "cls_mean") == 0
+    flags = "--task r2 knn --pooling cls_mean --max_samples 60 --max_test_samples 30"
+    assert run(evaluate, folder, tmp_path / "results.json", *flags.split()) == 0
     table = capsys.readouterr().out
     for text in ("tiny", "random weights", "raw pixels", "R2 rotation, paper", "R2 rotation, strict", "kNN-20", "±"):
         assert text in table
@@ -36,7 +37,10 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     found = {(row["encoder"], row["part"]) for row in results["rows"]}
     parts = ("equivariant", "invariant", "both", "backbone")
     assert found == {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
-    assert results["settings"]["transform"] == "rotation" and results["versions"]["torch"]
+    assert results["settings"]["transform"] == ["rotation"] and results["versions"]["torch"]
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and page.count("data:image/png;base64,") == len(list((tmp_path / "plots").glob("*.png"))) == 4
+    assert results["protocol"]["data_fingerprint"] and results["models"][0]["name"] == "tiny"
 
 
 def test_same_command_twice_gives_the_same_numbers(evaluate, folder, tmp_path):
