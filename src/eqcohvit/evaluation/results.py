@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,8 @@ def format_table(cells: list[list[str]]) -> str:
 
 def versions() -> dict[str, str]:
     """What a number was measured with."""
-    from .. import __version__
-
     return {
-        "eqcohvit": __version__,
+        "eqcohvit": version("eqcohvit"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
