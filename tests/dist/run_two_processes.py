@@ -21,7 +21,7 @@ VALUES = StepValues(1e-2, 1e-2, 0.0, teacher_momentum=0.5, teacher_temperature=0
 def make_module(objective: str) -> PretrainModule:
     """A tiny module with the objective and the reconstruction; the same in every process."""
     torch.manual_seed(0)
-    options = "num_prototypes=10,bottleneck_dim=6" if OBJECTIVES[objective].uses_teacher else ""
+    options = "num_prototypes=10,bottleneck_dim=6,mask_probability=1" if OBJECTIVES[objective].uses_teacher else ""
     args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
     backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": bool(options)}
     config = EqCohViTConfig.from_preset("micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)

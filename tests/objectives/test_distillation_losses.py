@@ -51,16 +51,17 @@ def test_multi_crop_loss_pairs_every_view_with_every_other_teacher_view(num_loca
     assert_same_value_and_gradients(multi_crop_loss(targets, logits, local, temperature), sum(losses) / len(losses), *leaves)
 
 
-def test_masked_patch_loss_averages_over_an_images_patches_then_over_images():
+def test_masked_patch_loss_averages_over_a_views_patches_then_over_views():
     temperature = 0.2
-    targets, logits = probabilities(3, 4, 6), randn(3, 4, 6, seed=1)
-    hidden = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])  # of 3 images: 2, none and 4 patches
-    per_image = [
-        sum(entropy_against(targets[i, m], logits[i, m], temperature) for m in range(4) if hidden[i, m]) / max(1, int(hidden[i].sum()))
-        for i in range(3)
-    ]
-    weights = hidden / hidden.sum(dim=1, keepdim=True).clamp_min(1)
-    assert_same_value_and_gradients(masked_patch_loss(targets, logits, weights, temperature), sum(per_image) / 3, logits)
+    targets, logits = probabilities(2, 4, 6), randn(2, 4, 6, seed=1)
+    views = [[[0, 1, 2], [3]], [[0], []]]  # places of the hidden patches of both views of two images; 3 places are padding
+    losses = [
+        sum(entropy_against(targets[image, m], logits[image, m], temperature) for m in places) / max(1, len(places))
+        for image in range(2) for places in views[image]
+    ]  # fmt: skip
+    weights = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 1], [1, 0, 0, 0]])
+    ours = masked_patch_loss(targets, logits, weights, temperature, num_views=2)
+    assert_same_value_and_gradients(ours, sum(losses) / 4, logits)
 
 
 def test_koleo_loss_is_the_mean_log_distance_to_the_nearest_neighbour():

@@ -3,7 +3,7 @@ import torch
 
 from eqcohvit.objectives import OBJECTIVES, ObjectiveInputs, ObjectiveSizes, Tokens, parse_options
 
-PATCHES, DIM, MAX_MASKED = 16, 8, 8
+PATCHES, DIM, MAX_MASKED = 16, 8, 16
 OPTIONS = {"ibot": "num_prototypes=12,bottleneck_dim=6", "dinov2": "num_prototypes=12,bottleneck_dim=6"}
 
 

@@ -20,7 +20,7 @@ def make_module(
     teacher = objective in TEACHERS
     args = PretrainArguments(
         objective=objective,
-        objective_options=",".join(filter(None, ("num_prototypes=12,bottleneck_dim=8" if teacher else "", options))),
+        objective_options=",".join(filter(None, ("num_prototypes=12,bottleneck_dim=8,mask_probability=1" if teacher else "", options))),
         recon_weight=recon_weight,
         recon_from=recon_from,
         projector_dim=16,

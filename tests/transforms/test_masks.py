@@ -20,18 +20,25 @@ def test_block_masks_by_hand():
     assert block_masks(draws, torch.tensor([0]), grid_size=4).sum() == 0
 
 
-def test_shares_of_masked_views_and_patches_are_as_asked():
-    shares = sample(BlockMasking(probability=0.5, ratio=0.3, ratio_variance=0.2)).float().mean(dim=1)
-    masked = shares[shares > 0]
-    assert 0.47 < len(masked) / len(shares) < 0.53
-    assert 0.29 < masked.mean() < 0.31 and masked.min() > 0.09 and masked.max() <= 0.5
-    assert abs(masked.std() - 0.4 / 12**0.5) < 0.01  # uniform
+@pytest.mark.parametrize(("probability", "views"), [(0.0, {0}), (0.25, {0, 1}), (0.5, {1}), (0.8, {1, 2}), (1.0, {2})])
+def test_masked_views_are_balanced_within_a_sample(probability, views):
+    masking = BlockMasking(probability=probability)
+    masked = sample(masking).any(dim=-1)
+    assert set(masked.sum(dim=1).tolist()) == views
+    assert torch.allclose(masked.float().mean(dim=0), torch.tensor(probability), atol=0.03)  # of both views alike
+    assert masking.max_masked(GRID**2) == max(views) * 98
+
+
+def test_shares_of_hidden_patches_are_as_asked():
+    shares = sample(BlockMasking(probability=1.0, ratio=0.3, ratio_variance=0.2)).float().mean(dim=-1).flatten()
+    assert 0.29 < shares.mean() < 0.31 and shares.min() > 0.09 and shares.max() <= 0.5
+    assert abs(shares.std() - 0.4 / 12**0.5) < 0.01  # uniform
 
 
 def test_number_of_hidden_patches_is_met_and_bounded():
     masking = BlockMasking(probability=1.0, ratio=0.4, ratio_variance=0.0)
-    counts = sample(masking).sum(dim=1)
-    assert counts.max() == masking.max_masked(GRID**2) == 78
+    counts = sample(masking).sum(dim=-1)
+    assert counts.max() == masking.max_masked(GRID**2) / 2 == 78
     assert (counts == 78).float().mean() > 0.95
 
 
@@ -48,7 +55,8 @@ def test_masks_are_a_function_of_seed_epoch_sample_and_stream():
     base = sample(masking, 50)
     assert torch.equal(base, sample(masking, 50)) and torch.equal(base[20:30], sample(masking, 10, first=20))
     for other in ({"seed": 1}, {"epoch": 1}, {"stream": 4}):
-        assert (base != sample(masking, 50, **other)).any(dim=1).all()
+        assert (base != sample(masking, 50, **other)).any(dim=-1).all()
+    assert (base[:, 0] != base[:, 1]).any(dim=-1).all()
 
 
 @pytest.mark.parametrize(

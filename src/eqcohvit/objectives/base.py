@@ -58,7 +58,7 @@ class ObjectiveSizes:
         invariant_dim, equivariant_dim: widths of both parts.
         projector_dim: hidden width of the projection heads.
         patch_size: side of a patch in pixels.
-        max_masked: the most patches that are hidden in a view; 0 where nothing is masked.
+        max_masked: the most patches that are hidden in both views of an image together; 0 where nothing is masked.
         parameter_limits: (low, high) of each parameter of g.
     """
 

@@ -16,13 +16,13 @@ def distillation_terms(
     masked: MaskedPatches | None,
     temperature: float,
 ) -> dict[str, torch.Tensor]:
-    """The student's logits, the teacher's probabilities for CLS (V, B, K) and for the hidden patches (V * B, M, K) -> terms.
+    """The student's logits, the teacher's probabilities for CLS (V, B, K) and for the hidden patches (B, M, K) -> terms.
 
     `teacher/entropy` is the mean entropy of the CLS targets in nats: ln K means that the teacher prefers nothing, 0 that it is certain.
     """
     terms = {"ssl/cls": multi_crop_loss(cls_targets, student.cls, student.local, temperature)}
     if masked is not None:
         assert patch_targets is not None and student.patches is not None
-        terms["ssl/patch"] = masked_patch_loss(patch_targets, student.patches, masked.weights, temperature)
+        terms["ssl/patch"] = masked_patch_loss(patch_targets, student.patches, masked.weights, temperature, len(cls_targets))
     terms["teacher/entropy"] = torch.special.entr(cls_targets).sum(dim=-1).mean()
     return terms

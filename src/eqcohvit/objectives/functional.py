@@ -95,12 +95,15 @@ def multi_crop_loss(targets: torch.Tensor, logits: torch.Tensor, local_logits: t
     return pairs.masked_fill(same, 0).sum() / (num_views * (len(log_probabilities) - 1))
 
 
-def masked_patch_loss(targets: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, temperature: float) -> torch.Tensor:
-    """iBOT's loss on hidden patches (arXiv:2111.07832, equation 2): mean over each image's hidden patches, then over all images.
+def masked_patch_loss(
+    targets: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, temperature: float, num_views: int
+) -> torch.Tensor:
+    """iBOT's loss on hidden patches (arXiv:2111.07832, equation 2): mean over each view's hidden patches, then over all views.
 
-    targets, logits (I, M, K) for M patches of I images, weights (I, M): 1 over the image's number of hidden patches, 0 for padding.
+    targets, logits (B, M, K) for M patches of an image's views, weights (B, M): 1 over the number of hidden patches of the patch's view, 0
+    for padding. A view without hidden patches counts with a loss of 0.
     """
-    return (cross_entropy(targets, logits, temperature) * weights).sum() / len(weights)
+    return (cross_entropy(targets, logits, temperature) * weights).sum() / (num_views * len(weights))
 
 
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Block-wise masks of patches, drawn by the counter-based generator like everything else of a sample.
 
 Blocks as in BEiT (arXiv:2106.08254, algorithm 1) with the random ratio of iBOT (arXiv:2111.07832, section 4.1): of the views to mask, each
-has its own share of masked patches, uniform about `ratio`.
+has its own share of masked patches, uniform about `ratio`. Which views are masked is balanced within a sample: with a probability of 1/2 it
+is one of the two, never both or none, as DINOv2 balances it within a batch. So the number of hidden patches has a small bound.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from .random import uniforms
 
+_NUM_VIEWS = 2
 _DRAWS_PER_BLOCK = 4
 _MIN_BLOCK = 4  # patches
 _LOG_ASPECT = math.log(0.3)
@@ -45,16 +47,25 @@ class BlockMasking:
             )
 
     def max_masked(self, num_patches: int) -> int:
-        """The most patches that any view hides."""
+        """The most patches that are hidden in both views of an image together."""
+        return math.ceil(_NUM_VIEWS * self.probability) * self._max_in_view(num_patches)
+
+    def _max_in_view(self, num_patches: int) -> int:
         return max(1, round((self.ratio + self.ratio_variance) * num_patches))
 
     def sample(self, seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int, grid_size: int) -> torch.Tensor:
-        """Masks (B, grid_size^2) of one view of each sample, true where a patch is hidden; keys, epochs int64 (B,)."""
-        draws = uniforms(seed, epochs, keys, stream, 2 + _DRAWS_PER_BLOCK * self.num_blocks)
-        share = self.ratio + self.ratio_variance * (2 * draws[:, 1] - 1)
-        target = (share * grid_size**2).round().clamp_max(self.max_masked(grid_size**2)).long()
-        target = target * (draws[:, 0] < self.probability)
-        return block_masks(draws[:, 2:].unflatten(1, (self.num_blocks, _DRAWS_PER_BLOCK)), target, grid_size)
+        """Masks (B, 2, grid_size^2) of both views of each sample, true where a patch is hidden; keys, epochs int64 (B,)."""
+        per_view = 1 + _DRAWS_PER_BLOCK * self.num_blocks
+        draws = uniforms(seed, epochs, keys, stream, 2 + _NUM_VIEWS * per_view)
+        number, order = draws[:, 0], draws[:, 1]
+        draws = draws[:, 2:].unflatten(1, (_NUM_VIEWS, per_view))
+        share = self.ratio + self.ratio_variance * (2 * draws[..., 0] - 1)
+        target = (share * grid_size**2).round().clamp_max(self._max_in_view(grid_size**2)).long()
+        num_masked = (_NUM_VIEWS * self.probability + number).floor()  # 2 p on average
+        rank = torch.stack([order < 0.5, order >= 0.5], dim=1)  # 0 for the view that is masked first
+        target = target * (rank < num_masked[:, None])
+        blocks = draws[..., 1:].unflatten(-1, (self.num_blocks, _DRAWS_PER_BLOCK))
+        return block_masks(blocks.flatten(0, 1), target.flatten(), grid_size).unflatten(0, (len(keys), _NUM_VIEWS))
 
 
 def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from .paths import SampledPath, TransformationPath, intermediate_fractions
 from .random import uniforms
 
 # Random streams; the local crops take those from _LOCAL on.
-_FIRST, _SECOND, _PATH, _MASK_FIRST, _MASK_END = range(5)
+_FIRST, _SECOND, _PATH, _MASKS = range(4)
 _LOCAL = 16
 _NUM_DRAWS = 16
 _CACHED_VALUES = 2**19  # of float32 images that stay in a CPU's cache from one operation to the next
@@ -225,7 +225,7 @@ class ViewRenderer:
             intermediates=images[:, 1 : len(self.target_fractions) + 1] if with_intermediates else None,
             parameters=path.parameters,
             local=self._render_local(canvases, sizes, epochs, keys) if self.local_crops else None,
-            masks=self._sample_masks(epochs, keys) if self.masking else None,
+            masks=self.masking.sample(self.seed, epochs, keys, _MASKS, self.image_size // self.patch_size) if self.masking else None,
         )
 
     def _parts(self, canvases: torch.Tensor, num_views: int) -> list[slice]:
@@ -234,11 +234,6 @@ class ViewRenderer:
         if canvases.device.type == "cpu":
             size = max(torch.get_num_threads(), _CACHED_VALUES // (num_views * 3 * self.image_size**2))
         return [slice(start, start + size) for start in range(0, len(canvases), size)]
-
-    def _sample_masks(self, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        grid = self.image_size // self.patch_size
-        masks = [self.masking.sample(self.seed, epochs, keys, stream, grid) for stream in (_MASK_FIRST, _MASK_END)]
-        return torch.stack(masks, dim=1)
 
     def _render_local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S) -> local crops (B, L, 3, h, h), all read in one launch."""
