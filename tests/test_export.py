@@ -272,3 +272,13 @@ def test_wrong_templates_and_runs_are_named(run_dir, tmp_path):
         render_card("---\n{{ accuracy }}\n---\n", read_run(run_dir))
     with pytest.raises(ValueError, match="holds no run: expected config.yaml in it"):
         read_run(tmp_path)
+
+
+def test_details_of_an_evaluation_stay_out_of_the_card(run_dir):
+    row = {"encoder": "run-7", "part": "both", "metric": "R2 rotation, strict", "values": [0.5, 0.7], "headline": True, "settings": {}}
+    control = {**row, "encoder": "random weights (run-7)", "values": [0.25]}
+    detail = {**row, "metric": "R2 rotation, strict, linear head", "values": [0.3125], "headline": False}
+    card = render_card(TEMPLATE, read_run(run_dir), {"protocol": {"seeds": 2}, "rows": [row, control, detail]})
+    assert "0.600 ± 0.141" in card and "0.250" in card and "0.312" not in card and "linear head" not in card
+    (result,) = check_card(card)["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 0.6

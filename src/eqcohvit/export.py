@@ -197,13 +197,14 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
         template: text of model_cards/TEMPLATE.md.
         run: `settings`, `metrics`, `name`.
         results: of scripts/evaluate.py: `rows` of `{name | encoder, part, metric, mean, std | values}`, and `protocol` or `settings`.
+            Rows with `headline: false` are details that a card leaves out.
 
     Raises:
         ValueError: a placeholder is unknown, or the front-matter is not valid.
     """
     settings, metrics = run["settings"], run.get("metrics") or {}
     repo_id = run.get("repo_id") or settings.get("hub_model_id") or run["name"]
-    rows = [_result_row(row) for row in results["rows"]] if results else []
+    rows = [_result_row(row) for row in results["rows"] if row.get("headline", True)] if results else []
     fields = {
         "front_matter": _front_matter(settings, repo_id, rows, results or {}, run["name"]),
         "title": repo_id.split("/")[-1],
@@ -310,7 +311,7 @@ def _protocol(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_name(rows: list[dict[str, Any]], run_name: str) -> str | None:
-    names = list(dict.fromkeys(row["name"] for row in rows if row["name"] not in CONTROLS))
+    names = list(dict.fromkeys(row["name"] for row in rows if not row["name"].startswith(CONTROLS)))
     if run_name in names or not names:
         return run_name if names else None
     if len(names) > 1:

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,3 +138,22 @@ def test_predictability_tells_a_linear_action_from_an_arbitrary_one():
         return predictability((z[:1000], moved[:1000], angle[:1000]), (z[1000:], moved[1000:], angle[1000:]))
 
     assert score(turned) > 0.99 and abs(score(other)) < 0.1
+
+
+@pytest.mark.slow
+def test_knn_of_50000_by_10000_features_stays_below_2_gib_and_60_seconds():
+    """In a process of its own, so that its peak is its own: the size of CIFAR-10 with 384-dimensional features."""
+    code = """
+import resource, time, torch
+from eqcohvit.evaluation.probes import knn_accuracy
+torch.set_num_threads(2)
+generator = torch.Generator().manual_seed(0)
+train, test = (torch.randn(count, 384, generator=generator) for count in (50_000, 10_000))
+labels, test_labels = (torch.randint(10, (count,), generator=generator) for count in (50_000, 10_000))
+started = time.monotonic()
+accuracy = knn_accuracy(train, labels, test, test_labels, k=20)
+print(time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, accuracy)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, gibibytes, accuracy = map(float, printed.split())
+    assert seconds < 60 and gibibytes < 2 and accuracy == pytest.approx(0.1, abs=0.02)
