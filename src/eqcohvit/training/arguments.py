@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -189,6 +190,9 @@ class PretrainArguments:
             "patch_embed_lr_scale layerscale_value lora_rank knn_guard_samples "
             "logging_steps save_steps save_total_limit sample_steps"
         )
+        for name, value in self.to_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         for name in positive.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -323,6 +327,8 @@ def _values(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
 def _as_flags(recipe: dict[str, Any]) -> list[str]:
     flags = []
     for key, value in recipe.items():
+        if isinstance(value, list) or (isinstance(value, dict) and key != "objective_options"):
+            raise ValueError(f"{key} in the recipe must be a single value, got {value!r:.200}")
         if isinstance(value, bool):
             flags.append(f"--{key}" if value else f"--no-{key}")
         elif isinstance(value, dict):  # objective_options, written out
