@@ -86,6 +86,27 @@ def test_resumed_run_with_a_teacher_equals_the_uninterrupted_one(pretrain, photo
     assert objective != "ibot" or {"objective.cls_center", "objective.patch_center"} <= moved
 
 
+def test_high_resolution_phase_goes_on_from_the_end_of_a_run(pretrain, photos, tmp_path):
+    """As imagenet1k_dinov2_vitl16_highres: larger images, from a checkpoint; with a rate of about 0, so that what was taken can be seen."""
+    flags = [*SMALL, "--train_dir", str(photos), "--objective", "dinov2", "--local_crops_number", "2"]
+    low, high = tmp_path / "low", tmp_path / "high"
+    options = ["--local_crops_size", "8", "--objective_options", "num_prototypes=16,teacher_momentum=0.5", "--max_steps", "2"]
+    assert pretrain.cli([*flags, *options, "--output_dir", str(low)]) == 0
+    options = ["--local_crops_size", "12", "--objective_options", "num_prototypes=16,teacher_momentum=1", "--max_steps", "1"]
+    options += ["--init_from", str(low / "checkpoints" / "step-2"), "--image_size", "32", "--learning_rate", "1e-12"]
+    assert pretrain.cli([*flags, *options, "--min_learning_rate", "0", "--output_dir", str(high)]) == 0
+    before, after = (load_file(folder / "checkpoints" / step / "model.safetensors") for folder, step in ((low, "step-2"), (high, "step-1")))
+    assert before.keys() == after.keys()
+    for name in before:
+        if name.endswith("position_embeddings"):
+            grid = before[name][:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+            larger = torch.nn.functional.interpolate(grid, size=8, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+            assert torch.allclose(after[name], torch.cat([before[name][:, :1], larger], dim=1), atol=1e-5)
+        else:
+            assert torch.allclose(after[name], before[name], atol=1e-6), name
+    assert AutoModel.from_pretrained(high / "model").config.square_image_size == 32
+
+
 def test_baseline_without_reconstruction_runs_on_sprites(pretrain, tmp_path):
     code = pretrain.cli([*SMALL, "--output_dir", str(tmp_path / "run"), "--recon_weight", "0", "--objective", "simclr", "--max_steps", "2"])
     assert code == 0
