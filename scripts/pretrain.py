@@ -105,7 +105,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
     trained = accelerator.unwrap_model(module)
     accelerator.print(
-        f"{args.objective} + {args.path}: {count_parameters(trained)}, steps {first_step} to {args.max_steps}, "
+        f"{args.objective} + {args.path}: {describe_size(trained)}, steps {first_step} to {args.max_steps}, "
         f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
     )
     uninformed = trained.objective.uninformed_values(args.per_device_train_batch_size * accelerator.num_processes)
@@ -213,11 +213,16 @@ def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
     return source, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
 
 
-def count_parameters(module: PretrainModule) -> str:
-    """How large the encoder is, and how much of the whole module is trained."""
+def describe_size(module: PretrainModule) -> str:
+    """How large the encoder is, how much of the whole module is trained, and the memory that this takes apart from activations."""
     encoder = sum(p.numel() for name, p in module.model.eqcohvit.named_parameters() if ".lora_" not in name)
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return f"encoder of {encoder / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained with heads and decoders"
+    trained = [p for p in module.parameters() if p.requires_grad]
+    weights = sum(p.nbytes for p in module.parameters())
+    mebibytes = (weights + 3 * sum(p.nbytes for p in trained)) / 2**20  # a gradient and AdamW's two moments for each
+    return (
+        f"encoder of {encoder / 1e6:.2f} M parameters, {sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
+        f"({mebibytes:.0f} MiB of weights, gradients and optimizer state)"
+    )
 
 
 def export(

@@ -266,3 +266,12 @@ def test_hold_out_takes_paths_evenly(tmp_path):
     rest, held_out = hold_out(FolderSource(tmp_path, labels=True), 4)
     assert [record.key for record in held_out.read_shard(0, 0)] == [0, 2, 5, 7]
     assert [record.key for record in rest.read_shard(0, 0)] == [1, 3, 4, 6, 8, 9]
+
+
+def test_hold_out_leaves_at_least_half_of_each_shard(tmp_path):
+    write_parquet(tmp_path / "a.parquet", range(5))
+    for index in range(5):
+        save_image(tmp_path / f"{index}.png")
+    for source in (FolderSource(tmp_path), DatasetSource("parquet", data_files=f"{tmp_path}/*.parquet")):
+        rest, held_out = hold_out(source, 100)
+        assert [len(list(part.read_shard(0, 0))) for part in (rest, held_out)] == [3, 2]

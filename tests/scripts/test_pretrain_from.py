@@ -204,7 +204,7 @@ def stripes(tmp_path_factory):
     return root
 
 
-GUARD = "--label_column folder --knn_guard_steps 1 --knn_guard_samples 100 --knn_guard_drop 0.1".split()
+GUARD = "--label_column folder --knn_guard_steps 1 --knn_guard_samples 80 --knn_guard_drop 0.1".split()
 
 
 def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path
 def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_path):
     flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
     assert run(pretrain, *flags, "--learning_rate", "1e-5", "--head_warmup_steps", "2") == 0
-    assert all(line["probe/knn"] > 0.8 for line in metrics(tmp_path / "run"))
+    assert all(0.75 <= line["probe/knn"] <= 1 for line in metrics(tmp_path / "run"))
 
 
 def test_guard_without_labels_is_refused_at_the_start(pretrain, photos, tmp_path, capsys):

@@ -315,15 +315,20 @@ class _PartOfSource:
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         records = self._source.read_shard(shard, epoch)
-        if not self.cheap_rows:  # the beginning of a shard, so that no more has to be read for the few that are held out
-            return islice(records, self._num_rows) if self._held_out else islice(records, self._num_rows, None)
-        every = list(records)  # evenly spread: paths are often sorted by class
-        rows = {i * len(every) // self._num_rows for i in range(min(self._num_rows, len(every)))}
-        return (record for row, record in enumerate(every) if (row in rows) == self._held_out)
+        if self.cheap_rows:
+            first = list(records)
+            num_rows = min(self._num_rows, len(first) // 2)
+            rows = {i * len(first) // num_rows for i in range(num_rows)}  # evenly spread: paths are often sorted by class
+        else:  # the beginning of the shard, so that no more than that has to be read for the few
+            first = list(islice(records, 2 * self._num_rows))
+            rows = range(min(self._num_rows, len(first) // 2))
+        yield from (record for row, record in enumerate(first) if (row in rows) == self._held_out)
+        if not self._held_out:
+            yield from records
 
 
 def hold_out(source: Source, num_samples: int) -> tuple[Source, Source]:
-    """(the rest, `num_samples` or slightly more images) of a source; all shards have their share in what is held out."""
+    """(the rest, `num_samples` or slightly more images) of a source; all shards have their share in what is held out, half at most."""
     num_rows = -(-num_samples // source.num_shards)
     return _PartOfSource(source, num_rows, held_out=False), _PartOfSource(source, num_rows, held_out=True)
 

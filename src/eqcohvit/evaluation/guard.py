@@ -40,7 +40,10 @@ class KnnGuard:
         self.images, self.labels = torch.cat([b.canvases for b in batches]), torch.cat([b.labels for b in batches])
         if len(self.labels) < 0.9 * num_samples or (self.labels < 0).any() or len(self.labels.unique()) < 2:  # some may be unreadable
             found = f"{int((self.labels >= 0).sum())} of {len(self.labels.unique())} classes"
-            raise ValueError(f"the kNN guard expected {num_samples} labelled images of at least 2 classes in {source.name}, found {found}")
+            raise ValueError(
+                f"the kNN guard expected {num_samples} labelled images of at least 2 classes from {source.name}, found {found}; "
+                "lower knn_guard_samples (of the training images at most half are taken) or give knn_guard_data_files"
+            )
         self.max_drop, self.start = max_drop, start
 
     def measure(self, model: EqCohViTModel, image_mean: Sequence[float], image_std: Sequence[float]) -> float:

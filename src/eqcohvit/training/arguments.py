@@ -216,6 +216,10 @@ class PretrainArguments:
             raise ValueError(f"canvas_scale must be at least 1, got {self.canvas_scale}")
         if self.keep_every_steps % self.save_steps:
             raise ValueError(f"keep_every_steps must be a multiple of save_steps={self.save_steps}, got {self.keep_every_steps}")
+        if self.peft and not self.init_from and not self.resume_from_checkpoint:
+            raise ValueError(f"peft={self.peft} needs init_from: adapters beside random weights learn little")
+        if (self.knn_guard_split or self.knn_guard_data_files) and not self.knn_guard_steps:
+            raise ValueError("knn_guard_split and knn_guard_data_files need knn_guard_steps, the steps between two checks")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, for example user/name")
 

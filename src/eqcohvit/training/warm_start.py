@@ -27,7 +27,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining
 from .arguments import PretrainArguments, check_resumable, load_recipe
-from .checkpoint import STATE_FILE, read_state
+from .checkpoint import STATE_FILE, list_checkpoints, read_state
 
 Weights = dict[str, torch.Tensor]
 STATE_FOLDER = "training_state"  # in a model folder: the checkpoint that it was exported at
@@ -205,8 +205,8 @@ def open_start(name: str) -> Start:
         ValueError: there is nothing of this kind.
     """
     folder = Path(name)
-    if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
-        folder = folder / "model"  # of a run
+    if (folder / SETTINGS_FILE).is_file() and (folder / "checkpoints").is_dir():  # of a run: its model, or where it has got to
+        folder = next(iter([path for path in (folder / "model",) if path.is_dir()] or list_checkpoints(folder)[::-1]), folder)
     source = str(folder) if folder.is_dir() else name
     if (folder / STATE_FILE).is_file():
         config, processor, state = read_checkpoint_config(folder), read_state(folder), folder
