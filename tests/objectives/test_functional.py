@@ -1,8 +1,13 @@
 import math
 
+import pytest
 import torch
 
-from eqcohvit.objectives.functional import nt_xent, vicreg_terms
+from eqcohvit.objectives.functional import covariance_penalty, koleo_loss, multi_crop_loss, nt_xent, vicreg_terms
+from eqcohvit.objectives.heads import Prototypes
+
+torch.manual_seed(0)
+prototypes = Prototypes(5, 7)
 
 
 def embeddings(batch=7, dim=5, seed=0):
@@ -60,6 +65,24 @@ def test_nt_xent_equals_an_elementwise_reference():
 def test_nt_xent_of_equal_embeddings_is_the_logarithm_of_the_others():
     same = torch.ones(5, 3)
     assert math.isclose(nt_xent(same, same, 0.1).item(), math.log(9), rel_tol=1e-5)
+
+
+LOSSES = {
+    "vicreg": lambda x, y: sum(vicreg_terms(x, y, 25.0, 25.0, 1.0).values()),
+    "covariance": lambda x, y: covariance_penalty(x),
+    "nt_xent": lambda x, y: nt_xent(x, y, 0.2),
+    "koleo": lambda x, y: koleo_loss(x),
+    "multi_crop": lambda x, y: multi_crop_loss(torch.stack([y, x]).softmax(dim=-1), torch.stack([x, y]), None, 0.1),
+    "prototypes": lambda x, y: prototypes(x).square().sum(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_losses_are_the_same_under_autocast(loss):
+    x, y = embeddings(batch=32, dim=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss(x, y)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, loss(x, y))
 
 
 def test_losses_are_computed_in_float32_for_bfloat16_embeddings():

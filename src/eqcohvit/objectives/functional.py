@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 import torch.nn.functional as F
 
@@ -10,6 +14,23 @@ from .distributed import all_max, all_sum, gather, world_size
 _TINY = torch.finfo(torch.float32).tiny
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function of tensors without autocast, which would do its matrix products in half precision."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@in_float32
 def vicreg_terms(
     first: torch.Tensor, end: torch.Tensor, invariance_weight: float, variance_weight: float, covariance_weight: float
 ) -> dict[str, torch.Tensor]:
@@ -27,6 +48,7 @@ def variance_hinge(embeddings: torch.Tensor) -> torch.Tensor:
     return F.relu(1 - (embeddings.var(dim=0) + 1e-4).sqrt()).mean()
 
 
+@in_float32
 def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
     """Sum of the squared off-diagonal covariances over the dimension, of gathered embeddings (B, d) (equation 4)."""
     centred = embeddings - embeddings.mean(dim=0)
@@ -34,6 +56,7 @@ def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / embeddings.shape[1]
 
 
+@in_float32
 def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch.Tensor:
     """Normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, equation 1) for embeddings (B, d) of both views.
 
@@ -80,6 +103,7 @@ def cross_entropy(targets: torch.Tensor, logits: torch.Tensor, temperature: floa
     return -(targets * (logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1)
 
 
+@in_float32
 def multi_crop_loss(targets: torch.Tensor, logits: torch.Tensor, local_logits: torch.Tensor | None, temperature: float) -> torch.Tensor:
     """DINO's loss on CLS (arXiv:2104.14294, equation 3): every student view against every other view of the teacher.
 
@@ -106,6 +130,7 @@ def masked_patch_loss(
     return (cross_entropy(targets, logits, temperature) * weights).sum() / (num_views * len(weights))
 
 
+@in_float32
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """KoLeo regulariser (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbour on the sphere.
 
