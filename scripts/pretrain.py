@@ -108,10 +108,10 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         f"{args.objective} + {args.path}: {describe_size(trained)}, steps {first_step} to {args.max_steps}, "
         f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
     )
-    uninformed = trained.objective.uninformed_values(args.per_device_train_batch_size * accelerator.num_processes)
-    for name, value in uninformed.items():
-        accelerator.print(f"expected at the start: {name} about {value:.4g}, its value for features that tell nothing")
-    watch = HealthWatch(uninformed, args.head_warmup_steps + args.warmup_steps)
+    compared = args.per_device_train_batch_size * accelerator.num_processes
+    for name, value in trained.objective.start_values(compared).items():
+        accelerator.print(f"expected at the start, with new heads: {name} about {value:.4g}")
+    watch = HealthWatch(trained.objective.uninformed_values(compared), args.head_warmup_steps + args.warmup_steps)
     if guard is not None:
         guard.start = state.get("knn_start")
         if guard.start is None:

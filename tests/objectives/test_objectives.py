@@ -1,3 +1,6 @@
+import copy
+import dataclasses
+
 import pytest
 import torch
 
@@ -105,3 +108,30 @@ def test_parse_options_reads_each_type():
     options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, shared_head=false ,teacher_momentum=0.5")
     assert (options.num_prototypes, options.shared_head, options.teacher_momentum) == (7, False, 0.5)
     assert parse_options(OBJECTIVES["ibot"].Options, "") == OBJECTIVES["ibot"].Options()
+
+
+def test_uninformed_values_are_those_of_equal_embeddings():
+    for name in ("vicreg", "simclr"):
+        objective, inputs = make_objective(name), make_inputs()
+        features = torch.ones(2, 6, DIM)
+        terms = objective(dataclasses.replace(inputs, invariant=Tokens(features, inputs.invariant.patches)))
+        for term, value in objective.uninformed_values(6).items():
+            assert terms[term].item() == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["ibot", "dinov2"])
+def test_uninformed_value_is_that_of_a_student_without_preference(name):
+    objective, inputs = make_objective(name), make_inputs()
+    teacher_head = copy.deepcopy(objective.head)
+    with torch.no_grad():
+        objective.head.cls.prototypes.weight.zero_()
+    assert objective(inputs, teacher_head)["ssl/cls"].item() == pytest.approx(objective.uninformed_values(6)["ssl/cls"], rel=1e-5)
+
+
+def test_vicreg_starts_near_its_start_value():
+    sizes = ObjectiveSizes(invariant_dim=64, equivariant_dim=6, projector_dim=256, patch_size=4)
+    torch.manual_seed(0)
+    objective = OBJECTIVES["vicreg"](sizes, OBJECTIVES["vicreg"].Options())
+    views = torch.randn(2, 512, 64)
+    terms = objective(dataclasses.replace(make_inputs(), invariant=Tokens(views, views[:, :, None])))
+    assert terms["ssl/variance"].item() == pytest.approx(objective.start_values(512)["ssl/variance"], rel=0.03)

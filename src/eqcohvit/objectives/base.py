@@ -132,11 +132,15 @@ class Objective(nn.Module, ABC):
         """
 
     def uninformed_values(self, batch_size: int) -> dict[str, float]:
-        """Values of terms where the features tell nothing about an image: a run starts near them, and a collapsed one stays there.
+        """Values of terms whose embeddings tell nothing about an image: a collapsed run stays there.
 
         `batch_size` is the number of images that are compared, over all processes. Terms without such a value are left out.
         """
         return {}
+
+    def start_values(self, batch_size: int) -> dict[str, float]:
+        """Values of terms near which a run with new heads starts; by default those of embeddings that tell nothing."""
+        return self.uninformed_values(batch_size)
 
 
 def parse_options(options_class: type[NoOptions], text: str) -> NoOptions:

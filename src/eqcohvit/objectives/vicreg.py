@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,3 +35,14 @@ class VICReg(Objective):
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
         first, end = self.expander(inputs.invariant.cls.flatten(0, 1)).chunk(2)
         return vicreg_terms(first, end, *self.weights)
+
+    def uninformed_values(self, batch_size: int) -> dict[str, float]:
+        return {"ssl/variance": self._variance_value(0.0)}
+
+    def start_values(self, batch_size: int) -> dict[str, float]:
+        # A normalised Gaussian after ReLU has the variance 1/2 - 1/(2 pi); the last layer's weights begin with 1/3 over their number.
+        return {"ssl/variance": self._variance_value((1 / 2 - 1 / (2 * math.pi)) / 3)}
+
+    def _variance_value(self, variance: float) -> float:
+        """The variance term of both views for embeddings whose dimensions have this variance."""
+        return 2 * self.weights[1] * max(0.0, 1 - math.sqrt(variance + 1e-4))
