@@ -5,6 +5,10 @@ from dataclasses import fields
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 from eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
@@ -57,11 +61,24 @@ def train_step(module: torch.nn.Module, views: Views) -> dict:
     loss = module(views, VALUES)["loss"]
     loss.backward()
     trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
-    gradients = {name: p.grad.clone() for name, p in trained.items()}
+    gradients = {name: whole(p.grad).clone() for name, p in trained.items()}
     torch.optim.SGD(trained.values(), lr=VALUES.learning_rate).step()
     own.update_teacher(VALUES.teacher_momentum)
-    state = {name: value for name, value in own.state_dict().items() if name not in trained}
+    state = {name: whole(value) for name, value in own.state_dict().items() if name not in trained}
     return {"loss": loss.detach(), "gradients": gradients, "state": state}
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def sharded(module: PretrainModule) -> PretrainModule:
+    """FSDP2: the blocks of student and teacher one by one, then the rest, as Accelerate does it on GPUs."""
+    mesh = init_device_mesh("cpu", (2,))
+    encoders = [module.model.eqcohvit, *([module.teacher.encoder] if module.teacher else [])]
+    for block in [layer for encoder in encoders for layer in encoder.modules() if isinstance(layer, Dinov2Layer)]:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
 
 
 if __name__ == "__main__":
@@ -77,6 +94,9 @@ if __name__ == "__main__":
             theirs = [torch.empty_like(value) for _ in range(2)]
             dist.all_gather(theirs, value.contiguous())
             assert torch.equal(*theirs), (objective, name)
+        results[f"{objective}, sharded"] = result = train_step(sharded(make_module(objective)), part_of(make_views(objective), rank))
+        dist.all_reduce(result["loss"])
+        result["loss"] /= 2
     if rank == 0:
         torch.save(results, sys.argv[1])
     dist.destroy_process_group()

@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).with_name("run_two_processes.py")
 
 
 def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
+    """With DDP, and sharded with FSDP2: loss, gradients, teacher and centres."""
     output = tmp_path / "two.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -19,16 +20,17 @@ def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
     namespace: dict = {"__name__": "loaded"}
     exec(compile(SCRIPT.read_text(), SCRIPT, "exec"), namespace)
     results = torch.load(output, weights_only=True)
-    assert set(results) == set(OBJECTIVES)
-    for objective, two in results.items():
+    assert set(results) == {objective + kind for objective in OBJECTIVES for kind in ("", ", sharded")}
+    for kind, two in results.items():
+        objective = kind.split(",")[0]
         one = namespace["train_step"](namespace["make_module"](objective), namespace["make_views"](objective))
-        assert torch.allclose(two["loss"], one["loss"], rtol=1e-5), objective
+        assert torch.allclose(two["loss"], one["loss"], rtol=1e-5), kind
         assert one["gradients"].keys() == two["gradients"].keys() and one["state"].keys() == two["state"].keys()
         scale = max(gradient.abs().max().item() for gradient in one["gradients"].values())  # some are 0 but for rounding: a bias before a norm
         for name, gradient in one["gradients"].items():
-            assert torch.allclose(gradient, two["gradients"][name], rtol=1e-3, atol=1e-5 * scale), (objective, name)
+            assert torch.allclose(gradient, two["gradients"][name], rtol=1e-3, atol=1e-5 * scale), (kind, name)
         for name, value in one["state"].items():
-            assert torch.allclose(value.float(), two["state"][name].float(), rtol=1e-4, atol=1e-6), (objective, name)
+            assert torch.allclose(value.float(), two["state"][name].float(), rtol=1e-4, atol=1e-6), (kind, name)
 
 
 def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
