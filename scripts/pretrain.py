@@ -33,6 +33,7 @@ from eqcohvit.training.health import HealthWatch
 from eqcohvit.training.lora import merged
 from eqcohvit.training.monitor import MetricsLog, Progress, save_samples
 from eqcohvit.training.optim import make_optimizer, set_step
+from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.training.schedules import step_values
 from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals, leave
@@ -69,6 +70,12 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     module, renderer = built
     module.to(accelerator.device)
     set_seed(args.seed, device_specific=True)
+    if args.gradient_checkpointing:
+        module.model.eqcohvit.backbone.activation_checkpointing_enable()
+    if args.compile:
+        module.compile()
+        if accelerator.device.type == "cuda":
+            renderer.compile()
     optimizer = make_optimizer(module, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
     module, optimizer = accelerator.prepare(module, optimizer)
 
@@ -94,7 +101,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         bad_images_path=output_dir / "bad_images.jsonl",
         position=state["ranks"][rank]["position"],
     )
-    batches = iter(stream)
+    batches = DevicePrefetcher(iter(stream), accelerator.device)
 
     # ------------------------------------------------------------------ train
     first_step = step = saved_step = state["step"]
@@ -142,7 +149,6 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         set_step(optimizer, values)
         done = step + 1 == args.max_steps
         for batch in taken:
-            batch = batch.to(accelerator.device, non_blocking=True)
             views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0)
             with accelerator.accumulate(module):
                 terms = module(views, values)

@@ -38,6 +38,10 @@ class Chunk:
     good: torch.Tensor
     bad: list[tuple[int, str, str]]
 
+    def pin_memory(self) -> "Chunk":
+        """Called by the `DataLoader`: from page-locked memory the copy to a GPU runs beside its work."""
+        return Chunk(self.canvases.pin_memory(), self.sizes.pin_memory(), self.meta, self.good, self.bad)
+
 
 class Decoder:
     """A map-style dataset whose "indices" are the raw samples themselves."""
@@ -114,6 +118,7 @@ def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, car
         num_workers=1 if careful else num_workers,
         prefetch_factor=1 if careful else None,
         collate_fn=_identity,
+        pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         worker_init_fn=_survive_signals,
         generator=torch.Generator(),  # otherwise the loader draws from, and so changes, the global one

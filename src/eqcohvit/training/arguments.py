@@ -100,6 +100,8 @@ class PretrainArguments:
     patch_embed_lr_scale: float = _setting(1.0, "further factor on the learning rate of the patch embedding")
     max_grad_norm: float = _setting(3.0, "gradients are clipped to this norm")
     mixed_precision: str | None = _setting(None, "by default bf16 on GPUs that have it, else no", ("no", "bf16", "fp16"))
+    compile: bool = _setting(False, "compile the step by torch.compile: minutes at the start for faster steps; on GPUs the rendering too")
+    gradient_checkpointing: bool = _setting(False, "keep the backbone's layers' inputs alone and compute the rest again: less memory")
     seed: int = _setting(0, "seed of weights, order and views")
 
     # Run
@@ -245,7 +247,7 @@ _DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "output_dir", "max_steps", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
     "keep_every_steps", "sample_steps", "report_to", "push_to_hub", "push_training_state", "hub_model_id", "max_bad_fraction", "init_from",
-    "knn_guard_drop",
+    "knn_guard_drop", "compile", "gradient_checkpointing",
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -43,6 +45,18 @@ class PretrainModule(nn.Module):
         errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
         In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
         """
+        terms, pooled = self._compute(views, values.teacher_temperature)
+        if values.is_logged:
+            with torch.no_grad():
+                terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
+        return terms
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile what every step computes by `torch.compile`, in place; logged steps need no graph of their own."""
+        self._compute = torch.compile(self._compute, **kwargs)
+
+    def _compute(self, views: Views, teacher_temperature: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """All terms but the ranks, and the pooled parts (2 B, d)."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
         invariant, equivariant = self._encode(images, masks)
@@ -54,7 +68,7 @@ class PretrainModule(nn.Module):
             local=None if views.local is None else self._encode_local(views.local),
             masks=masks,
             teacher=self._teach(images),
-            teacher_temperature=values.teacher_temperature,
+            teacher_temperature=teacher_temperature,
         )
         terms = self.objective(inputs, self.teacher.head if self.teacher else None)
         loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
@@ -67,9 +81,7 @@ class PretrainModule(nn.Module):
         with torch.no_grad():
             pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
-            if values.is_logged:
-                terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
-        return {"loss": loss, **terms}
+        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}
 
     def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d)."""

@@ -30,10 +30,10 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Ten
     return c0, c1, c2, c3
 
 
-def uniforms(seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+def uniforms(seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int | torch.Tensor, count: int) -> torch.Tensor:
     """Uniform numbers in [0, 1), float32 of shape (B, count), for sample keys (B,) in epochs (B,), both int64.
 
-    `stream` separates the draws of one sample: first view, second view, path ...
+    `stream`, a number or (B,), separates the draws of one sample: first view, second view, path ...
     """
     blocks = -(-count // 4)
     block = torch.arange(blocks, device=keys.device).expand(len(keys), blocks)
@@ -41,7 +41,7 @@ def uniforms(seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int, c
     counter = (
         shape + (keys & _MASK)[:, None],
         shape + ((keys >> 32) & _MASK)[:, None],
-        shape + stream,
+        shape + (stream[:, None] if isinstance(stream, torch.Tensor) else stream),
         block,
     )
     words = philox(counter, (shape + (seed & _MASK), shape + (epochs & _MASK)[:, None]))

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -193,6 +194,13 @@ class ViewRenderer:
         steepest = path.at(torch.tensor([[high for _, high in path.limits]]), 1.0)
         self._max_path_sigma = None if steepest.sigma is None else steepest.sigma.item()
 
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the rendering by `torch.compile`, in place; the random numbers stay outside of it.
+
+        For GPUs: on a CPU the compiled sampling of the canvas is slower than the eager one.
+        """
+        self._render, self._render_local = torch.compile(self._render, **kwargs), torch.compile(self._render_local, **kwargs)
+
     @property
     def target_fractions(self) -> list[float]:
         """How far along the path each target lies: k / (K + 1), and 1 where the final state is one."""
@@ -202,11 +210,16 @@ class ViewRenderer:
         self, epochs: torch.Tensor, keys: torch.Tensor, sizes: torch.Tensor
     ) -> tuple[ViewParameters, ViewParameters, SampledPath]:
         """Parameters of the first view, of the second view's base, and of the path, for sample keys (B,) in epochs (B,)."""
-        first, second = (
-            sample_view(augmentation, uniforms(self.seed, epochs, keys, stream, _NUM_DRAWS), sizes, self.image_size)
-            for augmentation, stream in zip(self.augmentations, (_FIRST, _SECOND), strict=True)
-        )
-        return first, second, self.path.sample(uniforms(self.seed, epochs, keys, _PATH, self.path.num_parameters))
+        draws = self._draw(epochs, keys, [_FIRST, _SECOND, _PATH], max(_NUM_DRAWS, self.path.num_parameters))
+        first, second = (sample_view(a, draws[:, i, :_NUM_DRAWS], sizes, self.image_size) for i, a in enumerate(self.augmentations))
+        return first, second, self.path.sample(draws[:, 2, : self.path.num_parameters])
+
+    def _draw(self, epochs: torch.Tensor, keys: torch.Tensor, streams: list[int], count: int) -> torch.Tensor:
+        """Uniform numbers (B, streams, count), in one go: on a GPU their cost is the number of launches."""
+        batch, number = len(keys), len(streams)
+        stream = torch.tensor(streams, device=keys.device).repeat(batch)
+        flat = uniforms(self.seed, epochs.repeat_interleave(number), keys.repeat_interleave(number), stream, count)
+        return flat.unflatten(0, (batch, number))
 
     @torch.no_grad()
     def __call__(
@@ -215,41 +228,39 @@ class ViewRenderer:
         """uint8 canvases (B, 3, S, S), sizes (B, 2), epochs (B,), sample keys (B,), all on one device -> views."""
         first, second, path = self.sample(epochs, keys, sizes)
         fractions = (intermediate_fractions(self.num_intermediates) if with_intermediates else []) + [1.0]
-        parts = []
-        for rows in self._parts(canvases, 1 + len(fractions)):
-            parts.append(self._render(canvases[rows], first[rows], second[rows], path[rows], fractions))
-        images = parts[0] if len(parts) == 1 else torch.cat(parts)
+        images = _joined(
+            self._render(canvases[rows], first[rows], second[rows], path[rows], fractions)
+            for rows in _parts(canvases, (1 + len(fractions)) * self.image_size**2)
+        )
         return Views(
             first=images[:, 0],
             end=images[:, -1],
             intermediates=images[:, 1 : len(self.target_fractions) + 1] if with_intermediates else None,
             parameters=path.parameters,
-            local=self._render_local(canvases, sizes, epochs, keys) if self.local_crops else None,
+            local=self._local(canvases, sizes, epochs, keys) if self.local_crops else None,
             masks=self.masking.sample(self.seed, epochs, keys, _MASKS, self.image_size // self.patch_size) if self.masking else None,
         )
 
-    def _parts(self, canvases: torch.Tensor, num_views: int) -> list[slice]:
-        """The whole batch at once; on a CPU as many samples as its cache holds, but one for each thread."""
-        size = len(canvases)
-        if canvases.device.type == "cpu":
-            size = max(torch.get_num_threads(), _CACHED_VALUES // (num_views * 3 * self.image_size**2))
-        return [slice(start, start + size) for start in range(0, len(canvases), size)]
+    def _local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """uint8 canvases (B, 3, S, S) -> local crops (B, L, 3, h, h)."""
+        number = self.local_crops.number
+        draws = self._draw(epochs, keys, list(range(_LOCAL, _LOCAL + number)), _NUM_DRAWS)
+        drawn = sample_view(self.local_augmentation, draws.flatten(0, 1), sizes.repeat_interleave(number, dim=0), self.image_size)
+        parameters = ViewParameters(*(getattr(drawn, f.name).unflatten(0, (-1, number)) for f in dataclasses.fields(drawn)))
+        return _joined(
+            self._render_local(canvases[rows], parameters[rows]) for rows in _parts(canvases, number * self.local_crops.size**2)
+        )
 
-    def _render_local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """uint8 canvases (B, 3, S, S) -> local crops (B, L, 3, h, h), all read in one launch."""
-        canvases = canvases.float().div_(255)
-        augmentation, number = self.local_augmentation, self.local_crops.number
-        crops = [
-            sample_view(augmentation, uniforms(self.seed, epochs, keys, _LOCAL + i, _NUM_DRAWS), sizes, self.image_size)
-            for i in range(number)
-        ]
-        crop = torch.stack([c.crop for c in crops], dim=1)
+    def _render_local(self, canvases: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
+        """uint8 canvases (B, 3, S, S), parameters (B, L, ...) -> local crops (B, L, 3, h, h), all read in one launch."""
+        canvases = canvases.float() / 255
+        crop, number = drawn.crop, drawn.crop.shape[1]
         identity = torch.eye(3, device=canvases.device).expand_as(crop)
         grid, _ = ops.sampling_grid(crop, identity, self.local_crops.size, "canvas", projective=False)
         images = ops.sample(canvases, grid).flatten(0, 1)
         pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(number)
-        parameters = (torch.stack([getattr(c, name) for c in crops], dim=1).flatten(0, 1) for name in ("color", "sigma", "solarize"))
-        images, _ = self._recolor(images, [augmentation], pivot, *parameters)
+        photometric = (parameter.flatten(0, 1) for parameter in (drawn.color, drawn.sigma, drawn.solarize))
+        images, _ = self._recolor(images, [self.local_augmentation], pivot, *photometric)
         return self.normalize(images.unflatten(0, (len(canvases), number)))
 
     def _render(
@@ -310,9 +321,22 @@ class ViewRenderer:
         return torch.addcmul(-mean / std, images, 1 / std)
 
 
+def _parts(canvases: torch.Tensor, pixels_per_sample: int) -> list[slice]:
+    """The whole batch at once; on a CPU as many samples as its cache holds, but one for each thread."""
+    size = len(canvases)
+    if canvases.device.type == "cpu":
+        size = max(torch.get_num_threads(), _CACHED_VALUES // (3 * pixels_per_sample))
+    return [slice(start, start + size) for start in range(0, len(canvases), size)]
+
+
+def _joined(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    parts = list(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _where(chosen: torch.Tensor, operation: Callable[..., torch.Tensor], images: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """An operation that leaves the images (N, 3, H, H) as they are but where `chosen` (N,): there a CPU need not compute it."""
-    if images.device.type != "cpu":
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
         return operation(images, parameter)
     rows = chosen.nonzero()[:, 0]
     if len(rows) in (0, len(images)):
