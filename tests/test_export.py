@@ -239,6 +239,16 @@ def test_card_names_no_place_of_the_machine(run_dir):
     assert "sprites" in render_card(TEMPLATE, run)
 
 
+def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
+    run = read_run(run_dir)
+    run["settings"] |= {"model_preset": None, "init_from": "someone/vit"}
+    card = render_card(TEMPLATE, run)
+    assert check_card(card)["base_model"] == "someone/vit" and "that of [someone/vit](https://huggingface.co/someone/vit)" in card
+    run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labelled.parquet"}
+    card = render_card(TEMPLATE, run)
+    assert "/home/" not in card and "base_model" not in check_card(card) and "that of another checkpoint" in card
+
+
 def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     run = read_run(run_dir)
     results = {"rows": [{"name": name, "part": "both", "metric": "knn", "mean": 0.5, "std": None} for name in ("a", "b")]}

@@ -209,7 +209,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
         "front_matter": _front_matter(settings, repo_id, rows, results or {}, run["name"]),
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "backbone": f"{settings['model_preset']} ({settings['backbone']})",
+        "backbone": f"{_describe_start(settings) or settings['model_preset']} ({settings['backbone']})",
         "image_size": settings["image_size"],
         "invariant_dim": settings["feature_dim"] - settings["equivariant_dim"],
         "settings_table": _table(["setting", "value"], [[f"`{k}`", f"`{v}`"] for k, v in _shown(settings).items()]),
@@ -272,17 +272,30 @@ def check_card(card: str) -> dict[str, Any]:
 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a reader can use; places on the machine of the run are its owner's business."""
-    local = {"output_dir", "output", "model", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id"}
-    local |= {"train_dir", "data_files", "test_data_files", *(["dataset_name"] if _dataset_id(settings) is None else [])}
+    local = {"output_dir", "output", "model", "resume_from_checkpoint", "report_to", "push_to_hub", "push_training_state", "hub_model_id"}
+    local |= {"train_dir", "data_files", "test_data_files", "knn_guard_data_files"}
+    local |= {key for key, name in (("dataset_name", _dataset_id(settings)), ("init_from", _hub_id(settings.get("init_from")))) if not name}
     return {key: value for key, value in settings.items() if key not in local and value not in (None, [], "")}
 
 
 def _dataset_id(settings: dict[str, Any]) -> str | None:
     """The Hub id of the run's dataset, where it has one."""
     name = settings.get("dataset_name")
-    if not isinstance(name, str) or settings.get("data_files") or name in _BUILDERS or Path(name).exists():
+    return None if settings.get("data_files") or name in _BUILDERS else _hub_id(name)
+
+
+def _hub_id(name: Any) -> str | None:
+    """The name, where it is one of the Hub and not a place on this machine."""
+    is_id = isinstance(name, str) and re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
+    return name if is_id else None
+
+
+def _describe_start(settings: dict[str, Any]) -> str | None:
+    """The model that the run continued from, where it did."""
+    if not settings.get("init_from"):
         return None
-    return name if re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", name) else None
+    name = _hub_id(settings["init_from"])
+    return f"that of [{name}](https://huggingface.co/{name}), trained further" if name else "that of another checkpoint, trained further"
 
 
 def _describe_data(settings: dict[str, Any]) -> str:
@@ -320,11 +333,14 @@ def _own_name(rows: list[dict[str, Any]], run_name: str) -> str | None:
 
 
 def _front_matter(settings: dict, repo_id: str, rows: list[dict], results: dict, run_name: str) -> str:
-    """The fields of the front-matter that depend on the run, as YAML: `datasets` and `model-index` where there are any."""
+    """The fields of the front-matter that depend on the run, as YAML: `datasets`, `base_model` and `model-index` where there are any."""
     data: dict[str, Any] = {}
     dataset = _dataset_id(settings)
     if dataset:
         data["datasets"] = [dataset]
+    start = _hub_id(settings.get("init_from"))
+    if start:
+        data |= {"base_model": start, "base_model_relation": "finetune"}
     own = _own_name(rows, run_name)
     if own is not None:
         source = str(_protocol(results).get("test_source") or _protocol(results).get("source") or "see the card")
