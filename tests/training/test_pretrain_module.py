@@ -80,9 +80,13 @@ def test_ssl_gradient_reaches_only_the_invariant_rows_of_the_head(objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_trainable_parameter_gets_a_gradient(objective):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_every_trainable_parameter_gets_a_gradient(objective, autocast):
     module = make_module(objective, decoder_context="mean")
-    module(views_for(module), VALUES)["loss"].backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        terms = module(views_for(module), VALUES)
+    assert all(value.dtype == torch.float32 for value in terms.values())
+    terms["loss"].backward()
     assert [name for name, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())] == []
 
 
