@@ -5,15 +5,18 @@
 
 The token comes from HF_TOKEN or `hf auth login`. After a broken connection run it again: what has arrived is not sent again.
 With `--run_dir outputs/pretrain` the card is filled from the run's own files (config.yaml, metrics.jsonl, results.json) first.
+With `--training_state outputs/pretrain/checkpoints/step-N` others can go on from there, with
+`python scripts/pretrain.py --resume_from_checkpoint user/name --output_dir runs/continued`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
-from eqcohvit.export import CARD_NAME, push_hub_folder, read_run, render_card
+from eqcohvit.export import CARD_NAME, STATE_FOLDER, push_hub_folder, read_run, render_card
 
 _TEMPLATE = Path(__file__).parent.parent / "model_cards" / "TEMPLATE.md"
 
@@ -27,13 +30,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--revision", help="branch; default: main")
     parser.add_argument("--commit_message", default="Upload model", help="default: Upload model")
     parser.add_argument("--run_dir", type=Path, help="folder of the run, to write the model card from")
+    parser.add_argument("--training_state", type=Path, help="checkpoint of the run, to be put into the folder and uploaded too")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.training_state is not None and not (args.training_state / "run_state.json").is_file():
+        raise ValueError(f"no checkpoint at {args.training_state}: expected a folder such as outputs/pretrain/checkpoints/step-N")
+    if (args.run_dir or args.training_state) and not args.folder.is_dir():
+        raise ValueError(f"{args.folder} is no folder")
+    if args.training_state is not None:
+        shutil.rmtree(args.folder / STATE_FOLDER, ignore_errors=True)
+        shutil.copytree(args.training_state, args.folder / STATE_FOLDER)
     if args.run_dir is not None:
-        if not args.folder.is_dir():
-            raise ValueError(f"{args.folder} is no folder")
         run = {**read_run(args.run_dir), "repo_id": args.repo_id}
         card = render_card(_TEMPLATE.read_text(encoding="utf-8"), run, run["results"])
         (args.folder / CARD_NAME).write_text(card, encoding="utf-8")

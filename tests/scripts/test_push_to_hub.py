@@ -32,17 +32,26 @@ def test_missing_flags_are_exit_code_2():
     assert done.returncode == 2 and "--repo_id" in done.stderr
 
 
-def test_card_is_written_from_the_run_and_uploaded(tmp_path):
+def test_training_state_that_is_none_is_one_line_and_exit_code_2(tmp_path):
+    done = run("--folder", tmp_path, "--repo_id", "user/name", "--training_state", tmp_path / "step-3")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: no checkpoint at {tmp_path / 'step-3'}: expected a folder such as")
+
+
+def test_card_and_training_state_are_uploaded_with_the_model(tmp_path):
     config = EqCohViTConfig(backbone_config={**BACKBONE, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4)
     folder = save_hub_folder(tmp_path / "run" / "model", EqCohViTModel(config))
     settings = {"model_preset": "micro", "backbone": "vit", "image_size": 32, "feature_dim": 8, "equivariant_dim": 4, "path": "se2"}
     settings |= {"objective": "vicreg", "augmentation": "all", "border": "zeros", "recon_weight": 1.0, "num_intermediates": 2, "seed": 3}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 12, "loss": 2.5}\n')
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-12"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "run_state.json").write_text('{"step": 12}')
     with LoopbackHub() as hub:
-        flags = ("--folder", folder, "--repo_id", "user/name", "--run_dir", tmp_path / "run")
+        flags = ("--folder", folder, "--repo_id", "user/name", "--run_dir", tmp_path / "run", "--training_state", checkpoint)
         done = run(*flags, env=hub.environment(tmp_path / "hf"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"uploaded {folder} to user/name: {hub.url}/user/name/commit/")
         card = hub.files("user/name")["README.md"].decode()
+        assert hub.files("user/name")["training_state/run_state.json"] == b'{"step": 12}'
     assert 'model="user/name"' in card and "path `se2`" in card and "12 steps" in card
