@@ -205,8 +205,8 @@ def open_start(name: str) -> Start:
         ValueError: there is nothing of this kind.
     """
     folder = Path(name)
-    if (folder / SETTINGS_FILE).is_file() and (folder / "checkpoints").is_dir():  # of a run: its model, or where it has got to
-        folder = next(iter([path for path in (folder / "model",) if path.is_dir()] or list_checkpoints(folder)[::-1]), folder)
+    if (folder / SETTINGS_FILE).is_file() and (folder / "checkpoints").is_dir():
+        folder = _newest_of_run(folder)
     source = str(folder) if folder.is_dir() else name
     if (folder / STATE_FILE).is_file():
         config, processor, state = read_checkpoint_config(folder), read_state(folder), folder
@@ -216,6 +216,13 @@ def open_start(name: str) -> Start:
             state = find_training_state(source, files="[cmr]*")  # config, model, run_state; not the optimizer's, which is twice as large
     backbone = getattr(config, "backbone_config", config)
     return Start(name, source, config, _image_size(processor, backbone), *normalisation(processor), state)
+
+
+def _newest_of_run(run: Path) -> Path:
+    """Its newest checkpoint, which has the objective's heads too; of a LoRA run the model, where the adapters are merged."""
+    checkpoints = list_checkpoints(run)
+    is_lora = load_recipe(run / SETTINGS_FILE).get("peft") is not None
+    return checkpoints[-1] if checkpoints and not is_lora else run / "model"
 
 
 def read_checkpoint_config(checkpoint: Path) -> EqCohViTConfig:
