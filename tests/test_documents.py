@@ -20,7 +20,11 @@ from eqcohvit.export import save_hub_folder
 from eqcohvit.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *ROOT.glob("model_cards/**/*.md"), *ROOT.glob("space_app/*.md")])
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", ".github/**/*.md", "model_cards/**/*.md", "scripts/**/*.md", "space_app/*.md", "docs/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 INDENTED = re.compile(r"^(?:# {3}| {4})((?:accelerate|torchrun|python|bash) (?:.*\\\n)*.*)$", re.MULTILINE)  # in headers
 LAUNCHERS = {"python": 1, "bash": 1, "accelerate": 2, "torchrun": 1}  # words before the launcher's own flags
 
@@ -33,12 +37,14 @@ def blocks(path: Path) -> list[tuple[int, str, str]]:
 
 
 def all_commands() -> list:
-    """Lines of the documents' shell blocks, and the commands in the headers of scripts and recipes, each without its line breaks."""
+    """Commands of the documents, in blocks and in the text, and in the headers of scripts and recipes; each without its line breaks."""
     found = []
     for path in DOCUMENTS:
         for line, language, text in blocks(path):
             if language in ("bash", "sh"):
                 found += [(path, line, command) for command in re.sub(r"\\\n\s*", " ", text).splitlines() if not command.startswith("#")]
+        for match in re.finditer(r"(?<!`)`((?:accelerate launch|python|bash) [^`]+)`(?!`)", path.read_text()):
+            found.append((path, path.read_text()[: match.start()].count("\n") + 1, " ".join(match[1].split())))
     headers = [(path, ast.get_docstring(ast.parse(path.read_text()), clean=False)) for path in sorted(ROOT.glob("scripts/*.py"))]
     headers += [(path, path.read_text()) for path in sorted(ROOT.glob("scripts/recipes/*.yaml"))]
     for path, text in headers:
@@ -74,9 +80,9 @@ def test_commands_name_scripts_and_flags_that_exist(command, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
-    backbone = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
-    config = EqCohViTConfig(backbone_config={**backbone, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4)
-    return save_hub_folder(tmp_path_factory.mktemp("tiny") / "model", EqCohViTForPreTraining(config))
+    """Of the size that the quickstart trains."""
+    model = EqCohViTForPreTraining(EqCohViTConfig.from_preset("micro"))
+    return save_hub_folder(tmp_path_factory.mktemp("tiny") / "model", model)
 
 
 PYTHON = [
