@@ -31,10 +31,9 @@ from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
 from eqcohvit.training.lora import merged
-from eqcohvit.training.monitor import MetricsLog, Progress, save_samples
+from eqcohvit.training.monitor import MetricsLog, Progress, describe_size, save_samples
 from eqcohvit.training.optim import make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
-from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.training.schedules import step_values
 from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals, leave
 from eqcohvit.training.warm_start import complete_settings, describe_run
@@ -217,18 +216,6 @@ def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
     else:
         source, labelled = hold_out(source, args.knn_guard_samples)
     return source, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
-
-
-def describe_size(module: PretrainModule) -> str:
-    """How large the encoder is, how much of the whole module is trained, and the memory that this takes apart from activations."""
-    encoder = sum(p.numel() for name, p in module.model.eqcohvit.named_parameters() if ".lora_" not in name)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    weights = sum(p.nbytes for p in module.parameters())
-    mebibytes = (weights + 3 * sum(p.nbytes for p in trained)) / 2**20  # a gradient and AdamW's two moments for each
-    return (
-        f"encoder of {encoder / 1e6:.2f} M parameters, {sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
-        f"({mebibytes:.0f} MiB of weights, gradients and optimizer state)"
-    )
 
 
 def export(

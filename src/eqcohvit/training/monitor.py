@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import write_text_whole
+from .pretrain_module import PretrainModule
 
 
 class MetricsLog:
@@ -80,6 +81,18 @@ class Progress:
         text += f"data wait {wait_share:.0%}  ETA {remaining // 60}:{remaining % 60:02d}"
         self._restart()
         return text, {**means, "samples_per_second": samples_per_second, "data_wait_share": wait_share}
+
+
+def describe_size(module: PretrainModule) -> str:
+    """How large the encoder is, how much of the whole module is trained, and the memory that this takes apart from activations."""
+    encoder = sum(p.numel() for name, p in module.model.eqcohvit.named_parameters() if ".lora_" not in name)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    weights = sum(p.nbytes for p in module.parameters())
+    mebibytes = (weights + 3 * sum(p.nbytes for p in trained)) / 2**20  # a gradient and AdamW's two moments for each
+    return (
+        f"encoder of {encoder / 1e6:.2f} M parameters, {sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
+        f"({mebibytes:.0f} MiB of weights, gradients and optimizer state)"
+    )
 
 
 def save_samples(
