@@ -119,28 +119,44 @@ def push_hub_folder(
         raise ValueError(f"{folder} is no model folder: expected config.json and *.safetensors in it")
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} has no weights: expected *.safetensors beside config.json")
+    return push_files(files_of(folder), repo_id, "model", private, token, revision, commit_message, max_attempts, wait_seconds)
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their path in a repository; hidden ones and caches stay behind."""
+    files = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {name.as_posix(): path for name, path in files if not any(part.startswith((".", "__pycache__")) for part in name.parts)}
+
+
+def push_files(
+    files: dict[str, Path],
+    repo_id: str,
+    repo_type: str,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload",
+    max_attempts: int = 5,
+    wait_seconds: float = 2.0,
+) -> str:
+    """Upload files by their path in a repository of type `"model"` or `"space"` (of Gradio), as `push_hub_folder` does and fails."""
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
         raise ValueError(f"expected a repository name like user/name, got {repo_id!r}: {error}") from None
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts)
-    )
-    api = HfApi(token=token)
+    api, sdk = HfApi(token=token), "gradio" if repo_type == "space" else None
     for attempt in range(1, max_attempts + 1):
         try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk).repo_id
+            at = {"repo_type": repo_type, "revision": revision}
             if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            names = [path.relative_to(folder).as_posix() for path in files]
-            there = api.list_repo_files(repo_id, revision=revision)
+                api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
+            there = api.list_repo_files(repo_id, **at)
             operations = [
-                *(CommitOperationDelete(name) for name in there if name.endswith(_STALE_PATTERNS) and name not in names),
-                *(CommitOperationAdd(name, path) for name, path in zip(names, files, strict=True)),
+                *(CommitOperationDelete(name) for name in there if name.endswith(_STALE_PATTERNS) and name not in files),
+                *(CommitOperationAdd(name, path) for name, path in files.items()),
             ]
-            return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision).commit_url
+            return api.create_commit(repo_id, operations, commit_message=commit_message, **at).commit_url
         except (HTTPError, OSError, RuntimeError) as error:
             refusal = _refusal(error)
             if refusal is not None:

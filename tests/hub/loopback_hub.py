@@ -1,4 +1,5 @@
-"""A Hub on 127.0.0.1 that speaks as much of the Hub's HTTP as upload and download of models need; repositories live in memory.
+"""A Hub on 127.0.0.1 that speaks as much of the Hub's HTTP as upload of models and Spaces and download of models need; repositories
+live in memory.
 
 `with LoopbackHub() as hub:` then run processes with `hub.environment(home)`. `hub.requests` lists what was asked ("PUT /lfs/..."),
 `hub.break_next(prefix, times)` drops the connection in the middle of such requests.
@@ -102,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_json({})
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             return self.model_api("/".join(parts[2:4]), parts[4:], body)
+        if parts[:2] == ["api", "spaces"] and len(parts) >= 4:
+            return self.model_api("spaces/" + "/".join(parts[2:4]), parts[4:], body)
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.lfs_batch(json.loads(body))
         if len(parts) >= 5 and parts[2] == "resolve":
@@ -110,6 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self, wanted):
         repo_id = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        if wanted.get("type") == "space":
+            if wanted.get("sdk") != "gradio":
+                return self.send_json({"error": "a Space needs an sdk"}, 400)
+            repo_id = f"spaces/{repo_id}"
         if repo_id in self.hub.repos:
             return self.send_json({"url": f"{self.hub.url}/{repo_id}", "error": "You already created this model repo"}, 409)
         private = wanted.get("private") or wanted.get("visibility") == "private"

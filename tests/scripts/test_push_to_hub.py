@@ -55,3 +55,22 @@ def test_card_and_training_state_are_uploaded_with_the_model(tmp_path):
         card = hub.files("user/name")["README.md"].decode()
         assert hub.files("user/name")["training_state/run_state.json"] == b'{"step": 12}'
     assert 'model="user/name"' in card and "path `se2`" in card and "12 steps" in card
+
+
+def test_space_is_uploaded_whole_page_package_and_model(tmp_path):
+    config = EqCohViTConfig(backbone_config={**BACKBONE, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4)
+    folder = save_hub_folder(tmp_path / "model", EqCohViTModel(config))
+    with LoopbackHub() as hub:
+        done = run("--space", "--folder", folder, "--repo_id", "user/demo", env=hub.environment(tmp_path / "hf"))
+        assert done.returncode == 0, done.stderr
+        files = hub.files("spaces/user/demo")
+    assert done.stdout.startswith(f"uploaded {len(files)} files to the Space user/demo: {hub.url}/")
+    assert {"app.py", "README.md", "requirements.txt", "style.css", "eqcohvit/export.py", "model/model.safetensors"} <= set(files)
+    assert b"sdk: gradio" in files["README.md"] and files["model/config.json"] == (folder / "config.json").read_bytes()
+    assert not [name for name in files if "__pycache__" in name or (name.startswith("model/") and name.endswith(".py"))]
+
+
+def test_space_without_a_model_is_one_line_and_exit_code_2(tmp_path):
+    done = run("--space", "--folder", tmp_path / "nothing", "--repo_id", "user/demo")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from PIL import Image
+
+from controls import list_choices
+from eqcohvit import EqCohViTModel
+from eqcohvit.export import save_hub_folder
+from walk import MAX_BYTES, BadPicture, SplitModel, patch_similarity, principal_colours, psnr, read_picture, similarity_to_start
+
+VALUES = {"angle": 30, "shift_x": 3, "brightness": -20, "hue": 20}
+
+
+@pytest.fixture(scope="module")
+def choice():
+    return list_choices("se2+color_jitter")["se2+color_jitter"]
+
+
+def test_walk_starts_at_the_picture_and_steps_evenly(model, choice, make_picture):
+    walk = model.walk(make_picture(0), choice, VALUES)
+    assert walk.fractions == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1])
+    assert [walk.fractions[step] for step in walk.states] == pytest.approx([1 / 3, 2 / 3])
+    assert torch.allclose(walk.images[0], model.view(make_picture(0))[0], atol=1e-6)
+    end = choice.path.at(choice.parameters(VALUES), 1.0)(model.view(make_picture(0)), "zeros")
+    assert torch.allclose(walk.images[-1], end[0], atol=1e-6)
+
+
+def test_walk_reconstructions_are_the_model_s(model, choice, make_picture):
+    walk = model.walk(make_picture(1), choice, VALUES)
+
+    def normalised(images):
+        return ((images - model.mean) / model.std)[None]
+
+    with torch.no_grad():
+        outputs = model.model(normalised(walk.images[0]), normalised(walk.images[-1]), normalised(walk.images[walk.states]))
+    direct = (outputs.reconstructions[0] * model.std + model.mean).clamp(0, 1)
+    assert torch.allclose(walk.reconstructions, direct, atol=1e-5)
+    errors = (direct - walk.images[walk.states]).square().mean(dim=(1, 2, 3))
+    assert walk.psnr == pytest.approx((-10 * errors.log10()).tolist(), abs=1e-4)
+    assert torch.allclose(walk.sweep[-1], direct[-1], atol=1e-5)
+    assert torch.allclose(walk.sweep_targets[-1], walk.images[walk.states[-1]], atol=1e-5)
+
+
+def test_walk_at_neutral_values_stays_where_it_is(model, choice, make_picture):
+    walk = model.walk(make_picture(2), choice, {})
+    assert torch.allclose(walk.images, walk.images[:1].expand_as(walk.images), atol=1e-5)
+    assert similarity_to_start(walk.pooled["equivariant"], torch.zeros(1)) == pytest.approx([1] * 7, abs=1e-4)
+    assert min(walk.nearest_psnr) > 90
+
+
+def test_patches_of_the_walk_are_those_of_its_two_views(model, choice, make_picture):
+    walk, alone = model.walk(make_picture(3), choice, VALUES), model.patches(make_picture(3), choice, VALUES)
+    for part in ("equivariant", "invariant"):
+        assert walk.patches[part].shape == (2, 4, 4, 8)
+        assert torch.allclose(walk.patches[part], alone[part], atol=1e-5)
+
+
+def test_view_is_the_middle_square(model):
+    wide = Image.new("RGB", (96, 32), "red")
+    wide.paste((0, 0, 255), (32, 0, 64, 32))
+    assert torch.equal(model.view(wide)[0], torch.tensor([0.0, 0, 1])[:, None, None].expand(3, 32, 32))
+
+
+def test_psnr_of_known_errors():
+    zeros = torch.zeros(3, 4, 4)
+    assert psnr(zeros + 0.1, zeros) == pytest.approx(20)
+    assert psnr(zeros + 1, zeros) == pytest.approx(0)
+    assert psnr(zeros, zeros) == 99
+
+
+def test_similarity_to_start_takes_the_centre_away():
+    pooled = torch.tensor([[2.0, 1.0], [3.0, 1.0], [1.0, 2.0], [0.0, 1.0]])
+    assert similarity_to_start(pooled, torch.tensor([1.0, 1.0])) == pytest.approx([1, 1, 0, -1])
+
+
+def test_patch_similarity_is_one_at_the_patch_itself():
+    features = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    maps = patch_similarity(features, 2, 4)
+    assert maps.shape == (2, 3, 5) and maps[0, 2, 4] == pytest.approx(1) and maps.flatten().topk(2).values[1] < 1
+
+
+def test_principal_colours_follow_the_direction_that_varies():
+    features = torch.zeros(2, 2, 2, 4)
+    features[..., 3] = torch.arange(8.0).view(2, 2, 2)
+    features += 1e-4 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    red = principal_colours(features)[..., 0].flatten()
+    assert (red.diff() > 0).all() and red[0] == 0 and red[-1] == 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_read_picture_reads_the_usual_formats(make_picture, tmp_path, kind):
+    make_picture(0).save(tmp_path / "file", kind)
+    read = read_picture(tmp_path / "file")
+    assert read.mode == "RGB" and read.size == (40, 40)
+
+
+def test_read_picture_turns_it_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways
+    Image.new("RGB", (40, 20)).save(tmp_path / "file", "JPEG", exif=exif)
+    assert read_picture(tmp_path / "file").size == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "cannot be read as a picture"),
+        (b"no picture at all", "cannot be read as a picture. The page takes JPEG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be read as a picture"),
+        (b"\0" * (MAX_BYTES + 1), "10.0 MB; the limit is 10 MB"),
+    ],
+)
+def test_read_picture_says_what_is_wrong(tmp_path, data, message):
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(BadPicture, match=message):
+        read_picture(tmp_path / "file")
+
+
+def test_read_picture_refuses_too_many_too_few_and_missing_pixels(tmp_path, make_picture):
+    file = tmp_path / "file.png"
+    Image.new("1", (6000, 5000)).save(file)
+    with pytest.raises(BadPicture, match="6000 × 5000 pixels; the limit is 25 million"):
+        read_picture(file)
+    Image.new("RGB", (7, 40)).save(file)
+    with pytest.raises(BadPicture, match="7 × 40 pixels; each side needs at least 8"):
+        read_picture(file)
+    make_picture(0).save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(BadPicture, match="cannot be read"):
+        read_picture(file)
+
+
+def test_split_model_refuses_what_has_no_decoders(tmp_path, model):
+    with pytest.raises(ValueError, match="no model at"):
+        SplitModel(str(tmp_path / "nothing"))
+    encoder = save_hub_folder(tmp_path / "encoder", EqCohViTModel(model.config))
+    with pytest.raises(ValueError, match="expected a model with its decoders, .* lacks .* first decoders"):
+        SplitModel(str(encoder))
