@@ -15,11 +15,12 @@ echo "2/3  The same without it (reconstruction weight 0), to compare"
 .venv/bin/python scripts/pretrain.py \
   --output_dir "$output/baseline" --recon_weight 0 --resume_from_checkpoint latest
 echo "3/3  What do the features know? R2 of the rotation angle (1 is perfect, 0 is guessing), and nearest neighbours' accuracy"
-.venv/bin/python scripts/evaluate.py --model "$output/equivariant/model" "$output/baseline/model" --task r2 knn --output "$output/results.json"
+.venv/bin/python scripts/evaluate.py --model "$output/equivariant/model" "$output/baseline/model" --task r2 knn --pooling cls_mean --head mlp \
+  --output "$output/results.json"
 
 cat <<MSG
 
 paper:  the rotated image shows empty corners.   strict: real pixels fill them, nothing but the content tells the angle.
 Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s.
-Reconstructions: $output/equivariant/samples/     Table: $output/results.json     Model: $output/equivariant/model
+Reconstructions: $output/equivariant/samples/     Report: $output/report.html     Model: $output/equivariant/model
 MSG

@@ -11,6 +11,7 @@ from eqcohvit.evaluation.features import (
     ModelEncoder,
     PixelEncoder,
     load_encoder,
+    parts_of,
     random_controls,
     select,
     split_tokens,
@@ -168,3 +169,10 @@ def test_pixels_are_means_of_a_16_by_16_grid():
     image = torch.arange(32.0).expand(1, 3, 32, 32) / 32
     (vector,) = PixelEncoder(32)(image).values()
     assert vector.shape == (1, 768) and torch.allclose(vector[0, :16], (torch.arange(16) * 2 + 0.5) / 32)
+
+
+def test_parts_come_in_one_order_whatever_the_order_of_the_vectors():
+    keys = [("backbone", "10"), ("backbone", LAST), ("both", LAST), ("equivariant", LAST), ("backbone", "2"), ("invariant", LAST)]
+    vectors = {Feature(part, layer, "mean"): torch.zeros(1) for part, layer in keys}
+    expected = [("equivariant", LAST), ("invariant", LAST), ("both", LAST), ("backbone", LAST), ("backbone", "2"), ("backbone", "10")]
+    assert parts_of(vectors) == expected

@@ -99,7 +99,9 @@ class PairView:
 
     def __init__(self, path: TransformationPath, protocol: str, seed: int = 0):
         self.path, self.protocol, self.seed = path, protocol, seed
-        self.name = f"{path.name} {path.limits} {protocol} {seed}"
+        moves = path.sample(torch.full((1, path.num_parameters), 0.5)).at(1.0).matrix is not None
+        # Where nothing moves, the protocols are the same.
+        self.name = f"{path.name} {path.limits} {protocol if moves else 'in place'} {seed}"
 
     def canvas_size(self, image_size: int) -> int:
         return canvas_size(image_size, self.path, self.protocol)

@@ -21,6 +21,7 @@ from .preprocessing import Preprocessing, read_preprocessing
 PIXELS_SIDE = 16
 GRID_SIDE, GRID_CHANNELS = 8, 12
 POOLINGS = ("cls_mean", "cls", "mean", "grid")
+PARTS = ("equivariant", "invariant", "both", "backbone", "pixels")
 LAST = "last"
 RANDOM, PIXELS = "random weights", "raw pixels"
 
@@ -272,5 +273,6 @@ def select(vectors: dict[Feature, torch.Tensor], part: str, layer: str, pooling:
 
 
 def parts_of(vectors: dict[Feature, torch.Tensor]) -> list[tuple[str, str]]:
-    """(part, layer) of all vectors, each once, in order."""
-    return list(dict.fromkeys((feature.part, feature.layer) for feature in vectors))
+    """(part, layer) of all vectors, each once: parts as in `PARTS`, the last layer first, then by index."""
+    found = {(feature.part, feature.layer) for feature in vectors}
+    return sorted(found, key=lambda key: (key[1] != LAST, PARTS.index(key[0]) if key[0] in PARTS else len(PARTS), key[1].zfill(3), key[0]))

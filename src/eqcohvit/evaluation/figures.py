@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .context import Evaluation, Figure
 from .extraction import CentralView, PairView
-from .features import LAST, RANDOM, Feature, select
+from .features import LAST, RANDOM, Feature, parts_of, select
 from .metrics.r2.coefficients import r2_per_parameter
 from .probes import nearest_neighbours
 from .results import Row
@@ -93,8 +93,9 @@ def neighbours_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) 
     queries = torch.arange(min(num_queries, len(test[thumbnails.name].keys)))
     found, same = {}, {}
     for encoder in encoders:
-        keys = [(f.part, f.layer) for f in train[encoder.name].vectors if f.layer == LAST and f.part != "both"]
-        for part, layer in dict.fromkeys(keys):
+        for part, layer in parts_of(train[encoder.name].vectors):
+            if layer != LAST or part == "both":
+                continue
             pooling = evaluation.settings["pooling"][0]
             x, queried = (select(f[encoder.name].vectors, part, layer, pooling)[:, 0] for f in (train, test))
             _, index = nearest_neighbours(x, queried[queries], k)

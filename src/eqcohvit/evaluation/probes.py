@@ -49,7 +49,7 @@ def mlp_regression(
     test_x: torch.Tensor,
     num_seeds: int = 1,
     hidden_dim: int = 128,
-    num_steps: int = 300,
+    num_steps: int = 240,
     batch_size: int = 512,
     learning_rate: float = 4e-3,
     weight_decay: float = 0.05,
@@ -78,10 +78,12 @@ def mlp_regression(
         head = _StackedMLP(num_seeds, train_x.shape[1], hidden_dim, train_y.shape[1]).to(device)
         optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
         count = fit.shape[1]
-        epochs = -(-num_steps // -(-count // batch_size))
-        total = epochs * -(-count // batch_size)
+        steps_per_epoch = -(-count // batch_size)
+        epochs = -(-num_steps // steps_per_epoch)
+        check_every = max(1, 8 // steps_per_epoch)  # epochs; those of few samples are short
+        total = epochs * steps_per_epoch
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total, pct_start=0.1)
-        for _ in range(epochs):
+        for epoch in range(1, epochs + 1):
             head.train()
             order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
             for rows in order.split(batch_size, dim=1):
@@ -91,6 +93,8 @@ def mlp_regression(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+            if epoch % check_every and epoch < epochs:
+                continue
             head.eval()
             with torch.no_grad():
                 error = ((head(val_x) - val_y).square() * weight).mean(dim=(1, 2))
