@@ -19,7 +19,13 @@ def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tenso
 
 
 def hold_out(count: int, seed: int, share: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random split of `count` samples by seed: indices to fit on, indices to choose by."""
+    """A random split of `count` samples by seed: indices to fit on, indices to choose by.
+
+    Raises:
+        ValueError: there are too few samples to split.
+    """
+    if count < 10:
+        raise ValueError(f"a probe needs at least 10 images to be fitted on, got {count}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(1, round(count * share))
     return order[held_out:], order[:held_out]

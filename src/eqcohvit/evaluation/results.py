@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def format_table(cells: list[list[str]]) -> str:
 def versions() -> dict[str, str]:
     """What a number was measured with."""
     return {
-        "eqcohvit": version("eqcohvit"),
+        "eqcohvit": sys.modules[__package__.split(".")[0]].__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

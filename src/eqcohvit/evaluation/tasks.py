@@ -111,6 +111,10 @@ def labelled(evaluation: Evaluation) -> tuple[dict[str, Features], dict[str, Fea
         if not source.has_labels:
             raise ValueError(f"classification needs labels, and {source.name} has none: give --label_column")
     train, test = (evaluation.features(part, CentralView()) for part in ("train", "test"))
+    for source, features in ((evaluation.samples.train, train), (evaluation.samples.test, test)):
+        unknown = int((next(iter(features.values())).labels < 0).sum())
+        if unknown:
+            raise ValueError(f"classification needs labels, and {unknown} images of {source.name} have none")
     return train, test
 
 
