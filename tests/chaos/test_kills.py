@@ -123,7 +123,8 @@ def metrics(output_dir: Path) -> list[dict]:
 
 
 def bad_images(output_dir: Path) -> list[tuple[str, str]]:
-    lines = [json.loads(line) for line in (output_dir / "bad_images.jsonl").read_text().splitlines()]
+    path = output_dir / "bad_images.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return sorted((Path(line["path"]).name, line["reason"]) for line in lines)
 
 

@@ -30,7 +30,7 @@ def save(output_dir: Path, step: int, keep: int = 2, keep_every: int = 0, fail: 
         if fail:
             raise OSError("disk full")
 
-    return save_checkpoint(Accelerator(cpu=True), output_dir, step, {"step": step}, write, keep, keep_every)
+    return save_checkpoint(Accelerator(cpu=True), output_dir, step, {"step": step, "ranks": [{}]}, write, keep, keep_every)
 
 
 def names(output_dir: Path) -> list[str]:
@@ -42,7 +42,7 @@ def test_checkpoints_are_found_by_step_and_old_ones_removed(tmp_path):
         save(tmp_path, step)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-10", "step-100"]
     latest = find_checkpoint(tmp_path, "latest")
-    assert read_state(latest) == {"step": 100} and (latest / "weights").read_text() == "weights of step 100"
+    assert read_state(latest)["step"] == 100 and (latest / "weights").read_text() == "weights of step 100"
     assert find_checkpoint(tmp_path, str(tmp_path / "checkpoints" / "step-10")).name == "step-10"
 
 
@@ -116,12 +116,12 @@ def test_going_on_from_an_earlier_step_sets_later_checkpoints_aside(tmp_path, ca
         save(tmp_path, step, keep=9)
     (tmp_path / "checkpoints/step-7/weights").write_text("half")
     args = PretrainArguments(resume_from_checkpoint="latest", output_dir=str(tmp_path))
-    assert open_run(tmp_path, args).name == "step-6"
+    assert open_run(tmp_path, args, 1).name == "step-6"
     assert names(tmp_path) == ["step-5", "step-6", "step-7.aside"]
     said = capsys.readouterr().out
     assert "passing over a damaged checkpoint, step-7" in said and "step-7.aside" in said
     args.resume_from_checkpoint = str(tmp_path / "checkpoints/step-5")
-    assert open_run(tmp_path, args).name == "step-5"
+    assert open_run(tmp_path, args, 1).name == "step-5"
     save(tmp_path, 6, keep=1)
     assert names(tmp_path) == ["step-6", "step-6.aside", "step-7.aside"]
 
@@ -155,11 +155,12 @@ def test_load_checkpoint_restores_weights_optimizer_and_random_state(tmp_path):
     assert all(torch.equal(states[i][key], others[i][key]) for i in states for key in states[i])
 
 
-def test_load_checkpoint_refuses_another_number_of_processes(tmp_path):
+def test_open_run_refuses_a_checkpoint_of_another_number_of_processes_before_anything_is_written(tmp_path):
     accelerator, *_ = trained(0)
-    folder = save_checkpoint(accelerator, tmp_path, 1, {"step": 1, "ranks": [{}, {}]}, accelerator.save_state, 2)
-    with pytest.raises(ValueError, match="is of 2 processes, this run has 1"):
-        load_checkpoint(accelerator, folder)
+    save_checkpoint(accelerator, tmp_path, 1, {"step": 1, "ranks": [{}, {}]}, accelerator.save_state, 2)
+    with pytest.raises(ValueError, match="step-1 is of a run of 2 processes, this one has 1: resume it with 2"):
+        open_run(tmp_path, PretrainArguments(resume_from_checkpoint="latest"), 1)
+    assert not (tmp_path / "config.yaml").exists()
 
 
 class Payload:

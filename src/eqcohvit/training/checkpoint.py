@@ -202,11 +202,8 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
     """Load weights, optimizer and random state of this process from a verified checkpoint; returns its plain state.
 
     Raises:
-        ValueError: it is of another number of processes, or a file does not fit this run.
+        ValueError: a file does not fit this run.
     """
-    state = read_state(checkpoint)
-    if len(state["ranks"]) != accelerator.num_processes:
-        raise ValueError(f"{checkpoint} is of {len(state['ranks'])} processes, this run has {accelerator.num_processes}")
     try:
         accelerator.load_state(str(checkpoint))
         # Accelerate passes over random states that it cannot read, which would make the resumed run another one.
@@ -215,7 +212,7 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"cannot load {checkpoint}: {' '.join(str(error).split())[:400]}") from None
     if not torch.equal(torch.get_rng_state(), random_state):
         raise ValueError(f"cannot load {checkpoint}: its random state does not fit this version of accelerate or torch")
-    return state
+    return read_state(checkpoint)
 
 
 def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Result:
@@ -238,13 +235,15 @@ def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Resul
     return result
 
 
-def open_run(output_dir: Path, args: PretrainArguments) -> Path | None:
+def open_run(output_dir: Path, args: PretrainArguments, num_processes: int) -> Path | None:
     """Make the folder of a run ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked for and there is one.
 
     Raises:
-        ValueError: as `find_checkpoint` and `prepare_output_dir`; nothing is written then.
+        ValueError: as `find_checkpoint` and `prepare_output_dir`, or the checkpoint is of another number of processes; nothing is written.
     """
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if checkpoint is not None and (saved := len(read_state(checkpoint)["ranks"])) != num_processes:
+        raise ValueError(f"{checkpoint} is of a run of {saved} processes, this one has {num_processes}: resume it with {saved}")
     prepare_output_dir(output_dir, args)
     if checkpoint is not None:
         for moved in set_later_aside(output_dir, read_state(checkpoint)["step"]):
