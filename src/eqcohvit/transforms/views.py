@@ -243,6 +243,7 @@ class ViewRenderer:
 
     def _local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S) -> local crops (B, L, 3, h, h)."""
+        assert self.local_crops is not None
         number = self.local_crops.number
         draws = self._draw(epochs, keys, list(range(_LOCAL, _LOCAL + number)), _NUM_DRAWS)
         drawn = sample_view(self.local_augmentation, draws.flatten(0, 1), sizes.repeat_interleave(number, dim=0), self.image_size)
@@ -253,6 +254,7 @@ class ViewRenderer:
 
     def _render_local(self, canvases: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S), parameters (B, L, ...) -> local crops (B, L, 3, h, h), all read in one launch."""
+        assert self.local_crops is not None
         canvases = canvases.float() / 255
         crop, number = drawn.crop, drawn.crop.shape[1]
         identity = torch.eye(3, device=canvases.device).expand_as(crop)
@@ -281,11 +283,13 @@ class ViewRenderer:
 
         pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(num_moved + 1)
         images, pivot = self._recolor(images, self.augmentations, pivot, *map(per_view, ("color", "sigma", "solarize")))
-        if steps[0].color is not None:
-            unchanged = torch.zeros_like(steps[0].color) + steps[0].color.new_tensor([1, 1, 1, 0])
-            images, _ = ops.adjust_color(images, torch.stack([unchanged] + [step.color for step in steps], dim=1).flatten(0, 1), pivot)
-        if steps[0].sigma is not None:
-            sigma = torch.stack([torch.zeros_like(steps[0].sigma)] + [step.sigma for step in steps], dim=1).flatten()
+        colors = [step.color for step in steps if step.color is not None]  # of all steps, or of none
+        sigmas = [step.sigma for step in steps if step.sigma is not None]
+        if colors:
+            unchanged = torch.zeros_like(colors[0]) + colors[0].new_tensor([1, 1, 1, 0])
+            images, _ = ops.adjust_color(images, torch.stack([unchanged, *colors], dim=1).flatten(0, 1), pivot)
+        if sigmas:
+            sigma = torch.stack([torch.zeros_like(sigmas[0]), *sigmas], dim=1).flatten()
             images = _where(sigma > 0, partial(ops.gaussian_blur, max_sigma=self._max_path_sigma), images, sigma)
         images = images.unflatten(0, (batch, num_moved + 1))
         if coverage is not None:
