@@ -84,9 +84,11 @@ def test_sizes_and_normalisation_come_from_the_checkpoint(tmp_path):
 
 
 def test_head_settings_come_from_a_split_model(tmp_path):
-    save_split(tmp_path, num_intermediates=3, decoder_context="none")
-    args = settings("--init_from", tmp_path, "--decoder_patch_dropout", "0")
+    save_split(tmp_path, num_intermediates=3, decoder_context="none", path="se2", border="canvas")
+    args = settings("--init_from", tmp_path)
     assert (args.feature_dim, args.equivariant_dim, args.num_intermediates, args.decoder_context) == (24, 8, 3, "none")
+    assert (args.path, args.border, args.decoder_patch_dropout) == ("se2", "canvas", 0.0)
+    assert settings("--init_from", tmp_path, "--path", "rotation").path == "rotation"
     args = settings("--init_from", tmp_path, "--no-init_heads")
     assert (args.feature_dim, args.num_intermediates, args.decoder_context) == (256, 2, "mean")
 
@@ -122,6 +124,17 @@ def test_sources_of_no_use_are_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             settings("--init_from", tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("save", [save_vit, save_split])
+def test_truncated_weights_are_refused_in_one_line(save, tmp_path):
+    save(tmp_path)
+    args = settings("--init_from", tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="no weights at") as error:
+        build_model(args, open_start(args.init_from))
+    assert "\n" not in str(error.value)
 
 
 # ----------------------------------------------------------------------------------------------------------------- weights

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
@@ -90,7 +91,7 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[flo
         raise ValueError(f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}")
     try:
         model, info = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"no weights at {source}: {str(error).splitlines()[0]}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -191,11 +192,14 @@ class Start:
     @property
     def objective(self) -> str | None:
         """Name of the objective whose heads are in the training state, where there is one."""
-        return None if self.state is None else load_recipe(self.state / SETTINGS_FILE)["objective"]
+        return None if self.state is None else load_recipe(self.state / SETTINGS_FILE).get("objective")
 
     def state_weights(self, prefix: str) -> Weights:
         """The tensors of the training state whose names begin with `prefix`, without it."""
-        return _part(load_file(self.state / WEIGHTS_FILE), prefix)
+        try:
+            return _part(load_file(self.state / WEIGHTS_FILE), prefix)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot read {self.state / WEIGHTS_FILE}: {str(error).strip().splitlines()[0]}") from None
 
 
 def open_start(name: str) -> Start:
@@ -320,9 +324,12 @@ def _settings_of_start(values: dict[str, Any], given: set[str]) -> dict[str, Any
             raise ValueError(f"expected {key}={values[key]!r}, found {value!r} in init_from={name}{hint}")
     if start.state is not None and values["init_heads"]:
         saved = load_recipe(start.state / SETTINGS_FILE)
-        if "objective" not in given or saved["objective"] == values["objective"]:
-            found |= {key: saved[key] for key in _OBJECTIVE_SETTINGS}
-    return {"image_size": start.image_size, "model_preset": None} | found
+        if "objective" not in given or saved.get("objective") == values["objective"]:
+            found |= {key: saved[key] for key in _OBJECTIVE_SETTINGS if key in saved}
+    defaults = {"image_size": start.image_size, "model_preset": None}
+    if start.is_split and values["init_heads"]:
+        defaults |= {key: getattr(start.config, key) for key in ("path", "border", "decoder_patch_dropout")}
+    return defaults | found
 
 
 # ---------------------------------------------------------------------------------------------------------------- weights
@@ -351,7 +358,7 @@ def _split_weights(start: Start) -> Weights:
         return weights
     try:
         model = EqCohViTForPreTraining.from_pretrained(start.source)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no weights at {start.name}: {str(error).strip().splitlines()[0]}") from None
     if model.missing_encoder_keys:
         missing = model.missing_encoder_keys
