@@ -249,6 +249,10 @@ def test_prepare_output_dir_keeps_other_runs_safe(tmp_path):
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         prepare_output_dir(tmp_path, args)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "notes.txt"]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.yaml.new").write_text("see")  # a run that was killed before it had begun
+    prepare_output_dir(tmp_path / "killed", args)
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["config.yaml"]
 
 
 def test_prepare_output_dir_says_that_it_cannot_write(tmp_path):

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
-from .files import flush_to_disk
+from .files import flush_to_disk, path_beside
 
 STATE_FILE, MANIFEST_FILE = "run_state.json", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -263,7 +263,7 @@ def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
             if not args.resume_from_checkpoint:
                 raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
             check_resumable(args, load_recipe(config_path))
-        elif output_dir.is_dir() and any(output_dir.iterdir()):
+        elif output_dir.is_dir() and any(path != path_beside(config_path) for path in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
         output_dir.mkdir(parents=True, exist_ok=True)
         args.save(config_path)

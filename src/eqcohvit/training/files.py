@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 
+def path_beside(path: Path) -> Path:
+    """Where the new content of a file is written first; a kill may leave it there."""
+    return path.with_name(f".{path.name}.new")
+
+
 def write_text_whole(path: Path, text: str) -> None:
     """Replace the content of `path`: written beside it, flushed to the disk, then renamed."""
-    beside = path.with_name(f".{path.name}.new")
+    beside = path_beside(path)
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
