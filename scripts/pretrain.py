@@ -195,7 +195,8 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     if step < args.max_steps:
         if step > saved_step:
             save()
-        accelerator.print(f"stopped by {stop.name} after step {step}; --resume_from_checkpoint latest goes on from there")
+        reason = stop.name or "a signal to another process"
+        accelerator.print(f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there")
         accelerator.end_training()
         raise StopRequested
     if accelerator.is_main_process:

@@ -81,7 +81,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(run_server
     until(lambda: runs[1].num_batches() >= 4, runs[1])
     runs[1].signal(signal.SIGUSR1)
     assert [run.wait(BOUND) for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], runs[0].output()[-2000:]
-    assert 3 <= saved_step(tmp_path / "run") < 12
+    step = saved_step(tmp_path / "run")
+    assert 3 <= step < 12 and f"stopped by a signal to another process after step {step};" in runs[0].output()
     run_server.run([*argv, "--resume_from_checkpoint", "latest"], tmp_path / "record", num_processes=2)
     assert_equal_weights(tmp_path / "run", truth(2))
 
