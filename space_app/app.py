@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -70,7 +71,9 @@ def main(named: str | None) -> None:
         examples.mkdir()
         name, note = find_model(named)
         model = SplitModel(name)
-        launch(build(Demo(model, load_probe(model, _say), draw_examples(examples)), note))
+        page = build(Demo(model, load_probe(model, _say), draw_examples(examples)), note)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the visitors' files go with a server that is stopped
+        launch(page)
 
 
 def cli(argv: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from eqcohvit.objectives.functional import vicreg_terms
 from eqcohvit.training.optim import make_optimizer
 from eqcohvit.transforms import ViewRenderer, make_path
 
-NUM_STEPS = 300
+NUM_STEPS = 200
 BATCH_SIZE = 64
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 PATH = "rotation"

@@ -13,6 +13,7 @@ import yaml
 
 import app
 import standin
+from eqcohvit.export import check_card
 from walk import SplitModel
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,16 @@ def test_find_model_takes_the_one_named_then_the_released_then_the_standin(monke
     monkeypatch.setattr(app, "train_standin", lambda cache, say: tmp_path / "standin")
     name, note = app.find_model(None)
     assert name == str(tmp_path / "standin") and "stand-in" in note and "never seen a photograph" in note
+
+
+def test_released_checkpoint_is_whole_small_and_shown_by_default():
+    folder = app.RELEASED[1]
+    assert app.find_model(None) == (str(folder.resolve()), "")
+    names = {path.name for path in folder.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_eqcohvit.py"} <= names
+    assert (folder / "model.safetensors").stat().st_size <= 5_000_000
+    assert SplitModel(str(folder)).config.path == "se2+color_jitter"
+    check_card((folder / "README.md").read_text())
 
 
 def test_standin_is_trained_once(tmp_path):
