@@ -54,12 +54,11 @@ def animate(page: Page) -> list[Image.Image]:
         before = page.locator("#film img").last.get_attribute("src")
         number.fill(str(angle))
         number.press("Enter")
-        if angle != _ANGLES[0]:
-            page.wait_for_function("before => [...document.querySelectorAll('#film img')].at(-1).src !== before", arg=before)
-        page.wait_for_timeout(250)
+        page.wait_for_function("before => [...document.querySelectorAll('#film img')].at(-1).src !== before", arg=before)
+        page.wait_for_timeout(400)  # until nothing is greyed as pending any more
         frame = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         frames.append(frame.resize((_WIDTH, round(frame.height * _WIDTH / frame.width)), Image.Resampling.LANCZOS))
-    palette = frames[0].quantize(128)
+    palette = frames[len(frames) // 4].quantize(200)
     return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
 
 

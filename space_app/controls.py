@@ -48,8 +48,8 @@ _KEYSTONE = (1, 0, -1, 0, 1, 0, -1, 0)  # the top narrows, the bottom widens
 CONTROLS: dict[str, tuple[Control, ...]] = {
     "rotation": (_scaled("angle", "Turn", "°", _LIMITS["rotation"][0], _DEGREES, 1, 40),),
     "translation": (
-        _scaled("shift_x", "Shift right", "% of the side", _LIMITS["translation"][0], _PERCENT, 0.1, 4),
-        _scaled("shift_y", "Shift down", "% of the side", _LIMITS["translation"][1], _PERCENT, 0.1, -4),
+        _scaled("shift_x", "Shift right", "% of the side", _LIMITS["translation"][0], _PERCENT, 0.1, 3),
+        _scaled("shift_y", "Shift down", "% of the side", _LIMITS["translation"][1], _PERCENT, 0.1, -3),
     ),
     "zoom": (
         Control(

@@ -105,7 +105,7 @@ def _inputs(demo: Demo) -> tuple:
     )  # fmt: skip
     picture = gr.Image(
         str(examples[first]), type="filepath", sources=["upload", "webcam", "clipboard"], height=240, buttons=[],
-        label=f"or bring your own, up to {MAX_BYTES // 1024**2} MB", alt_text="the picture that the model sees", elem_id="picture",
+        label=f"or your own, up to {MAX_BYTES // 1024**2} MB", alt_text="the picture that the model sees", elem_id="picture",
     )  # fmt: skip
     example = gr.Textbox(first, visible="hidden", elem_id="example", label="name of the example")
     gr.Markdown("### 2. Choose a transformation")

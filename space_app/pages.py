@@ -10,7 +10,7 @@ from PIL import Image
 
 from controls import Control
 from probe import Reading
-from walk import PARTS, Walk
+from walk import MAX_PSNR, PARTS, Walk
 
 ERROR_RANGE = 0.5  # mean absolute error of the channels that the error map shows as its brightest colour
 _HEAT = torch.tensor([[0, 0, 0], [0.34, 0.06, 0.43], [0.74, 0.21, 0.33], [0.98, 0.55, 0.04], [0.99, 1.0, 0.64]])
@@ -79,9 +79,11 @@ def film(walk: Walk) -> str:
 
 
 def _film_text(walk: Walk) -> str:
+    if min(walk.nearest_psnr) == MAX_PSNR:
+        return '<p class="verdict">Nothing moves here: start, states and end are one picture.</p>'
     gains = [made - copied for made, copied in zip(walk.psnr, walk.nearest_psnr, strict=True)]
     copied = " and ".join(f"{value:.2f}" for value in walk.nearest_psnr)
-    verdict = "better" if min(gains) > 0 else "worse" if max(gains) < 0 else "once better, once worse"
+    verdict = "better" if min(gains) > 0 else "worse" if max(gains) < 0 else "partly better, partly worse"
     return (
         f'<p class="verdict">Showing whichever of v1 and v2 is closer would reach {copied} dB: the reconstructions are {verdict}. '
         "PSNR compares pixels; more is better, 3 dB is half the squared error.</p>"

@@ -236,7 +236,7 @@ def test_card_names_no_place_of_the_machine(run_dir):
     assert "/home/" not in card and "datasets" not in check_card(card)
     assert "local folder" in card
     run["settings"] |= {"train_dir": None}
-    assert "sprites" in render_card(TEMPLATE, run)
+    assert "no photographs and no labels were used" in render_card(TEMPLATE, run)
 
 
 def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
@@ -247,6 +247,8 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
     run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labelled.parquet"}
     card = render_card(TEMPLATE, run)
     assert "/home/" not in card and "base_model" not in check_card(card) and "that of another checkpoint" in card
+    run["settings"] |= {"dataset_name": None, "train_dir": None, "data_files": None}
+    assert "no photographs" not in render_card(TEMPLATE, run)  # nobody here knows what the other model saw
 
 
 def test_results_of_other_models_are_not_taken_for_this_one(run_dir):

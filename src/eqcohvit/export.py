@@ -321,7 +321,8 @@ def _describe_data(settings: dict[str, Any]) -> str:
         name = _dataset_id(settings)
         source = f"[{name}](https://huggingface.co/datasets/{name})" if name else "a local dataset"
         return f"Split `{settings['dataset_split']}` of {source}, streamed; no labels were used."
-    return "The drawn sprites that are embedded in the package, generated while training; no photographs and no labels were used."
+    photographs = "" if settings.get("init_from") else "no photographs and "  # the model that it continued from may have seen some
+    return f"The drawn sprites that are embedded in the package, generated while training; {photographs}no labels were used."
 
 
 def _result_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,15 @@ def test_show_of_an_untrained_transformation_says_so(demo, picture_files):
     assert "trained on" in table and "data-true" not in table and along["visible"] is False
 
 
+def test_show_says_whether_the_reconstructions_beat_the_nearer_view(demo, model, picture_files, make_picture):
+    film = demo.show({"path": str(picture_files[0])}, "rotation", 1, 1, *values(angle=30))[0]
+    walk = model.walk(make_picture(0), demo.choices["rotation"], {"angle": 30})
+    gains = [made > copied for made, copied in zip(walk.psnr, walk.nearest_psnr, strict=True)]
+    assert f"are {'better' if all(gains) else 'partly better, partly worse' if any(gains) else 'worse'}." in film
+    still = demo.show({"path": str(picture_files[0])}, "rotation", 1, 1, *values())[0]
+    assert "Nothing moves here" in still
+
+
 def test_show_patch_marks_the_patch_and_stays_within_the_grid(demo, picture_files):
     assert "--row:1;--column:2;--grid:4" in demo.show_patch({"path": str(picture_files[0])}, "rotation", 2, 3, *STARTS)
     assert "--row:3;--column:0;--grid:4" in demo.show_patch({"path": str(picture_files[0])}, "rotation", 99, -5, *STARTS)
