@@ -12,10 +12,12 @@ an interrupted command goes on where it was.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
@@ -81,7 +83,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.transform = list(PATHS) if "all" in args.transform else args.transform
     for name in args.transform:
         make_path(name)
+    if args.output:
+        check_output(Path(args.output))
     return args
+
+
+def check_output(path: Path) -> None:
+    """Raise a `ValueError` now, and not after hours of work, where the results could not be written."""
+    if path.is_dir():
+        raise ValueError(f"output must be a file like results.json, got the folder {path}")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"output {path} cannot be written: {there} is no folder that one may write to")
 
 
 def open_samples(args: argparse.Namespace) -> Samples:
@@ -128,7 +141,7 @@ def cli(argv: list[str] | None = None) -> int:
     try:
         main(parse(argv), argv)
     except (ValueError, FileNotFoundError, TooManyBadImages) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: finished chunks of features are kept, the same command goes on from there", file=sys.stderr)

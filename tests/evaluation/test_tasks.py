@@ -61,6 +61,16 @@ def test_r2_of_rotation_invariant_features_is_about_zero(tmp_path):
     assert scores["raw pixels", "mlp"] > 0.2
 
 
+def test_the_first_head_and_pooling_lead_the_table(tmp_path):
+    small = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 64, 32)
+    encoders = [PixelEncoder(16), Encoder("rings", rings)]
+    (pixels, pixels_grid, pooled) = tasks.r2(make(tmp_path, encoders[:1], small, head=["linear"], pooling=["cls_mean", "grid"])) + tasks.r2(
+        make(tmp_path, encoders[1:], small, head=["linear"], pooling=["mean"])
+    )
+    assert pixels.headline and pooled.headline and pixels.metric == pooled.metric == "R2 rotation, strict, linear head"
+    assert pixels_grid.metric == "R2 rotation, strict, grid, linear head" and pixels_grid.values == pixels.values  # one vector for both
+
+
 def test_knn_and_linear_need_labels(photos, tmp_path):
     source = FolderSource(str(photos))
     for task in (tasks.knn, tasks.linear):

@@ -80,6 +80,7 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
         ("--transform spin", "unknown path 'spin'"),
         ("--seeds 0", "seeds must be at least 1"),
         ("--train_dir nowhere", "nowhere"),
+        ("--output .", "output must be a file like results.json, got the folder ."),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(evaluate, folder, tmp_path, capsys, flags, message):

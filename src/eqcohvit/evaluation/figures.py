@@ -42,7 +42,7 @@ def scatter_figure(name: str, protocol: str, parameter_names: Sequence[str], pre
     keys = [key for key in predictions if key[1] != "both"][:_MAX_COLUMNS]
     scores = {key: r2_per_parameter(predictions[key], true) for key in keys}
     points = {key: predictions[key][:_NUM_POINTS] for key in keys}
-    caption = f"Predicted versus true parameters of {name} ({protocol}), {min(len(true), _NUM_POINTS)} test images, MLP, first seed."
+    caption = f"Predicted versus true parameters of {name} ({protocol}), {min(len(true), _NUM_POINTS)} test images, first seed."
     draw = lambda: _plots().scatter(points, true[:_NUM_POINTS], parameter_names, scores)  # noqa: E731
     return Figure(f"scatter_{name.replace('+', '_')}", caption, draw)
 

@@ -5,15 +5,17 @@ A task takes an `Evaluation` and returns rows; its settings are `evaluation.sett
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import torch
 
 from ..transforms import TransformationPath, make_path
 from .context import Evaluation
 from .extraction import CentralView, Features, PairView, progress
-from .features import LAST, parts_of, select
+from .features import LAST, Feature, parts_of, select
 from .figures import neighbours_figure, pca_figure, scatter_figure
 from .metrics.r2.coefficients import r2_per_parameter
 from .probes import (
@@ -22,6 +24,7 @@ from .probes import (
     knn_accuracy,
     linear_cka,
     linear_classification,
+    linear_regression,
     mlp_regression,
     predictability,
 )
@@ -35,28 +38,40 @@ def r2(evaluation: Evaluation) -> list[Row]:
 
     Pooled over the parameters and for each alone; on pooled features and on the patch grid; by the MLP and by its linear path alone.
     """
-    rows = []
+    rows: list[Row] = []
+    poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
     for path, protocol, train, test in pairs(evaluation):
-        poolings = evaluation.settings["pooling"]
         jobs = [(encoder, *key, pooling) for encoder in train for key in parts_of(train[encoder].vectors) for pooling in poolings]
         bar = progress(f"probes, {path.name}, {protocol}", len(jobs), unit="probe")
-        shown = {}
+        shown, known = {}, {}
         for encoder, part, layer, pooling in jobs:
-            x, test_x = (regression_inputs(features[encoder], part, layer, pooling) for features in (train, test))
-            heads = dict(zip(HEADS, mlp_regression(x, to_device(train[encoder].parameters), test_x, evaluation.seeds), strict=True))
+            one_vector = Feature(part, layer, "vector") in train[encoder].vectors  # the same for every pooling
+            key = (encoder, part, layer, None if one_vector else pooling)
             true = test[encoder].parameters.numpy()
-            scores = {head: [r2_per_parameter(seed, true).tolist() for seed in values.cpu().numpy()] for head, values in heads.items()}
+            if key not in known:
+                x, test_x = (regression_inputs(features[encoder], part, layer, pooling) for features in (train, test))
+                known[key] = regress(x, to_device(train[encoder].parameters), test_x, evaluation.seeds, heads)
+            scores = {head: [r2_per_parameter(seed, true).tolist() for seed in values] for head, values in known[key].items()}
             if pooling == poolings[0] and layer == LAST:
-                shown[encoder, part] = heads[HEADS[0]][0].cpu().numpy()
+                shown[encoder, part] = known[key][heads[0]][0]
             bar.update()
-            rows += _r2_rows(scores, encoder, part, layer, pooling, path, protocol, is_first=pooling == poolings[0])
+            own = _r2_rows(scores, encoder, part, layer, pooling, path, protocol, is_first=pooling == poolings[0])
+            rows += [replace(row, headline=row.headline and row.settings["head"] == heads[0]) for row in own]
         bar.close()
         if evaluation.settings.get("output") and protocol == evaluation.settings["protocol"][-1] and shown:
             evaluation.figures.append(scatter_figure(path.name, protocol, path.parameter_names, shown, true))
             if path.name == evaluation.settings["transform"][0]:
                 evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
-    heads = evaluation.settings["head"]
-    return [row for row in rows if row.settings["head"] in heads]
+    return rows
+
+
+def regress(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, num_seeds: int, heads: Sequence[str]) -> dict[str, np.ndarray]:
+    """Predictions (S, M, P) of each head for S seeds: features (N, d), parameters (N, P), features to test (M, d)."""
+    if "mlp" in heads:
+        found = dict(zip(HEADS, mlp_regression(x, y, test_x, num_seeds), strict=True))
+    else:
+        found = {"linear": torch.stack([linear_regression(x, y, test_x, seed=seed)[0] for seed in range(num_seeds)])}
+    return {head: found[head].cpu().numpy() for head in heads}
 
 
 def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
@@ -92,7 +107,7 @@ def _r2_rows(
         suffix = ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
         metric = f"R2 {path.name}, {protocol}{suffix}"
         pooled = [sum(value) / len(value) for value in values]
-        rows.append(Row(encoder, part_name(part, layer), metric, pooled, head == HEADS[0], {**settings, "parameter": None}))
+        rows.append(Row(encoder, part_name(part, layer), metric, pooled, True, {**settings, "parameter": None}))
         if path.num_parameters > 1:
             for index, name in enumerate(path.parameter_names):
                 own = [value[index] for value in values]
