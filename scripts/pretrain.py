@@ -59,7 +59,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
         set_seed(args.seed)
         built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
-    checkpoint = on_main_process(accelerator, lambda: open_run(output_dir, args, accelerator.num_processes))
+    checkpoint = on_main_process(accelerator, lambda: open_run(output_dir, args))
     stop.connect()
     torch.set_float32_matmul_precision("high")
 

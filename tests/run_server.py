@@ -109,7 +109,7 @@ def samples_seen(record: Path, rank: int = 0) -> list[list[tuple[int, int]]]:
         entry = json.loads(line)
         if "start" in entry:
             positions = [None, *(batch["position"] for batch in batches)]
-            kept = 0 if entry["start"]["num_seen"] == 0 else positions.index(entry["start"])
+            kept = 0 if not batches or entry["start"]["num_seen"] == 0 else positions.index(entry["start"])
             batches = batches[:kept]
         else:
             batches.append(entry)

@@ -47,6 +47,19 @@ def test_uneven_shards_give_equal_steps_and_disjoint_samples(run_server, tmp_pat
     assert set(counts.values()) == {1} and [sum(epoch == one for epoch, _ in counts) for one in range(2)] == [56, 56]
 
 
+def test_a_run_goes_on_with_more_and_fewer_processes_and_loses_or_doubles_nothing(run_server, photos, tmp_path):
+    places = ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
+    argv, seen = [*SETTINGS, *places, "--resume_from_checkpoint", "latest", "--max_steps"], []
+    for life, (num_processes, max_steps) in enumerate([(1, 2), (2, 5), (1, 12)]):  # 8 + 24 + 28 samples: two epochs of 24 and a half
+        runs = run_server.start([*argv, str(max_steps)], tmp_path / f"record{life}", num_processes)
+        assert [run.wait(BOUND) for run in runs] == [0] * num_processes, runs[0].output()[-2000:]
+        seen += [pair for rank in range(num_processes) for batch in samples_seen(tmp_path / f"record{life}", rank) for pair in batch]
+    assert "the checkpoint is of 2 processes; 1 go on with the rest of its epoch" in runs[0].output()
+    counts = Counter(seen)
+    assert len(seen) == 60 and set(counts.values()) == {1}
+    assert [sum(epoch == one for epoch, _ in counts) for one in range(3)] == [24, 24, 12]
+
+
 def test_a_process_whose_images_are_all_bad_ends_the_other_too(run_server, photos, tmp_path):
     """Of sorted files, each second goes to the second process in the first epoch."""
     folder = tmp_path / "photos"

@@ -224,6 +224,42 @@ def test_a_second_iterator_goes_on_where_the_stream_stopped():
     assert stream.position == whole[-1].position
 
 
+@pytest.mark.parametrize("cheap_rows", [True, False])
+@pytest.mark.parametrize("bad", [(), (0, 4, 5, 6, 17, 40)])
+@pytest.mark.parametrize("world_sizes", [(2, 3, 1), (1, 4, 4, 2), (3, 2), (2, 2, 5, 3, 1, 2)])
+def test_groups_of_other_sizes_go_on_with_the_epoch_and_lose_or_double_nothing(world_sizes, bad, cheap_rows):
+    """Also where the size changes, or the same group resumes, while the rest of an epoch is still handed over."""
+    source, generator, seen = Numbers([10, 17, 3, 15, 8, 8], bad, cheap_rows=cheap_rows), np.random.default_rng(len(world_sizes)), []
+    positions = None
+    for former, world_size in zip((None, *world_sizes), world_sizes, strict=False):
+        num_batches, after = int(generator.integers(1, 5)), []
+        for rank in range(world_size):
+            position = positions[rank] if positions and former == world_size else positions
+            batches = take(make_stream(source, batch_size=3, rank=rank, world_size=world_size, position=position), num_batches)
+            seen += flat(batches)
+            after.append(json.loads(json.dumps(batches[-1].position)))
+        positions = after
+    last_epoch = max(position["epoch"] for position in positions) + 2
+    for rank in range(world_size):
+        for batch in make_stream(source, batch_size=1, rank=rank, world_size=world_size, position=positions[rank]):
+            if int(batch.epochs[0]) > last_epoch:
+                break
+            seen += flat([batch])
+    numbers = [number for number in range(61) if number not in bad]
+    assert sorted(seen) == [(epoch, number) for epoch in range(last_epoch + 1) for number in numbers]
+
+
+def test_resuming_a_handover_equals_the_uninterrupted_one():
+    source = Numbers([10, 17, 3, 15])
+    positions = [take(make_stream(source, batch_size=4, rank=rank, world_size=2), 2)[-1].position for rank in range(2)]
+    whole = take(make_stream(source, batch_size=4, rank=1, world_size=3, position=positions), 12)
+    assert whole[0].position["group"] == -1 and whole[-1].position["group"] >= 0
+    for index in range(11):
+        position = json.loads(json.dumps(whole[index].position))
+        after = take(make_stream(source, batch_size=4, rank=1, world_size=3, position=position), 3)
+        assert_same(whole[index + 1 : index + 4], after[: 11 - index])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -116,12 +116,12 @@ def test_going_on_from_an_earlier_step_sets_later_checkpoints_aside(tmp_path, ca
         save(tmp_path, step, keep=9)
     (tmp_path / "checkpoints/step-7/weights").write_text("half")
     args = PretrainArguments(resume_from_checkpoint="latest", output_dir=str(tmp_path))
-    assert open_run(tmp_path, args, 1).name == "step-6"
+    assert open_run(tmp_path, args).name == "step-6"
     assert names(tmp_path) == ["step-5", "step-6", "step-7.aside"]
     said = capsys.readouterr().out
     assert "passing over a damaged checkpoint, step-7" in said and "step-7.aside" in said
     args.resume_from_checkpoint = str(tmp_path / "checkpoints/step-5")
-    assert open_run(tmp_path, args, 1).name == "step-5"
+    assert open_run(tmp_path, args).name == "step-5"
     save(tmp_path, 6, keep=1)
     assert names(tmp_path) == ["step-6", "step-6.aside", "step-7.aside"]
 
@@ -155,12 +155,14 @@ def test_load_checkpoint_restores_weights_optimizer_and_random_state(tmp_path):
     assert all(torch.equal(states[i][key], others[i][key]) for i in states for key in states[i])
 
 
-def test_open_run_refuses_a_checkpoint_of_another_number_of_processes_before_anything_is_written(tmp_path):
-    accelerator, *_ = trained(0)
-    save_checkpoint(accelerator, tmp_path, 1, {"step": 1, "ranks": [{}, {}]}, accelerator.save_state, 2)
-    with pytest.raises(ValueError, match="step-1 is of a run of 2 processes, this one has 1: resume it with 2"):
-        open_run(tmp_path, PretrainArguments(resume_from_checkpoint="latest"), 1)
-    assert not (tmp_path / "config.yaml").exists()
+def test_load_checkpoint_of_another_number_of_processes_hands_all_positions_to_each(tmp_path, capsys):
+    accelerator, module, _ = trained(0)
+    ranks = [{"position": {"row": rank}, "progress": {"batches": 1, "sums": {}}} for rank in range(2)]
+    folder = save_checkpoint(accelerator, tmp_path, 1, {"step": 1, "ranks": ranks}, accelerator.save_state, 2)
+    accelerator, other, _ = trained(1)
+    assert load_checkpoint(accelerator, folder)["ranks"] == [{"position": [{"row": 0}, {"row": 1}], "progress": None}]
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert "is of 2 processes; 1 go on with the rest of its epoch" in capsys.readouterr().out
 
 
 class Payload:

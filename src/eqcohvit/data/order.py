@@ -6,12 +6,14 @@ row     how many rows of the group this rank has emitted
 
 Ranks share the rows of each shard (row % world_size) where dropping a row is cheap or the shards do not divide well; then no rank runs
 ahead of another. Otherwise each rank reads its own shards. The order goes on for ever on every rank, so none can wait for another.
+
+A group of another size first deals out what the ranks of the former one had left of their epoch; its positions hold theirs meanwhile.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import count, islice
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice, takewhile
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from .retry import Patience
 from .sources import Record, Source
 
 MAX_GROUP_SHARDS = 8
+_Item = TypeVar("_Item")
+HANDOVER = -1  # stands for the group while the rest of an epoch is read that a group of another size has begun
 START = {"epoch": 0, "group": 0, "row": 0, "num_seen": 0, "num_bad": 0}
 
 
@@ -39,6 +43,7 @@ class Order:
     world_size: int = 1
     shuffle: bool = True
     shuffle_window: int = 2048
+    handover: tuple[dict[str, Any], ...] = ()
 
     @property
     def splits_rows(self) -> bool:
@@ -51,7 +56,29 @@ class Order:
         names = ("seed", "rank", "world_size", "shuffle", "shuffle_window")
         return {name: getattr(self, name) for name in names} | {"num_shards": self.source.num_shards}
 
-    def check(self, position: dict[str, Any]) -> dict[str, int]:
+    def resumed_at(self, position: dict[str, Any] | list[dict[str, Any]] | None) -> tuple["Order", dict[str, int]]:
+        """The order that goes on from a position of this rank, or from those of all ranks of a group of another size, and its `START`.
+
+        Raises:
+            ValueError: it is no such position, or of another source, seed, shuffle or window.
+        """
+        if position is None:
+            return self, START
+        if isinstance(position, list):
+            former = [replace(self, rank=rank, world_size=len(position)) for rank in range(len(position))]
+            for order, one in zip(former, position, strict=True):
+                order._check(one)
+            shares = {name: sum(one[name] for one in position) // self.world_size for name in ("num_seen", "num_bad")}
+            return replace(self, handover=tuple(position)), {"epoch": _last_epoch(position), "group": HANDOVER, "row": 0} | shares
+        self._check(position)
+        start = {name: int(position[name]) for name in START}
+        return replace(self, handover=tuple(position["handover"])) if start["group"] == HANDOVER else self, start
+
+    def position(self, state: dict[str, int]) -> dict[str, Any]:
+        """JSON-able: where to go on after a sample whose epoch, group and row (and what was counted) are `state`."""
+        return self.identity() | state | ({"handover": list(self.handover)} if state["group"] == HANDOVER else {})
+
+    def _check(self, position: dict[str, Any]) -> None:
         identity = self.identity()
         missing = [name for name in (*identity, *START) if name not in position]
         if missing:
@@ -59,10 +86,12 @@ class Order:
         for name, value in identity.items():
             if position[name] != value:
                 raise ValueError(f"cannot resume: the position was saved with {name}={position[name]}, this stream has {name}={value}")
-        return {name: int(position[name]) for name in START}
 
     def samples(self, epoch: int, group: int, row: int) -> Iterator[Sample]:
         """This rank's samples from a position on, without end."""
+        if group == HANDOVER:
+            yield from self._handed_over(row)
+            epoch, group, row = _last_epoch(self.handover) + 1, 0, 0
         first_epoch, first_group, skip, empty_epochs = epoch, group, row, 0
         for epoch in count(first_epoch):
             empty_epochs += 1
@@ -74,6 +103,17 @@ class Order:
             first_group = 0
             if empty_epochs > self.world_size + 1:  # with fewer rows than ranks, a rank may miss out on single epochs
                 raise ValueError(f"{self.source.name} has no rows (rank {self.rank} of {self.world_size})")
+
+    def _handed_over(self, skip: int) -> Iterator[Sample]:
+        """This rank's share of what the ranks of the former group had left of their epoch (the last one that any of them had begun)."""
+        last_epoch, rests = _last_epoch(self.handover), []
+        for rank, position in enumerate(self.handover):
+            order, start = replace(self, rank=rank, world_size=len(self.handover), handover=()).resumed_at(position)
+            samples = order.samples(start["epoch"], start["group"], start["row"])
+            rests.append(takewhile(lambda sample: sample.epoch <= last_epoch, samples))
+        own = islice(_round_robin(rests), self.rank, None, self.world_size)
+        for row, sample in enumerate(islice(own, skip, None), start=skip + 1):
+            yield sample._replace(group=HANDOVER, row=row)
 
     def num_groups(self, epoch: int) -> int:
         return len(self._groups(epoch))
@@ -120,12 +160,16 @@ class Order:
         return np.random.default_rng([len(counters), self.seed, *counters])
 
 
-def _round_robin(iterators: list[Iterator[Record]]) -> Iterator[Record]:
+def _last_epoch(positions: Sequence[dict[str, Any]]) -> int:
+    return max(max(position["epoch"], _last_epoch(position.get("handover", ())), 0) for position in positions) if positions else 0
+
+
+def _round_robin(iterators: list[Iterator[_Item]]) -> Iterator[_Item]:
     while iterators:
         alive = []
         for iterator in iterators:
-            for record in islice(iterator, 1):
-                yield record
+            for item in islice(iterator, 1):
+                yield item
                 alive.append(iterator)
         iterators = alive
 

@@ -58,9 +58,10 @@ class Batch:
 class CanvasStream:
     """Iterating yields `Batch`es for ever. A new iterator goes on after the last batch that the stream has yielded.
 
-    `position` takes the `position` of a batch of this rank; the source, `seed`, `world_size`, `shuffle` and `shuffle_window` must be the
-    same as then, batch size and number of workers may differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to the last
-    yielded batch) and each listed once in `bad_images_path` (JSON lines).
+    `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another size, whose epoch this
+    one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as then, batch size and number of workers may
+    differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to the last yielded batch) and each listed once in
+    `bad_images_path` (JSON lines).
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class CanvasStream:
         shuffle_window: int = 2048,
         max_bad_fraction: float = 0.01,
         bad_images_path: str | Path | None = None,
-        position: dict[str, Any] | None = None,
+        position: dict[str, Any] | list[dict[str, Any]] | None = None,
     ):
         for name, value, least in (
             ("canvas_size", canvas_size, 1),
@@ -94,9 +95,9 @@ class CanvasStream:
             raise ValueError(f"max_bad_fraction must be in [0, 1], got {max_bad_fraction}")
         self.source, self.canvas_size, self.batch_size, self.num_workers = source, canvas_size, batch_size, num_workers
         self.max_bad_fraction = max_bad_fraction
-        self._order = Order(source, seed, rank, world_size, shuffle, shuffle_window)
+        self._order, start = Order(source, seed, rank, world_size, shuffle, shuffle_window).resumed_at(position)
         self._bad_images = BadImages(source.name, bad_images_path)
-        self.position = self._order.identity() | (START if position is None else self._order.check(position))
+        self.position = self._order.position(start)
 
     @property
     def num_seen(self) -> int:
@@ -113,7 +114,7 @@ class CanvasStream:
         chunks = decoded(samples, self.source, self.canvas_size, self.batch_size, self.num_workers, depth)
         for chunk in regroup(self._without_bad(chunks, start["num_seen"], start["num_bad"]), self.batch_size):
             state = dict(zip(START, chunk.meta[-1, 2:].tolist(), strict=True))
-            self.position = self._order.identity() | state
+            self.position = self._order.position(state)
             yield _to_batch(chunk, dict(self.position))
 
     def _without_bad(self, chunks: Iterable[Chunk], num_seen: int, num_bad: int) -> Iterator[Chunk]:

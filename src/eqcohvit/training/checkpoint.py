@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, load
+from accelerate.utils import broadcast_object_list, gather_object, load, set_seed
 from safetensors import SafetensorError
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
@@ -201,18 +201,28 @@ def set_later_aside(output_dir: Path, step: int) -> list[Path]:
 def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
     """Load weights, optimizer and random state of this process from a verified checkpoint; returns its plain state.
 
+    Where it is of another number of processes, each rank's position is the list of all of theirs, which `CanvasStream` deals out anew,
+    random states begin anew, and the running means since the last logged step are dropped.
+
     Raises:
         ValueError: a file does not fit this run.
     """
+    state, num_processes = read_state(checkpoint), accelerator.num_processes
+    same_group = len(state["ranks"]) == num_processes
     try:
         accelerator.load_state(str(checkpoint))
         # Accelerate passes over random states that it cannot read, which would make the resumed run another one.
-        random_state = load(checkpoint / f"random_states_{accelerator.process_index}.pkl")["torch_manual_seed"]
+        if same_group:
+            random_state = load(checkpoint / f"random_states_{accelerator.process_index}.pkl")["torch_manual_seed"]
     except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"cannot load {checkpoint}: {' '.join(str(error).split())[:400]}") from None
-    if not torch.equal(torch.get_rng_state(), random_state):
+    if not same_group:
+        accelerator.print(f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch")
+        set_seed(state["step"], device_specific=True)
+        state["ranks"] = [{"position": [rank["position"] for rank in state["ranks"]], "progress": None}] * num_processes
+    elif not torch.equal(torch.get_rng_state(), random_state):
         raise ValueError(f"cannot load {checkpoint}: its random state does not fit this version of accelerate or torch")
-    return read_state(checkpoint)
+    return state
 
 
 def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Result:
@@ -235,15 +245,13 @@ def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Resul
     return result
 
 
-def open_run(output_dir: Path, args: PretrainArguments, num_processes: int) -> Path | None:
+def open_run(output_dir: Path, args: PretrainArguments) -> Path | None:
     """Make the folder of a run ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked for and there is one.
 
     Raises:
-        ValueError: as `find_checkpoint` and `prepare_output_dir`, or the checkpoint is of another number of processes; nothing is written.
+        ValueError: as `find_checkpoint` and `prepare_output_dir`; nothing is written then.
     """
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if checkpoint is not None and (saved := len(read_state(checkpoint)["ranks"])) != num_processes:
-        raise ValueError(f"{checkpoint} is of a run of {saved} processes, this one has {num_processes}: resume it with {saved}")
     prepare_output_dir(output_dir, args)
     if checkpoint is not None:
         for moved in set_later_aside(output_dir, read_state(checkpoint)["step"]):
