@@ -41,7 +41,9 @@ def all_commands() -> list:
     found = []
     for path in DOCUMENTS:
         for line, language, text in blocks(path):
-            if language in ("bash", "sh"):
+            if text.startswith("#!"):  # a batch script: its calls of ours
+                found += [(path, line, call) for call in re.findall(r"python scripts/[^'\n]*", re.sub(r"\\\n\s*", " ", text))]
+            elif language in ("bash", "sh"):
                 found += [(path, line, command) for command in re.sub(r"\\\n\s*", " ", text).splitlines() if not command.startswith("#")]
         for match in re.finditer(r"(?<!`)`((?:accelerate launch|python|bash) [^`]+)`(?!`)", path.read_text()):
             found.append((path, path.read_text()[: match.start()].count("\n") + 1, " ".join(match[1].split())))
