@@ -18,8 +18,8 @@ def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tenso
     return tuple((x - mean) / std.clamp_min(1e-6) for x in (train, *others))
 
 
-def hold_out(count: int, seed: int, share: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random split of `count` samples by seed: indices to fit on, indices to choose by.
+def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random split of `count` samples by seed: indices to fit on, indices to choose by (a tenth; of few, up to a quarter).
 
     Raises:
         ValueError: there are too few samples to split.
@@ -27,12 +27,12 @@ def hold_out(count: int, seed: int, share: float = 0.1) -> tuple[torch.Tensor, t
     if count < 10:
         raise ValueError(f"a probe needs at least 10 images to be fitted on, got {count}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held_out = max(1, round(count * share))
+    held_out = max(count // 10, min(count // 4, 256))
     return order[held_out:], order[:held_out]
 
 
 def linear_regression(train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Predict parameters by ridge regression: (N, d), (N, P), each (M, d) -> each (M, P). A tenth of the N chooses the penalty."""
+    """Predict parameters by ridge regression: (N, d), (N, P), each (M, d) -> each (M, P). Some of the N (`hold_out`) choose the penalty."""
     train_x, *xs = (x.double() for x in standardize(train_x, *xs))
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
     fit_y, val_y = train_y[fit].double(), train_y[val].double()
@@ -63,8 +63,8 @@ def mlp_regression(
     """Predict parameters with S light MLPs, the paper's head h, one for each seed: (N, d), (N, P), (M, d) -> (S, M, P), and (S, M, P) of
     their linear paths alone.
 
-    One hidden layer with dropout, and a linear path beside it, which is the ridge regression: the MLP learns what that leaves over. A tenth
-    of the training samples, another one for each seed, chooses the penalty and the epoch, or no MLP at all.
+    One hidden layer with dropout, and a linear path beside it, which is the ridge regression: the MLP learns what that leaves over. Some
+    of the training samples (`hold_out`), others for each seed, choose the penalty and the epoch, or no MLP at all.
     """
     seeds, device = range(num_seeds), train_x.device
     splits = [hold_out(len(train_x), seed) for seed in seeds]
@@ -144,7 +144,7 @@ def linear_classification(
     """Top-1 accuracy of a linear classifier on frozen features (N, d) with labels (N,), and its learning rate.
 
     One classifier for each learning rate is trained in the same pass over the features (SGD with momentum 0.9, cosine schedule, as in
-    arXiv:2304.07193, appendix B.3); a tenth of the training samples chooses among them.
+    arXiv:2304.07193, appendix B.3); held-out training samples choose among them.
     """
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
     train_x, test_x = standardize(train_x, test_x)

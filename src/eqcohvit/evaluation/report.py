@@ -47,7 +47,7 @@ _HOW_TO_READ = {
     "borders. <i>strict</i>: real pixels fill them, so that only the content tells. <i>grid</i>: the same from all patches instead of "
     "pooled features, which is easy even for raw pixels and random weights.",
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",
-    "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features; a tenth of the training images chose its learning rate.",
+    "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features; held-out training images chose its learning rate.",
     "change": "<b>change</b>: squared distance that features move under the transformation, relative to two different images.",
     "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action.",
     "CKA": "<b>CKA</b>: similarity of two parts' features over the test images: 0 is unrelated, 1 the same up to rotation and scale.",
