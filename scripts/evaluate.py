@@ -2,6 +2,7 @@
 """What does an encoder know? Tasks on frozen features per part, beside raw pixels and random weights, as a table, a report and JSON.
 
     python scripts/evaluate.py --model outputs/pretrain/model --task r2 knn --output results.json
+    python scripts/evaluate.py --model runs/a/model --task video_segmentation --data_files 'davis/*.parquet' --output runs/a/davis.json
     python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
         --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
 
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from eqcohvit.data import SpritesSource, TooManyBadImages, open_source
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
+from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
 from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
@@ -40,6 +42,7 @@ TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
     "knn": tasks.knn,
     "linear": tasks.linear,
     "disentanglement": tasks.disentanglement,
+    **DENSE_TASKS,
 }
 
 
@@ -61,6 +64,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
     group.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' weights; default: 0.07")
 
+    group = parser.add_argument_group("videos", "video_segmentation, part_propagation: columns image, annotation, sequence, frame")
+    group.add_argument("--target_column", help="column of the annotations; default: annotation, mask or label")
+    group.add_argument("--frame_size", type=int, default=480, help="shorter side of the frames in pixels; default: 480")
+    group.add_argument("--max_frames", type=int, help="first frames of each video only")
+    group.add_argument("--context_frames", type=int, default=7, help="last frames that labels come from, besides the first; default: 7")
+    group.add_argument("--radius", type=int, default=12, help="patches further away, along x or y, do not count; default: 12")
+    group.add_argument("--top_k", type=int, default=5, help="most similar patches that do; default: 5")
+
     group = parser.add_argument_group("data")
     group.add_argument("--dataset_name", help="Hub id, local folder or builder; streamed")
     group.add_argument("--dataset_config_name", help="configuration of the dataset")
@@ -75,7 +86,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
-    for name in ("max_samples", "max_test_samples", "seeds", "k"):
+    for name in ("max_samples", "max_test_samples", "seeds", "k", "frame_size", "top_k"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
     if args.temperature <= 0:

@@ -49,7 +49,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", default="all", choices=TRAINABLE, help="head: frozen backbone; lora: adapters in it; default: all")
     heads = "; ".join(f"{name}: {', '.join(task.heads)}" for name, task in TASKS.items())
     parser.add_argument("--head", help=f"{heads}; default: the first")
-    parser.add_argument("--image_size", type=int, help="side of the model's input in pixels; default: the encoder's")
 
     parser.add_argument("--dataset_name", help="Hub id, local folder or builder")
     parser.add_argument("--dataset_config_name", help="configuration of the dataset")
@@ -58,13 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_files", help="files to train on: a glob, or several separated by commas")
     parser.add_argument("--test_data_files", help="files to test on")
     parser.add_argument("--train_dir", help="folder tree of images, for tasks without annotations")
-    parser.add_argument("--image_column", help="column of the photographs; default: image")
-    parser.add_argument("--target_column", help="column of the annotations; default: the task's usual names")
-    parser.add_argument("--num_labels", type=int, help="segmentation: number of classes")
-    parser.add_argument("--ignore_label", type=int, help="segmentation: value of pixels that do not count, besides 255")
-    parser.add_argument("--reduce_labels", action="store_true", help="segmentation: 0 is no class, classes count from 1 (ADE20K)")
-    parser.add_argument("--max_depth", type=int, default=10, help="depth: largest that counts (KITTI: 80); default: %(default)s")
-    parser.add_argument("--depth_scale", type=float, default=1.0, help="depth: stored numbers are divided by it (KITTI: 256)")
+    TaskOptions.add_flags(parser)
     parser.add_argument("--max_test_samples", type=int, help="test on the first rows only")
 
     defaults = FinetuneSettings()
@@ -86,7 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(args: argparse.Namespace, stop: StopSignals) -> None:
+def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
     # ------------------------------------------------------------------ what can be wrong is found before anything is written
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -94,7 +87,8 @@ def main(args: argparse.Namespace, stop: StopSignals) -> None:
     names = {field.name for field in dataclasses.fields(FinetuneSettings)} & set(vars(args))
     settings = FinetuneSettings(batch_size=args.per_device_train_batch_size, **{name: getattr(args, name) for name in names})
     settings.check()
-    checkpoint = check_output_dir(output_dir, args)
+    accelerator = make_accelerator(settings.mixed_precision)
+    checkpoint = on_main_process(accelerator, lambda: check_output_dir(output_dir, args))
     encoder = EncoderFolder.open(args.model)
     task_class = TASKS[args.task]
     sources = {name: getattr(args, name) for name in _SOURCE_FLAGS}
@@ -105,7 +99,6 @@ def main(args: argparse.Namespace, stop: StopSignals) -> None:
         task.check_rows(part_rows, part)
 
     # ------------------------------------------------------------------ train
-    accelerator = make_accelerator(settings.mixed_precision)
     on_main_process(accelerator, lambda: open_run(output_dir, args, checkpoint))
     stop.connect()
     torch.manual_seed(args.seed)
@@ -130,7 +123,7 @@ def main(args: argparse.Namespace, stop: StopSignals) -> None:
         "task": task.name,
         "protocol": task.protocol,
         "settings": {**vars(args), "head": task.head, "image_size": task.image_size},
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["python", "scripts/finetune.py", *argv]),
         "versions": versions(),
         "seconds": {"training": round(trained - started, 1), "testing": round(time.time() - trained, 1)},
         "rows": [{"encoder": name, "part": "backbone", "metric": metric, "values": [value]} for metric, value in values.items()],
@@ -180,7 +173,7 @@ def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes as those of scripts/pretrain.py."""
     with StopSignals() as stop:
         try:
-            main(parse(argv), stop)
+            main(parse(argv), stop, sys.argv[1:] if argv is None else argv)
         except (ValueError, FileNotFoundError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -85,7 +85,6 @@ class ModelEncoder:
         self.is_split = isinstance(model.config, EqCohViTConfig)
         self.model = model.eval()
         self.device = next(model.parameters()).device
-        self._forward_kwargs = self._interpolation(model)
         self.layers = resolve_layers(layers, self._num_hidden_states() if tuple(layers) != (LAST,) else 0)
 
     @cached_property
@@ -120,13 +119,13 @@ class ModelEncoder:
             patches = math.prod(side // _square(self.model.config.patch_size) for side in images.shape[-2:])
             kwargs["noise"] = torch.arange(patches, device=self.device, dtype=torch.float32).expand(len(images), -1)
         pixel_values = self.preprocessing.normalize(images.to(self.device)).to(self.model.dtype)
-        return self.model(pixel_values, **self._forward_kwargs, **kwargs)
+        return self.model(pixel_values, **self._interpolation(images.shape[-2:]), **kwargs)
 
-    def _interpolation(self, model: PreTrainedModel) -> dict[str, bool]:
+    def _interpolation(self, image_size: tuple[int, int]) -> dict[str, bool]:
         """ViTs of another native size need a word before they interpolate their positions; most other models have no such argument."""
-        native = _square(getattr(model.config, "image_size", None))
-        takes = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
-        return {"interpolate_pos_encoding": True} if takes and native not in (None, self.image_size) else {}
+        native = _square(getattr(self.model.config, "image_size", None))
+        takes = "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
+        return {"interpolate_pos_encoding": True} if takes and native is not None and tuple(image_size) != (native, native) else {}
 
     def _num_hidden_states(self) -> int:
         with torch.inference_mode():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .context import Figure
-from .results import Row, tables
+from .results import LOWER, Row, tables
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa; --line: #d1d9e0; --best: #0a7a4f; }
@@ -81,7 +81,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     """The HTML page; figures come with their PNG content."""
     headline = [row for row in rows if row.headline]
     details = [row for row in rows if not row.headline]
-    names = ", ".join(model["name"] for model in results.get("models", []))
+    names = ", ".join([model["name"] for model in results.get("models", [])] or dict.fromkeys(row.encoder for row in rows))
     read = [text for word, text in _HOW_TO_READ.items() if any(row.metric.startswith(word) for row in rows)]
     body = [
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}, beside random weights and raw pixels</p>",
@@ -102,7 +102,7 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     """The best value of each column is emphasised, except where more is not better."""
     means = {(row.encoder, row.part, row.metric): row.mean for row in rows}
     best = {
-        metric: max(value for (_, _, name), value in means.items() if name == metric)
+        metric: (min if metric.endswith(LOWER) else max)(value for (_, _, name), value in means.items() if name == metric)
         for metric in cells[0][2:]
         if not metric.startswith(("change", "CKA"))
     }

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 
+LOWER = "↓"  # ends the name of a metric of which less is better
 _MAX_COLUMNS = 6  # of numbers in one table; more are dealt into several
 
 

@@ -72,7 +72,7 @@ def test_head_learns_and_is_scored_at_the_size_of_the_reference(encoder_folder):
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     values, pictures = evaluate_task(task, model, rows)
-    assert set(values) == {"RMSE", "AbsRel", "delta1"} and 0 < values["RMSE"] < 2
+    assert set(values) == {"RMSE ↓", "AbsRel ↓", "delta1"} and 0 < values["RMSE ↓"] < 2
     assert pictures[0][2].size == (48, 48)
 
 

@@ -63,8 +63,8 @@ def test_true_displacements_have_no_error(task, rows):
         sample = task.test_sample(rows[index], index)
         score.add(sample["displacements"], sample)
     values = score.result()
-    assert values["mean corner error (px)"] == 0
-    assert 15 < values["the same of no motion (px)"] < 35  # the mean length of a uniform displacement is 24.5
+    assert values["mean corner error (px) ↓"] == 0
+    assert 15 < values["the same of no motion (px) ↓"] < 35  # the mean length of a uniform displacement is 24.5
 
 
 def test_test_pairs_are_fixed_and_training_pairs_are_not(task, rows):
@@ -89,4 +89,4 @@ def test_head_learns_and_is_scored_in_pixels(task, rows, encoder_folder):
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
     values, pictures = evaluate_task(task, model, rows)
-    assert values["mean corner error (px)"] > 0 and len(pictures[0]) == 3
+    assert values["mean corner error (px) ↓"] > 0 and len(pictures[0]) == 3

@@ -4,7 +4,6 @@ import torch
 from dense_tools import make_rows
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.video import (
     VIDEO_TASKS,
     ObjectScore,
@@ -15,6 +14,7 @@ from eqcohvit.evaluation.dense.video import (
     read_videos,
     resize_frame,
 )
+from eqcohvit.evaluation.features import load_encoder
 
 
 def video_rows(num_frames=4, step=8, name="band", size=(40, 96)):
@@ -55,7 +55,7 @@ def test_parts_of_a_split_model_and_of_a_plain_vit(encoder_folder, tmp_path):
     layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**layers, image_size=16, patch_size=8)).save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    encoders = [PatchEncoder(EncoderFolder.open(str(path)), str(path)) for path in (encoder_folder, tmp_path)]
+    encoders = [PatchEncoder(load_encoder(str(path))) for path in (encoder_folder, tmp_path)]
     results = propagate_videos(VIDEO_TASKS["video_segmentation"], encoders, read_videos(make_rows(**video_rows())), shorter_side=40)
     parts = [(str(encoder_folder), part) for part in ("equivariant", "invariant", "backbone")] + [(str(tmp_path), "backbone")]
     assert list(results.values) == parts
@@ -63,14 +63,13 @@ def test_parts_of_a_split_model_and_of_a_plain_vit(encoder_folder, tmp_path):
 
 
 def test_encoder_keeps_the_grid_of_a_frame(encoder_folder):
-    encoder = PatchEncoder(EncoderFolder.open(str(encoder_folder)), "tiny")
+    encoder = PatchEncoder(load_encoder(str(encoder_folder)))
     image = torch.rand(3, 40, 96)
     maps = encoder(image)
-    assert {part: tuple(m.shape) for part, m in maps.items()} == {
-        "equivariant": (5, 12, 6), "invariant": (5, 12, 6), "backbone": (5, 12, 16)
-    }  # fmt: skip
-    pixel_values = ((image - encoder.mean) / encoder.std)[None]
-    tokens = encoder.model(pixel_values).last_hidden_state
+    shapes = {part: tuple(grid.shape) for part, grid in maps.items()}
+    assert shapes == {"equivariant": (5, 12, 6), "invariant": (5, 12, 6), "backbone": (5, 12, 16)} and encoder.patch_size == 8
+    model = encoder.encoder.model
+    tokens = model(encoder.encoder.preprocessing.normalize(image[None])).last_hidden_state
     torch.testing.assert_close(maps["backbone"][2, 7], tokens[0, 1 + 2 * 12 + 7])
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -26,22 +26,33 @@ MAX_TEST_BATCH = 16
 Sample = dict[str, Any]
 
 
+def _option(default: Any, text: str, kind: type = str) -> Any:
+    return field(default=default, metadata={"help": text, "type": kind})
+
+
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a user may say about a task; each task reads what concerns it.
-
-    image_size: side of the model's input in pixels; by default the encoder's. head: one of the task's heads; by default the first.
-    """
+    """What a user may say about a task, as flags of the scripts; each task reads what concerns it. `head`: by default the task's first."""
 
     head: str | None = None
-    image_size: int | None = None
-    image_column: str | None = None
-    target_column: str | None = None
-    num_labels: int | None = None
-    ignore_label: int | None = None
-    reduce_labels: bool = False
-    max_depth: int = 10
-    depth_scale: float = 1.0
+    image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
+    image_column: str | None = _option(None, "column of the photographs; default: image")
+    target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
+    num_labels: int | None = _option(None, "number of classes (segmentation; detection without names of the classes)", int)
+    ignore_label: int | None = _option(None, "segmentation: value of pixels that do not count, besides 255", int)
+    reduce_labels: bool = _option(False, "segmentation: 0 is no class, classes count from 1 (ADE20K)", bool)
+    max_depth: int = _option(10, "depth: largest that counts (KITTI: 80); default: 10", int)
+    depth_scale: float = _option(1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float)
+
+    @classmethod
+    def add_flags(cls, parser: Any, leave_out: Sequence[str] = ()) -> None:
+        """Add a flag for each option that has a help text."""
+        for option in dataclasses.fields(cls):
+            if not option.metadata or option.name in leave_out:
+                continue
+            kind = option.metadata["type"]
+            how = {"action": "store_true"} if kind is bool else {"type": kind, "default": option.default}
+            parser.add_argument(f"--{option.name}", help=option.metadata["help"], **how)
 
 
 class Score(Protocol):

@@ -14,6 +14,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, P
 
 from ...data.sprites import render_sprites
 from ..metrics.depth_errors.depths import depth_errors
+from ..results import LOWER
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .pictures import color_values
@@ -67,7 +68,8 @@ class _DepthScore:
         self.errors.append(depth_errors(prediction, sample["depth"], sample["valid"]))
 
     def result(self) -> dict[str, float]:
-        return {name: float(np.mean([errors[name] for errors in self.errors])) for name in self.errors[0]}
+        shown = {"RMSE": f"RMSE {LOWER}", "AbsRel": f"AbsRel {LOWER}", "delta1": "delta1"}
+        return {title: float(np.mean([errors[name] for errors in self.errors])) for name, title in shown.items()}
 
 
 @dataclass

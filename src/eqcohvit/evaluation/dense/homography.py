@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from transformers import PreTrainedModel
 
 from ..metrics.corner_error.corners import corner_error
+from ..results import LOWER
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample, TaskOptions
 from .heads import DenseHeadConfig, HomographyRegressor
@@ -58,7 +59,7 @@ class _CornerScore:
         self.still.append(corner_error(np.zeros((4, 2)), sample["displacements"]))
 
     def result(self) -> dict[str, float]:
-        values = {"mean corner error (px)": self.errors, "the same of no motion (px)": self.still}
+        values = {f"mean corner error (px) {LOWER}": self.errors, f"the same of no motion (px) {LOWER}": self.still}
         return {name: float(np.mean(errors)) for name, errors in values.items()}
 
 

@@ -43,17 +43,23 @@ def color_values(values: np.ndarray, low: float, high: float) -> Image.Image:
     return Image.fromarray(np.where(np.isfinite(values)[..., None], colors, 0).round().astype(np.uint8))
 
 
-def save_sheet(path: Path, titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], cell_height: int = 200) -> None:
-    """Write a PNG with a row of pictures per sample under one title per column; all cells have one height."""
+def make_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], cell_height: int = 200) -> Image.Image:
+    """A row of pictures per sample under one title per column; all cells have one height."""
     scaled = [[image.resize((max(1, round(image.width * cell_height / image.height)), cell_height)) for image in row] for row in rows]
-    widths = [max(row[column].width for row in scaled) for column in range(len(titles))]
+    font = ImageFont.load_default(size=13)
+    widths = [max(round(font.getlength(title)), *(row[column].width for row in scaled)) for column, title in enumerate(titles)]
     sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (cell_height + _GAP) + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    draw = ImageDraw.Draw(sheet)
     left = _GAP
     for column, title in enumerate(titles):
         draw.text((left + widths[column] / 2, _HEADER / 2 + 1), title, fill="black", font=font, anchor="mm")
         for line, row in enumerate(scaled):
             sheet.paste(row[column], (left, _HEADER + _GAP + line * (cell_height + _GAP)))
         left += widths[column] + _GAP
+    return sheet
+
+
+def save_sheet(path: Path, titles: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> None:
+    """Write `make_sheet` as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_sheet(titles, rows).save(path)

@@ -64,7 +64,7 @@ def open_train_and_test(
     train_dir: str | None = None,
     default: Callable[[], tuple[Rows, Rows]] | None = None,
 ) -> tuple[Rows, Rows]:
-    """The rows to train and to test on; without a test split or files every tenth row is held out.
+    """The rows to train and to test on; without a test split or files every tenth row is held out, or the last of fewer.
 
     Args:
         default: makes both where no data are named.
@@ -77,9 +77,9 @@ def open_train_and_test(
     train = open_rows(dataset_name, dataset_config_name, dataset_split, data_files, train_dir)
     if test_split or test_data_files:
         return train, open_rows(dataset_name, dataset_config_name, test_split or dataset_split, test_data_files or data_files, train_dir)
-    held_out = [index for index in range(len(train)) if index % _HELD_OUT == _HELD_OUT - 1]
-    if not held_out:
-        raise ValueError(f"the dataset has only {len(train)} rows, too few to hold some out: give --test_split or --test_data_files")
+    if len(train) < 2:
+        raise ValueError("the dataset has only one row, too few to hold some out: give --test_split or --test_data_files")
+    held_out = [index for index in range(len(train)) if index % _HELD_OUT == _HELD_OUT - 1] or [len(train) - 1]
     kept = sorted(set(range(len(train))) - set(held_out))
     return train.select(kept), train.select(held_out)
 

@@ -9,20 +9,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel
 
-from ...hub.configuration_eqcohvit import EqCohViTConfig
-from ...hub.modeling_eqcohvit import start_positions
+from ..features import LAST, PIXELS, ModelEncoder
 from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
 from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
-from .backbones import EncoderFolder
 from .base import row_errors
 from .pictures import overlay
 from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
 from .rows import Rows, find_column, read_image, read_labels
 
 VOID = 255
-PIXELS = "raw pixels"
+PARTS = ("equivariant", "invariant", "backbone")
+_OTHER_PATCH_SIZE = 32  # of models without patches, such as convolutional ones: their usual stride
 
 
 # --------------------------------------------------------------------------------------------------------------- features
@@ -38,36 +36,20 @@ class FrameEncoder(Protocol):
         """A frame (3, H, W) in [0, 1] -> part -> features (h, w, d)."""
 
 
+@dataclass
 class PatchEncoder:
-    """A split model's three parts, or the backbone of a plain ViT; eval mode, any frame size that patches fill."""
+    """The parts of a split model, or the backbone of any other; frames may have any size that patches fill."""
 
-    def __init__(self, folder: EncoderFolder, name: str, random_weights: bool = False):
-        self.name, self.patch_size = name, folder.config.square_patch_size
-        config = AutoConfig.from_pretrained(folder.name)
-        if config.model_type == EqCohViTConfig.model_type:
-            model = AutoModel.from_config(config) if random_weights else AutoModel.from_pretrained(folder.name)
-            if random_weights:
-                start_positions(model)
-        else:
-            model = folder.backbone(random_weights)
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.is_split = config.model_type == EqCohViTConfig.model_type
-        self.num_prefix_tokens = folder.config.num_prefix_tokens
-        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (folder.mean, folder.std))
+    encoder: ModelEncoder
 
-    @torch.inference_mode()
+    def __post_init__(self):
+        size = getattr(self.encoder.model.config, "patch_size", None)
+        self.name = self.encoder.name
+        self.patch_size = size[0] if isinstance(size, list | tuple) else size or _OTHER_PATCH_SIZE
+
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixel_values = ((image - self.mean) / self.std)[None].to(self.model.device)
-        grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
-        outputs = self.model(pixel_values)
-        if not self.is_split:
-            return {"backbone": outputs.feature_maps[-1][0].permute(1, 2, 0)}
-        parts = {
-            "equivariant": outputs.equivariant_features,
-            "invariant": outputs.invariant_features,
-            "backbone": outputs.last_hidden_state,
-        }
-        return {part: tokens[0, self.num_prefix_tokens :].unflatten(0, grid) for part, tokens in parts.items()}
+        tokens = {part: tokens for (part, layer), tokens in self.encoder.tokens(image[None]).items() if layer == LAST}
+        return {part: tokens[part].grid[0] for part in PARTS if part in tokens}
 
 
 @dataclass

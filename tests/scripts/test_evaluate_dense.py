@@ -1,0 +1,84 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import load_script
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation" / "dense"))  # so that dense_tools can be imported
+
+from dense_tools import make_rows, save_tiny_encoder  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are tiny: a second thread only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return load_script("evaluate")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return str(save_tiny_encoder(tmp_path_factory.mktemp("runs") / "tiny" / "model"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two videos of three frames with a moving square, whose annotations also serve as segmentations."""
+    generator, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "videos.parquet"
+    images, labels, names = [], [], []
+    for name in ("one", "two"):
+        square = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        for t in range(3):
+            image, label = np.full((40, 56, 3), 90, np.uint8), np.zeros((40, 56), np.uint8)
+            image[8:24, 8 + 8 * t : 24 + 8 * t], label[8:24, 8 + 8 * t : 24 + 8 * t] = square, 1
+            images, labels, names = [*images, image], [*labels, label], [*names, name]
+    make_rows(image=images, annotation=labels, sequence=names, frame=[0, 1, 2] * 2).to_parquet(str(path))
+    return str(path)
+
+
+def run(evaluate, model, files, output, *flags):
+    flags = ["--model", model, "--data_files", files, "--seeds", "1", "--output", str(output), *flags]
+    return evaluate.cli([*flags, "--cache_dir", str(output.parent / "cache")])
+
+
+def rows_of(path):
+    return {(row["encoder"], row["part"], row["metric"]): row["values"] for row in json.loads(path.read_text())["rows"]}
+
+
+def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder, files, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    assert run(evaluate, encoder, files, output, "--task", "video_segmentation", "part_propagation", "--frame_size", "40") == 0
+    captured = capsys.readouterr()
+    assert "video segmentation J&F" in captured.out and "part propagation mIoU" in captured.out
+    assert "video 2/2 two: 3 frames, tiny" in captured.err
+    rows = rows_of(output)
+    parts = [(name, part) for name in ("tiny", "random weights") for part in ("equivariant", "invariant", "backbone")]
+    assert {key[:2] for key in rows} == {*parts, ("raw pixels", "pixels")}
+    assert rows["raw pixels", "pixels", "video segmentation J"][0] > 0.8
+    results = json.loads(output.read_text())
+    assert "DAVIS" in (tmp_path / "report.html").read_text() and results["command"] and results["versions"]["torch"]
+    assert (tmp_path / "plots" / "video_segmentation.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "video_segmentation", "--max_frames", "1"], "video one has one frame; label propagation needs at least two"),
+        (["--task", "part_propagation", "--target_column", "parts"], "no column parts for the annotations; its columns: image, annotation"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(evaluate, encoder, files, tmp_path, capsys, flags, message):
+    assert run(evaluate, encoder, files, tmp_path / "results.json", *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "results.json").exists()
