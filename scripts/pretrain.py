@@ -211,9 +211,14 @@ def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
     source = open_source(args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, *columns)
     if args.knn_guard_steps == 0:
         return source, None
-    if args.knn_guard_split or args.knn_guard_data_files:
-        split, files = args.knn_guard_split or args.dataset_split, args.knn_guard_data_files or args.data_files
-        labelled = open_source(args.dataset_name, args.dataset_config_name, split, files, *columns)
+    files = args.knn_guard_data_files
+    if files and Path(files).is_dir():
+        labelled = open_source(train_dir=files, label_column="folder")
+    elif files and args.train_dir:
+        labelled = open_source(data_files=files)
+    elif files or args.knn_guard_split:
+        split = args.knn_guard_split or args.dataset_split
+        labelled = open_source(args.dataset_name, args.dataset_config_name, split, files or args.data_files, *columns)
     else:
         source, labelled = hold_out(source, args.knn_guard_samples)
     return source, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -220,6 +221,21 @@ def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_pa
     flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
     assert run(pretrain, *flags, "--learning_rate", "1e-5", "--head_warmup_steps", "2") == 0
     assert all(0.75 <= line["probe/knn"] <= 1 for line in metrics(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_guard_takes_labelled_images_from_elsewhere(pretrain, vit, stripes, photos, tmp_path, kind):
+    source = stripes
+    if kind == "parquet":
+        rows = [{"image": {"bytes": path.read_bytes(), "path": None}, "label": path.parent.name} for path in sorted(stripes.rglob("*.png"))]
+        classes = datasets.ClassLabel(names=["columns", "rows"])
+        features = datasets.Features({"image": datasets.Image(), "label": classes})
+        source = tmp_path / "labelled.parquet"
+        datasets.Dataset.from_list(rows, features=features).to_parquet(source)
+    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, "--max_steps", "2"]
+    flags += ["--knn_guard_steps", "2", "--knn_guard_samples", "160", "--knn_guard_data_files", source, "--learning_rate", "1e-6"]
+    assert run(pretrain, *flags) == 0
+    assert metrics(tmp_path / "run")[0]["probe/knn"] > 0.7
 
 
 def test_guard_without_labels_is_refused_at_the_start(pretrain, photos, tmp_path, capsys):

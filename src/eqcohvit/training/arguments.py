@@ -49,7 +49,7 @@ class PretrainArguments:
     knn_guard_drop: float = _setting(0.05, "fall of that accuracy since the start, of 1, at which the run stops")
     knn_guard_samples: int = _setting(2000, "labelled images for it, half of them neighbours; taken out of the training data")
     knn_guard_split: str | None = _setting(None, "split of the dataset to take them from instead")
-    knn_guard_data_files: str | None = _setting(None, "files to take them from instead")
+    knn_guard_data_files: str | None = _setting(None, "files, or a folder with a folder for each class, to take them from instead")
 
     # Model; with init_from the sizes are those of the checkpoint
     model_preset: str | None = _setting("micro", "size of the ViT", tuple(PRESETS))
