@@ -39,7 +39,8 @@ def figures_of_rows(rows: Sequence[Row]) -> list[Figure]:
 
 def scatter_figure(name: str, protocol: str, parameter_names: Sequence[str], predictions: Predictions, true: np.ndarray) -> Figure:
     """Predictions (N, P) of each (encoder, part) against the true parameters (N, P)."""
-    keys = [key for key in predictions if key[1] != "both"][:_MAX_COLUMNS]
+    keys = [key for key in predictions if key[1] != "both"]
+    keys = keys if len(keys) <= _MAX_COLUMNS else [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
     scores = {key: r2_per_parameter(predictions[key], true) for key in keys}
     points = {key: predictions[key][:_NUM_POINTS] for key in keys}
     caption = f"Predicted versus true parameters of {name} ({protocol}), {min(len(true), _NUM_POINTS)} test images, first seed."

@@ -56,7 +56,8 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
     for line in axes:
         line[0].set_ylabel("R2")
     handles = [Figure().subplots().bar(0, 0, color=color_of(part)) for part in dict.fromkeys(part for _, part in parts)]
-    figure.legend(handles, list(dict.fromkeys(part for _, part in parts)), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    labels, fitting = list(dict.fromkeys(part for _, part in parts)), max(2, int(figure.get_figwidth() / 1.3))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)), frameon=False, fontsize=9)
     return figure
 
 
