@@ -1,7 +1,7 @@
 """Configuration of an EqCohViT model: a transformers ViT backbone, a split feature head and K decoders (arXiv:2503.18753)."""
 
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -114,11 +114,11 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             self._check_model_type(self.backbone_config.get("model_type"))
         super().__post_init__(**kwargs)
-        self._check_model_type(self.backbone_config.model_type)
-        if self.backbone_config.model_type == "vit_mae":
-            self.backbone_config.mask_ratio = 0.0  # an encoder of whole images: nothing is dropped
+        self._check_model_type(self._vit.model_type)
+        if self._vit.model_type == "vit_mae":
+            self._vit.mask_ratio = 0.0  # an encoder of whole images: nothing is dropped
         if self.num_prefix_tokens is None:
-            self.num_prefix_tokens = _PREFIX_TOKENS[self.backbone_config.model_type](self.backbone_config)
+            self.num_prefix_tokens = _PREFIX_TOKENS[self._vit.model_type](self._vit)
         self.check()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(out_indices=out_indices, out_features=out_features)
@@ -147,7 +147,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if preset not in PRESETS:
             raise ValueError(f"unknown model preset {preset!r}; known: {', '.join(PRESETS)}")
         cls._check_model_type(backbone_type)
-        backbone = {"model_type": backbone_type, **PRESETS[preset]}
+        backbone: dict[str, Any] = {"model_type": backbone_type, **PRESETS[preset]}
         if backbone_type in ("dinov2", "dinov2_with_registers"):
             backbone["use_mask_token"] = False  # objectives that mask ask for it
         else:
@@ -200,40 +200,44 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
             if near and key not in own and not hasattr(PreTrainedConfig, key):
                 raise ValueError(f"unknown configuration field {key!r}; did you mean {near[0]!r}?")
 
+    @property
+    def _vit(self) -> PreTrainedConfig:
+        return cast(PreTrainedConfig, self.backbone_config)  # no dict any more once it is made
+
     # Read by heads and tools that expect a plain vision configuration.
     @property
     def hidden_size(self) -> int:
-        return self.backbone_config.hidden_size
+        return self._vit.hidden_size
 
     @property
     def num_hidden_layers(self) -> int:
-        return self.backbone_config.num_hidden_layers
+        return self._vit.num_hidden_layers
 
     @property
     def num_attention_heads(self) -> int:
-        return self.backbone_config.num_attention_heads
+        return self._vit.num_attention_heads
 
     @property
     def num_channels(self) -> int:
-        return self.backbone_config.num_channels
+        return self._vit.num_channels
 
     @property
     def image_size(self) -> int | list[int] | tuple[int, int]:
-        return self.backbone_config.image_size
+        return self._vit.image_size
 
     @property
     def patch_size(self) -> int | list[int] | tuple[int, int]:
-        return self.backbone_config.patch_size
+        return self._vit.patch_size
 
     @property
     def square_image_size(self) -> int:
         """Side of the input image in pixels."""
-        return _as_int(self.backbone_config.image_size, "image_size")
+        return _as_int(self._vit.image_size, "image_size")
 
     @property
     def square_patch_size(self) -> int:
         """Side of a patch in pixels."""
-        return _as_int(self.backbone_config.patch_size, "patch_size")
+        return _as_int(self._vit.patch_size, "patch_size")
 
     @property
     def num_decoders(self) -> int:

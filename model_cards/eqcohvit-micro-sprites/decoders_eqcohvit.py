@@ -78,7 +78,7 @@ class IntermediateDecoders(nn.Module):
             x = F.pixel_shuffle(x, self.patch_grid)
         if self.context != "none":
             context = self.from_context(pairs[:, 0] if self.context == "cls" else patches.mean(dim=1))
-            waves = cosine_basis(*x.shape[-2:], self.num_waves, x)
+            waves = cosine_basis(x.shape[-2], x.shape[-1], self.num_waves, x)
             if self.training and self.patch_dropout > 0:
                 x = x * (torch.rand(batch_size, 1, 1, 1, device=x.device) >= self.patch_dropout)
             x = x + torch.einsum("bcf,fhw->bchw", context.unflatten(1, (-1, self.num_waves**2)), waves)

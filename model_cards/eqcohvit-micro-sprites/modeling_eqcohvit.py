@@ -57,12 +57,12 @@ class EqCohViTModelOutput(ModelOutput):
     hidden_states, attentions: as the backbone returns them.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    invariant_features: torch.FloatTensor | None = None
-    equivariant_features: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    invariant_features: torch.Tensor | None = None
+    equivariant_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -77,15 +77,15 @@ class EqCohViTForPreTrainingOutput(ModelOutput):
     hidden_states, attentions: of the first view, as the backbone returns them.
     """
 
-    loss: torch.FloatTensor | None = None
-    reconstructions: torch.FloatTensor | None = None
-    intermediate_losses: torch.FloatTensor | None = None
-    invariant_features: torch.FloatTensor | None = None
-    invariant_features_end: torch.FloatTensor | None = None
-    equivariant_features: torch.FloatTensor | None = None
-    equivariant_features_end: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    reconstructions: torch.Tensor | None = None
+    intermediate_losses: torch.Tensor | None = None
+    invariant_features: torch.Tensor | None = None
+    invariant_features_end: torch.Tensor | None = None
+    equivariant_features: torch.Tensor | None = None
+    equivariant_features_end: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def split_features(features: torch.Tensor, equivariant_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,6 +205,7 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
 
     def _make_backbone(self, config: EqCohViTConfig) -> None:
         self.backbone = _build_backbone(config)
+        self.num_prefix_tokens = config.num_prefix_tokens or 0  # none only while a configuration is made
         parameters = inspect.signature(type(self.backbone).forward).parameters
         self._can_interpolate = "interpolate_pos_encoding" in parameters
         self._takes_noise = "noise" in parameters  # ViT-MAE orders its patches by it
@@ -257,7 +258,7 @@ class EqCohViTModel(_SplitEncoder):
         invariant, equivariant = split_features(self.feature_head(tokens), self.config.equivariant_dim)
         return EqCohViTModelOutput(
             last_hidden_state=tokens,
-            pooler_output=pool_tokens(tokens, self.config.num_prefix_tokens, "cls"),
+            pooler_output=pool_tokens(tokens, self.num_prefix_tokens, "cls"),
             invariant_features=invariant,
             equivariant_features=equivariant,
             hidden_states=outputs.hidden_states,
@@ -297,13 +298,15 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
             kwargs: go to the encoder, for both views.
         """
         first = end = self.eqcohvit(pixel_values, **kwargs)
+        assert pixel_values is not None  # the encoder has refused that
         if pixel_values_end is not None:
             if pixel_values.shape != pixel_values_end.shape:
                 raise ValueError(f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}")
             end = self.eqcohvit(pixel_values_end, **kwargs)
         elif intermediates is not None:
             raise ValueError("intermediates are states between two views, but pixel_values_end (the end of the path) is missing")
-        reconstructions = self.reconstruct(first.equivariant_features, end.equivariant_features, pixel_values.shape[-2:])
+        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        reconstructions = self.reconstruct(first.equivariant_features, end.equivariant_features, image_size)
         if pixel_values_end is None:
             intermediates = pixel_values.unsqueeze(1).expand_as(reconstructions)
         loss = losses = None
@@ -363,7 +366,7 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
             "both": torch.cat([outputs.invariant_features, outputs.equivariant_features], dim=-1),
             "backbone": outputs.last_hidden_state,
         }[self.config.classifier_part]
-        logits = self.classifier(pool_tokens(features, self.config.num_prefix_tokens, "cls_mean"))
+        logits = self.classifier(pool_tokens(features, self.eqcohvit.num_prefix_tokens, "cls_mean"))
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 
 from eqcohvit import EqCohViTBackbone
 
+ROOT = Path(__file__).parents[2]
 USE_EVERYTHING = """
 import importlib.util
 assert not any(map(importlib.util.find_spec, ["eqcohvit", "accelerate", "datasets", "scipy", "torchvision"]))
@@ -136,3 +138,10 @@ def test_shipped_files_import_only_what_every_user_has(folder):
                 assert node.module.split(".")[0] in allowed, f"{path.name}: {node.module}"
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 1 and f"{node.module}.py" in names, f"{path.name}: only `from .sibling import x` is shipped"
+
+
+@pytest.mark.parametrize("released", sorted((ROOT / "model_cards").glob("*/config.json")), ids=lambda path: path.parent.name)
+def test_released_folders_hold_the_present_code(released):
+    """What a checkpoint is published with is what the tests here have tested: after a change of hub/ its files are copied again."""
+    shipped = {path.name: path.read_text() for path in released.parent.glob("*.py")}
+    assert shipped == {path.name: path.read_text() for path in (ROOT / "src" / "eqcohvit" / "hub").glob("*_eqcohvit.py")}
