@@ -1,0 +1,143 @@
+"""The plain pipeline, the way it is usually written: what scripts/benchmark.py measures against.
+
+Each worker decodes the whole image, then crops, recolours, blurs and rotates view by view with Pillow; the K decoders are separate
+modules called in a loop, and the two views are encoded one after the other. The parameters of the views come from the same sampler as
+ours, so that both pipelines give the same views up to interpolation and rounding to 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import nn
+
+from eqcohvit.hub.decoders_eqcohvit import IntermediateDecoders
+from eqcohvit.objectives import ObjectiveInputs, Tokens
+from eqcohvit.training.pretrain_module import PretrainModule
+from eqcohvit.transforms import ViewRenderer
+from eqcohvit.transforms.views import ViewParameters
+
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+def plain_views(data: bytes, renderer: ViewRenderer, epoch: int, key: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalised pixels; rotation paths only."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    sizes = torch.tensor([[image.height, image.width]])
+    first, second, path = renderer.sample(torch.tensor([epoch]), torch.tensor([key]), sizes)
+    pivot = float(np.asarray(image.convert("L")).mean())  # contrast is about the mean of the whole image, in all views
+    base = _augment(image, second, pivot, renderer.image_size)
+    degrees = math.degrees(path.parameters.item())
+    fractions = [k / (renderer.num_intermediates + 1) for k in range(1, renderer.num_intermediates + 2)]
+    moved = [_to_tensor(base.rotate(t * degrees, _BILINEAR), renderer) for t in fractions]
+    return _to_tensor(_augment(image, first, pivot, renderer.image_size), renderer), moved[-1], torch.stack(moved[:-1])
+
+
+def _augment(image: Image.Image, view: ViewParameters, pivot: float, size: int) -> Image.Image:
+    """Crop, flip, colour jitter, blur, solarisation: the usual order of the transforms."""
+    (scale_x, _, shift_x), (_, scale_y, shift_y), _ = view.crop[0].tolist()
+    half_width, half_height = image.width / 2, image.height / 2
+    left, right = sorted((shift_x + sign * abs(scale_x) + 1) * half_width for sign in (-1, 1))
+    top, bottom = ((shift_y + sign * scale_y + 1) * half_height for sign in (-1, 1))
+    box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    out = image.resize((size, size), _BILINEAR, box=box)
+    if scale_x < 0:
+        out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    brightness, contrast, saturation, turns = view.color[0].tolist()
+    if (brightness, contrast, saturation, turns) != (1, 1, 1, 0):
+        out = ImageEnhance.Brightness(out).enhance(brightness)
+        level = round(min(pivot * brightness, 255))
+        out = Image.blend(Image.new("RGB", out.size, (level,) * 3), out, contrast)
+        out = _turn_hue(ImageEnhance.Color(out).enhance(saturation), turns)
+    if view.sigma.item() > 0:
+        out = out.filter(ImageFilter.GaussianBlur(view.sigma.item()))
+    return ImageOps.solarize(out, 128) if view.solarize.item() else out
+
+
+def _turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    turned = (np.asarray(hue, dtype=np.int16) + round(turns * 255)) % 256
+    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+def _to_tensor(image: Image.Image, renderer: ViewRenderer) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (renderer.mean, renderer.std))
+    return (pixels - mean) / std
+
+
+class PlainDecoders(nn.Module):
+    """The K decoders as separate modules, one after the other, with the weights of `decoders` (without a global context)."""
+
+    def __init__(self, decoders: IntermediateDecoders):
+        super().__init__()
+        if decoders.context != "none":
+            raise ValueError(f"the plain decoders have no global context, got decoder_context={decoders.context!r}")
+        self.num_prefix_tokens, self.patch_grid = decoders.num_prefix_tokens, decoders.patch_grid
+        self.num_upsamplings = decoders.num_upsamplings
+        layers, count = [decoders.from_patches, *decoders.convs], decoders.num_decoders
+        self.decoders = nn.ModuleList(nn.ModuleList(_part(layer, k, count) for layer in layers) for k in range(count))
+
+    def forward(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
+        states = []
+        for linear, *convs in self.decoders:
+            x = linear(torch.cat([equivariant, equivariant_end], dim=-1)[:, self.num_prefix_tokens :])
+            x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, grid_size), self.patch_grid)
+            for layer, conv in enumerate(convs):
+                x = conv(F.gelu(x))
+                if layer < self.num_upsamplings:
+                    x = F.pixel_shuffle(x, 2)
+            states.append(x)
+        return torch.stack(states, dim=1)
+
+
+def _part(layer: nn.Linear | nn.Conv2d, index: int, count: int) -> nn.Module:
+    """The `index`-th of `count` groups of a layer, as a layer of its own."""
+    weight, bias = layer.weight.chunk(count)[index], layer.bias.chunk(count)[index]
+    with torch.no_grad():
+        if isinstance(layer, nn.Linear):
+            part = nn.Linear(weight.shape[1], len(weight))
+        else:
+            part = nn.Conv2d(weight.shape[1], len(weight), layer.kernel_size, padding=layer.padding)
+        part.weight.copy_(weight)
+        part.bias.copy_(bias)
+    return part.to(weight.device)
+
+
+class PlainViews(torch.utils.data.Dataset):
+    """Files as samples of a map-style dataset: v1, v2, u_1 .. u_K of each, made by Pillow."""
+
+    def __init__(self, paths: Sequence[Path], renderer: ViewRenderer):
+        self.paths, self.renderer = paths, renderer
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return plain_views(self.paths[index].read_bytes(), self.renderer, epoch=0, key=index)
+
+
+def plain_loss(
+    module: PretrainModule, decoders: PlainDecoders, first: torch.Tensor, end: torch.Tensor, intermediates: torch.Tensor
+) -> torch.Tensor:
+    """The loss of `module` for an objective on CLS features, with one pass of the encoder for each view and decoders in a loop."""
+    outputs = [module.model.eqcohvit(view) for view in (first, end)]
+    prefix = module.model.config.num_prefix_tokens
+    parts = {}
+    for part in ("invariant", "equivariant"):
+        tokens = torch.stack([getattr(output, f"{part}_features") for output in outputs])
+        parts[part] = Tokens(tokens[:, :, 0], tokens[:, :, prefix:])
+    inputs = ObjectiveInputs(**parts, images=torch.stack([first, end]), parameters=first.new_zeros(len(first), 1))
+    loss = sum(module.objective(inputs).values())
+    side = first.shape[-1] // module.model.config.square_patch_size
+    states = decoders(*(output.equivariant_features for output in outputs), (side, side))
+    errors = [F.mse_loss(states[:, k].float(), intermediates[:, k]) for k in range(states.shape[1])]
+    return loss + module.recon_weight * sum(errors) / len(errors)
