@@ -2,8 +2,10 @@
 """What does it cost? Ratios against the plain alternatives, measured in turns in one process, and absolute speeds.
 
     python scripts/benchmark.py --suite inference --quick                       # each suite: within 60 s on two CPU cores
-    python scripts/benchmark.py --suite all --output benchmark.json             # under 10 minutes on one GPU
-    python scripts/benchmark.py --suite all --compare benchmark.json            # beside a stored result
+    python scripts/benchmark.py --suite all --seconds 10 --output benchmark.json
+    python scripts/benchmark.py --suite overhead train --compile --seconds 10 --output compiled.json --compare benchmark.json
+
+The last two are the table of a GPU; they are meant to take under 10 minutes together.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 def load_script(name: str):
     """The script as a module, so that its `cli(argv)` runs in this process."""
+    if str(SCRIPTS) not in sys.path:  # as where the script is run
+        sys.path.append(str(SCRIPTS))
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

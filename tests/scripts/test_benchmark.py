@@ -5,13 +5,12 @@ import time
 
 import pytest
 import torch
-from tests.conftest import SCRIPTS, load_script
+from tests.conftest import load_script
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     """The script with models that take no time."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     module = load_script("benchmark")
     suites = sys.modules["benchmarks.suites"]
     sized = suites._settings

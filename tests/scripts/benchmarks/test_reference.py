@@ -1,11 +1,11 @@
-import importlib
 import io
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import SCRIPTS
+from tests.conftest import load_script
 
 from eqcohvit import EqCohViTConfig
 from eqcohvit.data.decode import decode_image
@@ -16,10 +16,10 @@ from eqcohvit.training.schedules import step_values
 from eqcohvit.transforms import ViewRenderer, make_path
 
 
-@pytest.fixture
-def reference(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("benchmarks.reference")
+@pytest.fixture(scope="module")
+def reference():
+    load_script("benchmark")
+    return sys.modules["benchmarks.reference"]
 
 
 def photo(seed, width=150, height=110):
