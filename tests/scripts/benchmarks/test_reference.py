@@ -81,7 +81,8 @@ def test_plain_step_has_the_loss_and_the_gradients_of_ours(reference):
     plain = reference.plain_loss(module, decoders, views.first, views.end, views.intermediates)
     plain.backward()
     assert torch.allclose(ours, plain, rtol=1e-5)
-    assert torch.allclose(module.model.eqcohvit.feature_head.weight.grad, gradient, rtol=1e-3, atol=1e-5)
+    difference = module.model.eqcohvit.feature_head.weight.grad - gradient
+    assert difference.abs().max() < 1e-4 * gradient.abs().max()
 
 
 def test_plain_decoders_refuse_a_context(reference):
