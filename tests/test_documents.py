@@ -26,6 +26,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 INDENTED = re.compile(r"^(?:# {3}| {4})((?:accelerate|torchrun|python|bash) (?:.*\\\n)*.*)$", re.MULTILINE)  # in headers
+LOOP = re.compile(r"^for (\w+) in (.+); do\n(.*?)^done$", re.DOTALL | re.MULTILINE)
 LAUNCHERS = {"python": 1, "bash": 1, "accelerate": 2, "torchrun": 1}  # words before the launcher's own flags
 
 
@@ -36,6 +37,11 @@ def blocks(path: Path) -> list[tuple[int, str, str]]:
     return [(text[: match.start()].count("\n") + 1, match[1], match[2]) for match in found]
 
 
+def unroll(loop: re.Match[str]) -> str:
+    """The lines of a shell loop, once for each value."""
+    return "".join(re.sub(rf"\$({loop[1]}\b|{{{loop[1]}}})", value, loop[3]) for value in loop[2].split())
+
+
 def all_commands() -> list:
     """Commands of the documents, in blocks and in the text, and in the headers of scripts and recipes; each without its line breaks."""
     found = []
@@ -44,7 +50,8 @@ def all_commands() -> list:
             if text.startswith("#!"):  # a batch script: its calls of ours
                 found += [(path, line, call) for call in re.findall(r"python scripts/[^'\n]*", re.sub(r"\\\n\s*", " ", text))]
             elif language in ("bash", "sh"):
-                found += [(path, line, command) for command in re.sub(r"\\\n\s*", " ", text).splitlines() if not command.startswith("#")]
+                lines = re.sub(LOOP, unroll, re.sub(r"\\\n\s*", " ", text)).splitlines()
+                found += [(path, line, command.strip()) for command in lines if not command.startswith("#")]
         for match in re.finditer(r"(?<!`)`((?:accelerate launch|python|bash) [^`]+)`(?!`)", path.read_text()):
             found.append((path, path.read_text()[: match.start()].count("\n") + 1, " ".join(match[1].split())))
     headers = [(path, ast.get_docstring(ast.parse(path.read_text()), clean=False)) for path in sorted(ROOT.glob("scripts/*.py"))]
@@ -115,6 +122,11 @@ def test_links_and_paths_lead_somewhere(path):
     places = re.findall(r"^((?:src|scripts|tests|space_app|model_cards)/[\w./]+)", text, flags=re.MULTILINE)  # maps of the files
     assert not [place for place in [*links, *places] if not (path.parent / place).exists() and not (ROOT / place).exists()]
     assert {language for _, language, _ in blocks(path)} <= {"", "bash", "sh", "python", "bibtex", "yaml", "json"}
+
+
+def test_loops_are_unrolled():
+    text = "for x in a b; do\n  python $x.py --y ${x}\ndone\nls"
+    assert re.sub(LOOP, unroll, text) == "  python a.py --y a\n  python b.py --y b\n\nls"
 
 
 def test_blocks_are_found_with_their_lines(tmp_path):
