@@ -16,15 +16,7 @@ from controls import ALL_CONTROLS, Choice, Control, list_choices
 from eqcohvit import EqCohViTFeatureExtractionPipeline
 from probe import Probe, Reading, readings
 from snippet import snippet
-from walk import (
-    PARTS,
-    SplitModel,
-    Walk,
-    patch_similarity,
-    principal_colours,
-    read_picture,
-    similarity_to_start,
-)
+from walk import PARTS, SplitModel, Walk, patch_similarity, principal_colours, read_picture, similarity_to_start
 
 FRACTION, SIMILARITY, READ, PART = "share of the way", "similarity to the start", "reading", "part"
 
@@ -108,6 +100,10 @@ class Demo:
         `transformation` is a key of the page's list; `values` are the sliders' values by name, those that are left out change nothing.
         """
         choice = self._choice(transformation)
+        known = [control.name for control in choice.controls]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise gr.Error(f"{choice.key} has no slider {unknown[0]!r}; known: {', '.join(known)}.", print_exception=False)
         walk = _checked(self.model.walk, _open(picture), choice, values)
         rows = readings(choice, walk, self.probe) if choice.trained else []
         return {

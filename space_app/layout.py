@@ -86,7 +86,7 @@ def build(demo: Demo, note: str = "", file_life: tuple[int, int] = FILE_LIFE) ->
         gr.on([page.load, *moved], demo.show, asked, shown, show_progress="minimal", **on_model)
         gr.on([row.change, column.change], demo.show_patch, asked, alike, show_progress="hidden", **on_model)
         gallery.select(demo.pick_example, None, [picture, example], **at_once)
-        picture.upload(lambda: "", None, example, **at_once)
+        gr.on([picture.upload, picture.input], lambda: "", None, example, **at_once)
         clickable.select(demo.pick_patch, None, [row, column], **at_once)
         kind.input(demo.sliders_of, kind, sliders, **at_once)
         page.load(demo.restore, None, [picture, example, kind, *sliders], **at_once)

@@ -66,6 +66,7 @@ def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(server, 
     [
         (("text", "rotation", {}), "cannot be read as a picture"),
         (("picture", "teleport", {}), "Unknown transformation 'teleport'; known: rotation"),
+        (("picture", "rotation", {"angel": 30}), "rotation has no slider 'angel'; known: angle."),
         (("picture", "rotation", {"angle": 400}), "angle must be a number from -45 to 45, got 400"),
     ],
 )
