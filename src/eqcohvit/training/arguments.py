@@ -81,7 +81,7 @@ class PretrainArguments:
     objective: str = _setting("vicreg", "SSL loss on the invariant part", tuple(OBJECTIVES))
     recon_weight: float = _setting(100.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline")
     recon_from: str = _setting(
-        "masked", "where patches are hidden, the decoders read the masked views' features or those of a second pass", ("masked", "unmasked")
+        "unmasked", "where patches are hidden, the decoders read the features of a second pass or the masked views'", ("unmasked", "masked")
     )
     objective_options: str = _setting("", "further options of the objective as name=value,name=value; in a recipe also a mapping")
     projector_dim: int = _setting(512, "hidden width of the objective's projection head")

@@ -23,11 +23,11 @@ class PretrainModule(nn.Module):
         model: encoder with its split head and decoders; what is exported in the end.
         objective: the SSL loss on the invariant part, with its own heads.
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
-        recon_from: where patches are hidden from the student, the decoders read the features of the `"masked"` views, or those of a second
-            pass over the `"unmasked"` ones.
+        recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the `"unmasked"` views,
+            or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
     """
 
-    def __init__(self, model: EqCohViTForPreTraining, objective: Objective, recon_weight: float, recon_from: str = "masked"):
+    def __init__(self, model: EqCohViTForPreTraining, objective: Objective, recon_weight: float, recon_from: str = "unmasked"):
         super().__init__()
         if recon_weight < 0:
             raise ValueError(f"recon_weight must not be negative, got {recon_weight}")
