@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from eqcohvit.data import SpritesSource, TooManyBadImages, open_source
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
+from eqcohvit.evaluation.dense.base import TaskOptions
 from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
 from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples
 from eqcohvit.evaluation.features import POOLINGS
@@ -64,8 +65,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
     group.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' weights; default: 0.07")
 
+    group = parser.add_argument_group(
+        "dense tasks",
+        "segmentation, homography, keypoints, detection, depth: a model folder of scripts/finetune.py is scored as it is; for an encoder a "
+        "head is fitted on the frozen backbone, once for each of the seeds",
+    )
+    TaskOptions.add_flags(group, leave_out=["image_column"])
+    group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
+
     group = parser.add_argument_group("videos", "video_segmentation, part_propagation: columns image, annotation, sequence, frame")
-    group.add_argument("--target_column", help="column of the annotations; default: annotation, mask or label")
     group.add_argument("--frame_size", type=int, default=480, help="shorter side of the frames in pixels; default: 480")
     group.add_argument("--max_frames", type=int, help="first frames of each video only")
     group.add_argument("--context_frames", type=int, default=7, help="last frames that labels come from, besides the first; default: 7")
@@ -86,7 +94,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
-    for name in ("max_samples", "max_test_samples", "seeds", "k", "frame_size", "top_k"):
+    for name in ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "top_k"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
     if args.temperature <= 0:

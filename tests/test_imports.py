@@ -14,7 +14,7 @@ ALLOWED = {
     "objectives": set(),
     "data": set(),
     "training": {"hub", "objectives", "transforms", "data"},
-    "evaluation": {"hub", "transforms", "data"},
+    "evaluation": {"hub", "transforms", "data", "training"},
 }
 # Libraries that a room may import, besides the standard library.
 LIBRARIES = {

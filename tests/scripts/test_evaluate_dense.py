@@ -70,11 +70,34 @@ def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder, files,
     assert (tmp_path / "plots" / "video_segmentation.png").is_file()
 
 
+def test_heads_are_fitted_for_an_encoder_and_for_random_weights(evaluate, encoder, files, tmp_path):
+    flags = ["--task", "segmentation", "homography", "--num_labels", "2", "--max_steps", "2"]
+    assert run(evaluate, encoder, files, tmp_path / "results.json", *flags) == 0
+    rows = rows_of(tmp_path / "results.json")
+    assert {key[:2] for key in rows} == {("tiny", "backbone"), ("random weights", "backbone")}
+    assert {key[2] for key in rows} >= {"segmentation mIoU", "homography mean corner error (px) ↓"}
+
+
+def test_finetuned_model_is_scored_as_it_is(evaluate, encoder, files, tmp_path, capsys):
+    flags = ["--task", "segmentation", "--model", encoder, "--num_labels", "2", "--head", "linear", "--max_steps", "2"]
+    flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", files]
+    assert load_script("finetune").cli([*flags, "--output_dir", str(tmp_path / "run")]) == 0
+    model = str(tmp_path / "run" / "model")
+    assert run(evaluate, model, files, tmp_path / "results.json", "--test_data_files", files, "--task", "segmentation") == 0
+    finetuned = {row["metric"]: row["values"] for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
+    rows = rows_of(tmp_path / "results.json")
+    assert rows["run", "backbone", "segmentation mIoU"] == finetuned["mIoU"]
+    assert run(evaluate, model, files, tmp_path / "other.json", "--task", "depth") == 2
+    assert "was fine-tuned for segmentation, not for depth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--task", "segmentation"], "segmentation needs --num_labels"),
         (["--task", "video_segmentation", "--max_frames", "1"], "video one has one frame; label propagation needs at least two"),
-        (["--task", "part_propagation", "--target_column", "parts"], "no column parts for the annotations; its columns: image, annotation"),
+        (["--task", "detection"], "no column objects for the objects; its columns: image, annotation, sequence, frame"),
+        (["--task", "keypoints", "--target_column", "frame"], "must hold keypoints as"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(evaluate, encoder, files, tmp_path, capsys, flags, message):

@@ -37,6 +37,10 @@ class SpriteRows:
     def __len__(self) -> int:
         return self.count
 
+    def select(self, indices: range) -> SpriteRows:
+        """The first of them, as of a dataset."""
+        return SpriteRows(len(indices), self.offset, self.size)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene = render_sprites(np.array([self.offset + index]), self.size)
         return {"image": Image.fromarray(scene.images[0].transpose(1, 2, 0)), "depth_map": scene.depth[0]}
