@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -270,6 +271,9 @@ def cli(argv: list[str] | None = None) -> int:
         return 2
     except (TooManyBadImages, AccuracyFell, FloatingPointError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception:  # such as another process that has died in the middle of a step; `leave` must be reached all the same
+        traceback.print_exc()
         return 1
     return 0
 

@@ -26,7 +26,7 @@ REPEAT_SECONDS = 2.0  # launchers pass on a signal that the scheduler has sent t
 PATIENCE = timedelta(minutes=30)
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 _Item = TypeVar("_Item")
-_groups: list[Any] = []
+_kept: list[Any] = []  # whose destructors must not run: see `leave`
 
 
 def leave(code: int) -> NoReturn:
@@ -36,7 +36,7 @@ def leave(code: int) -> NoReturn:
     (https://github.com/pytorch/pytorch/issues/56297),
     so that a run of several processes could hang where it has finished or failed. Such a process goes without destructors.
     """
-    if not _groups:
+    if not _kept:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,7 +66,9 @@ class StopSignals:
             self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: type | None, error: BaseException | None, _traceback: object) -> None:
+        if self._group is not None and error is not None:
+            _kept.append(error)  # with the frames of its traceback, and what these hold of the groups and their unfinished work
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -96,7 +98,7 @@ class StopSignals:
         """Let all processes of the default group stop together; called once by each of them."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
-            _groups.extend((dist.group.WORLD, self._group))
+            _kept.extend((dist.group.WORLD, self._group))
 
     def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
         """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to stop.
