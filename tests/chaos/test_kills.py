@@ -74,7 +74,9 @@ def kill_somewhere(run: Run, output_dir: Path, generator: random.Random, kind: s
     conditions = {
         "start": (lambda: True, 0.6),
         "step": (lambda: run.num_batches() >= num_batches, 0.1),
-        "save": (lambda: any(checkpoints.glob(".step-*.tmp")), 0.03),
+        # One that it writes itself: a left-over goes before the stream begins. A group whose first process dies before they have met waits
+        # for it as long as torch's rendezvous does; ending it sooner is the launcher's part.
+        "save": (lambda: run.num_batches() >= 0 and any(checkpoints.glob(".step-*.tmp")), 0.03),
         "export": (lambda: (output_dir / ".model.new").exists(), 0.1),
     }
     condition, most = conditions[kind]
