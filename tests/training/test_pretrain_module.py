@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_module
 from eqcohvit.training.schedules import StepValues
-from eqcohvit.transforms import Views
+from eqcohvit.transforms import BlockMasking, Views
 
 TEACHERS = [name for name, objective in OBJECTIVES.items() if objective.uses_teacher]
 VALUES = StepValues(1e-3, 1e-3, 0.0, teacher_momentum=0.9, teacher_temperature=0.05)
@@ -150,3 +152,22 @@ def test_decoders_can_read_the_unmasked_views():
     assert torch.allclose((unmasked["recon/u_1"] + unmasked["recon/u_2"]) / 2, plain.loss, atol=1e-6)
     assert not torch.allclose(masked["recon/u_1"], unmasked["recon/u_1"], atol=1e-6)
     assert torch.equal(masked["ssl/patch"], unmasked["ssl/patch"])
+
+
+@pytest.mark.parametrize(("probability", "encoded_again"), [(0, 0), (0.25, 7), (0.5, 7), (0.8, 14), (1, 14)])
+@pytest.mark.parametrize("objective", TEACHERS)
+def test_only_views_that_may_be_masked_are_encoded_again_and_nothing_else_changes(objective, probability, encoded_again):
+    keys = torch.arange(7)
+    masks = BlockMasking(probability).sample(0, torch.zeros_like(keys), keys, 3, grid_size=4) if probability else None
+    views = dataclasses.replace(make_views(batch=7, local=0), masks=masks)
+    economic, full = (make_module(objective, recon_from="unmasked", options=f"mask_probability={probability}") for _ in range(2))
+    full.max_masked_views = 2
+    sizes = []
+    economic.model.eqcohvit.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    terms, expected = economic(views, VALUES), full(views, VALUES)
+    assert sizes == [14] + [encoded_again] * (encoded_again > 0)
+    assert all(torch.allclose(terms[name], value, atol=1e-6) for name, value in expected.items())
+    terms["loss"].backward()
+    expected["loss"].backward()
+    for (name, parameter), other in zip(economic.named_parameters(), full.parameters(), strict=True):
+        assert not parameter.requires_grad or torch.allclose(parameter.grad, other.grad, rtol=1e-4, atol=1e-6), name

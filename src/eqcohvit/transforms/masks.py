@@ -46,9 +46,14 @@ class BlockMasking:
                 f"mask_ratio +- mask_ratio_variance must lie between 0 and 1, got {self.ratio} +- {self.ratio_variance}"
             )
 
+    @property
+    def max_masked_views(self) -> int:
+        """The most views of an image that are masked: one up to a probability of 1/2, and two above."""
+        return math.ceil(_NUM_VIEWS * self.probability)
+
     def max_masked(self, num_patches: int) -> int:
         """The most patches that are hidden in both views of an image together."""
-        return math.ceil(_NUM_VIEWS * self.probability) * self._max_in_view(num_patches)
+        return self.max_masked_views * self._max_in_view(num_patches)
 
     def _max_in_view(self, num_patches: int) -> int:
         return max(1, round((self.ratio + self.ratio_variance) * num_patches))
