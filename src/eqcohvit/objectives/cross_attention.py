@@ -1,7 +1,9 @@
 """Reconstruction of one view by cross-attention between both (arXiv:2412.03314), a baseline: with VICReg on the invariant part.
 
-Written from the paper's description. The equivariant part is trained here by this reconstruction; for the paper's comparison leave that of
-the intermediate states out (`recon_weight` 0).
+From the paper's abstract: cross-attention blends the features of two augmented views, and one of the views is reconstructed from them, as
+an auxiliary task of an augmentation-based method. As in arXiv:2503.18753, which compares with it, that method is VICReg. Our own choices are
+which view is reconstructed and asks, the decoder behind the attention, the number of heads, and the weight. The equivariant part is trained
+here by this reconstruction; for that comparison leave the reconstruction of the intermediate states out (`recon_weight` 0).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from .vicreg import VICReg, VICRegOptions
 
 @dataclass(frozen=True)
 class CrossAttentionOptions(VICRegOptions):
-    """VICReg's weights, and that of the reconstruction; `num_heads` of the attention."""
+    """VICReg's weights, and that of the reconstruction, as large as the invariance's; `num_heads` of the attention."""
 
     reconstruction_weight: float = 25.0
     num_heads: int = 4
