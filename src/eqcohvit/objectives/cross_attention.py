@@ -1,9 +1,9 @@
 """Reconstruction of one view by cross-attention between both (arXiv:2412.03314), a baseline: with VICReg on the invariant part.
 
 From the paper's abstract: cross-attention blends the features of two augmented views, and one of the views is reconstructed from them, as
-an auxiliary task of an augmentation-based method. As in arXiv:2503.18753, which compares with it, that method is VICReg. Our own choices are
+an auxiliary task of an augmentation-based method. That is VICReg here, as in arXiv:2503.18753, which compares with it. Our own choices are
 which view is reconstructed and asks, the decoder behind the attention, the number of heads, and the weight. The equivariant part is trained
-here by this reconstruction; for that comparison leave the reconstruction of the intermediate states out (`recon_weight` 0).
+by this reconstruction; for that comparison leave the reconstruction of the intermediate states out (`recon_weight` 0).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """SIE (arXiv:2302.10283), a baseline that knows g: VICReg on split embeddings, with a predictor that moves the equivariant half along g.
 
-Where this needs more than the paper's description, it holds to the settings of the authors' code (https://github.com/facebookresearch/SIE,
-README: ResNet-18 on 3DIEBench, 2000 epochs, batch 1024, Adam, learning rate 1e-3, 256 of 512 features equivariant, expanders of 2048 units).
-arXiv:2503.18753 compares with a ViT-S/16 of 800 epochs on ImageNet-1k instead. The equivariant part is trained here by the predictor; for
-that comparison leave the reconstruction out (`recon_weight` 0).
+Weights and sizes hold to the command in the README of https://github.com/facebookresearch/SIE: ResNet-18 on 3DIEBench, 2000 epochs, batch
+1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units together. arXiv:2503.18753 compares with a ViT-S/16 of 800 epochs
+on ImageNet-1k instead. The equivariant part is trained by the predictor; for that comparison leave the reconstruction out (`recon_weight` 0).
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ from .heads import projector
 
 @dataclass(frozen=True)
 class SIEOptions(NoOptions):
-    """The weights of the authors' command; its `--equi-factor 0.45` is a factor on the weight of the invariance.
+    """The weights of that command; its `--equi-factor 0.45` (the default there is 4.5) is a factor on the weight of the invariance.
 
-    Their variance term, and so this one, has half the hinge of each view and of the prediction. (The default of their `--equi-factor` is 4.5,
-    a weight of 45.)
+    As there, the variance term has half the hinge of each view and of the prediction.
     """
 
     invariance_weight: float = 10.0
@@ -35,9 +33,9 @@ class SIEOptions(NoOptions):
 
 
 class HyperPredictor(nn.Module):
-    """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (the paper, section 4).
+    """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (the paper, figure 2).
 
-    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike the authors', because here the identity has the
+    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike the authors' own, because here the identity has the
     parameters 0 (a unit quaternion there); it starts at the identity map.
     """
 
