@@ -1,8 +1,9 @@
 """SIE (arXiv:2302.10283), a baseline that knows g: VICReg on split embeddings, with a predictor that moves the equivariant half along g.
 
-Weights and sizes hold to the command in the README of https://github.com/facebookresearch/SIE: ResNet-18 on 3DIEBench, 2000 epochs, batch
-1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units together. arXiv:2503.18753 compares with a ViT-S/16 of 800 epochs
-on ImageNet-1k instead. The equivariant part is trained by the predictor; for that comparison leave the reconstruction out (`recon_weight` 0).
+The weights are those of the command in the README of https://github.com/facebookresearch/SIE, which trains a ResNet-18 on 3DIEBench: 2000
+epochs, batch 1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units together. arXiv:2503.18753 compares with a ViT-S/16
+of 800 epochs on ImageNet-1k. The equivariant part is trained by the predictor; for that comparison leave the reconstruction out
+(`recon_weight` 0).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class SIEOptions(NoOptions):
 class HyperPredictor(nn.Module):
     """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (the paper, figure 2).
 
-    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike the authors' own, because here the identity has the
+    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike theirs, because here the identity has the
     parameters 0 (a unit quaternion there); it starts at the identity map.
     """
 
