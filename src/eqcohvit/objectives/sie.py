@@ -1,7 +1,7 @@
 """SIE (arXiv:2302.10283), a baseline that knows g: VICReg on split embeddings, with a predictor that moves the equivariant half along g.
 
 The weights are those of the command in the README of https://github.com/facebookresearch/SIE, which trains a ResNet-18 on 3DIEBench: 2000
-epochs, batch 1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units together. arXiv:2503.18753 compares with a ViT-S/16
+epochs, batch 1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units in all. arXiv:2503.18753 compares with a ViT-S/16
 of 800 epochs on ImageNet-1k. The equivariant part is trained by the predictor; for that comparison leave the reconstruction out
 (`recon_weight` 0).
 """
