@@ -31,6 +31,21 @@ def test_progress_gives_means_since_the_last_line():
     assert progress.means()["loss"] == 9.0
 
 
+def test_progress_averages_what_accumulated_batches_know_once_over_the_steps():
+    progress = Progress(max_steps=10, samples_per_step=4)
+    for loss, norm in ((1.0, None), (2.0, 4.0), (3.0, None), (6.0, 8.0)):  # two steps of two batches
+        progress.add_terms({"loss": torch.tensor(loss), **({} if norm is None else {"grad_norm": torch.tensor(norm)})})
+    assert {name: value.item() for name, value in progress.means().items()} == {"loss": 3.0, "grad_norm": 6.0}
+    resumed = Progress(10, 4, json.loads(json.dumps(progress.state())))
+    resumed.add_terms({"loss": torch.tensor(8.0)})
+    assert {name: value.item() for name, value in resumed.means().items()} == {"loss": 4.0, "grad_norm": 6.0}
+
+
+def test_progress_reads_the_state_of_older_checkpoints():
+    progress = Progress(10, 4, {"batches": 2, "sums": {"loss": 6.0}})
+    assert progress.means() == {"loss": 3.0}
+
+
 def test_metrics_log_survives_a_line_cut_short_by_a_kill(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 10, "loss": 1.0}\n{"step": 20, "lo\xc3')

@@ -45,30 +45,30 @@ class Progress:
         self.max_steps, self.samples_per_step = max_steps, samples_per_step
         self._restart()
         if state is not None:
-            self.batches = state["batches"]
+            self.counts = state["counts"] if "counts" in state else dict.fromkeys(state["sums"], state["batches"])  # older checkpoints
             self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
 
     def _restart(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.batches = 0
+        self.counts: dict[str, int] = {}
         self.waited, self.since = 0.0, time.perf_counter()
 
     def add_wait(self, seconds: float) -> None:
         self.waited += seconds
 
     def add_terms(self, terms: dict[str, torch.Tensor]) -> None:
-        """Add one batch's terms, without waiting for the device."""
+        """Add one batch's terms, without waiting for the device; a term counts in the batches that have it."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-        self.batches += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def state(self) -> dict[str, Any]:
         """The sums since the last line, JSON-able and exact."""
-        return {"batches": self.batches, "sums": {name: value.item() for name, value in self.sums.items()}}
+        return {"counts": dict(self.counts), "sums": {name: value.item() for name, value in self.sums.items()}}
 
     def means(self) -> dict[str, torch.Tensor]:
-        """Mean of each term since the last line."""
-        return {name: value / self.batches for name, value in self.sums.items()}
+        """Mean of each term since the last line, over the batches that have it."""
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
 
     def line(self, step: int, means: dict[str, float], num_steps: int) -> tuple[str, dict[str, float]]:
         """The progress line after `step`, `num_steps` after the last one, and its figures; starts the next interval."""
