@@ -18,6 +18,7 @@ import json
 import shlex
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import datasets
@@ -33,7 +34,7 @@ from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.training.checkpoint import CheckpointError, find_checkpoint, on_main_process, read_state, remove_unfinished, set_later_aside
 from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, finetune, make_accelerator
-from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals
+from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals, leave
 
 SETTINGS_FILE = "settings.json"
 NUM_PICTURES = 6
@@ -117,7 +118,8 @@ def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
     # ------------------------------------------------------------------ save and score
     save_finetuned(output_dir / "model", task, model)
     trained = time.time()
-    values, _ = evaluate_task(task, model, rows["test"], args.max_test_samples, args.num_workers)
+    with stop.interruptible():  # all is saved: a resumed run tests again
+        values, _ = evaluate_task(task, model, rows["test"], args.max_test_samples, args.num_workers)
     name = "random weights" if args.random_weights else args.model
     results = {
         "task": task.name,
@@ -171,19 +173,22 @@ def open_run(output_dir: Path, args: argparse.Namespace, checkpoint: Path | None
 
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes as those of scripts/pretrain.py."""
-    with StopSignals() as stop:
-        try:
+    try:
+        with StopSignals() as stop:
             main(parse(argv), stop, sys.argv[1:] if argv is None else argv)
-        except (ValueError, FileNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (CheckpointError, FloatingPointError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except StopRequested:
-            return EXIT_STOPPED
+    except StopRequested:
+        return EXIT_STOPPED
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception:  # such as another process that has died in the middle of a step; `leave` must be reached all the same
+        traceback.print_exc()
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    leave(cli())

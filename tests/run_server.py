@@ -1,7 +1,8 @@
-"""Real runs of scripts/pretrain.py, started in milliseconds: a server process imports everything once and forks a process for each run.
+"""Real runs of scripts/pretrain.py and scripts/finetune.py, started in milliseconds: a server process imports everything once and forks a
+process for each run.
 
-Each run also records what its stream yields (`record`): one JSON line with the position it starts from, then one for each batch. A run that
-resumes at a position takes back the batches after it, so `samples_seen` is what the steps that count have seen.
+Each run of pretrain.py also records what its stream yields (`record`): one JSON line with the position it starts from, then one for each
+batch. A run that resumes at a position takes back the batches after it, so `samples_seen` is what the steps that count have seen.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class RunServer:
         assert answer, "the server of runs has died"
         return json.loads(answer)
 
-    def start(self, argv: list[str], record: Path, num_processes: int = 1, stall: str | None = None) -> list[Run]:
+    def start(
+        self, argv: list[str], record: Path, num_processes: int = 1, stall: str | None = None, script: str = "pretrain"
+    ) -> list[Run]:
         """Start a run of one or several processes; `record` is a folder that all lives of a run share.
 
         `stall`: say "stalled" and wait for ever, before the batch of this number, or instead of writing a "checkpoint".
@@ -76,16 +79,18 @@ class RunServer:
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
             file, log = record / f"rank-{rank}.jsonl", record / f"rank-{rank}.log"
             starts_before = file.read_text().count('"start"') if file.exists() else 0
-            request = {"argv": argv, "environment": common | ranks, "log": str(log), "record": str(file), "stall": stall}
+            request = {"argv": argv, "environment": common | ranks, "log": str(log), "record": str(file), "stall": stall, "script": script}
             log.touch()
             run = Run(self, self.ask(request)["pid"], log, file)
             run._starts_before = starts_before
             runs.append(run)
         return runs
 
-    def run(self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 300) -> list[Run]:
+    def run(
+        self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 300, script: str = "pretrain"
+    ) -> list[Run]:
         """Start a run and see it through to exit code 0."""
-        runs = self.start(argv, record, num_processes)
+        runs = self.start(argv, record, num_processes, script=script)
         for run in runs:
             code = run.wait(timeout)
             assert code == 0, f"exit code {code}\n{run.output()[-3000:]}"
@@ -122,7 +127,7 @@ def samples_seen(record: Path, rank: int = 0) -> list[list[tuple[int, int]]]:
 def serve() -> None:
     """Handle requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the test's terminal; the test closes the input
-    pretrain = load_pretrain()
+    pretrain = load_script("pretrain")
     children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
@@ -142,12 +147,12 @@ def serve() -> None:
         os.waitpid(pid, 0)
 
 
-def load_pretrain():
+def load_script(name: str):
     import importlib.util
 
     import datasets  # noqa: F401
 
-    spec = importlib.util.spec_from_file_location("scripts_pretrain", SCRIPTS / "pretrain.py")
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -174,6 +179,9 @@ def live(pretrain, request: dict) -> NoReturn:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
+
+    if request["script"] != "pretrain":
+        pretrain.leave(load_script(request["script"]).cli(request["argv"]))
 
     def stall(*_arguments) -> None:
         print("stalled", flush=True)

@@ -244,6 +244,7 @@ def finetune(
     if step < settings.max_steps:
         if step > saved_step:
             save()
-        accelerator.print(f"stopped by {stop.name} after step {step}; --resume_from_checkpoint latest goes on from there")
+        reason = stop.name or "a signal to another process"
+        accelerator.print(f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there")
         raise StopRequested
     return merged(model.eval())
