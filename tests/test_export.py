@@ -201,7 +201,7 @@ def test_card_has_valid_front_matter_with_the_models_own_metrics(run_dir, tmp_pa
     card = render_card(TEMPLATE, run, run["results"])
     data = check_card(card)
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("apache-2.0", "transformers", "image-feature-extraction")
-    assert data["datasets"] == ["user/birds"] and "custom_code" in data["tags"]
+    assert data["datasets"] == ["user/birds"] and "custom_code" in data["tags"] and "## License\n\nApache-2.0.\n" in card
     (tmp_path / "README.md").write_text(card)
     parsed = ModelCard.load(tmp_path / "README.md").data  # huggingface_hub's own reader
     found = {(result.metric_name, result.metric_value) for result in parsed.eval_results}
@@ -243,7 +243,9 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
     run = read_run(run_dir)
     run["settings"] |= {"model_preset": None, "init_from": "someone/vit"}
     card = render_card(TEMPLATE, run)
-    assert check_card(card)["base_model"] == "someone/vit" and "that of [someone/vit](https://huggingface.co/someone/vit)" in card
+    data = check_card(card)
+    assert (data["base_model"], data["license"], data["license_link"]) == ("someone/vit", "other", "https://huggingface.co/someone/vit")
+    assert "its license applies" in card and "that of [someone/vit](https://huggingface.co/someone/vit)" in card
     run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labelled.parquet"}
     card = render_card(TEMPLATE, run)
     assert "/home/" not in card and "base_model" not in check_card(card) and "that of another checkpoint" in card

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .base_model import LICENSE_PATTERN, describe_base, hub_id, license_of
 from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 
 CARD_NAME, STATE_FOLDER = "README.md", "training_state"
@@ -221,11 +222,14 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     settings, metrics = run["settings"], run.get("metrics") or {}
     repo_id = run.get("repo_id") or settings.get("hub_model_id") or run["name"]
     rows = [_result_row(row) for row in results["rows"] if row.get("headline", True)] if results else []
+    base, license = describe_base(settings), license_of(settings)
     fields = {
+        "license_fields": yaml.safe_dump(license.fields, sort_keys=False).strip(),
+        "license": license.text,
         "front_matter": _front_matter(settings, repo_id, rows, results or {}, run["name"]),
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "backbone": f"{_describe_start(settings) or settings['model_preset']} ({settings['backbone']})",
+        "backbone": f"{f'that of {base}, trained further' if base else settings['model_preset']} ({settings['backbone']})",
         "image_size": settings["image_size"],
         "invariant_dim": settings["feature_dim"] - settings["equivariant_dim"],
         "settings_table": _table(["setting", "value"], [[f"`{k}`", f"`{v}`"] for k, v in _shown(settings).items()]),
@@ -268,7 +272,7 @@ def check_card(card: str) -> dict[str, Any]:
     for key, value in expected.items():
         if data.get(key) != value:
             raise ValueError(f"the card's {key} must be {value!r}, got {data.get(key)!r}")
-    if not isinstance(data.get("license"), str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", data["license"]):
+    if not isinstance(data.get("license"), str) or not re.fullmatch(LICENSE_PATTERN, data["license"]):
         raise ValueError(f"the card's license must be an identifier like 'apache-2.0', got {data.get('license')!r}")
     for key in ("tags", "datasets"):
         values = data.get(key, [] if key == "datasets" else None)
@@ -290,28 +294,14 @@ def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a reader can use; places on the machine of the run are its owner's business."""
     local = {"output_dir", "output", "model", "resume_from_checkpoint", "report_to", "push_to_hub", "push_training_state", "hub_model_id"}
     local |= {"train_dir", "data_files", "test_data_files", "knn_guard_data_files"}
-    local |= {key for key, name in (("dataset_name", _dataset_id(settings)), ("init_from", _hub_id(settings.get("init_from")))) if not name}
+    local |= {key for key, name in (("dataset_name", _dataset_id(settings)), ("init_from", hub_id(settings.get("init_from")))) if not name}
     return {key: value for key, value in settings.items() if key not in local and value not in (None, [], "")}
 
 
 def _dataset_id(settings: dict[str, Any]) -> str | None:
     """The Hub id of the run's dataset, where it has one."""
     name = settings.get("dataset_name")
-    return None if settings.get("data_files") or name in _BUILDERS else _hub_id(name)
-
-
-def _hub_id(name: Any) -> str | None:
-    """The name, where it is one of the Hub and not a place on this machine."""
-    is_id = isinstance(name, str) and re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
-    return name if is_id else None
-
-
-def _describe_start(settings: dict[str, Any]) -> str | None:
-    """The model that the run continued from, where it did."""
-    if not settings.get("init_from"):
-        return None
-    name = _hub_id(settings["init_from"])
-    return f"that of [{name}](https://huggingface.co/{name}), trained further" if name else "that of another checkpoint, trained further"
+    return None if settings.get("data_files") or name in _BUILDERS else hub_id(name)
 
 
 def _describe_data(settings: dict[str, Any]) -> str:
@@ -321,7 +311,7 @@ def _describe_data(settings: dict[str, Any]) -> str:
         name = _dataset_id(settings)
         source = f"[{name}](https://huggingface.co/datasets/{name})" if name else "a local dataset"
         return f"Split `{settings['dataset_split']}` of {source}, streamed; no labels were used."
-    photographs = "" if settings.get("init_from") else "no photographs and "  # the model that it continued from may have seen some
+    photographs = "" if describe_base(settings) else "no photographs and "  # the model that it continued from may have seen some
     return f"The drawn sprites that are embedded in the package, generated while training; {photographs}no labels were used."
 
 
@@ -355,7 +345,7 @@ def _front_matter(settings: dict, repo_id: str, rows: list[dict], results: dict,
     dataset = _dataset_id(settings)
     if dataset:
         data["datasets"] = [dataset]
-    start = _hub_id(settings.get("init_from"))
+    start = hub_id(settings.get("init_from"))
     if start:
         data |= {"base_model": start, "base_model_relation": "finetune"}
     own = _own_name(rows, run_name)

@@ -1,0 +1,83 @@
+"""What a run's settings say about the model that it continued from: its name on the Hub, and the license that follows from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from yaml import YAMLError
+
+LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"  # of the Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
+
+
+@dataclass(frozen=True)
+class License:
+    """`fields` of a card's front-matter (`license`, and for `other` its `license_name` and `license_link`), and what the card says."""
+
+    fields: dict[str, str]
+    text: str
+
+
+def hub_id(name: Any) -> str | None:
+    """The name, where it is one of the Hub and not a place on this machine."""
+    is_id = isinstance(name, str) and re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
+    return name if is_id else None
+
+
+def describe_base(settings: dict[str, Any]) -> str | None:
+    """The model that the run continued from, as Markdown; None where it began with random weights."""
+    if not settings.get("init_from"):
+        return None if settings.get("model_preset") else "another checkpoint"  # a published state does not name places of its machine
+    name = hub_id(settings["init_from"])
+    return f"[{name}](https://huggingface.co/{name})" if name else "another checkpoint"
+
+
+def license_of(settings: dict[str, Any]) -> License:
+    """Apache-2.0 for weights of one's own; for continued ones that of the base model's card, which is read from the folder or the Hub.
+
+    Where it cannot be read, or is none of the Hub's identifiers, it is `other`, and the text asks to name it.
+    """
+    base, source = describe_base(settings), settings.get("init_from")
+    if base is None:
+        return License({"license": "apache-2.0"}, "Apache-2.0.")
+    fields = _read_license(source) if source else {}
+    if fields:
+        return License(fields, f"That of {base}, whose weights were trained further: `{fields.get('license_name', fields['license'])}`.")
+    name = hub_id(source)
+    fields = {"license": "other", "license_name": "license-of-the-base-model"}
+    fields |= {"license_link": f"https://huggingface.co/{name}"} if name else {}
+    return License(
+        fields,
+        f"The weights of {base} were trained further, and its license applies. It could not be read when this card was written: name it in "
+        "the front-matter before you share the model.",
+    )
+
+
+def _read_license(source: str) -> dict[str, str]:
+    """The license fields of a card: of a model folder, of a run's folder, or of the Hub; an empty dictionary where none can be read."""
+    folder, name = Path(source), hub_id(source)
+    places = [path for path in (folder / "README.md", folder / "model" / "README.md") if path.is_file()]
+    if not places and name is None:
+        return {}
+    try:
+        data = ModelCard.load(places[0] if places else name, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, HTTPError, EntryNotFoundError, YAMLError):
+        return {}
+    if not _matches(LICENSE_PATTERN, data.get("license")):
+        return {}
+    fields = {"license": data["license"]}
+    if data["license"] == "other" and _matches(r"[\w.+-]+", data.get("license_name")):
+        fields["license_name"] = data["license_name"]
+        link = data.get("license_link")
+        if name and _matches(r"[\w.-]+", link):  # a file of that repository
+            link = f"https://huggingface.co/{name}/blob/main/{link}"
+        fields |= {"license_link": link} if _matches(r"https://\S+", link) else {}
+    return fields
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
