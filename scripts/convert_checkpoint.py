@@ -240,7 +240,7 @@ def main(args: argparse.Namespace) -> None:
     if args.report is not None:
         args.report.write_text(json.dumps([dataclasses.asdict(entry) for entry in report], indent=1) + "\n")
     print(format_report(report))
-    backbone = f"{model.config.backbone_config.model_type}, {model.config.square_image_size} pixels, mean {mean}, std {std}"
+    backbone = f"{model.config.backbone_type}, {model.config.square_image_size} pixels, mean {mean}, std {std}"
     print(f"{args.source} is now {args.output}: {backbone}")
 
 

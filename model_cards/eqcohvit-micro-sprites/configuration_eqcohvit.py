@@ -114,11 +114,11 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             self._check_model_type(self.backbone_config.get("model_type"))
         super().__post_init__(**kwargs)
-        self._check_model_type(self._vit.model_type)
-        if self._vit.model_type == "vit_mae":
+        self._check_model_type(self.backbone_type)
+        if self.backbone_type == "vit_mae":
             self._vit.mask_ratio = 0.0  # an encoder of whole images: nothing is dropped
         if self.num_prefix_tokens is None:
-            self.num_prefix_tokens = _PREFIX_TOKENS[self._vit.model_type](self._vit)
+            self.num_prefix_tokens = _PREFIX_TOKENS[self.backbone_type](self._vit)
         self.check()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(out_indices=out_indices, out_features=out_features)
@@ -162,9 +162,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.feature_dim < 2:
             raise ValueError(f"feature_dim must be at least 2, got {self.feature_dim}")
         if not 0 < self.equivariant_dim < self.feature_dim:
-            raise ValueError(
-                f"equivariant_dim must lie between 1 and feature_dim - 1 = {self.feature_dim - 1}, got {self.equivariant_dim}"
-            )
+            raise ValueError(f"equivariant_dim must lie between 1 and feature_dim - 1 = {self.feature_dim - 1}, got {self.equivariant_dim}")
         for name in ("num_intermediates", "decoder_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -203,6 +201,11 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def _vit(self) -> PreTrainedConfig:
         return cast(PreTrainedConfig, self.backbone_config)  # no dict any more once it is made
+
+    @property
+    def backbone_type(self) -> str:
+        """Model type of the backbone, such as `dinov2`."""
+        return self._vit.model_type
 
     # Read by heads and tools that expect a plain vision configuration.
     @property

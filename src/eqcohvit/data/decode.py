@@ -140,13 +140,13 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode in ("RGBA", "LA", "PA") or image.info.get("transparency") is not None:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
-        return image.convert("RGB" if image.getextrema()[3] == (255, 255) else "RGBa")
+        return image.convert("RGB" if image.getchannel("A").getextrema() == (255, 255) else "RGBa")
     return image if image.mode in ("RGB", "L", "RGBa") else image.convert("RGB")  # P, CMYK, YCbCr, HSV
 
 
 def _scale_to_8_bit(image: Image.Image) -> np.ndarray:
     """Numbers of any type -> uint8 (H, W)."""
-    low, high = 0.0, 65535.0
+    low, high, lowest = 0.0, 65535.0, 0.0
     if not image.mode.startswith("I;16"):
         low, high = _range_of(image)
         lowest = low

@@ -235,7 +235,7 @@ class DatasetSource(_ImageSource):
         self._image_column = _find_image_column(features, image_column, self.name)
         self._label_column = _find_label_column(features, label_column, self.name)
         self.has_labels = self._label_column is not None
-        self.label_names = getattr(features.get(self._label_column), "names", None)
+        self.label_names = getattr(features[self._label_column], "names", None) if self._label_column is not None else None
         columns = [self._image_column] + ([self._label_column] if self.has_labels else [])
         if dataset.info.builder_name == "parquet" and len(features) > len(columns):  # the other columns then need no download
             dataset = self._load(path, name, split, files, columns=columns)
@@ -423,9 +423,11 @@ def open_source(
         if image_column is not None or label_column not in (None, "folder"):
             raise ValueError('train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)')
         return FolderSource(train_dir, labels=label_column == "folder")
-    if dataset_name is None and data_files is None:
-        if dataset_config_name is not None or image_column is not None or label_column is not None:
+    if dataset_name is None:
+        if data_files is not None:
+            dataset_name = builder_for(data_files)
+        elif dataset_config_name is not None or image_column is not None or label_column is not None:
             raise ValueError("dataset_config_name, image_column and label_column need dataset_name or data_files")
-        return SpritesSource()
-    path = dataset_name or builder_for(data_files)
-    return DatasetSource(path, dataset_config_name, split, data_files, image_column, label_column)
+        else:
+            return SpritesSource()
+    return DatasetSource(dataset_name, dataset_config_name, split, data_files, image_column, label_column)

@@ -12,6 +12,7 @@ photographs do: the light and the objects are upright only up to the two standar
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,8 @@ class _Scenes:
     depth: np.ndarray  # float32 (B, 5): background tilt x, y; object distance in front; object tilt x, y
 
     def take(self, rows: np.ndarray) -> "_Scenes":
-        return _Scenes(**{name: value.take(rows) if isinstance(value, _Pattern) else value[rows] for name, value in vars(self).items()})
+        taken: dict[str, Any] = {k: value.take(rows) if isinstance(value, _Pattern) else value[rows] for k, value in vars(self).items()}
+        return _Scenes(**taken)
 
 
 def _hash64(x: np.ndarray) -> np.ndarray:

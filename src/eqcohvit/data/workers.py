@@ -9,19 +9,21 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from .bad_images import printable
 from .decode import BadImage
 from .order import Sample
 from .retry import Patience
 from .sources import Source
+
+_Item = TypeVar("_Item")
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Chunk:
         return Chunk(self.canvases.pin_memory(), self.sizes.pin_memory(), self.meta, self.good, self.bad)
 
 
-class Decoder:
+class Decoder(Dataset[Chunk]):
     """A map-style dataset whose "indices" are the raw samples themselves."""
 
     def __init__(self, source: Source, canvas_size: int):
@@ -66,9 +68,7 @@ class Decoder:
         return Chunk(canvases, torch.tensor([item.size for item in good], dtype=torch.int64).reshape(-1, 2), meta, mask, bad)
 
 
-def decoded(
-    samples: Iterator[Sample], source: Source, canvas_size: int, chunk_size: int, num_workers: int, depth: int
-) -> Iterator[Chunk]:
+def decoded(samples: Iterator[Sample], source: Source, canvas_size: int, chunk_size: int, num_workers: int, depth: int) -> Iterator[Chunk]:
     """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker.
 
     Raises:
@@ -132,13 +132,13 @@ def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, car
     return iterator
 
 
-def _lists(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+def _lists(samples: Iterator[Sample], size: int) -> Generator[list[Sample], None, None]:
     while chunk := list(islice(samples, size)):
         yield chunk
 
 
-def _identity(chunk: Chunk) -> Chunk:
-    return chunk
+def _identity(item: _Item) -> _Item:
+    return item
 
 
 def _survive_signals(_worker: int) -> None:
@@ -183,7 +183,7 @@ def _merged(parts: list[tuple[torch.Tensor, ...]]) -> Chunk:
 class BackgroundIterator:
     """Runs an iterator in a thread, at most `depth` items ahead. The thread starts with the first item, after workers have forked."""
 
-    def __init__(self, items: Iterator[Any], depth: int):
+    def __init__(self, items: Generator[Any, None, None], depth: int):
         self._queue: queue.Queue = queue.Queue(depth)
         stop = threading.Event()
         self._thread = threading.Thread(target=_fill, args=(items, self._queue, stop), name="canvas-reader", daemon=True)
@@ -210,7 +210,7 @@ class BackgroundIterator:
         self._finalizer()
 
 
-def _fill(items: Iterator[Any], results: queue.Queue, stop: threading.Event) -> None:
+def _fill(items: Generator[Any, None, None], results: queue.Queue, stop: threading.Event) -> None:
     last: BaseException = StopIteration()
     try:
         for item in items:

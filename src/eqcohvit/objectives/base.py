@@ -123,6 +123,7 @@ class Objective(nn.Module, ABC):
     uses_teacher: ClassVar[bool] = False
     uses_masks: ClassVar[bool] = False
     uses_local_crops: ClassVar[bool] = False
+    head: nn.Module  # of those with a teacher
 
     @abstractmethod
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:

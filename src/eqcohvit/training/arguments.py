@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -133,6 +133,8 @@ class PretrainArguments:
         }
         if backbone is not None:
             return EqCohViTConfig(backbone_config={**backbone, **backbone_kwargs, "image_size": self.image_size}, **head)
+        if self.model_preset is None:
+            raise ValueError(f"model_preset must be one of {', '.join(PRESETS)} where nothing else says how large the model is")
         return EqCohViTConfig.from_preset(
             self.model_preset, self.image_size, self.patch_size, backbone_type=self.backbone, backbone_kwargs=backbone_kwargs, **head
         )
@@ -181,10 +183,8 @@ class PretrainArguments:
 
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
-        if self.model_preset is not None:
+        if self.model_preset is not None or (self.init_from is None and self.resume_from_checkpoint is None):
             self.model_config()
-        elif self.init_from is None and self.resume_from_checkpoint is None:
-            raise ValueError(f"model_preset must be one of {', '.join(PRESETS)} where nothing else says how large the model is")
         self._check_local_crops()
         make_path(self.path, self.path_magnitude)
         positive = (
@@ -317,7 +317,7 @@ def parse_arguments(
     if complete is not None:
         given = {name for name in values if any(flag.split("=")[0] in (f"--{name}", f"--no-{name}") for flag in argv)}
         completed = complete(values, given)
-        empty = {name: None for name, value in completed.items() if value is None}
+        empty: dict[str, Any] = {name: None for name, value in completed.items() if value is None}
         values = _values(parser, [*argv, *_as_flags(completed)]) | empty  # through the parser, like a recipe
     args = PretrainArguments(**values)
     args.check()
@@ -344,6 +344,6 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _exit(message: str) -> None:
+def _exit(message: str) -> NoReturn:
     print(message, file=sys.stderr)
     raise SystemExit(2)

@@ -43,7 +43,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(_NAME.fullmatch(checkpoint.name)[1])
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def find_checkpoint(output_dir: Path, resume_from: str, report: Callable[[str], None] = print) -> Path | None:
@@ -212,16 +212,15 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
     try:
         accelerator.load_state(str(checkpoint))
         # Accelerate passes over random states that it cannot read, which would make the resumed run another one.
-        if same_group:
-            random_state = load(checkpoint / f"random_states_{accelerator.process_index}.pkl")["torch_manual_seed"]
+        random_file = checkpoint / f"random_states_{accelerator.process_index}.pkl"
+        if same_group and not torch.equal(torch.get_rng_state(), load(random_file)["torch_manual_seed"]):
+            raise ValueError("its random state does not fit this version of accelerate or torch")
     except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"cannot load {checkpoint}: {' '.join(str(error).split())[:400]}") from None
     if not same_group:
         accelerator.print(f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch")
         set_seed(state["step"], device_specific=True)
         state["ranks"] = [{"position": [rank["position"] for rank in state["ranks"]], "progress": None}] * num_processes
-    elif not torch.equal(torch.get_rng_state(), random_state):
-        raise ValueError(f"cannot load {checkpoint}: its random state does not fit this version of accelerate or torch")
     return state
 
 

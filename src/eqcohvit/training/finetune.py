@@ -88,7 +88,7 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, first_step: int,
     The epochs' shuffled orders stand in one row, and step s reads places s * B * world_size ... of it: any step can be computed, so
     that a resumed run sees what an uninterrupted one would.
     """
-    epoch, order = -1, None
+    epoch, order = -1, np.empty(0, dtype=np.int64)
     step = first_step
     while True:
         start = (step * world_size + rank) * batch_size
@@ -106,12 +106,12 @@ class _TrainSamples(Dataset):
     def __init__(self, task: TrainableTask, rows: Any, seed: int):
         self.task, self.rows, self.seed = task, rows, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, dict[str, Any]] | ValueError:
-        epoch, index = key
+    def __getitem__(self, index: tuple[int, int]) -> tuple[int, dict[str, Any]] | ValueError:
+        epoch, row = index
         try:
-            return index, self.task.train_sample(self.rows[index], np.random.default_rng((self.seed, epoch, index)))
+            return row, self.task.train_sample(self.rows[row], np.random.default_rng((self.seed, epoch, row)))
         except ValueError as error:  # a worker's exception would arrive as a page of traceback
-            return ValueError(f"train row {index}: {error}")
+            return ValueError(f"train row {row}: {error}")
 
     def collate(self, samples: list[tuple[int, dict[str, Any]] | ValueError]) -> tuple[list[int], dict[str, Any]] | ValueError:
         for sample in samples:
@@ -176,7 +176,7 @@ def finetune(
     optimizer = make_optimizer(model.to(accelerator.device), settings.learning_rate, settings.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rank = accelerator.process_index
-    state = {"step": 0, "logged_step": 0, "ranks": [{"progress": None}] * accelerator.num_processes}
+    state: dict[str, Any] = {"step": 0, "logged_step": 0, "ranks": [{"progress": None}] * accelerator.num_processes}
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint)
         accelerator.print(f"resuming from {checkpoint}")
@@ -219,7 +219,9 @@ def finetune(
         terms = task.loss(wrapped, to_device(batch, accelerator.device))
         check_finite(terms, step + 1, indices)
         accelerator.backward(terms["loss"])
-        terms["grad_norm"] = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        assert grad_norm is not None  # where DeepSpeed would clip alone
+        terms["grad_norm"] = grad_norm
         optimizer.step()
         optimizer.zero_grad()
         progress.add_terms(terms)

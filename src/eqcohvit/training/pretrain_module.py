@@ -122,16 +122,19 @@ class PretrainModule(nn.Module):
         return self._tokens(self.teacher.encoder(images).invariant_features) if self.teacher else None
 
     def _pool(self, features: torch.Tensor) -> torch.Tensor:
-        return pool_tokens(features, self.model.config.num_prefix_tokens, "cls")
+        return pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "cls")
 
     def _tokens(self, features: torch.Tensor) -> Tokens:
         """(V * B, P + N, d) -> CLS (V, B, d) and patches (V, B, N, d)."""
-        patches = pool_tokens(features, self.model.config.num_prefix_tokens, "patches")
+        patches = pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "patches")
         return Tokens(self._pool(features).unflatten(0, (2, -1)), patches.unflatten(0, (2, -1)))
 
     def _reconstruction_errors(self, equivariant: torch.Tensor, views: Views) -> dict[str, torch.Tensor]:
         config = self.model.config
-        reconstructions = self.model.reconstruct(*equivariant.chunk(2), views.first.shape[-2:])
+        assert views.intermediates is not None  # rendered with every batch that is trained on
+        first, end = equivariant.chunk(2)
+        height, width = views.first.shape[-2:]
+        reconstructions = self.model.reconstruct(first, end, (height, width))
         errors = reconstruction_losses(reconstructions, views.intermediates).mean(dim=0).unbind()
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
         return dict(zip(names, errors, strict=True))

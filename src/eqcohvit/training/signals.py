@@ -97,7 +97,9 @@ class StopSignals:
     def connect(self) -> None:
         """Let all processes of the default group stop together; called once by each of them."""
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
+            group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
+            assert isinstance(group, dist.ProcessGroup)  # all processes belong to it
+            self._group = group
             _kept.extend((dist.group.WORLD, self._group))
 
     def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:

@@ -196,6 +196,7 @@ class Start:
 
     def state_weights(self, prefix: str) -> Weights:
         """The tensors of the training state whose names begin with `prefix`, without it."""
+        assert self.state is not None
         try:
             return _part(load_file(self.state / WEIGHTS_FILE), prefix)
         except (OSError, SafetensorError) as error:
@@ -347,7 +348,7 @@ def fill_model(model: EqCohViTForPreTraining, start: Start, heads: bool) -> None
 
 def grid_of(config: EqCohViTConfig) -> tuple[int, str]:
     """What `resize_positions` needs to know of a model: patches along a side, and the family of its backbone."""
-    return config.square_image_size // config.square_patch_size, config.backbone_config.model_type
+    return config.square_image_size // config.square_patch_size, config.backbone_type
 
 
 def _split_weights(start: Start) -> Weights:
