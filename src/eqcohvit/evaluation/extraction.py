@@ -65,8 +65,8 @@ class Samples:
             wanted = first_epoch & (index >= start) & (index < stop)
             seen += len(batch)
             if wanted.any():
-                tensors = (batch.canvases, batch.sizes, batch.keys, batch.epochs, batch.labels)
-                yield Batch(*(tensor[wanted] for tensor in tensors), batch.position), seen
+                canvases, sizes, keys = batch.canvases[wanted], batch.sizes[wanted], batch.keys[wanted]
+                yield Batch(canvases, sizes, keys, batch.epochs[wanted], batch.labels[wanted], batch.position), seen
             if seen >= stop or not first_epoch.all():
                 return
 
@@ -186,6 +186,7 @@ def _fill(
     first = min(count for _, count in caches.values())
     behind = next(cache for cache, count in caches.values() if count == first)
     state = behind.state(first - 1) if first else {"seen": 0, "position": None}
+    assert state is not None  # the chunk was found a moment ago
     blocks = samples.blocks(part, view.canvas_size(image_size), state["seen"], state["position"])
     total = getattr(samples, f"num_{part}")
     bar = progress(f"features, {view.name.split()[0]}, {part}", total, first * BLOCK_SIZE * BLOCKS_PER_CHUNK, "img")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -49,7 +49,9 @@ class Encoder(Protocol):
 
     name: str
     image_size: int
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __call__(self, images: torch.Tensor) -> dict[Feature, torch.Tensor]:
         """Images (B, 3, H, H) in [0, 1] -> vectors (B, d)."""
@@ -116,12 +118,14 @@ class ModelEncoder:
 
     def _run(self, images: torch.Tensor, **kwargs: Any) -> Any:
         if self.model.config.model_type == "vit_mae":  # it shuffles its patches by this noise
-            patches = math.prod(side // _square(self.model.config.patch_size) for side in images.shape[-2:])
+            patch_size = _square(self.model.config.patch_size)
+            assert patch_size is not None
+            patches = math.prod(side // patch_size for side in images.shape[-2:])
             kwargs["noise"] = torch.arange(patches, device=self.device, dtype=torch.float32).expand(len(images), -1)
         pixel_values = self.preprocessing.normalize(images.to(self.device)).to(self.model.dtype)
         return self.model(pixel_values, **self._interpolation(images.shape[-2:]), **kwargs)
 
-    def _interpolation(self, image_size: tuple[int, int]) -> dict[str, bool]:
+    def _interpolation(self, image_size: Sequence[int]) -> dict[str, bool]:
         """ViTs of another native size need a word before they interpolate their positions; most other models have no such argument."""
         native = _square(getattr(self.model.config, "image_size", None))
         takes = "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
@@ -148,7 +152,7 @@ def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def split_tokens(state: torch.Tensor, image_size: tuple[int, int], patch_size: int | None) -> Tokens:
+def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int | None) -> Tokens:
     """A hidden state -> prefix tokens and the grid of the others.
 
     `state` is a feature map (B, d, h, w), or a sequence (B, P + h * w, d) of an image of (height, width) pixels. h and w follow from the
@@ -173,8 +177,8 @@ def project_grid(grid: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(grid.shape[-1], GRID_CHANNELS, generator=generator) / math.sqrt(grid.shape[-1])
     projected = (grid @ matrix.to(grid)).permute(0, 3, 1, 2)
-    side = tuple(min(GRID_SIDE, n) for n in projected.shape[-2:])
-    return F.adaptive_avg_pool2d(projected, side).flatten(1)
+    height, width = projected.shape[-2:]
+    return F.adaptive_avg_pool2d(projected, (min(GRID_SIDE, height), min(GRID_SIDE, width))).flatten(1)
 
 
 def weights_hash(model: PreTrainedModel) -> str:

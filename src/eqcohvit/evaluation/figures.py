@@ -50,12 +50,12 @@ def scatter_figure(name: str, protocol: str, parameter_names: Sequence[str], pre
 
 def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> Figure:
     """Patch features of test images and of their transformed versions as colours."""
-    shown, grids = None, {}
+    shown, grids = [], {}
     for encoder in evaluation.model_encoders[:3]:
         size = encoder.image_size
         batch, _ = next(evaluation.samples.blocks("test", view.canvas_size(size)))
         images = view(batch, size)[0][:, :num_images].transpose(0, 1).flatten(0, 1)  # image, transformed, image, transformed ...
-        shown = images if shown is None else shown
+        shown.append(images)
         for (part, layer), tokens in encoder.tokens(images).items():
             if layer == LAST and part != "both":
                 grids[encoder.name, part] = tokens.grid.cpu()
@@ -63,7 +63,7 @@ def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> F
         f"Patch features of images and of the same images after {view.path.name} ({view.protocol}): the first three principal components "
         "of each line's features as red, green, blue. What follows the transformation turns and shifts with the image."
     )
-    pixels = shown.permute(0, 2, 3, 1).clamp(0, 1).numpy()
+    pixels = shown[0].permute(0, 2, 3, 1).clamp(0, 1).numpy()
     return Figure("pca_maps", caption, lambda: _plots().pca_maps(pixels, grids))
 
 

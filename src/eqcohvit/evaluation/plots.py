@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .features import PIXELS, RANDOM
@@ -55,8 +56,8 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
             axis.tick_params(axis="x", length=0, labelbottom=True)
     for line in axes:
         line[0].set_ylabel("R2")
-    handles = [Figure().subplots().bar(0, 0, color=color_of(part)) for part in dict.fromkeys(part for _, part in parts)]
-    labels, fitting = list(dict.fromkeys(part for _, part in parts)), max(2, int(figure.get_figwidth() / 1.3))
+    labels = list(dict.fromkeys(part for _, part in parts))
+    handles, fitting = [Patch(color=color_of(part)) for part in labels], max(2, int(figure.get_figwidth() / 1.3))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)), frameon=False, fontsize=9)
     return figure
 
@@ -134,7 +135,7 @@ def neighbours(queries: np.ndarray, found: dict[tuple[str, str], np.ndarray], sa
     queries: (Q, H, W, 3); found: (Q, k, H, W, 3) each; same: (Q, k) each.
     """
     keys, count = list(found), next(iter(found.values())).shape[1]
-    figure = Figure(figsize=(0.62 * (1 + (count + 0.4) * len(keys)), 0.62 * len(queries) + 0.6), layout="none")
+    figure = Figure(figsize=(0.62 * (1 + (count + 0.4) * len(keys)), 0.62 * len(queries) + 0.6))
     width, height = 1 + (count + 0.4) * len(keys), len(queries) + 0.9
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_xlim(-0.1, width)

@@ -33,7 +33,7 @@ def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def linear_regression(train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Predict parameters by ridge regression: (N, d), (N, P), each (M, d) -> each (M, P). Some of the N (`hold_out`) choose the penalty."""
-    train_x, *xs = (x.double() for x in standardize(train_x, *xs))
+    train_x, *inputs = (x.double() for x in standardize(train_x, *xs))
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
     fit_y, val_y = train_y[fit].double(), train_y[val].double()
     x_mean, y_mean, y_std = train_x[fit].mean(dim=0), fit_y.mean(dim=0), fit_y.std(dim=0).clamp_min(1e-12)
@@ -46,7 +46,7 @@ def linear_regression(train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.T
         error = (((train_x[val] - x_mean) @ weight + y_mean - val_y) / y_std).square().mean().item()
         if error < best_error:
             best_error, best_weight = error, weight
-    return tuple(((x - x_mean) @ best_weight + y_mean).to(train_y.dtype) for x in xs)
+    return tuple(((x - x_mean) @ best_weight + y_mean).to(train_y.dtype) for x in inputs)
 
 
 def mlp_regression(
@@ -116,14 +116,19 @@ class _StackedMLP(nn.Module):
 
     def __init__(self, count: int, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
-        for name, dims in (("first", (in_dim, hidden_dim)), ("second", (hidden_dim, out_dim))):
-            bound = dims[0] ** -0.5  # as torch.nn.Linear
-            setattr(self, name, nn.Parameter(torch.empty(count, *dims).uniform_(-bound, bound)))
-            setattr(self, f"{name}_bias", nn.Parameter(torch.empty(count, 1, dims[1]).uniform_(-bound, bound)))
+        self.first, self.first_bias = _stacked_linear(count, in_dim, hidden_dim)
+        self.second, self.second_bias = _stacked_linear(count, hidden_dim, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = F.dropout(F.gelu(torch.baddbmm(self.first_bias, x, self.first)), 0.1, self.training)
         return torch.baddbmm(self.second_bias, hidden, self.second)
+
+
+def _stacked_linear(count: int, in_dim: int, out_dim: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weights (S, in_dim, out_dim) and biases (S, 1, out_dim), drawn as those of torch.nn.Linear."""
+    bound = in_dim**-0.5
+    weight, bias = (torch.empty(count, rows, out_dim).uniform_(-bound, bound) for rows in (in_dim, 1))
+    return nn.Parameter(weight), nn.Parameter(bias)
 
 
 def _rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -182,16 +187,13 @@ def nearest_neighbours(
     k = min(k, len(train_x))
     found = []
     for features in test_x.split(test_chunk):
-        best = None
+        best = features.new_empty(len(features), 0), torch.empty(len(features), 0, dtype=torch.long, device=features.device)
         for start in range(0, len(train_x), train_chunk):
             block = train_x[start : start + train_chunk]
             similarity, index = (features @ block.T).topk(min(k, len(block)), dim=-1)
-            index += start
-            if best is not None:
-                similarity, index = torch.cat([best[0], similarity], dim=-1), torch.cat([best[1], index], dim=-1)
-                similarity, chosen = similarity.topk(min(k, similarity.shape[-1]), dim=-1)
-                index = index.gather(-1, chosen)
-            best = (similarity, index)
+            similarity, index = torch.cat([best[0], similarity], dim=-1), torch.cat([best[1], index + start], dim=-1)
+            similarity, chosen = similarity.topk(min(k, similarity.shape[-1]), dim=-1)
+            best = similarity, index.gather(-1, chosen)
         found.append(best)
     return torch.cat([similarity for similarity, _ in found]), torch.cat([index for _, index in found])
 

@@ -80,7 +80,7 @@ def format_table(cells: list[list[str]]) -> str:
 def versions() -> dict[str, str]:
     """What a number was measured with."""
     return {
-        "eqcohvit": sys.modules[__package__.split(".")[0]].__version__,
+        "eqcohvit": sys.modules[__name__.split(".")[0]].__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -59,6 +59,7 @@ def r2(evaluation: Evaluation) -> list[Row]:
             rows += [replace(row, headline=row.headline and row.settings["head"] == heads[0]) for row in own]
         bar.close()
         if evaluation.settings.get("output") and protocol == evaluation.settings["protocol"][-1] and shown:
+            true = next(iter(test.values())).parameters.numpy()
             evaluation.figures.append(scatter_figure(path.name, protocol, path.parameter_names, shown, true))
             if path.name == evaluation.settings["transform"][0]:
                 evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
@@ -139,8 +140,8 @@ def _classification_jobs(evaluation: Evaluation) -> Iterator[tuple[str, str, tor
     for encoder, features in train.items():
         for part, layer in parts_of(features.vectors):
             x, test_x = (select(f.vectors, part, layer, evaluation.settings["pooling"][0])[:, 0] for f in (features, test[encoder]))
-            tensors = (x, features.labels, test_x, test[encoder].labels)
-            yield encoder, part_name(part, layer), *map(to_device, tensors)
+            labels, test_labels = to_device(features.labels), to_device(test[encoder].labels)
+            yield encoder, part_name(part, layer), to_device(x), labels, to_device(test_x), test_labels
 
 
 def knn(evaluation: Evaluation) -> list[Row]:
@@ -176,14 +177,19 @@ def disentanglement(evaluation: Evaluation) -> list[Row]:
         settings = {"task": "disentanglement", "transform": path.name, "protocol": protocol, "pooling": pooling}
         for encoder, features in train.items():
             for part, layer in parts_of(features.vectors):
-                views = [to_device(select(f.vectors, part, layer, pooling)).unbind(dim=1) for f in (features, test[encoder])]
-                data = [(*view, to_device(f.parameters)) for view, f in zip(views, (features, test[encoder]), strict=True)]
+                fit, held_out = (_moves(f, part, layer, pooling) for f in (features, test[encoder]))
                 name = part_name(part, layer)
-                moved = change_under(*views[1])
+                moved = change_under(held_out[0], held_out[1])
                 rows.append(Row(encoder, name, f"change under {path.name}, {protocol}", [moved], settings=settings))
-                scores = [predictability(*data, seed=seed) for seed in range(evaluation.seeds)]
+                scores = [predictability(fit, held_out, seed=seed) for seed in range(evaluation.seeds)]
                 rows.append(Row(encoder, name, f"linearity of {path.name}, {protocol}", scores, settings=settings))
     return rows + _cka_rows(test, pooling)
+
+
+def _moves(features: Features, part: str, layer: str, pooling: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Vectors of images (N, d) and of their transformed versions (N, d), and the parameters (N, P)."""
+    vectors = to_device(select(features.vectors, part, layer, pooling))
+    return vectors[:, 0], vectors[:, 1], to_device(features.parameters)
 
 
 def _cka_rows(test: dict[str, Features], pooling: str) -> list[Row]:

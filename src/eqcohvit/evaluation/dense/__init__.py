@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -28,7 +29,8 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
     path = Path(folder) / TASK_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no fine-tuned model: expected {TASK_FILE} in it, as scripts/finetune.py writes OUTPUT_DIR/model")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(path.read_text()).items()}
+    saved = json.loads(path.read_text())
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     task = TASKS[values.pop("task")](**values)
     return task, task.model_class().from_pretrained(folder)
 

@@ -157,18 +157,17 @@ class DenseTask(ABC):
     def normalize(self, image: Image.Image) -> torch.Tensor:
         """RGB image -> float (3, H, W) in normalised pixels."""
         pixels = np.asarray(image, dtype=np.float32) / 255
-        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        pixels = (pixels - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def resize_whole(self, image: Image.Image) -> Image.Image:
         """The shorter side at `image_size`, the other one in proportion, both whole numbers of patches."""
-        scale = self.image_size / min(image.size)
-        size = tuple(max(1, round(scale * side / self.patch_size)) * self.patch_size for side in image.size)
-        return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        return resize_to_patches(image, self.image_size, self.patch_size)
 
     def to_image(self, pixel_values: torch.Tensor) -> Image.Image:
         """The inverse of `normalize`."""
-        pixels = pixel_values.permute(1, 2, 0).cpu().numpy() * np.float32(self.std) + np.float32(self.mean)
+        pixels = pixel_values.permute(1, 2, 0).cpu().numpy()
+        pixels = pixels * np.array(self.std, dtype=np.float32) + np.array(self.mean, dtype=np.float32)
         return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
     def check_rows(self, rows: Rows, what: str) -> None:
@@ -183,6 +182,13 @@ class DenseTask(ABC):
 
     def save(self, folder: Path) -> None:
         (folder / TASK_FILE).write_text(json.dumps({"task": self.name, **dataclasses.asdict(self)}, indent=1) + "\n")
+
+
+def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
+    """The shorter side as given, the other one in proportion, both rounded to whole numbers of patches; all in pixels."""
+    scale = shorter_side / min(image.size)
+    width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 class row_errors:  # noqa: N801  reads as a statement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -16,7 +16,11 @@ OTHER_SIGMA = 0.025  # for keypoints of other data: COCO's of the eyes
 
 
 def average_precision(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], predictions: list[dict[str, Any]], num_labels: int, kind: str = "bbox"
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    num_labels: int,
+    kind: Literal["bbox", "segm", "keypoints"] = "bbox",
 ) -> dict[str, float]:
     """AP over IoU or OKS thresholds .50 to .95, and AP at .50 and .75.
 
@@ -31,7 +35,7 @@ def average_precision(
         return dict.fromkeys(names, 0.0)
     numbered = [{"iscrowd": 0, **annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints tables
-        truth = COCO()
+        truth: Any = COCO()  # it takes more than its annotations say
         truth.dataset = {"images": images, "annotations": numbered, "categories": [{"id": i, "name": str(i)} for i in range(num_labels)]}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(predictions), kind)

@@ -227,7 +227,7 @@ def _read_points(row: dict[str, Any], column: str) -> np.ndarray:
     try:
         values = np.array(row[column], dtype=np.float64)
     except (TypeError, ValueError):
-        values = np.empty(0)
+        values = np.empty((0, 0))
     if values.ndim == 1 and values.size and values.size % 3 == 0:
         values = values.reshape(-1, 3)
     if values.ndim != 2 or not len(values) or values.shape[1] not in (2, 3):

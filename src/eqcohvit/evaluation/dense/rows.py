@@ -37,11 +37,13 @@ def open_rows(
         if dataset_name is not None or data_files is not None:
             raise ValueError("give either train_dir (a folder of images) or dataset_name / data_files, not both")
         path, files = "imagefolder", {split: f"{train_dir}/**"}
-    else:
-        if dataset_name is None and data_files is None:
-            raise ValueError("this task needs labelled data: give --dataset_name or --data_files")
+    elif data_files is not None:
         path = dataset_name or builder_for(data_files)
-        files = None if data_files is None else expand_data_files(path, data_files, split)
+        files = expand_data_files(path, data_files, split)
+    elif dataset_name is not None:
+        path, files = dataset_name, None
+    else:
+        raise ValueError("this task needs labelled data: give --dataset_name or --data_files")
     try:
         dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files)
     except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files

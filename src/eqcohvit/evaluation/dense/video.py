@@ -13,7 +13,7 @@ from PIL import Image
 from ..features import LAST, PIXELS, ModelEncoder
 from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
 from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
-from .base import row_errors
+from .base import resize_to_patches, row_errors
 from .pictures import overlay
 from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
 from .rows import Rows, find_column, read_image, read_labels
@@ -117,9 +117,7 @@ def _reader(rows: Rows, order: list[int], image_column: str, target_column: str)
 
 def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torch.Tensor:
     """RGB image -> float (3, H, W) in [0, 1]: the shorter side as given, the other one in proportion, both whole numbers of patches."""
-    scale = shorter_side / min(image.size)
-    size = tuple(max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
-    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0), dtype=np.float32) / 255
+    pixels = np.asarray(resize_to_patches(image, shorter_side, patch_size), dtype=np.float32) / 255
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -251,7 +249,7 @@ def _propagate(
             if num_labels < 2:
                 raise ValueError(f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate")
             for part, maps in features.items():
-                shares = labels_to_patches(truth, num_labels, maps.shape[:2])
+                shares = labels_to_patches(truth, num_labels, (maps.shape[0], maps.shape[1]))
                 states[part] = LabelPropagation(maps, shares.to(maps.device), settings)
             yield index, image, truth, dict.fromkeys(features, truth), num_labels
         else:

@@ -22,8 +22,8 @@ def contour_accuracy(predicted: np.ndarray, true: np.ndarray, tolerance: float =
     edges, true_edges = mask_boundary(predicted), mask_boundary(true)
     if not edges.any() or not true_edges.any():
         return float(edges.any() == true_edges.any())
-    precision = (distance_transform_edt(~true_edges)[edges] <= radius).mean()
-    recall = (distance_transform_edt(~edges)[true_edges] <= radius).mean()
+    precision = (np.asarray(distance_transform_edt(~true_edges))[edges] <= radius).mean()
+    recall = (np.asarray(distance_transform_edt(~edges))[true_edges] <= radius).mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 

@@ -1,6 +1,16 @@
 """Pixel counts and intersection over union, without the `evaluate` library."""
 
+from typing import TypedDict
+
 import numpy as np
+
+
+class IoUScores(TypedDict):
+    """Fractions; a class that no pixel has or is given counts as nan."""
+
+    mean_iou: float
+    overall_accuracy: float
+    per_class_iou: list[float]
 
 
 def confusion_matrix(predicted: np.ndarray, true: np.ndarray, num_labels: int, ignore_index: int = 255) -> np.ndarray:
@@ -20,7 +30,7 @@ def confusion_matrix(predicted: np.ndarray, true: np.ndarray, num_labels: int, i
     return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
-def iou_scores(confusion: np.ndarray) -> dict[str, float | list[float]]:
+def iou_scores(confusion: np.ndarray) -> IoUScores:
     """Confusion matrix (C, C) -> mean_iou, overall_accuracy, per_class_iou."""
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits

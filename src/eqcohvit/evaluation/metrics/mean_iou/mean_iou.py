@@ -1,6 +1,7 @@
 """Intersection over union of label maps, of each class and as a mean."""
 
 import datasets
+import numpy as np
 
 import evaluate
 
@@ -35,4 +36,5 @@ class MeanIoU(evaluate.Metric):
 
     def _compute(self, predictions, references, num_labels, ignore_index=255):
         pairs = zip(predictions, references, strict=True)
-        return iou_scores(sum(confusion_matrix(predicted, true, num_labels, ignore_index) for predicted, true in pairs))
+        counts = (confusion_matrix(predicted, true, num_labels, ignore_index) for predicted, true in pairs)
+        return iou_scores(sum(counts, start=np.zeros((num_labels, num_labels), dtype=np.int64)))

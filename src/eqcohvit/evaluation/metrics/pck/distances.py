@@ -1,9 +1,10 @@
 """Which keypoints are correct, without the `evaluate` library."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def correct_keypoints(predicted: np.ndarray, true: np.ndarray, visible: np.ndarray, size: float, threshold: float) -> np.ndarray:
+def correct_keypoints(predicted: ArrayLike, true: ArrayLike, visible: ArrayLike, size: float, threshold: float) -> np.ndarray:
     """Which of the visible keypoints (K, 2) lie within `threshold` times `size` of the true ones: booleans, one per visible keypoint.
 
     PCK (doi:10.1109/TPAMI.2012.261) is the mean over all keypoints of all instances; `size` is the longer side of the instance's box.
