@@ -29,12 +29,13 @@ def pretrain():
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """A randomly initialised DINOv2 folder, with a normalisation of its own."""
+    """A randomly initialised DINOv2 folder, with a normalisation and a license of its own."""
     folder = tmp_path_factory.mktemp("hub") / "dinov2"
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**VIT)).save_pretrained(folder)
     size = {"height": 16, "width": 16}
     ViTImageProcessorPil(size=size, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
     return folder
 
 
@@ -71,6 +72,7 @@ def test_run_from_a_vit_keeps_its_sizes_and_normalisation(continued):
     processor = json.loads((continued / "model" / "preprocessor_config.json").read_text())
     assert (processor["image_mean"], processor["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert "training_state" in {path.name for path in (continued / "model").iterdir()}
+    assert (continued / "model" / "README.md").read_text().startswith("---\nlicense: cc-by-nc-4.0\n")
 
 
 def test_head_warmup_leaves_the_backbone_as_it_came(pretrain, vit, photos, tmp_path, capsys):
