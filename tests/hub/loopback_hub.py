@@ -1,5 +1,5 @@
-"""A Hub on 127.0.0.1 that speaks as much of the Hub's HTTP as upload of models and Spaces and download of models need; repositories
-live in memory.
+"""A Hub on 127.0.0.1 that speaks as much of the Hub's HTTP as upload and download of models and Spaces need; repositories live in
+memory.
 
 `with LoopbackHub() as hub:` then run processes with `hub.environment(home)`. `hub.requests` lists what was asked ("PUT /lfs/..."),
 `hub.break_next(prefix, times)` drops the connection in the middle of such requests.
@@ -109,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.lfs_batch(json.loads(body))
         if len(parts) >= 5 and parts[2] == "resolve":
             return self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        if parts[0] == "spaces" and len(parts) >= 6 and parts[3] == "resolve":
+            return self.resolve("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         self.send_json({"error": f"unknown route {path}"}, 404, {"X-Error-Code": "RepoNotFound"})
 
     def create(self, wanted):

@@ -1,9 +1,14 @@
+import resource
+import time
+
 import numpy as np
 import pytest
 import torch
 from dense_tools import make_rows
+from PIL import Image
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
+from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.evaluation.dense.video import (
     VIDEO_TASKS,
     ObjectScore,
@@ -14,7 +19,8 @@ from eqcohvit.evaluation.dense.video import (
     read_videos,
     resize_frame,
 )
-from eqcohvit.evaluation.features import load_encoder
+from eqcohvit.evaluation.features import ModelEncoder, load_encoder
+from eqcohvit.evaluation.preprocessing import Preprocessing
 
 
 def video_rows(num_frames=4, step=8, name="band", size=(40, 96)):
@@ -98,8 +104,6 @@ def test_pixels_that_do_not_count_are_left_out():
 
 
 def test_frames_are_resized_to_whole_patches():
-    from PIL import Image
-
     assert resize_frame(Image.new("RGB", (854, 480)), 480, 16).shape == (3, 480, 848)
     assert resize_frame(Image.new("RGB", (480, 854)), 240, 8).shape == (3, 424, 240)
 
@@ -123,3 +127,25 @@ def test_what_is_wrong_is_said_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         propagate_videos(VIDEO_TASKS["video_segmentation"], [PixelPatches(8)], read_videos(make_rows(**columns)), shorter_side=40)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_fifty_frames_of_480p_by_a_vit_s16_in_two_minutes_and_four_gigabytes():
+    """A disc over a textured ground, both moving; all three parts of a ViT-S/16 with random weights, on two threads."""
+    generator, (y, x) = np.random.default_rng(0), np.mgrid[0:480, 0:854]
+    texture = generator.integers(0, 255, (640, 1100, 3), dtype=np.uint8)
+
+    def frames():
+        for t in range(50):
+            disc = (y - 240) ** 2 + (x - 150 - 10 * t) ** 2 < 100**2
+            pixels = np.where(disc[..., None], texture[:480, 200:1054], texture[t : t + 480, 2 * t : 2 * t + 854])
+            yield Image.fromarray(pixels), disc.astype(np.int64)
+
+    model = EqCohViTModel(EqCohViTConfig.from_preset("small", 224, 16))
+    encoder = PatchEncoder(ModelEncoder("ViT-S/16", model, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)))
+    torch.set_num_threads(2)
+    start = time.perf_counter()
+    results = propagate_videos(VIDEO_TASKS["video_segmentation"], [encoder], [Video("disc", frames, 50)], shorter_side=480)
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{seconds:.0f} s, {peak:.2f} GiB at most in this process")
+    assert len(results.values) == 3 and seconds < 120 and peak < 4
