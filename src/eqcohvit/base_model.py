@@ -60,11 +60,11 @@ def license_of(settings: dict[str, Any]) -> License:
 def _read_license(source: str) -> dict[str, str]:
     """The license fields of a card: of a model folder, of a run's folder, or of the Hub; an empty dictionary where none can be read."""
     folder, name = Path(source), hub_id(source)
-    places = [path for path in (folder / "README.md", folder / "model" / "README.md") if path.is_file()]
-    if not places and name is None:
+    place = next((path for path in (folder / "README.md", folder / "model" / "README.md") if path.is_file()), name)
+    if place is None:
         return {}
     try:
-        data = ModelCard.load(places[0] if places else name, ignore_metadata_errors=True).data.to_dict()
+        data = ModelCard.load(place, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, HTTPError, EntryNotFoundError, YAMLError):
         return {}
     if not _matches(LICENSE_PATTERN, data.get("license")):
