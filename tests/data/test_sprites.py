@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from eqcohvit.data import sprites
+from eqcohvit.data.sprite_shapes import SHAPE_DISTANCES
 from eqcohvit.data.sprites import SHAPES, render_sprites
 
 
 def _mask(label: int, pose: tuple[float, float, float, float], size: int) -> np.ndarray:
     """Pixels inside the shape, bool (size, size)."""
     x, y = sprites._local_coordinates(np.array([pose], dtype=np.float32), size)
-    return sprites._SHAPE_DISTANCES[SHAPES[label]](x, y)[0] < 0.0
+    return SHAPE_DISTANCES[SHAPES[label]](x, y)[0] < 0.0
 
 
 def _object_mask(depth: np.ndarray) -> np.ndarray:
@@ -194,7 +195,7 @@ def test_shape_has_no_rotational_symmetry(label):
 @pytest.mark.parametrize("label", range(10), ids=SHAPES)
 def test_shape_fills_its_bounding_circle(label):
     x, y = sprites._local_coordinates(np.array([[0.0, 0.0, 0.0, 0.35]], dtype=np.float32), 256)
-    distance = sprites._SHAPE_DISTANCES[SHAPES[label]](x, y)[0]
+    distance = SHAPE_DISTANCES[SHAPES[label]](x, y)[0]
     furthest = np.hypot(x, y)[0][distance < 0.0].max()
     assert 0.85 < furthest <= 1.05
     slope = np.hypot(*np.gradient(distance.astype(np.float64), 1.0 / (256 * 0.35)))

@@ -1,8 +1,9 @@
 """Images from anywhere to batches of canvases."""
 
+from .datasets_source import DatasetSource, open_source
 from .decode import BadImage, Decoded, decode_image
 from .retry import ReadError
-from .sources import DatasetSource, FolderSource, Record, Source, SpritesSource, hold_out, open_source
+from .sources import FolderSource, Record, Source, SpritesSource, hold_out
 from .stream import Batch, CanvasStream, TooManyBadImages, sequential
 
 __all__ = [

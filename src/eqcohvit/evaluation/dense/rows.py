@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 from PIL import Image, ImageOps
 
+from ...data.datasets_source import builder_for, expand_data_files
 from ...data.decode import one_line
-from ...data.sources import builder_for, expand_data_files
 
 _HELD_OUT = 10  # every tenth row
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
