@@ -50,7 +50,7 @@ TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or any transformers vision model")
-    parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), help="default: r2")
+    parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each probe; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
     parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")

@@ -44,7 +44,7 @@ _MAY_CHANGE_ON_RESUME = {"resume_from_checkpoint", "output_dir", "max_test_sampl
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--task", required=True, choices=list(TASKS))
+    parser.add_argument("--task", required=True, choices=list(TASKS), help="what to learn")
     parser.add_argument("--model", required=True, help="folder or repository of the encoder: ours, or a transformers ViT")
     parser.add_argument("--random_weights", action="store_true", help="control: the backbone without its trained weights")
     parser.add_argument("--train", default="all", choices=TRAINABLE, help="head: frozen backbone; lora: adapters in it; default: all")
@@ -63,17 +63,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     defaults = FinetuneSettings()
     parser.add_argument("--max_steps", type=int, default=defaults.max_steps, help="optimizer steps; default: %(default)s")
-    parser.add_argument("--per_device_train_batch_size", type=int, default=defaults.batch_size, help="default: %(default)s")
+    parser.add_argument("--per_device_train_batch_size", type=int, default=defaults.batch_size, help="images a step; default: %(default)s")
     parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="peak, of the head; default: %(default)s")
     text = "learning rate of the backbone over the head's; default: %(default)s"
     parser.add_argument("--backbone_lr_scale", type=float, default=defaults.backbone_lr_scale, help=text)
-    parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="default: %(default)s")
-    parser.add_argument("--warmup_steps", type=int, default=defaults.warmup_steps, help="default: %(default)s")
-    parser.add_argument("--lora_rank", type=int, default=defaults.lora_rank, help="default: %(default)s")
+    parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="of matrices; default: %(default)s")
+    parser.add_argument("--warmup_steps", type=int, default=defaults.warmup_steps, help="steps of linear warm-up; default: %(default)s")
+    parser.add_argument("--lora_rank", type=int, default=defaults.lora_rank, help="rank of the adapters; default: %(default)s")
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: bf16 on GPUs that have it, else no")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--logging_steps", type=int, default=defaults.logging_steps, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation; default: 0")
+    parser.add_argument("--logging_steps", type=int, default=defaults.logging_steps, help="between progress lines; default: %(default)s")
     parser.add_argument("--save_steps", type=int, default=defaults.save_steps, help="steps between checkpoints; default: %(default)s")
     parser.add_argument("--output_dir", default="outputs/finetune", help="folder of the run; default: %(default)s")
     parser.add_argument("--resume_from_checkpoint", help="'latest' of output_dir, or the path of a checkpoint folder")

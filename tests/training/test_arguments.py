@@ -104,3 +104,13 @@ def test_resume_refuses_settings_that_change_the_run():
 
 def test_every_setting_is_explained():
     assert all(len(field.metadata["help"]) > 10 for field in dataclasses.fields(PretrainArguments))
+
+
+def test_help_shows_defaults_where_there_are_some(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in text and "(default: )" not in text
+    assert "peak learning rate of AdamW, not scaled by the batch size (default: 0.003)" in text
+    titles = [title for title in ("data:", "start:", "views:", "objective:", "optimisation:", "run:") if f" {title} --" in text]
+    assert titles == ["data:", "start:", "views:", "objective:", "optimisation:", "run:"]

@@ -17,6 +17,7 @@ class BadImages:
         self._first = ""
 
     def add(self, key: int, epoch: int, reason: str, where: str) -> None:
+        """List an image once; `where` it lies and the `reason` are shown to people."""
         self._first = self._first or f"{printable(where)}: {printable(reason)}"
         if self.path is None or (self.source_name, key) in self._listed:
             return
@@ -34,6 +35,7 @@ class BadImages:
         self._listed.add((self.source_name, key))
 
     def summary(self) -> str:
+        """The first bad image of this part of the run, and where all are listed."""
         return f"first: {self._first}" if self.path is None else f"first: {self._first}; all are listed in {self.path}"
 
 

@@ -137,6 +137,11 @@ def _local_files(pattern: str) -> list[str]:
 
 
 def builder_for(data_files: str | Sequence[str] | dict[str, Any]) -> str:
+    """The builder of `datasets` that files of one ending need.
+
+    Raises:
+        ValueError: none is known, or the endings differ.
+    """
     if isinstance(data_files, dict):
         raise ValueError('data_files per split need a dataset_name, such as "parquet" or a Hub id')
     endings = {os.path.splitext(pattern)[1].lower() for pattern in _patterns(data_files)}

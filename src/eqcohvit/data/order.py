@@ -37,6 +37,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
+    """What decides the order of a rank's samples (see above), and of an earlier group's rest, `handover`, which comes first."""
+
     source: Source
     seed: int = 0
     rank: int = 0
@@ -116,6 +118,7 @@ class Order:
             yield sample._replace(group=HANDOVER, row=row)
 
     def num_groups(self, epoch: int) -> int:
+        """How many groups of shards the epoch has for this rank."""
         return len(self._groups(epoch))
 
     def _groups(self, epoch: int) -> list[list[int]]:
@@ -127,6 +130,7 @@ class Order:
         return [shards[start : start + size] for start in range(0, len(shards), size)]
 
     def group_samples(self, epoch: int, group: int, skip: int = 0) -> Iterator[Sample]:
+        """The samples of a group from the row `skip` on."""
         rows = _round_robin([_read_shard(self.source, shard, epoch) for shard in self._groups(epoch)[group]])
         if self.splits_rows and self.world_size > 1:
             first = (self.rank - group - epoch) % self.world_size  # the remainder of a division falls on each rank in turn

@@ -44,16 +44,18 @@ class Source(Protocol):
         """Changes whenever a record could have changed; from names, sizes and samples of the content, without reading all of it."""
         ...
 
-    def read_shard(self, shard: int, epoch: int) -> Iterator[Record]: ...
+    def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
+        """The records of a shard, in the same order each time; `epoch` matters to sources without end."""
 
-    def decode_batch(self, payloads: Sequence[Any], canvas_size: int) -> list[Decoded | BadImage]: ...
+    def decode_batch(self, payloads: Sequence[Any], canvas_size: int) -> list[Decoded | BadImage]:
+        """Payloads of records -> canvases of S x S pixels, or what is wrong with them."""
 
     def where(self, record: Record) -> str:
         """Where a bad record lies, for the list of bad images."""
         ...
 
 
-class ImageSource:
+class ImageSource(Source):
     """Shared by the sources whose payload is the content of an image file, or the path of one."""
 
     def decode_batch(self, payloads: Sequence[Any], canvas_size: int) -> list[Decoded | BadImage]:
@@ -158,7 +160,7 @@ def _list_images(root_or_glob: str) -> set[str]:
     return {path for path in found if os.path.splitext(path)[1].lower() in extensions and not os.path.basename(path).startswith(".")}
 
 
-class SpritesSource:
+class SpritesSource(Source):
     """The embedded data: rendered scenes, labelled, endless. An "epoch" is `num_samples` scenes that no other epoch repeats.
 
     The key of a scene is its index: offset + epoch * num_samples + i.

@@ -49,9 +49,11 @@ class Batch:
         return Batch(*(function(tensor) for tensor in tensors), position=self.position)
 
     def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which the copy to a GPU runs beside its work."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
@@ -101,10 +103,12 @@ class CanvasStream:
 
     @property
     def num_seen(self) -> int:
+        """Records read so far by this rank, bad ones too."""
         return self.position["num_seen"]
 
     @property
     def num_bad(self) -> int:
+        """Bad ones among them."""
         return self.position["num_bad"]
 
     def __iter__(self) -> Iterator[Batch]:

@@ -207,6 +207,7 @@ class BackgroundIterator:
         return item
 
     def close(self) -> None:
+        """Stop the thread and drop what it has read."""
         self._finalizer()
 
 

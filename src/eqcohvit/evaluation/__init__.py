@@ -1,0 +1,1 @@
+"""What features know: one extractor, probes and tasks on it, and reports."""

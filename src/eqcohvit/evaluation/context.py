@@ -47,6 +47,7 @@ class Evaluation:
 
     @cached_property
     def samples(self) -> Samples:
+        """The images to fit on and to test on, opened when a task first asks."""
         return self.open_samples()
 
     @cached_property

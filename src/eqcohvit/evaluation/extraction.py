@@ -76,7 +76,8 @@ class View(Protocol):
 
     name: str
 
-    def canvas_size(self, image_size: int) -> int: ...
+    def canvas_size(self, image_size: int) -> int:
+        """Side of the canvas in pixels that an image of side `image_size` is cut from."""
 
     def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """B canvases -> images (V, B, 3, H, H) in [0, 1] and parameters (B, P)."""
@@ -88,6 +89,7 @@ class CentralView:
     name = "central square"
 
     def canvas_size(self, image_size: int) -> int:
+        """That of the image."""
         return image_size
 
     def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +106,7 @@ class PairView:
         self.name = f"{path.name} {path.limits} {protocol if moves else 'in place'} {seed}"
 
     def canvas_size(self, image_size: int) -> int:
+        """What the protocol needs."""
         return canvas_size(image_size, self.path, self.protocol)
 
     def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,6 +125,7 @@ class Features:
 
     @staticmethod
     def of_chunks(chunks: Sequence[dict[str, torch.Tensor]]) -> Features:
+        """Chunks of the cache, joined."""
         whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
         own = {name: whole.pop(name) for name in ("parameters", "labels", "keys")}
         return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
@@ -151,12 +155,14 @@ class FeatureCache:
         return count, last
 
     def write(self, index: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """Write a chunk whole or not at all; `state` is where the stream stands after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".chunk-{index:05d}.tmp"
         save_file({name: values.contiguous() for name, values in tensors.items()}, temporary, metadata={"state": json.dumps(state)})
         temporary.replace(self._path(index))
 
     def read(self) -> Features:
+        """All chunks, joined."""
         return Features.of_chunks([load_file(self._path(index)) for index in range(self.num_done()[0])])
 
     def _path(self, index: int) -> Path:

@@ -51,7 +51,8 @@ class Encoder(Protocol):
     image_size: int
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Name of all that its features depend on."""
 
     def __call__(self, images: torch.Tensor) -> dict[Feature, torch.Tensor]:
         """Images (B, 3, H, H) in [0, 1] -> vectors (B, d)."""
@@ -66,6 +67,7 @@ class PixelEncoder:
 
     @property
     def fingerprint(self) -> str:
+        """Name of all that its features depend on."""
         return f"pixels {PIXELS_SIDE} {self.image_size}"
 
     def __call__(self, images: torch.Tensor) -> dict[Feature, torch.Tensor]:
@@ -91,6 +93,7 @@ class ModelEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
+        """Weights, preprocessing and layers."""
         return f"{weights_hash(self.model)} {self.preprocessing} {' '.join(self.layers)}"
 
     def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], Tokens]:

@@ -20,6 +20,7 @@ _FLOOR = -0.25  # bars of lower R2 are cut there; their number is in the table
 
 
 def color_of(part: str) -> str:
+    """The colour that a part has in all plots."""
     return PART_COLORS.get(part.split(",")[0], _OTHER_COLOR)
 
 

@@ -36,6 +36,7 @@ class Row:
 
     @property
     def mean(self) -> float:
+        """Mean over the seeds."""
         return sum(self.values) / len(self.values)
 
     @property

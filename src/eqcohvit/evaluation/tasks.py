@@ -92,10 +92,12 @@ def regression_inputs(features: Features, part: str, layer: str, pooling: str) -
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor where probes run: on a GPU if there is one."""
     return tensor.cuda() if torch.cuda.is_available() else tensor
 
 
 def part_name(part: str, layer: str) -> str:
+    """A part of a layer, as tables name it."""
     return part if layer == LAST else f"{part}, layer {layer}"
 
 

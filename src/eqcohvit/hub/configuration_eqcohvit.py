@@ -210,26 +210,32 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     # Read by heads and tools that expect a plain vision configuration.
     @property
     def hidden_size(self) -> int:
+        """D, the width of the backbone."""
         return self._vit.hidden_size
 
     @property
     def num_hidden_layers(self) -> int:
+        """Blocks of the backbone."""
         return self._vit.num_hidden_layers
 
     @property
     def num_attention_heads(self) -> int:
+        """Heads of the backbone's attention."""
         return self._vit.num_attention_heads
 
     @property
     def num_channels(self) -> int:
+        """C, the channels of an image."""
         return self._vit.num_channels
 
     @property
     def image_size(self) -> int | list[int] | tuple[int, int]:
+        """Size of the input image in pixels, as the backbone has it."""
         return self._vit.image_size
 
     @property
     def patch_size(self) -> int | list[int] | tuple[int, int]:
+        """Size of a patch in pixels, as the backbone has it."""
         return self._vit.patch_size
 
     @property

@@ -73,7 +73,7 @@ class PretrainArguments:
     path_magnitude: float = _setting(1.0, "scales the ranges of the path's parameters")
     augmentation: str = _setting("path_only", "base augmentation of both views; path_only is the paper's 'rot'", tuple(AUGMENTATIONS))
     border: str = _setting("zeros", "what lies outside a moved view: the photograph itself, black, or its mirror image", BORDERS)
-    local_crops_number: int = _setting(0, "small crops for the student alone, where the objective uses them (ibot, dinov2)")
+    local_crops_number: int = _setting(0, "number of small crops for the student alone, where the objective uses them (ibot, dinov2)")
     local_crops_size: int = _setting(16, "side of the local crops in pixels")
     canvas_scale: float = _setting(1.25, "side of the decoded canvas over image_size")
 
@@ -106,7 +106,7 @@ class PretrainArguments:
 
     # Run
     output_dir: str = _setting("outputs/pretrain", "folder of the run: metrics.jsonl, samples, checkpoints, model")
-    resume_from_checkpoint: str | None = _setting(None, "'latest' of output_dir, or the path of a checkpoint folder")
+    resume_from_checkpoint: str | None = _setting(None, "'latest' of output_dir, a checkpoint folder, or a Hub id with training state")
     logging_steps: int = _setting(50, "steps between progress lines")
     save_steps: int = _setting(350, "steps between checkpoints")
     save_total_limit: int = _setting(2, "newest checkpoints to keep")
@@ -226,6 +226,7 @@ class PretrainArguments:
             raise ValueError("push_to_hub needs hub_model_id, for example user/name")
 
     def to_dict(self) -> dict[str, Any]:
+        """All settings by name."""
         return dataclasses.asdict(self)
 
     def shareable(self) -> dict[str, Any]:
@@ -242,6 +243,12 @@ class PretrainArguments:
 
 
 _DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+
+# Titles of --help, by the first setting below each.
+_GROUPS = {
+    "dataset_name": "data", "init_from": "start", "model_preset": "model; with init_from the sizes are those of the checkpoint",
+    "path": "views", "objective": "objective", "max_steps": "optimisation", "output_dir": "run",
+}  # fmt: skip
 
 # What may differ when a run is resumed: nothing here changes the steps that are already done.
 _MAY_CHANGE_ON_RESUME = {
@@ -299,16 +306,19 @@ def parse_arguments(
         allow_abbrev=False,
     )
     parser.error = lambda message: _exit(f"error: {message}")
-    parser.add_argument("--config", metavar="RECIPE.yaml", help="recipe with any of the settings below; flags override it")
+    no_default = "%(default).0s"  # of no width; without it the formatter would add "default: None"
+    parser.add_argument("--config", metavar="RECIPE.yaml", help=f"recipe with any of the settings below; flags override it{no_default}")
+    group = parser
     for f in dataclasses.fields(PretrainArguments):
+        group = parser.add_argument_group(_GROUPS[f.name]) if f.name in _GROUPS else group
         kind = next(k for k in (bool, int, float, str) if k.__name__ in f.type)
         choices = f.metadata["choices"]
         if kind is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=f.metadata["help"])
+            group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=f.metadata["help"])
         else:
-            text = f.metadata["help"] + (" (%(choices)s)" if choices else "")
+            text = f.metadata["help"] + (" (%(choices)s)" if choices else "") + (no_default if f.default in (None, "") else "")
             metavar = kind.__name__.upper()
-            parser.add_argument(f"--{f.name}", type=kind, default=f.default, choices=choices, metavar=metavar, help=text)
+            group.add_argument(f"--{f.name}", type=kind, default=f.default, choices=choices, metavar=metavar, help=text)
     argv = sys.argv[1:] if argv is None else argv
     recipe_path = parser.parse_args(argv).config
     if recipe_path:  # through the same parser, so that types and choices are checked alike

@@ -29,11 +29,14 @@ TRAINABLE = ("head", "all", "lora")
 class TrainableTask(Protocol):
     """What the loop needs to know of a task."""
 
-    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]: ...
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A row of the data -> a randomly augmented sample."""
 
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]: ...
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Samples -> batch."""
 
-    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]: ...
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Named scalars, `loss` among them."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class MetricsLog:
             write_text_whole(path, "".join(line + "\n" for line in lines if _is_until(line, resume_step)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -54,6 +55,7 @@ class Progress:
         self.waited, self.since = 0.0, time.perf_counter()
 
     def add_wait(self, seconds: float) -> None:
+        """Count time that was spent waiting for data."""
         self.waited += seconds
 
     def add_terms(self, terms: dict[str, torch.Tensor]) -> None:

@@ -183,10 +183,12 @@ class Start:
 
     @property
     def backbone_config(self) -> PreTrainedConfig:
+        """The configuration of the ViT, inside of a split model or alone."""
         return self.config.backbone_config if self.is_split else self.config
 
     @property
     def is_checkpoint(self) -> bool:
+        """Whether it is a checkpoint of a run, not a model folder."""
         return self.state is not None and str(self.state) == self.source
 
     @property

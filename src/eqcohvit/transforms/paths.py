@@ -73,6 +73,7 @@ class TransformationPath(ABC):
 
     @property
     def num_parameters(self) -> int:
+        """P."""
         return len(self.parameter_names)
 
     def sample(self, uniforms: torch.Tensor) -> SampledPath:

@@ -58,7 +58,8 @@ class TaskOptions:
 class Score(Protocol):
     """Collects predictions of a test set."""
 
-    def add(self, prediction: Any, sample: Sample) -> None: ...
+    def add(self, prediction: Any, sample: Sample) -> None:
+        """Take the prediction of a sample."""
 
     def result(self) -> dict[str, float]:
         """Metric name -> value."""
@@ -120,7 +121,8 @@ class DenseTask(ABC):
         """One prediction per sample of equal `pixel_values` (B, 3, H, W), in the geometry of its target."""
 
     @abstractmethod
-    def start_score(self) -> Score: ...
+    def start_score(self) -> Score:
+        """An empty score of this task."""
 
     @abstractmethod
     def picture(self, sample: Sample, prediction: Any) -> list[Image.Image]:
@@ -134,6 +136,7 @@ class DenseTask(ABC):
 
     @classmethod
     def choose_head(cls, options: TaskOptions) -> str:
+        """The head that the options name, or the task's first."""
         head = options.head or cls.heads[0]
         if head not in cls.heads:
             raise ValueError(f"head of {cls.name} must be one of {', '.join(cls.heads)}, got {head}")
@@ -181,6 +184,7 @@ class DenseTask(ABC):
                 self.check_row(rows[index])
 
     def save(self, folder: Path) -> None:
+        """Write the task into a model folder."""
         (folder / TASK_FILE).write_text(json.dumps({"task": self.name, **dataclasses.asdict(self)}, indent=1) + "\n")
 
 

@@ -134,6 +134,7 @@ class ObjectScore:
         self.objects: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
     def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
+        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none."""
         if frame == video.num_frames - 1 and video.num_frames > 2:
             return
         counts = true != VOID
@@ -143,6 +144,7 @@ class ObjectScore:
             scores.append((region_similarity(*masks), contour_accuracy(*masks)))
 
     def result(self) -> dict[str, float]:
+        """J, F, their mean and their recalls."""
         means = np.array([np.mean(scores, axis=0) for scores in self.objects.values()])
         recalls = np.array([(np.array(scores) > 0.5).mean(axis=0) for scores in self.objects.values()])
         (region, contour), (region_recall, contour_recall) = means.mean(axis=0), recalls.mean(axis=0)
@@ -157,9 +159,11 @@ class PartScore:
         self.confusion = np.zeros((VOID, VOID), dtype=np.int64)
 
     def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
+        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none."""
         self.confusion += confusion_matrix(predicted, true, VOID, VOID)
 
     def result(self) -> dict[str, float]:
+        """Mean IoU and pixel accuracy."""
         scores = iou_scores(self.confusion)
         return {"mIoU": scores["mean_iou"], "pixel accuracy": scores["overall_accuracy"]}
 

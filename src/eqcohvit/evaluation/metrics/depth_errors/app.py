@@ -1,3 +1,5 @@
+"""The page of the metric, laid out as that of every metric on the Hub."""
+
 from evaluate.utils import launch_gradio_widget
 
 import evaluate
