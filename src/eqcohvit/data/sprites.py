@@ -40,12 +40,14 @@ class SpriteBatch:
         y down), radians counter-clockwise from upright, radius of the bounding circle as a fraction of the side.
     depth: float32 (B, size, size), distance from the camera in sides: a slightly tilted background plane near 1, and a domed,
         tilted object at least 0.05 in front of it. Distractors are painted on the background.
+    mask: bool (B, size, size), where the object is.
     """
 
     images: np.ndarray
     labels: np.ndarray
     pose: np.ndarray
     depth: np.ndarray
+    mask: np.ndarray
 
 
 def render_sprites(indices: np.ndarray, size: int, seed: int = 0) -> SpriteBatch:
@@ -57,13 +59,14 @@ def render_sprites(indices: np.ndarray, size: int, seed: int = 0) -> SpriteBatch
     scenes = _draw_scenes(indices, seed)
     images = np.empty((len(indices), 3, size, size), dtype=np.uint8)
     depth = np.empty((len(indices), size, size), dtype=np.float32)
+    mask = np.empty((len(indices), size, size), dtype=bool)
     chunk_size = max(1, _CHUNK_PIXELS // size**2)
     for label, shape in enumerate(SHAPE_DISTANCES):
         members = np.flatnonzero(scenes.labels == label)
         for start in range(0, len(members), chunk_size):
             chunk = members[start : start + chunk_size]
-            images[chunk], depth[chunk] = _render_class(scenes.take(chunk), SHAPE_DISTANCES[shape], size)
-    return SpriteBatch(images=images, labels=scenes.labels, pose=scenes.pose, depth=depth)
+            images[chunk], depth[chunk], mask[chunk] = _render_class(scenes.take(chunk), SHAPE_DISTANCES[shape], size)
+    return SpriteBatch(images=images, labels=scenes.labels, pose=scenes.pose, depth=depth, mask=mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,8 +333,8 @@ def _blend(image: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> None:
     image += difference
 
 
-def _render_class(scenes: _Scenes, shape_distance: ShapeDistance, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes (b) of one class -> RGB uint8 (b, 3, size, size), depth float32 (b, size, size)."""
+def _render_class(scenes: _Scenes, shape_distance: ShapeDistance, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scenes (b) of one class -> RGB uint8 (b, 3, size, size), depth float32 and mask bool (b, size, size)."""
     grid = _pixel_centres(size)
     x, y, scale = scenes.pose[:, 0:1], scenes.pose[:, 1:2], scenes.pose[:, 3:4]
     light_x, light_y = scenes.light[:, 0:1], scenes.light[:, 1:2]
@@ -391,5 +394,5 @@ def _render_class(scenes: _Scenes, shape_distance: ShapeDistance, size: int) -> 
     surface = np.maximum(distance, -0.4)  # the dome: nearer away from the outline
     surface *= 0.6 * scale[:, :, None]
     surface += _outer_sum(tilt_x * (grid - x) + (1.0 - gap), tilt_y * (grid - y))
-    depth = np.where(distance < 0.0, surface, plane)
-    return images, depth
+    inside = distance < 0.0
+    return images, np.where(inside, surface, plane), inside

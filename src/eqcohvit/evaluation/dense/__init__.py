@@ -14,10 +14,12 @@ from .base import TASK_FILE, DenseTask, TaskOptions
 from .depth import Depth
 from .detection import Detection
 from .homography import Homography
+from .instances import InstanceSegmentation
 from .keypoints import Keypoints
 from .segmentation import Segmentation
 
-TASKS: dict[str, type[DenseTask]] = {task.name: task for task in (Segmentation, Homography, Keypoints, Detection, Depth)}
+_TASKS = (Segmentation, InstanceSegmentation, Detection, Keypoints, Homography, Depth)
+TASKS: dict[str, type[DenseTask]] = {task.name: task for task in _TASKS}
 
 
 def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:

@@ -38,7 +38,7 @@ def average_precision(
         truth: Any = COCO()  # it takes more than its annotations say
         truth.dataset = {"images": images, "annotations": numbered, "categories": [{"id": i, "name": str(i)} for i in range(num_labels)]}
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(predictions), kind)
+        evaluation = COCOeval(truth, truth.loadRes([dict(prediction) for prediction in predictions]), kind)
         if kind == "keypoints":
             count = len(annotations[0]["keypoints"]) // 3
             evaluation.params.kpt_oks_sigmas = COCO_SIGMAS if count == len(COCO_SIGMAS) else np.full(count, OTHER_SIGMA)

@@ -121,6 +121,30 @@ def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
     return np.asarray(image).astype(np.int64)
 
 
+def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The instances of a colour image whose red channel is the class and whose green one the number of the instance, 0 for none.
+
+    Returns:
+        The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none; the red value of each instance, int64 (N,).
+
+    Raises:
+        ValueError: it cannot be decoded, has no colours, or an instance has several classes.
+    """
+    image = _open(row, column)
+    if image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"column {column} must hold RGB images, red the class, green the instance, got one of mode {image.mode}")
+    red, green = (np.asarray(image)[:, :, channel].astype(np.int64) for channel in (0, 1))
+    pairs, numbers = np.unique(green * 256 + red, return_inverse=True)
+    present = pairs >= 256
+    number, label = pairs[present] // 256, pairs[present] % 256
+    twice = np.flatnonzero(np.diff(number) == 0)
+    if len(twice):
+        at = twice[0]
+        raise ValueError(f"instance {number[at]} of column {column} has the classes {label[at]} and {label[at + 1]}, expected one")
+    ids = np.cumsum(present) * present
+    return ids[numbers.reshape(red.shape)].astype(np.int32), label
+
+
 def read_depth(row: dict[str, Any], column: str) -> np.ndarray:
     """The depth of each pixel in the units of the file, float32 (H, W): a single-channel image, or nested numbers.
 
