@@ -27,7 +27,7 @@ from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.dense.base import TaskOptions
 from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
-from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples
+from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
 from eqcohvit.evaluation.pairs import PROTOCOLS
@@ -55,6 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
     parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")
     parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
+    parser.add_argument("--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")
 
     group = parser.add_argument_group("transformations and pooled features (r2, knn, linear, disentanglement)")
@@ -97,6 +98,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "top_k"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    if args.cache_gb < 0:
+        raise ValueError(f"cache_gb must not be negative, got {args.cache_gb}")
     if args.temperature <= 0:
         raise ValueError(f"temperature must be positive, got {args.temperature}")
     args.transform = list(PATHS) if "all" in args.transform else args.transform
@@ -144,6 +147,7 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
     rows: list[Row] = []
     for name in args.task:
         rows += [row for row in evaluation.run(TASKS[name]) if row not in rows]
+    prune_cache(args.cache_dir, args.cache_gb * 1e9)
     print("\n\n".join(map(format_table, tables([row for row in rows if row.headline]))))
     if args.output:
         seconds = round(time.time() - started, 1)

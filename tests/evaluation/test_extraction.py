@@ -1,8 +1,11 @@
+import os
+import time
+
 import pytest
 import torch
 
 from eqcohvit.data import FolderSource, SpritesSource
-from eqcohvit.evaluation.extraction import BLOCK_SIZE, BLOCKS_PER_CHUNK, CentralView, PairView, Samples, extract
+from eqcohvit.evaluation.extraction import BLOCK_SIZE, BLOCKS_PER_CHUNK, CentralView, PairView, Samples, extract, prune_cache
 from eqcohvit.evaluation.features import PixelEncoder
 from eqcohvit.transforms import make_path
 
@@ -112,3 +115,30 @@ def test_a_source_without_images_left_is_an_error(photos, tmp_path):
     source = FolderSource(str(photos))
     with pytest.raises(ValueError, match="no images left to fit on: 24 are taken for testing"):
         extract([PixelEncoder(16)], Samples(source, source, 8, 24), "train", CentralView(), tmp_path)
+
+
+def test_features_used_longest_ago_go_first_and_those_in_use_stay(tmp_path):
+    sizes, now = {"a": 300, "b": 200, "c": 100, "d": 400}, time.time()
+    for hours, (name, size) in zip((9, 7, 5, 0.5), sizes.items(), strict=True):
+        folder = tmp_path / (name * 32)
+        folder.mkdir()
+        (folder / "chunk-00000.safetensors").write_bytes(bytes(size))
+        os.utime(folder, (now - 3600 * hours,) * 2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.pdf").write_bytes(bytes(999))
+
+    def left():
+        return {path.name[0] for path in tmp_path.glob("*")}
+
+    assert prune_cache(tmp_path, 1000) == 0 and left() == {"a", "b", "c", "d", "m"}
+    assert prune_cache(tmp_path, 550) == 500 and left() == {"c", "d", "m"}
+    assert prune_cache(tmp_path, 0) == 100 and left() == {"d", "m"}
+    assert prune_cache(tmp_path / "nothing", 0) == 0
+
+
+def test_reading_features_counts_as_using_them(tmp_path):
+    run(tmp_path, PixelEncoder(16), num=8)
+    folder = next(tmp_path.iterdir())
+    os.utime(folder, (0, 0))
+    run(tmp_path, PixelEncoder(16), num=8)
+    assert time.time() - folder.stat().st_mtime < 60

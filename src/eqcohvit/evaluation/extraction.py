@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +35,8 @@ from .pairs import canvas_size, central_view, render_pair
 BLOCK_SIZE = 32
 BLOCKS_PER_CHUNK = 8
 DEFAULT_CACHE = Path(HF_HOME) / "eqcohvit" / "features"
+_FOLDER_NAME = re.compile("[0-9a-f]{32}")
+_IN_USE_SECONDS = 3600
 _FORMAT = 1  # part of the key: a change of rendering or pooling must not find old features
 
 
@@ -163,10 +169,27 @@ class FeatureCache:
 
     def read(self) -> Features:
         """All chunks, joined."""
+        os.utime(self.folder)  # used now: see `prune_cache`
         return Features.of_chunks([load_file(self._path(index)) for index in range(self.num_done()[0])])
 
     def _path(self, index: int) -> Path:
         return self.folder / f"chunk-{index:05d}.safetensors"
+
+
+def prune_cache(root: str | Path, max_bytes: float) -> int:
+    """Remove the features that were used longest ago until the others take no more than `max_bytes`; returns how many bytes went.
+
+    Those used within the last hour stay: another command may be at work on them.
+    """
+    folders = [path for path in Path(root).glob("*") if _FOLDER_NAME.fullmatch(path.name) and path.is_dir()]
+    sizes = {path: sum(file.stat().st_size for file in path.glob("*")) for path in folders}
+    left = total = sum(sizes.values())
+    for path in sorted(folders, key=lambda path: path.stat().st_mtime):
+        if left <= max_bytes or time.time() - path.stat().st_mtime < _IN_USE_SECONDS:
+            break
+        shutil.rmtree(path, ignore_errors=True)
+        left -= sizes[path]
+    return total - left
 
 
 def extract(encoders: Sequence[Encoder], samples: Samples, part: str, view: View, cache_dir: str | Path) -> dict[str, Features]:
