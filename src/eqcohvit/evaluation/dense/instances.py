@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel
 
-from ...data.sprites import SHAPES, render_sprites
+from ...data.sprite_shapes import SHAPES
+from ...data.sprites import render_sprites
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .coco import average_precision
