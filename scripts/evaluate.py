@@ -6,8 +6,8 @@
     python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
         --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
 
-Without data flags: the embedded sprites (test sprites are never trained on). Features are cached: another task on them takes seconds, and
-an interrupted command goes on where it was.
+Without data flags: the embedded sprites (test sprites are never trained on). Features and fitted probes are cached: another task on the
+same features takes seconds, and an interrupted command goes on where it was.
 """
 
 from __future__ import annotations

@@ -90,9 +90,11 @@ def versions() -> dict[str, str]:
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write JSON whole or not at all; rows may be `Row`s."""
+    """Write JSON whole or not at all, each row (they may be `Row`s) in a line of its own."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(results, indent=1, default=dataclasses.asdict, allow_nan=True) + "\n")
+    rows = [json.dumps(row, default=dataclasses.asdict) for row in results.get("rows", [])]
+    rest = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1, default=dataclasses.asdict)
+    temporary.write_text(rest[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n" if rows else rest + "\n")
     temporary.replace(path)

@@ -17,6 +17,7 @@ from .context import Evaluation
 from .extraction import CentralView, Features, PairView, progress
 from .features import LAST, Feature, parts_of, select
 from .figures import neighbours_figure, pca_figure, scatter_figure
+from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
 from .probes import (
     LEARNING_RATES,
@@ -50,7 +51,8 @@ def r2(evaluation: Evaluation) -> list[Row]:
             true = test[encoder].parameters.numpy()
             if key not in known:
                 x, test_x = (regression_inputs(features[encoder], part, layer, pooling) for features in (train, test))
-                known[key] = regress(x, to_device(train[encoder].parameters), test_x, evaluation.seeds, heads)
+                y = to_device(train[encoder].parameters)
+                known[key] = remembered(evaluation.cache_dir, regress, x, y, test_x, num_seeds=evaluation.seeds, heads=tuple(heads))
             scores = {head: [r2_per_parameter(seed, true).tolist() for seed in values] for head, values in known[key].items()}
             if pooling == poolings[0] and layer == LAST:
                 shown[encoder, part] = known[key][heads[0]][0]
@@ -164,10 +166,16 @@ def linear(evaluation: Evaluation) -> list[Row]:
     rows = []
     settings = {"task": "linear", "learning_rates": list(LEARNING_RATES), "pooling": evaluation.settings["pooling"][0]}
     for encoder, part, *tensors in _classification_jobs(evaluation):
-        results = [linear_classification(*tensors, seed=seed) for seed in range(evaluation.seeds)]
-        values, chosen = [list(column) for column in zip(*results, strict=True)]
-        rows.append(Row(encoder, part, "linear", values, settings={**settings, "chosen": chosen}))
+        found = remembered(evaluation.cache_dir, classify, *tensors, num_seeds=evaluation.seeds)
+        chosen = found["learning_rates"].tolist()
+        rows.append(Row(encoder, part, "linear", found["accuracies"].tolist(), settings={**settings, "chosen": chosen}))
     return rows
+
+
+def classify(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, num_seeds: int) -> dict[str, np.ndarray]:
+    """Accuracies (S,) and chosen learning rates (S,) of S linear classifiers."""
+    found = [linear_classification(x, y, test_x, test_y, seed=seed) for seed in range(num_seeds)]
+    return dict(zip(("accuracies", "learning_rates"), np.array(found).T, strict=True))
 
 
 def disentanglement(evaluation: Evaluation) -> list[Row]:
