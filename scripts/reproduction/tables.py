@@ -1,0 +1,218 @@
+"""Tables A to D: which runs they need, and how they are written from results.json files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eqcohvit.evaluation.results import Row, format_table
+
+METHODS = {"vicreg": "VICReg", "simclr": "SimCLR", "ibot": "iBOT", "dinov2": "DINOv2"}
+PATHS = {  # key of a run's name -> its label, its flags
+    "none": ("λ = 0", ("--recon_weight", "0")),
+    "rotation": ("+ rotation", ("--path", "rotation")),
+    "se2": ("+ SE(2)", ("--path", "se2")),
+    "color_jitter": ("+ colour", ("--path", "color_jitter")),
+    "gaussian_blur": ("+ blur", ("--path", "gaussian_blur")),
+    "translation": ("+ translation", ("--path", "translation")),
+    "all": ("+ all", ("--path", "se2+color_jitter+gaussian_blur")),
+}
+_FIRST_PATHS = ("none", "rotation", "se2")  # the comparison itself; the others fill the rows afterwards
+TRANSFORMS = ("rotation", "color_jitter", "gaussian_blur", "translation")
+_MOVES = ("rotation", "translation")  # where the two protocols differ
+PROTOCOLS = ("paper", "strict")
+PARTS = ("invariant", "equivariant", "backbone")
+BASE = "vicreg-rotation"  # what tables B and C vary
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: a recipe of `method` with `flags`, and the transformations that its features are probed for."""
+
+    name: str
+    label: str
+    method: str
+    flags: tuple[str, ...]
+    transforms: tuple[str, ...] = ("rotation",)
+    equivariant_share: float | None = None  # of the recipe's feature_dim
+    dense: bool = False  # table D: its backbone is read by dense and geometric tasks
+    untrained: bool = False  # no training: the other dense runs' backbone with random weights
+
+
+def _runs_of_a(paths: Iterable[str]) -> list[Run]:
+    return [Run(f"{m}-{p}", f"{METHODS[m]} {PATHS[p][0]}", m, PATHS[p][1], TRANSFORMS) for p in paths for m in METHODS]
+
+
+_KNOWN_G = ("--recon_weight", "0")  # these two train the equivariant part by their own loss
+_REFERENCES = [
+    Run("sie", "SIE, rotation", "vicreg", ("--objective", "sie", *_KNOWN_G), TRANSFORMS),
+    Run("cross_attention", "cross-attention reconstruction, rotation", "vicreg", ("--objective", "cross_attention", *_KNOWN_G), TRANSFORMS),
+]
+_B = [
+    Run("k-1", "K = 1", "vicreg", ("--num_intermediates", "1")),
+    Run(BASE, "K = 2", "vicreg", PATHS["rotation"][1], TRANSFORMS),
+    Run("k-3", "K = 3", "vicreg", ("--num_intermediates", "3")),
+    Run("k-2-final", "K = 2 and the final view", "vicreg", ("--include_final",)),
+]
+_C = [
+    Run("context-none", "decoders read each patch alone (paper)", "vicreg", ("--decoder_context", "none", "--decoder_patch_dropout", "0")),
+    Run("border-canvas", "border: the photograph goes on", "vicreg", ("--border", "canvas")),
+    Run("border-reflection", "border: its mirror image", "vicreg", ("--border", "reflection")),
+    Run("lambda-10", "λ / 10", "vicreg", ("--recon_weight", "10")),
+    Run("lambda-1", "λ / 100", "vicreg", ("--recon_weight", "1")),
+    Run("d_equi-quarter", "d_equi a quarter of d_patch", "vicreg", (), equivariant_share=0.25),
+    Run("d_equi-three-quarters", "d_equi three quarters of d_patch", "vicreg", (), equivariant_share=0.75),
+]
+TABLES: dict[str, list[Run]] = {
+    "A": _runs_of_a(_FIRST_PATHS) + _REFERENCES + _runs_of_a(path for path in PATHS if path not in _FIRST_PATHS),
+    "B": _B,
+    "C": [Run(BASE, "as table A: λ of the recipe, d_equi half, black border, decoders read the mean too", "vicreg", (), TRANSFORMS), *_C],
+    "D": [
+        Run("dense-none", "VICReg λ = 0", "vicreg", PATHS["none"][1], dense=True),
+        Run("dense-rotation", "VICReg + rotation", "vicreg", PATHS["rotation"][1], dense=True),
+        Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
+    ],
+}
+# Table D: task -> script, folder of the data, flags, and the number that is shown with its part. Sized for minutes on a CPU.
+DENSE: dict[str, tuple[str, str, str, str]] = {
+    "segmentation": (
+        "finetune",
+        "camvid",
+        "--train head --head linear --image_size 128 --num_labels 11 --ignore_label 11 --max_steps 600 --learning_rate 5e-3 "
+        "--per_device_train_batch_size 8 --data_files train-*.parquet --test_data_files val-*.parquet",
+        "mIoU",
+    ),
+    "keypoints": (
+        "finetune",
+        "face_keypoints",
+        "--train all --max_steps 300 --per_device_train_batch_size 16 --data_files train-*.parquet --test_data_files test-*.parquet",
+        "PCK@0.1",
+    ),
+    "homography": (
+        "finetune",
+        "imagenette",
+        "--train head --max_steps 500 --per_device_train_batch_size 32 --max_test_samples 1000 --data_files train-*.parquet "
+        "--test_data_files val-*.parquet",
+        "mean corner error (px) ↓",
+    ),
+    "depth": ("finetune", "", "--train head --max_depth 2 --max_steps 120 --per_device_train_batch_size 16", "RMSE ↓"),
+    "detection": (
+        "finetune",
+        "bccd",
+        "--train all --image_size 128 --max_steps 400 --per_device_train_batch_size 4 --learning_rate 5e-4 --backbone_lr_scale 0.3 "
+        "--warmup_steps 10 --data_files train-*.parquet --test_data_files test-*.parquet",
+        "AP50",
+    ),
+    "video_segmentation": (
+        "evaluate",
+        "davis2016",
+        "--frame_size 240 --max_frames 15 --data_files val-*.parquet",
+        "video segmentation J&F",
+    ),
+}
+
+
+def chosen_runs(tables: Sequence[str]) -> list[Run]:
+    """The runs of these tables, each once: the comparisons of table A first, then the small tables, then the rest of table A."""
+    first = len(_FIRST_PATHS) * len(METHODS) + len(_REFERENCES)
+    own = {name: TABLES[name] for name in tables}
+    ordered = [*own.get("A", [])[:first], *(run for name in "DBC" for run in own.get(name, [])), *own.get("A", [])[first:]]
+    return list({run.name: run for run in ordered}.values())
+
+
+class Results:
+    """The results.json files below a folder, one folder for each run (and `-seedN` for its repetitions)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def read(self, name: str, *below: str) -> list[dict[str, Any]]:
+        """The results of all seeds of a run, in the order of the seeds; empty where it has not been evaluated."""
+        folders = [self.folder / name, *sorted(self.folder.glob(f"{name}-seed*"))]
+        files = [folder.joinpath(*below, "results.json") for folder in folders]
+        return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+    def cell(self, name: str, encoder: str | None, part: str, metric: str) -> str:
+        """A number as it stands in a table: over training seeds where there are several, else over the probe's seeds."""
+        rows = []
+        for results in self.read(name):
+            own = encoder or results["models"][0]["name"]
+            rows += [Row(**row) for row in results["rows"] if (row["encoder"], row["part"], row["metric"]) == (own, part, metric)]
+        if not rows:
+            return ""
+        if len(rows) == 1:
+            return str(rows[0])
+        return f"{Row(name, part, metric, [row.mean for row in rows])} ({len(rows)} runs)"
+
+    def dense_cell(self, run: Run, task: str, metric: str) -> str:
+        """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another run's file."""
+        runs = [run, *TABLES["D"]] if run.untrained else [run]
+        found = next((found for each in runs if (found := self.read(each.name, task))), [])
+        encoder = "random weights" if run.untrained and not self.read(run.name, task) else None
+        rows = []
+        for results in found:
+            own = [Row(**row) for row in results["rows"] if (row["part"], row["metric"]) == ("backbone", metric)]
+            rows += [row for row in own if encoder is None or row.encoder == encoder][:1]
+        return "" if not rows else str(Row(run.name, "backbone", metric, [row.mean for row in rows]) if len(rows) > 1 else rows[0])
+
+
+def r2_columns(transforms: Sequence[str]) -> dict[str, str]:
+    """Heading -> metric; where nothing moves the protocols are one."""
+    columns = {}
+    for transform in transforms:
+        for protocol in PROTOCOLS if transform in _MOVES else PROTOCOLS[:1]:
+            columns[transform.replace("_", " ") + (f", {protocol}" if transform in _MOVES else "")] = f"R2 {transform}, {protocol}"
+    return columns
+
+
+def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, str, str]], labels: dict[str, str]) -> list[list[str]]:
+    """One line for each run that has numbers, then the controls. Columns: heading, part, metric."""
+    lines = [["", *(heading for heading, _, _ in columns)]]
+    for run in runs:
+        cells = [results.cell(run.name, None, part, metric) for _, part, metric in columns]
+        lines += [[labels.get(run.name, run.label), *cells]] if any(cells) else []
+    for control, own_part in (("random weights", None), ("raw pixels", "pixels")):
+        source = next((run.name for run in runs if results.read(run.name)), "")
+        cells = [results.cell(source, control, own_part or part, metric) for _, part, metric in columns]
+        lines += [[control, *cells]] if any(cells) else []
+    return lines
+
+
+def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
+    """Markdown of the tables that have numbers, from the results.json files below `folder` alone."""
+    results, sections = Results(folder), []
+    rotation = [(heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()]
+    by_part = [(f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS]
+    classes = [(f"{name}: {part}", part, metric) for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear")) for part in PARTS]
+    known = [run for run in TABLES["A"] if results.read(run.name)]
+    missing = [run.label for run in TABLES["A"] if run not in known]
+    if "A" in tables and known:
+        columns = [(heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()]
+        sections += [
+            "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
+            format_table(_lines(results, known, columns, {})),
+            "R2 of the rotation, by part.",
+            format_table(_lines(results, known, by_part, {})),
+            "Top-1 accuracy, by part.",
+            format_table(_lines(results, known, classes, {})),
+        ]
+        sections += [f"Not run: {', '.join(missing)}."] if missing else []
+    for name, title in (("B", "number of intermediate states (VICReg, rotation)"), ("C", "λ, d_equi, border, decoders (VICReg, rotation)")):
+        own = [run for run in TABLES[name] if results.read(run.name)]
+        if name in tables and len(own) > 1:
+            extra = [("R2 strict: invariant", "invariant", "R2 rotation, strict"), ("kNN-20: backbone", "backbone", "kNN-20")]
+            extra += [("linear: backbone", "backbone", "linear")]
+            sections += [f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."]
+            sections += [format_table(_lines(results, own, rotation + extra, {}))]
+            left = [run.label for run in TABLES[name] if run not in own]
+            sections += [f"Not run: {', '.join(left)}."] if left else []
+    dense = [run for run in TABLES["D"] if (folder / run.name).is_dir()]
+    if "D" in tables and dense:
+        lines = [["", *(f"{task}: {metric}" for task, (_, _, _, metric) in DENSE.items())]]
+        for run in dense:
+            lines.append([run.label, *(results.dense_cell(run, task, metric) for task, (_, _, _, metric) in DENSE.items())])
+        sections += ["## Table D: dense and geometric tasks, features of the backbone", format_table(lines)]
+    return "\n\n".join(sections) + "\n"
