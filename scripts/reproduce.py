@@ -6,7 +6,7 @@
     python scripts/reproduce.py --data imagenette --budget 1200 --time_limit 9               # on a GPU, in pieces: repeat until it is done
 
 A: SSL methods x paths. B: number of intermediate states. C: lambda, d_equi, border, what the decoders read. D: dense and geometric tasks.
-Each run has a folder with its recipe, log, model and results.json; tables.md is written from the results.json files alone. The same
+Each run has a folder with its recipe, metrics, model and results.json; tables.md is written from the results.json files alone. The same
 command again goes on where it was, in the middle of a run too.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -220,10 +221,10 @@ class Reproduction:
             raise RuntimeError(f"{len(failed)} of {len(self.runs)} runs failed; first: {next(iter(failed.values()))}")
 
     def _execute(self, run: Run, stage: Stage) -> tuple[int, float, Path]:
-        """Run a stage with its output in log-STAGE.txt; at the deadline, or when we are stopped, it is told to save and end."""
-        home, started = self.home(run), time.monotonic()
-        home.mkdir(parents=True, exist_ok=True)
-        log = home / f"log-{stage.name}.txt"
+        """Run a stage with its output in logs/RUN-STAGE.txt; at the deadline, or when we are stopped, it is told to save and end."""
+        started = time.monotonic()
+        log = self.folder / "logs" / f"{self.home(run).name}-{stage.name}.txt"  # a run's own folder must be empty before it starts
+        log.parent.mkdir(exist_ok=True)
         with log.open("a") as out:
             print(f"$ {shlex.join(stage.command)}", file=out, flush=True)
             process = subprocess.Popen(stage.command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
@@ -245,7 +246,10 @@ class Reproduction:
         path = self.home(run) / "run.json"
         known = json.loads(path.read_text()) if path.is_file() else {"stages": {}}
         known |= {"name": run.name, "label": run.label, "seed": self.args.seed, "versions": versions()}
-        known["stages"][stage.name] = {"command": shlex.join(["python", *stage.command[1:]]), "seconds": round(seconds, 1)}
+        known["stages"][stage.name] = {
+            "command": shlex.join(["python", os.path.relpath(stage.command[1], SCRIPTS.parent), *stage.command[2:]]),
+            "seconds": round(seconds, 1),
+        }
         write_text_whole(path, json.dumps(known, indent=1) + "\n")
 
     def _estimate(self, todo: list[tuple[Run, Stage]]) -> float | None:

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+from tests.conftest import load_script
+
+from eqcohvit.training.arguments import parse_arguments
+
+reproduce = load_script("reproduce")
+tables = reproduce.sys.modules["reproduction.tables"]
+ALL = "--table A B C D --data cifar10 --data_files train-*.parquet --test_data_files test-*.parquet --dense_data dense".split()
+
+
+def rows(part, metric, *values, encoder="x"):
+    return {"encoder": encoder, "part": part, "metric": metric, "values": list(values), "headline": True, "settings": {}}
+
+
+def write(folder, name, *found):
+    (folder / name).mkdir(parents=True)
+    (folder / name / "results.json").write_text(json.dumps({"models": [{"name": "x"}], "rows": list(found)}))
+
+
+def cells(text, label):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {label} "))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_every_command_is_one_that_its_script_takes(tmp_path):
+    scripts = {name: load_script(name).parse for name in ("evaluate", "finetune")} | {"pretrain": parse_arguments}
+    work = reproduce.Reproduction(reproduce.parse([*ALL, "--output_dir", str(tmp_path / "runs"), "--max_steps", "7"]))
+    stages = [(run, stage) for run in work.runs for stage in work.stages(run)]
+    seen = {}
+    for run, stage in stages:
+        script = stage.command[1].rsplit("/", 1)[1].removesuffix(".py")
+        seen[run.name, stage.name] = scripts[script](stage.command[2:])
+    assert len(seen) == len(stages) == 2 * (len(work.runs) - 3) + 2 * 7 + 5
+    assert seen["vicreg-none", "pretrain"].recon_weight == 0 and seen["vicreg-rotation", "pretrain"].recon_weight == 100
+    assert (
+        seen["simclr-rotation", "pretrain"].recon_weight == 20 and seen["simclr-all", "pretrain"].path == "se2+color_jitter+gaussian_blur"
+    )
+    assert {seen[run.name, "pretrain"].max_steps for run in work.runs if not run.untrained} == {7}
+    assert seen["d_equi-quarter", "pretrain"].equivariant_dim == 64 and seen["k-2-final", "pretrain"].include_final
+    trained = seen["dense-random", "depth"]
+    assert trained.random_weights and not seen["dense-none", "depth"].random_weights and seen["dense-none", "depth"].max_steps == 120
+
+
+def test_runs_that_compare_come_first_and_each_once():
+    names = [run.name for run in tables.chosen_runs(["A", "B", "C"])]
+    assert len(names) == len(set(names)) and names[:5] == ["vicreg-none", "simclr-none", "ibot-none", "dinov2-none", "vicreg-rotation"]
+    assert names.index("cross_attention") < names.index("k-1") < names.index("context-none") < names.index("vicreg-color_jitter")
+
+
+def test_tables_hold_what_the_results_say(tmp_path):
+    metric = "R2 rotation, strict"
+    pixels = rows("pixels", metric, 0.7, encoder="raw pixels")
+    write(
+        tmp_path,
+        "vicreg-rotation",
+        rows("equivariant", metric, 0.5, 0.6),
+        rows("invariant", metric, 0.25),
+        rows("backbone", "kNN-20", 0.31),
+        pixels,
+    )
+    write(tmp_path, "k-1", rows("equivariant", metric, 0.125), pixels)
+    text = tables.render_tables(tmp_path)
+    assert "0.550 ± 0.071" in cells(text, "VICReg + rotation") and "0.250" in cells(text, "VICReg + rotation") + cells(text, "K = 2")
+    assert cells(text, "K = 1")[1] == "0.125" and cells(text, "K = 2")[1] == "0.550 ± 0.071"
+    assert "0.700" in cells(text, "raw pixels")
+    assert "Not run: " in text and "iBOT + SE(2)" in text and "Table C" not in text and "Table D" not in text
+
+
+def test_training_seeds_are_averaged(tmp_path):
+    metric = "R2 rotation, paper"
+    write(tmp_path, "sie", rows("equivariant", metric, 0.1, 0.3))
+    write(tmp_path, "sie-seed1", rows("equivariant", metric, 0.4))
+    assert cells(tables.render_tables(tmp_path), "SIE, rotation")[0] == "0.300 ± 0.141 (2 runs)"
+
+
+def test_dense_table_takes_untrained_video_numbers_from_the_control(tmp_path):
+    metric = "video segmentation J&F"
+    found = [rows("backbone", metric, 0.5), rows("backbone", metric, 0.25, encoder="random weights")]
+    write(tmp_path / "dense-none", "video_segmentation", *found)
+    write(tmp_path / "dense-random", "segmentation", rows("backbone", "mIoU", 0.125))
+    text = tables.render_tables(tmp_path)
+    assert cells(text, "VICReg λ = 0")[-1] == "0.500"
+    assert cells(text, "random weights")[0] == "0.125" and cells(text, "random weights")[-1] == "0.250"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--table", "D"], "dense_data"),
+        (["--max_steps", "5", "--budget", "3"], "give one of them"),
+        (["--data_files", "x"], "go together"),
+        (["--time_limit", "0"], "must be positive"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, flags, words):
+    assert reproduce.cli(["--output_dir", str(tmp_path / "runs"), "--data", "cifar10", *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_another_size_does_not_mix_with_the_runs_of_a_folder(tmp_path, capsys):
+    flags = ["--output_dir", str(tmp_path), "--data", "cifar10"]
+    reproduce.Reproduction(reproduce.parse([*flags, "--max_steps", "5"]))
+    assert reproduce.Reproduction(reproduce.parse(flags)).plan["max_steps"] == 5
+    assert reproduce.cli([*flags, "--max_steps", "6"]) == 2
+    assert "max_steps 5, not 6" in capsys.readouterr().err
