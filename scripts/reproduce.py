@@ -274,7 +274,7 @@ def _last_line(text: str) -> str:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes: 1 a run failed, 2 bad input, 75 the time limit came first."""
-    reproduction = None
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the stage in hand saves what it has
     try:
         reproduction = Reproduction(parse(argv))
         reproduction.work()
@@ -291,6 +291,8 @@ def cli(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -209,10 +209,10 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
             sections += [format_table(_lines(results, own, rotation + extra, {}))]
             left = [run.label for run in TABLES[name] if run not in own]
             sections += [f"Not run: {', '.join(left)}."] if left else []
-    dense = [run for run in TABLES["D"] if (folder / run.name).is_dir()]
-    if "D" in tables and dense:
-        lines = [["", *(f"{task}: {metric}" for task, (_, _, _, metric) in DENSE.items())]]
-        for run in dense:
-            lines.append([run.label, *(results.dense_cell(run, task, metric) for task, (_, _, _, metric) in DENSE.items())])
+    lines = [["", *(f"{task}: {metric}" for task, (_, _, _, metric) in DENSE.items())]]
+    for run in TABLES["D"]:
+        cells = [results.dense_cell(run, task, metric) for task, (_, _, _, metric) in DENSE.items()]
+        lines += [[run.label, *cells]] if any(cells) else []
+    if "D" in tables and len(lines) > 1:
         sections += ["## Table D: dense and geometric tasks, features of the backbone", format_table(lines)]
     return "\n\n".join(sections) + "\n"

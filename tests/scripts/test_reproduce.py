@@ -1,6 +1,10 @@
+import io
 import json
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image
 from tests.conftest import load_script
 
 from eqcohvit.training.arguments import parse_arguments
@@ -106,3 +110,43 @@ def test_another_size_does_not_mix_with_the_runs_of_a_folder(tmp_path, capsys):
     assert reproduce.Reproduction(reproduce.parse(flags)).plan["max_steps"] == 5
     assert reproduce.cli([*flags, "--max_steps", "6"]) == 2
     assert "max_steps 5, not 6" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_driver_runs_a_table_in_pieces_and_keeps_what_is_done(tmp_path):
+    for name, count in (("train", 300), ("test", 60)):
+        write_parquet(tmp_path / f"{name}.parquet", count)
+    files = ["--data_files", f"{tmp_path}/train.parquet", "--test_data_files", f"{tmp_path}/test.parquet"]
+    flags = ["--table", "B", "--data", "cifar10", *files, "--max_steps", "4"]
+    flags += ["--max_samples", "100", "--max_test_samples", "50", "--output_dir", str(tmp_path / "runs")]
+    assert reproduce.cli([*flags, "--time_limit", "0.4"]) == 75
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/model/config.json")}
+    assert reproduce.cli(flags) == 0
+    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 4 and {path: path.stat().st_mtime_ns for path in done} == done
+    text = (tmp_path / "runs" / "tables.md").read_text()
+    assert all(all(cells(text, label)) for label in ("K = 1", "K = 2", "K = 3", "K = 2 and the final view"))
+    noted = json.loads((tmp_path / "runs" / "k-3" / "run.json").read_text())
+    assert (
+        noted["stages"]["pretrain"]["command"].startswith("python scripts/pretrain.py --config ")
+        and noted["stages"]["evaluate"]["seconds"] > 0
+    )
+
+
+@pytest.mark.slow
+def test_budget_chooses_the_steps(tmp_path, capsys):
+    write_parquet(tmp_path / "train.parquet", 300)
+    flags = f"--table B --data cifar10 --data_files {tmp_path}/train.parquet --test_data_files {tmp_path}/train.parquet".split()
+    few, many = (reproduce.Reproduction(reproduce.parse([*flags, "--output_dir", str(tmp_path / b), "--budget", b])) for b in ("20", "60"))
+    assert 1.5 * few.plan["max_steps"] < many.plan["max_steps"] <= 500
+    assert reproduce.cli([*flags, "--output_dir", str(tmp_path / "none"), "--budget", "0.1"]) == 2
+    assert "minutes are needed" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def write_parquet(path, count):
+    rng, images = np.random.default_rng(0), []
+    for _ in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    features = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    datasets.Dataset.from_dict({"img": images, "label": [i % 2 for i in range(count)]}, features=features).to_parquet(path)

@@ -15,7 +15,9 @@ import torch
 from . import probes
 
 
-def remembered(cache_dir: str | Path, probe: Callable[..., dict[str, np.ndarray]], *tensors: torch.Tensor, **settings) -> dict[str, np.ndarray]:
+def remembered(
+    cache_dir: str | Path, probe: Callable[..., dict[str, np.ndarray]], *tensors: torch.Tensor, **settings: object
+) -> dict[str, np.ndarray]:
     """`probe(*tensors, **settings)`, arrays by name, from `cache_dir` where the same was asked before.
 
     The key is the content of the tensors, the settings, the code of the probes, and what computes. So the controls, which many commands
