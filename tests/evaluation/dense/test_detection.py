@@ -90,7 +90,7 @@ def test_detector_learns_with_an_empty_image_in_the_batch(encoder, rows):
     assert len(batch["labels"][1]["boxes"]) == 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     losses = []
-    for _ in range(8):
+    for _ in range(4):
         loss = task.loss(model.train(), batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -111,12 +111,24 @@ def test_detector_learns_with_an_empty_image_in_the_batch(encoder, rows):
         ([[[1, 1, 4, -5]]], [[0]], "has no area"),
         ([[[1, 1, 4, 5]]], [[0, 1]], "the row has 1 boxes and 2 categories"),
         ([[], []], [[], []], "the train rows are empty: not one of 2 images has an object"),
+        ([[[1, 1, 5]]], [[0]], r"the bbox of each object must be the numbers x, y, width, height, got \[\[1"),
+        ([[[1, 1, 5, 5]]], [[None]], r"the category of each object must be a whole number, got \[None\]"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(encoder, boxes, classes, message):
-    rows = object_rows(boxes, classes) if all(b and b[0][2] > 0 and b[0][3] > 0 for b in boxes) else blank_rows(boxes, classes)
+    rows = blank_rows(boxes, classes)
     with pytest.raises(ValueError, match=message):
         Detection.from_options(TaskOptions(), encoder, rows).check_rows(rows, "train")
+
+
+def test_a_row_without_objects_and_a_box_outside_of_its_image_are_said_in_one_line(encoder):
+    rows = object_rows([[[1, 1, 2, 2]]], [[0]])
+    task = Detection.from_options(TaskOptions(), encoder, rows)
+    with pytest.raises(ValueError, match="column objects is empty; an image without objects has empty lists"):
+        task.check_row({**rows[0], "objects": None})
+    outside = {**rows[0], "objects": {"bbox": [[64.0, 1.0, 5.0, 5.0]], "category": [0]}}
+    with pytest.raises(ValueError, match=r"the box \[64.0, 1.0, 5.0, 5.0\] lies outside of its image of 64 x 48 pixels"):
+        task.test_sample(outside, 0)
 
 
 def blank_rows(boxes, classes):

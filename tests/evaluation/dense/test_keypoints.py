@@ -117,6 +117,7 @@ def test_training_crops_hide_points_that_leave_them(encoder_folder, rows):
             "row 1: the annotation is empty: no keypoint is labelled",
         ),
         ({"keypoints": [POINTS] * 2, "bbox": [[1.0, 1, 5, 5], [1.0, 1, 0, 5]]}, r"row 1: the box \[1.0, 1.0, 0.0, 5.0\] has no area"),
+        ({"keypoints": [[[5.0, 9.0]]] * 2}, "row 0: the labelled keypoints have no extent, .* add a column bbox"),
         ({"keypoints": [[1.0, 2.0]] * 2}, r"must hold keypoints as \(K, 2\), \(K, 3\) or 3 K numbers"),
         ({"points": [POINTS] * 2}, "no column keypoints for the keypoints; its columns: image, points"),
     ],

@@ -117,6 +117,12 @@ def test_frames_are_resized_to_whole_patches():
             lambda c: c.update(annotation=[np.zeros_like(a) for a in c["annotation"]]),
             "video band: the annotation of the first frame is empty",
         ),
+        (lambda c: c.update(annotation=[255 * a for a in c["annotation"]]), "from 1, 255 does not count, and this frame has 0, 255"),
+        (lambda c: c.update(frame=[3, 2, None, 0]), "video row 2: column frame must hold whole numbers, got None"),
+        (
+            lambda c: c.update({k: [a[:24] if i == 1 else a for i, a in enumerate(c[k])] for k in ("image", "annotation")}),
+            "video band: frame 2 is of 96 x 24 pixels, the first one of 96 x 40",
+        ),
         (lambda c: c.update(annotation=[a[:20] for a in c["annotation"]]), "the annotation is of 96 x 20 pixels, its frame of 96 x 40"),
         (lambda c: c.update(annotation=c["image"]), "single-channel images of class indices, got one of mode RGB"),
     ],

@@ -98,8 +98,17 @@ class Detection(DenseTask):
         objects = row[self.target_column]
         if isinstance(objects, list):  # a list of objects, or the objects' lists
             objects = {key: [one[key] for one in objects] for key in (objects[0] if objects else ("bbox", "category"))}
-        boxes = np.array(objects["bbox"], dtype=np.float64).reshape(-1, 4)
-        classes = np.array(objects[_category_key(objects)], dtype=np.int64)
+        if objects is None:
+            raise ValueError(f"column {self.target_column} is empty; an image without objects has empty lists of bbox and category")
+        key = _category_key(objects)
+        try:
+            boxes = np.array(objects["bbox"], dtype=np.float64).reshape(-1, 4)
+        except (TypeError, ValueError):
+            raise ValueError(f"the bbox of each object must be the numbers x, y, width, height, got {repr(objects['bbox'])[:99]}") from None
+        try:
+            classes = np.array(objects[key], dtype=np.int64)
+        except (TypeError, ValueError):
+            raise ValueError(f"the {key} of each object must be a whole number, got {repr(objects[key])[:99]}") from None
         if len(boxes) != len(classes):
             raise ValueError(f"the row has {len(boxes)} boxes and {len(classes)} categories")
         if len(classes) and not (classes.min() >= 0 and classes.max() < len(self.label_names)):
@@ -118,8 +127,15 @@ class Detection(DenseTask):
         if not any(len(self.read_target(rows[index])[0]) for index in range(len(rows))):
             raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an object")
 
-    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         image, (boxes, classes) = read_image(row, self.image_column), self.read_target(row)
+        outside = np.flatnonzero(((boxes[:, :2] >= image.size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1))
+        if len(outside):
+            raise ValueError(f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x {image.height} pixels")
+        return image, boxes, classes
+
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        image, boxes, classes = self._read(row)
         sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
         start = rng.uniform(0, np.array(image.size) - sides)
         crop = image.resize((self.image_size,) * 2, Image.Resampling.BICUBIC, box=(*start, *(start + sides)), reducing_gap=2.0)
@@ -137,7 +153,7 @@ class Detection(DenseTask):
         return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), "labels": labels}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, (boxes, classes) = read_image(row, self.image_column), self.read_target(row)
+        image, boxes, classes = self._read(row)
         resized = image.resize((self.image_size,) * 2, Image.Resampling.BICUBIC, reducing_gap=2.0)
         geometry = {"width": image.width, "height": image.height, "image": image}
         return {"pixel_values": self.normalize(resized), "boxes": boxes, "classes": classes, **geometry}

@@ -167,9 +167,17 @@ class Keypoints(DenseTask):
             raise ValueError("the annotation is empty: no keypoint is labelled")
         points = np.nan_to_num(values[:, :2])
         low, high = points[visible].min(axis=0), points[visible].max(axis=0)
-        box = np.array(row[self.box_column], dtype=np.float64) if self.box_column else np.concatenate([low, high - low])
+        if not self.box_column:
+            if not (high > low).all():
+                raise ValueError("the labelled keypoints have no extent, so that the size of the instance is unknown: add a column bbox")
+            return points, visible, np.concatenate([low, high - low])
+        try:
+            box = np.array(row[self.box_column], dtype=np.float64)
+        except (TypeError, ValueError):
+            box = np.empty(0)
         if box.shape != (4,) or not (box[2:] > 0).all():
-            raise ValueError(f"the box {box.tolist()} has no area; expected x, y, width, height with positive width and height")
+            given = repr(row[self.box_column])[:99]
+            raise ValueError(f"the box {given} has no area; expected x, y, width, height with positive width and height")
         return points, visible, box
 
     def check_row(self, row: dict[str, Any]) -> None:

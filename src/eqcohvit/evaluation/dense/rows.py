@@ -152,7 +152,10 @@ def read_depth(row: dict[str, Any], column: str) -> np.ndarray:
         ValueError: it is neither.
     """
     if not isinstance(row[column], dict | Image.Image):
-        values = np.asarray(row[column], dtype=np.float32)
+        try:
+            values = np.asarray(row[column], dtype=np.float32)
+        except (TypeError, ValueError):  # rows of different lengths, or no numbers
+            values = np.empty(0)
     else:
         image = _open(row, column)
         values = np.asarray(image).astype(np.float32) if image.mode in ("L", "I", "I;16", "F") else np.empty(0)

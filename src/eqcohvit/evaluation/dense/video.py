@@ -91,7 +91,10 @@ def read_videos(
     frame_column = find_column(rows, None, ["frame", "frame_index"], "number of the frame")
     places: dict[str, list[tuple[int, int]]] = {}
     for index, (name, frame) in enumerate(zip(rows[sequence_column], rows[frame_column], strict=True)):
-        places.setdefault(str(name), []).append((frame, index))
+        try:
+            places.setdefault(str(name), []).append((int(frame), index))
+        except (TypeError, ValueError):
+            raise ValueError(f"video row {index}: column {frame_column} must hold whole numbers, got {frame!r}") from None
     videos = []
     for name, found in places.items():
         order = [index for _, index in sorted(found)][:max_frames]
@@ -106,6 +109,9 @@ def _reader(rows: Rows, order: list[int], image_column: str, target_column: str)
         for index in order:
             with row_errors("video", index):
                 image, labels = read_image(rows[index], image_column), read_labels(rows[index], target_column)
+                wrong = labels[(labels < 0) | (labels > VOID)]
+                if wrong.size:
+                    raise ValueError(f"the annotation has the value {wrong[0]}, expected 0 .. {VOID}, of which {VOID} does not count")
                 if labels.shape != (image.height, image.width):
                     raise ValueError(
                         f"the annotation is of {labels.shape[1]} x {labels.shape[0]} pixels, its frame of {image.width} x {image.height}"
@@ -245,23 +251,31 @@ def _propagate(
 ) -> Iterator[tuple[int, Image.Image, np.ndarray, dict[str, np.ndarray], int]]:
     """Frame number, image, true labels, labels by part (of the first frame the given ones), number of classes."""
     states: dict[str, LabelPropagation] = {}
-    num_labels = 0
+    num_labels, size = 0, (0, 0)
     for index, (image, truth) in enumerate(video.frames()):
+        if index == 0:
+            num_labels, size = _count_labels(video, truth), truth.shape
+        if truth.shape != size:
+            shapes = f"{truth.shape[1]} x {truth.shape[0]} pixels, the first one of {size[1]} x {size[0]}"
+            raise ValueError(f"video {video.name}: frame {index} is of {shapes}")
         features = encoder(resize_frame(image, shorter_side, encoder.patch_size))
         if index == 0:
-            num_labels = int(truth[truth != VOID].max(initial=0)) + 1
-            if num_labels < 2:
-                raise ValueError(f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate")
             for part, maps in features.items():
                 shares = labels_to_patches(truth, num_labels, (maps.shape[0], maps.shape[1]))
                 states[part] = LabelPropagation(maps, shares.to(maps.device), settings)
-            yield index, image, truth, dict.fromkeys(features, truth), num_labels
+            predictions = dict.fromkeys(features, truth)
         else:
-            size = truth.shape
-            yield (
-                index,
-                image,
-                truth,
-                {part: patches_to_labels(states[part].step(maps), size) for part, maps in features.items()},
-                num_labels,
-            )
+            predictions = {part: patches_to_labels(states[part].step(maps), size) for part, maps in features.items()}
+        yield index, image, truth, predictions, num_labels
+
+
+def _count_labels(video: Video, truth: np.ndarray) -> int:
+    """Number of classes of a first frame, with the background."""
+    labels = truth[truth != VOID]
+    if not labels.any():
+        values = ", ".join(map(str, np.unique(truth)))
+        raise ValueError(
+            f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate: objects are numbered from 1, "
+            f"{VOID} does not count, and this frame has {values}"
+        )
+    return int(labels.max()) + 1
