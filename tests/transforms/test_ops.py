@@ -98,6 +98,17 @@ def test_gaussian_blur_of_each_image_by_its_own_sigma_and_a_bound_changes_nothin
         assert torch.allclose(ops.gaussian_blur(image[None], s[None])[0], blurred, atol=1e-4)
 
 
+def test_gaussian_blur_with_a_sigma_for_each_axis(images):
+    along_x, along_y = torch.tensor([[1.5, 0.0], [0.0, 0.8]])
+    mixed = ops.gaussian_blur(images[:2], torch.stack([along_x, along_y]))
+    twice = images.flip(-1, -2).transpose(-1, -2)  # blurs along x of the turned image are those along y
+    assert torch.allclose(mixed[0], ops.gaussian_blur(images[:1], torch.tensor([[1.5, 1e-3]]))[0], atol=1e-6)
+    assert torch.allclose(mixed[1], ops.gaussian_blur(twice[1:2], torch.tensor([[0.8, 0.0]])).transpose(-1, -2).flip(-1, -2)[0], atol=1e-6)
+    both = ops.gaussian_blur(ops.gaussian_blur(images, along_x.expand(4, 2)), torch.tensor([[0.0, 1.5]]).expand(4, 2))
+    assert torch.allclose(both, ops.gaussian_blur(images, torch.full((4,), 1.5)), atol=1e-6)
+    assert not torch.allclose(mixed[0], images[0], atol=0.01) and not torch.allclose(mixed[1], images[1], atol=0.01)
+
+
 def test_gaussian_blur_mirrors_the_image_at_its_border(images):
     mirrored = torch.cat([images.flip(-1), images, images.flip(-1)], dim=-1)
     mirrored = torch.cat([mirrored.flip(-2), mirrored, mirrored.flip(-2)], dim=-2)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -56,6 +58,33 @@ def test_rendering_in_parts_gives_the_same_views(canvases, monkeypatch, path):
     parts, _ = render(canvases, path, augmentation="vicreg")
     for name in ("first", "end", "intermediates"):
         assert torch.allclose(getattr(whole, name), getattr(parts, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["se2", "perspective", "zoom+color_jitter", "rotation+gaussian_blur"])
+@pytest.mark.parametrize("border", ops.BORDERS)
+def test_what_a_cpu_leaves_out_changes_no_view(canvases, monkeypatch, path, border):
+    """Parts of the canvases that no view reads, operations that change nothing: a GPU computes them all."""
+    sizes = torch.tensor([[CANVAS, 3 * CANVAS]]).expand(BATCH, 2)
+    arguments = {"sizes": sizes, "augmentation": "vicreg", "border": border, "local_crops": MultiCrop(2, 8)}
+    chosen = [render(canvases, path, rows=slice(i, i + 1), **arguments)[0] for i in range(BATCH)]
+    monkeypatch.setattr(ops, "can_choose", lambda _images: False)
+    whole, _ = render(canvases, path, **arguments)
+    for name in ("first", "end", "intermediates", "local"):
+        assert torch.allclose(torch.cat([getattr(views, name) for views in chosen]), getattr(whole, name), atol=1e-3), name
+
+
+def test_base_blur_is_that_of_the_uncropped_view_in_its_own_pixels(canvases):
+    """A2 blurs the canvas before the crop, by as much as the view's own pixels ask for along each axis."""
+    augmentation = dataclasses.replace(AUGMENTATIONS["path_only"][0], crop_scale=(0.5, 0.5), blur_probability=1.0, blur_sigma=(20.0, 20.0))
+    renderers = [ViewRenderer(make_path("rotation"), SIZE) for _ in range(2)]
+    renderers[0].augmentations = [augmentation] * 2
+    renderers[1].augmentations = [dataclasses.replace(augmentation, blur_probability=0.0)] * 2
+    keys = torch.arange(BATCH)
+    blurred, sharp = (renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys).first for renderer in renderers)
+    sigma = torch.full((BATCH,), 20 * SIZE / 224)
+    middle = (..., slice(7, -7), slice(7, -7))  # the view's border sees what lies beyond it, or its mirror image
+    expected = ops.gaussian_blur(sharp, sigma)[middle]
+    assert (blurred[middle] - expected).abs().max() < 0.02 * (sharp[middle] - expected).abs().max()
 
 
 def test_views_differ_by_epoch_seed_and_sample(canvases):

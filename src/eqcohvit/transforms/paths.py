@@ -14,6 +14,8 @@ import torch
 
 from .ops import adjust_color, affine, gaussian_blur, luminance, sample, sampling_grid
 
+_PARTS = ("matrix", "color", "sigma")
+
 
 @dataclass(frozen=True)
 class Transformation:
@@ -31,9 +33,20 @@ class Transformation:
     sigma: torch.Tensor | None = None
     projective: bool = False
 
+    def __getitem__(self, rows: slice) -> Transformation:
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return Transformation(**{name: part if part is None else part[rows] for name, part in parts.items()}, projective=self.projective)
+
+    @staticmethod
+    def stack(steps: list[Transformation]) -> Transformation:
+        """V transformations of the same kind as one, whose tensors are (B, V, ...)."""
+        parts = {name: [getattr(step, name) for step in steps] for name in _PARTS}
+        stacked = {name: None if part[0] is None else torch.stack(part, dim=1) for name, part in parts.items()}
+        return Transformation(**stacked, projective=steps[0].projective)
+
     def then(self, other: Transformation) -> Transformation:
         """This transformation followed by `other`. Factors multiply, hues add, variances add."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("matrix", "color", "sigma")}
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in _PARTS}
         merged = {name: b if a is None else a for name, (a, b) in pairs.items()}
         if self.matrix is not None and other.matrix is not None:
             merged["matrix"] = self.matrix @ other.matrix

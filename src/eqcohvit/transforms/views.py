@@ -3,15 +3,15 @@
     v1 = A1(I),  u = A2(I),  v2 = g(u),  targets u_k = g at k / (K + 1) of the way, applied to u,
     local crops of I,  masks of the patches of v1 and v2
 
-Crop, flip and path compose into one map per view, so each view is a single interpolation from the canvas. Colour operations of A2 are
-shared by u_k and v2, with one contrast pivot per sample, so that they differ by g alone.
+Crop, flip and path compose into one map per view, so each view is a single interpolation from the canvas. Colour, blur and solarisation
+of A1 and A2 are applied to the canvas before, once for u_k and v2 together, so that these differ by g alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from . import ops
 from .masks import BlockMasking
-from .paths import SampledPath, TransformationPath, intermediate_fractions
+from .paths import SampledPath, Transformation, TransformationPath, intermediate_fractions
 from .random import uniforms
 
 # Random streams; the local crops take those from _LOCAL on.
@@ -191,8 +191,10 @@ class ViewRenderer:
         self.local_crops, self.masking, self.patch_size = local_crops, masking, patch_size
         *self.augmentations, self.local_augmentation = AUGMENTATIONS[augmentation]
         self.mean, self.std = mean, std
+        self._normalization = (1 / torch.tensor(std)[:, None, None], (torch.tensor(mean) / torch.tensor(std))[:, None, None])
         steepest = path.at(torch.tensor([[high for _, high in path.limits]]), 1.0)
         self._max_path_sigma = None if steepest.sigma is None else steepest.sigma.item()
+        self._needs_pivot = steepest.color is not None or any(_recolors(a) for a in self.augmentations)
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the rendering by `torch.compile`, in place; the random numbers stay outside of it.
@@ -228,10 +230,12 @@ class ViewRenderer:
         """uint8 canvases (B, 3, S, S), sizes (B, 2), epochs (B,), sample keys (B,), all on one device -> views."""
         first, second, path = self.sample(epochs, keys, sizes)
         fractions = (intermediate_fractions(self.num_intermediates) if with_intermediates else []) + [1.0]
-        images = _joined(
-            self._render(canvases[rows], first[rows], second[rows], path[rows], fractions)
-            for rows in _parts(canvases, (1 + len(fractions)) * self.image_size**2)
-        )
+        moves = Transformation.stack([path.at(t) for t in fractions])
+        if moves.matrix is None:
+            moves = dataclasses.replace(moves, matrix=torch.eye(3, device=keys.device).expand(len(keys), len(fractions), 3, 3))
+        images = torch.empty(len(keys), 1 + len(fractions), 3, self.image_size, self.image_size, device=keys.device)
+        for rows in _parts(canvases, (1 + len(fractions)) * self.image_size**2):
+            self._render(canvases[rows], first[rows], second[rows], moves[rows], images[rows])
         return Views(
             first=images[:, 0],
             end=images[:, -1],
@@ -255,74 +259,117 @@ class ViewRenderer:
     def _render_local(self, canvases: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S), parameters (B, L, ...) -> local crops (B, L, 3, h, h), all read in one launch."""
         assert self.local_crops is not None
-        canvases = canvases.float() / 255
         crop, number = drawn.crop, drawn.crop.shape[1]
         identity = torch.eye(3, device=canvases.device).expand_as(crop)
         grid, _ = ops.sampling_grid(crop, identity, self.local_crops.size, "canvas", projective=False)
-        images = ops.sample(canvases, grid).flatten(0, 1)
-        pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(number)
-        photometric = (parameter.flatten(0, 1) for parameter in (drawn.color, drawn.sigma, drawn.solarize))
-        images, _ = self._recolor(images, [self.local_augmentation], pivot, *photometric)
+        images = ops.sample(canvases.float() / 255, grid).flatten(0, 1)
+        drawn = ViewParameters(*(getattr(drawn, f.name).flatten(0, 1) for f in dataclasses.fields(drawn)))
+        pivot = _mean_luminance(canvases).repeat_interleave(number)
+        images = _recolor(images, self.local_augmentation, drawn, drawn.sigma[:, None].expand(-1, 2), self.image_size / 224, pivot)
         return self.normalize(images.unflatten(0, (len(canvases), number)))
 
     def _render(
-        self, canvases: torch.Tensor, first: ViewParameters, second: ViewParameters, path: SampledPath, fractions: list[float]
-    ) -> torch.Tensor:
-        """uint8 canvases (B, 3, S, S) -> (B, 1 + len(fractions), 3, H, H): the first view, then the second at each fraction."""
-        canvases = canvases.float() / 255
-        batch, num_moved = len(canvases), len(fractions)
-        steps = [path.at(t) for t in fractions]
-        identity = torch.eye(3, device=canvases.device).expand(batch, 3, 3)
-        motion = torch.stack([identity] + [identity if step.matrix is None else step.matrix for step in steps], dim=1)
-        crop = torch.stack([first.crop] + [second.crop] * num_moved, dim=1)
-        grid, coverage = ops.sampling_grid(crop, motion, self.image_size, self.border, steps[0].projective)
-        images = ops.sample(canvases, grid).flatten(0, 1)
+        self, canvases: torch.Tensor, first: ViewParameters, second: ViewParameters, moves: Transformation, out: torch.Tensor
+    ) -> None:
+        """uint8 canvases (B, 3, S, S), states of the path (B, V, ...) -> out (B, 1 + V, 3, H, H): the first view, the second's states."""
+        pivot = _mean_luminance(canvases) if self._needs_pivot else None
+        still = Transformation(matrix=torch.eye(3, device=canvases.device).expand(len(canvases), 1, 3, 3))
+        self._look(canvases, self.augmentations[0], first, pivot, still, "canvas", out[:, :1])
+        self._look(canvases, self.augmentations[1], second, pivot, moves, self.border, out[:, 1:])
 
-        def per_view(name: str) -> torch.Tensor:
-            return torch.stack([getattr(first, name)] + [getattr(second, name)] * num_moved, dim=1).flatten(0, 1)
-
-        pivot = ops.luminance(canvases).mean(dim=(1, 2, 3)).repeat_interleave(num_moved + 1)
-        images, pivot = self._recolor(images, self.augmentations, pivot, *map(per_view, ("color", "sigma", "solarize")))
-        colors = [step.color for step in steps if step.color is not None]  # of all steps, or of none
-        sigmas = [step.sigma for step in steps if step.sigma is not None]
-        if colors:
-            unchanged = torch.zeros_like(colors[0]) + colors[0].new_tensor([1, 1, 1, 0])
-            images, _ = ops.adjust_color(images, torch.stack([unchanged, *colors], dim=1).flatten(0, 1), pivot)
-        if sigmas:
-            sigma = torch.stack([torch.zeros_like(sigmas[0]), *sigmas], dim=1).flatten()
-            images = _where(sigma > 0, partial(ops.gaussian_blur, max_sigma=self._max_path_sigma), images, sigma)
-        images = images.unflatten(0, (batch, num_moved + 1))
-        if coverage is not None:
-            images = images * coverage
-        return self.normalize(images)
-
-    def _recolor(
+    def _look(
         self,
-        images: torch.Tensor,
-        augmentations: list[Augmentation],
-        pivot: torch.Tensor,
-        color: torch.Tensor,
-        sigma: torch.Tensor,
-        solarize: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Colour, blur and solarisation of images (N, 3, h, h) by drawn parameters (N, ...); what no augmentation has is left out.
-
-        Returns the contrast pivots (N,) after the colour operations too.
-        """
-        if any(a.color_probability or a.grey_probability for a in augmentations):
-            images, pivot = ops.adjust_color(images, color, pivot)
-        blurring = [a.blur_sigma[1] for a in augmentations if a.blur_probability]
-        if blurring:
-            max_sigma = max(blurring) * self.image_size / 224
-            images = _where(sigma > 0, partial(ops.gaussian_blur, max_sigma=max_sigma), images, sigma)
-        if any(a.solarize_probability for a in augmentations):
-            images = _where(solarize, ops.solarize, images, solarize)
-        return images, pivot
+        canvases: torch.Tensor,
+        augmentation: Augmentation,
+        drawn: ViewParameters,
+        pivot: torch.Tensor | None,
+        moves: Transformation,
+        border: str,
+        out: torch.Tensor,
+    ) -> None:
+        """uint8 canvases (B, 3, S, S), recoloured, then read in each state -> out (B, V, 3, H, H)."""
+        assert moves.matrix is not None
+        scale = canvases.shape[-1] / self.image_size
+        sigma = drawn.sigma[:, None] * torch.stack([drawn.crop[:, 0, 0], drawn.crop[:, 1, 1]], dim=-1).abs() * scale  # of the canvas
+        crop = drawn.crop.unsqueeze(1).expand_as(moves.matrix)
+        reads_beyond = border == "canvas" or moves.sigma is not None  # else what lies outside of the view is of no account
+        if ops.can_choose(canvases):
+            margin = 2 + math.ceil(scale) + math.ceil(4 * sigma.max().item())
+            canvases, crop = _window(canvases, crop, moves.matrix, reads_beyond, margin)
+        base = _recolor(canvases.float().div_(255), augmentation, drawn, sigma, self.image_size / 224 * scale, pivot)
+        if moves.color is not None:
+            assert pivot is not None
+            pivot = (pivot * drawn.color[:, 0]).clamp(0, 1)
+        for state in range(out.shape[1]):  # one by one, so that it stays in a CPU's cache
+            at = slice(state, state + 1)
+            grid, coverage = ops.sampling_grid(crop[:, at], moves.matrix[:, at], self.image_size, border, moves.projective)
+            images = ops.sample(base, grid, "reflection" if reads_beyond else "border").squeeze(1)
+            if moves.color is not None:
+                images, _ = ops.adjust_color(images, moves.color[:, state], pivot)
+            if moves.sigma is not None:
+                images = ops.gaussian_blur(images, moves.sigma[:, state], self._max_path_sigma)
+            out[:, state] = self.normalize(images if coverage is None else images * coverage.squeeze(1))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) in [0, 1] -> normalised."""
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
-        return torch.addcmul(-mean / std, images, 1 / std)
+        scale, shift = (constant.to(images.device) for constant in self._normalization)
+        return images * scale - shift
+
+
+def _recolors(augmentation: Augmentation) -> bool:
+    return augmentation.color_probability > 0 or augmentation.grey_probability > 0
+
+
+def _recolor(
+    images: torch.Tensor,
+    augmentation: Augmentation,
+    drawn: ViewParameters,
+    sigma: torch.Tensor,
+    blur_scale: float,
+    pivot: torch.Tensor | None,
+) -> torch.Tensor:
+    """Colour, blur and solarisation of images (N, 3, h, w) by drawn parameters (N, ...); what the augmentation has not is left out.
+
+    sigma: (N, 2), along x and y, in pixels of the images, at most `blur_scale` times the augmentation's. pivot: (N,), for the contrast.
+    """
+    if _recolors(augmentation):
+        changed = (drawn.color != drawn.color.new_tensor([1, 1, 1, 0])).any(dim=-1)
+        images = ops.where(changed, lambda *arguments: ops.adjust_color(*arguments)[0], images, drawn.color, pivot)
+    if augmentation.blur_probability:
+        bound = None if ops.can_choose(images) else augmentation.blur_sigma[1] * blur_scale
+        images = ops.where(drawn.sigma > 0, partial(ops.gaussian_blur, max_sigma=bound), images, sigma)
+    if augmentation.solarize_probability:
+        images = ops.where(drawn.solarize, ops.solarize, images, drawn.solarize)
+    return images
+
+
+def _mean_luminance(canvases: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, 3, S, S) -> (B,) in [0, 1]: the pivot of the contrast is one for all views of a sample."""
+    return ops.luminance(canvases.float().mean(dim=(2, 3), keepdim=True)).flatten() / 255
+
+
+def _window(
+    canvases: torch.Tensor, crop: torch.Tensor, motion: torch.Tensor, beyond: bool, margin: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the views read of the canvases (B, 3, S, S), with `margin` pixels around it, and the crops (B, V, 3, 3) in its coordinates.
+
+    A CPU need not recolour the rest. `beyond`: whether views that move read what lies outside of the crop.
+    """
+    side = canvases.shape[-1]
+    moved, scale = (motion @ motion.new_tensor([[-1, 1, 1, -1], [-1, -1, 1, 1], [1, 1, 1, 1]])).split([2, 1], dim=-2)
+    if scale.min() <= 0:  # the horizon lies within the view
+        return canvases, crop
+    moved = moved / scale if beyond else (moved / scale).clamp(-1, 1)
+    corners = crop[..., :2, :2] @ moved + crop[..., :2, 2:]
+    slices, rows = [], torch.eye(3).tolist()
+    for axis, (low, high) in enumerate(zip(corners.amin(dim=(0, 1, 3)).tolist(), corners.amax(dim=(0, 1, 3)).tolist(), strict=True)):
+        low, high = min(low, 2 - high), max(high, -2 - low)  # what leaves the canvas reads its mirror image
+        start = max(0, math.floor((low + 1) / 2 * side) - margin)
+        stop = min(side, math.ceil((high + 1) / 2 * side) + margin)
+        slices.append(slice(start, stop))
+        rows[axis][axis], rows[axis][2] = side / (stop - start), (side - start - stop) / (stop - start)
+    columns, lines = slices
+    return canvases[:, :, lines, columns], crop.new_tensor(rows) @ crop
 
 
 def _parts(canvases: torch.Tensor, pixels_per_sample: int) -> list[slice]:
@@ -336,13 +383,3 @@ def _parts(canvases: torch.Tensor, pixels_per_sample: int) -> list[slice]:
 def _joined(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     parts = list(parts)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _where(chosen: torch.Tensor, operation: Callable[..., torch.Tensor], images: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """An operation that leaves the images (N, 3, H, H) as they are but where `chosen` (N,): there a CPU need not compute it."""
-    if images.device.type != "cpu" or torch.compiler.is_compiling():
-        return operation(images, parameter)
-    rows = chosen.nonzero()[:, 0]
-    if len(rows) in (0, len(images)):
-        return operation(images, parameter) if len(rows) else images
-    return images.index_copy(0, rows, operation(images[rows], parameter[rows]))
