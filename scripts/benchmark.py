@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     results: list[Result] = []
     for suite in SUITES if "all" in args.suite else dict.fromkeys(args.suite):
         started = time.perf_counter()
-        print(f"\n{suite}: {' '.join(SUITES[suite].__doc__.split())}", flush=True)
+        print(f"\n{suite}: {' '.join((SUITES[suite].__doc__ or '').split())}", flush=True)
         torch.manual_seed(0)
         new = SUITES[suite](setup)
         results += new

@@ -164,6 +164,8 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
     config |= {"image_size": grid * patch_size, "layer_norm_eps": 1e-6}
     fc1 = next((tensor for key, tensor in weights.items() if key.endswith("mlp.fc1.weight")), None)
     if layout == "ibot":
+        if fc1 is None:
+            raise ValueError("expected the weights mlp.fc1.weight of an iBOT ViT, found none")
         return config | {"model_type": "vit", "intermediate_size": fc1.shape[0], "use_mask_token": "masked_embed" in weights}
     config |= {"mlp_ratio": 4, "use_swiglu_ffn": True} if fc1 is None else {"mlp_ratio": fc1.shape[0] // width}
     if "register_tokens" in weights:

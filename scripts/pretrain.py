@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -67,21 +68,21 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     # ------------------------------------------------------------------ model, objective, optimizer
     if built is None:
         built = build(args, checkpoint, report=accelerator.print)
-    module, renderer = built
-    module.to(accelerator.device)
+    trained, renderer = built
+    trained.to(accelerator.device)
     set_seed(args.seed, device_specific=True)
     if args.gradient_checkpointing:
-        module.model.eqcohvit.backbone.activation_checkpointing_enable()
+        trained.model.eqcohvit.backbone.activation_checkpointing_enable()
     if args.compile:
-        module.compile()
+        trained.compile()
         if accelerator.device.type == "cuda":
             renderer.compile()
-    optimizer = make_optimizer(module, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
-    module, optimizer = accelerator.prepare(module, optimizer)
+    optimizer = make_optimizer(trained, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
+    module, optimizer = accelerator.prepare(trained, optimizer)
 
     # ------------------------------------------------------------------ resume
     rank = accelerator.process_index
-    state = {"step": 0, "logged_step": 0, "ranks": [{"position": None, "progress": None}] * accelerator.num_processes}
+    state: dict[str, Any] = {"step": 0, "logged_step": 0, "ranks": [{"position": None, "progress": None}] * accelerator.num_processes}
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint)
         accelerator.print(f"resuming from {checkpoint}")
@@ -110,7 +111,6 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
     log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
     if args.report_to != "none":
         accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
-    trained = accelerator.unwrap_model(module)
     accelerator.print(
         f"{args.objective} + {args.path}: {describe_size(trained)}, steps {first_step} to {args.max_steps}, "
         f"{samples_per_step} samples a step from {source.name}, on {accelerator.num_processes} x {accelerator.device.type} ({precision})"
@@ -148,6 +148,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         values = step_values(step, args)
         set_step(optimizer, values)
         done = step + 1 == args.max_steps
+        ranks: dict[str, torch.Tensor] = {}
         for batch in taken:
             views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0)
             with accelerator.accumulate(module):
@@ -155,6 +156,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
                 accelerator.backward(terms["loss"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(module.parameters(), args.max_grad_norm)
+                    assert norm is not None  # where DeepSpeed would clip alone
                     # With fp16 an infinite norm is no trouble: the scaler leaves the step out and lowers its scale.
                     terms["grad_norm"] = norm.nan_to_num(0.0, 0.0, 0.0) if precision == "fp16" else norm
                 check_step(accelerator, output_dir, step + 1, terms, taken, trained)
@@ -182,7 +184,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
                 log.write(step, figures)
             for warning in watch.warnings(step, means):
                 accelerator.print(warning)
-        if accuracy:
+        if guard is not None and accuracy:
             guard.check(accelerator.reduce(torch.tensor(accuracy["probe/knn"], device=accelerator.device), reduction="mean").item(), step)
         if accelerator.is_main_process and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
             draw_samples(output_dir / "samples" / f"step-{step}.png", trained.model, renderer, shown)
@@ -238,7 +240,7 @@ def export(
     state = list_checkpoints(output_dir)[-1] if args.push_training_state else None
     mean_std = {"image_mean": renderer.mean, "image_std": renderer.std}
     save_hub_folder(output_dir / "model", merged(model), **mean_std, card=card, training_state=state)
-    if args.push_to_hub:
+    if args.push_to_hub and args.hub_model_id is not None:  # checked with the other settings
         try:
             with stop.interruptible():
                 print(f"pushed to {push_hub_folder(output_dir / 'model', args.hub_model_id)}")
@@ -252,6 +254,7 @@ def export(
 def draw_samples(path: Path, model: EqCohViTForPreTraining, renderer: ViewRenderer, batch, num_samples: int = 6) -> None:
     """Picture of the first samples of the first batch, with the model as it is now."""
     views = renderer(*(t[:num_samples] for t in (batch.canvases, batch.sizes, batch.epochs, batch.keys)))
+    assert views.intermediates is not None
     model.eval()
     reconstructions = model(views.first, views.end).reconstructions
     model.train()

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     if args.training_state is not None and not (args.training_state / "run_state.json").is_file():
         raise ValueError(f"no checkpoint at {args.training_state}: expected a folder such as outputs/pretrain/checkpoints/step-N")
     if (args.run_dir or args.training_state) and not args.folder.is_dir():
-        raise ValueError(f"{args.folder} is no folder")
+        raise ValueError(f"expected a model folder, found none at {args.folder}")
     if args.training_state is not None:
         shutil.rmtree(args.folder / STATE_FOLDER, ignore_errors=True)
         shutil.copytree(args.training_state, args.folder / STATE_FOLDER)

@@ -94,7 +94,7 @@ class CanvasStream:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, world_size), got rank={rank}, world_size={world_size}")
         if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction must be in [0, 1], got {max_bad_fraction}")
+            raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
         self.source, self.canvas_size, self.batch_size, self.num_workers = source, canvas_size, batch_size, num_workers
         self.max_bad_fraction = max_bad_fraction
         self._order, start = Order(source, seed, rank, world_size, shuffle, shuffle_window).resumed_at(position)

@@ -37,6 +37,6 @@ def remembered(
         found = probe(*tensors, **settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}.npz")
-    np.savez(temporary, **found)
+    np.savez(temporary, **found)  # pyrefly: ignore[bad-argument-type]  # any of them could be `allow_pickle`
     temporary.replace(path)
     return found

@@ -213,7 +213,8 @@ class PretrainArguments:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.per_device_train_batch_size < 2:
-            raise ValueError("per_device_train_batch_size must be at least 2: the objectives compare images of a batch")
+            size = self.per_device_train_batch_size
+            raise ValueError(f"per_device_train_batch_size must be at least 2, because the objectives compare images, got {size}")
         if self.canvas_scale < 1:
             raise ValueError(f"canvas_scale must be at least 1, got {self.canvas_scale}")
         if self.keep_every_steps % self.save_steps:
