@@ -88,6 +88,8 @@ def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
     names = {field.name for field in dataclasses.fields(FinetuneSettings)} & set(vars(args))
     settings = FinetuneSettings(batch_size=args.per_device_train_batch_size, **{name: getattr(args, name) for name in names})
     settings.check()
+    if args.max_test_samples is not None and args.max_test_samples < 1:
+        raise ValueError(f"max_test_samples must be at least 1, got {args.max_test_samples}")
     accelerator = make_accelerator(settings.mixed_precision)
     checkpoint = on_main_process(accelerator, lambda: check_output_dir(output_dir, args))
     encoder = EncoderFolder.open(args.model)

@@ -73,6 +73,8 @@ class FinetuneSettings:
         for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
         if self.batch_size < 2:
             raise ValueError(f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}")
 

@@ -33,7 +33,7 @@ def test_a_folder_of_images_needs_no_dataset(photos):
 
 def test_default_rows_stand_where_nothing_is_named():
     assert open_train_and_test(default=lambda: ([1], [2])) == ([1], [2])
-    with pytest.raises(ValueError, match="this task needs labelled data"):
+    with pytest.raises(ValueError, match="this task needs data"):
         open_train_and_test()
 
 

@@ -43,7 +43,7 @@ def open_rows(
     elif dataset_name is not None:
         path, files = dataset_name, None
     else:
-        raise ValueError("this task needs labelled data: give --dataset_name or --data_files")
+        raise ValueError("this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated")
     try:
         dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files)
     except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
