@@ -282,7 +282,7 @@ def test_resuming_into_another_stream_is_an_error(change, message):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, r"rank must be in \[0, world_size\), got rank=2, world_size=2"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"max_bad_fraction": 1.5}, r"max_bad_fraction must be in \[0, 1\], got 1.5"),
+        ({"max_bad_fraction": 1.5}, "max_bad_fraction must lie between 0 and 1, got 1.5"),
     ],
 )
 def test_bad_arguments_are_one_line(options, message):

@@ -333,6 +333,7 @@ def _recolor(
     sigma: (N, 2), along x and y, in pixels of the images, at most `blur_scale` times the augmentation's. pivot: (N,), for the contrast.
     """
     if _recolors(augmentation):
+        assert pivot is not None
         changed = (drawn.color != drawn.color.new_tensor([1, 1, 1, 0])).any(dim=-1)
         images = ops.where(changed, lambda *arguments: ops.adjust_color(*arguments)[0], images, drawn.color, pivot)
     if augmentation.blur_probability:
