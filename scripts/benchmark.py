@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.measure import Result, Setup
+from benchmarks.measure import Result, Setup, measured
 from benchmarks.suites import SUITES
 from eqcohvit.evaluation.results import format_table, versions, write_results
 
@@ -62,6 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--suite", nargs="+", required=True, choices=[*SUITES, "all"], help="what to measure")
     parser.add_argument("--quick", action="store_true", help="smaller cases and fewer rounds: each suite within 60 s on two CPU cores")
     parser.add_argument("--compile", action="store_true", help="run our step through torch.compile; the plain pipeline stays as it is")
+    parser.add_argument("--profile", action="store_true", help="suites overhead and data: also print the operations that take the most")
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one")
     parser.add_argument("--output", help="JSON to write: results, device, versions")
@@ -74,11 +75,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
+    """Measure, print, write; returns how many cases failed."""
     transformers_logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
     stored = read_stored(args.compare) if args.compare else None
-    setup = Setup(torch.device(args.device), args.quick, args.seconds or (12.0 if args.quick else 20.0), args.compile)
+    setup = Setup(torch.device(args.device), args.quick, args.seconds or (12.0 if args.quick else 20.0), args.compile, args.profile)
+    settings = {"suites": args.suite, "quick": args.quick, "seconds": setup.seconds, "device": args.device, "compile": args.compile}
     environment = versions()
     print(f"{environment['device']}; torch {environment['torch']}, transformers {environment['transformers']}")
     results: list[Result] = []
@@ -86,22 +89,27 @@ def main(args: argparse.Namespace) -> None:
         started = time.perf_counter()
         print(f"\n{suite}: {' '.join((SUITES[suite].__doc__ or '').split())}", flush=True)
         torch.manual_seed(0)
-        new = SUITES[suite](setup)
+        new: list[Result] = []
+        for case in SUITES[suite](setup):
+            new += measured(suite, case)
+            if args.output:  # after each case: a run that is cut off keeps what it has
+                done = [asdict(result) for result in results + new]
+                write_results(args.output, {"settings": settings, "versions": environment, "results": done})
         results += new
         print(f"{make_table(new, stored)}\n{time.perf_counter() - started:.0f} s", flush=True)
-        if args.output:  # after each suite: a run that is cut off keeps what it has
-            settings = {"suites": args.suite, "quick": args.quick, "seconds": setup.seconds, "device": args.device, "compile": args.compile}
-            write_results(args.output, {"settings": settings, "versions": environment, "results": [asdict(result) for result in results]})
+    return sum(1 for result in results if result.failure)
 
 
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input."""
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 where cases have failed (the others are measured)."""
     try:
-        main(parse(argv))
+        num_failed = main(parse(argv))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    if num_failed:
+        print(f"error: {num_failed} cases failed; the table says why", file=sys.stderr)
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 process for each run.
 
 Each run of pretrain.py also records what its stream yields (`record`): one JSON line with the position it starts from, then one for each
-batch. A run that resumes at a position takes back the batches after it, so `samples_seen` is what the steps that count have seen.
+batch. A run that resumes at a position takes back the batches after it, so `samples_seen` is what the steps that count have seen. Each of
+several processes writes `rank-N.exchanges` beside it: for each pass through the model whether gradients will be exchanged.
 """
 
 from __future__ import annotations
@@ -205,7 +206,16 @@ def live(pretrain, request: dict) -> NoReturn:
             with open(request["record"], "a") as file:
                 file.write(json.dumps(entry) + "\n")
 
+    class RecordedParallel(pretrain.torch.nn.parallel.DistributedDataParallel):
+        """Notes of each forward pass whether its backward pass will exchange gradients."""
+
+        def forward(self, *arguments, **options):
+            with open(request["record"].replace(".jsonl", ".exchanges"), "a") as file:
+                file.write(json.dumps(self.require_backward_grad_sync) + "\n")
+            return super().forward(*arguments, **options)
+
     pretrain.CanvasStream = RecordedStream
+    pretrain.torch.nn.parallel.DistributedDataParallel = RecordedParallel
     if request["stall"] == "checkpoint":
         pretrain.save_checkpoint = stall
     pretrain.leave(pretrain.cli(request["argv"]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+from eqcohvit.evaluation.results import format_table
 
 MIN_ROUNDS = 5
 
@@ -26,12 +30,14 @@ class Setup:
         quick: smaller models, so that a suite ends within 60 s on two CPU cores.
         seconds: time of one suite's measurements, without building and warm-up.
         compile: whether our step runs through `torch.compile`.
+        profile: whether a case also prints its most expensive operations.
     """
 
     device: torch.device
     quick: bool
     seconds: float
     compile: bool = False
+    profile: bool = False
 
     @property
     def is_cuda(self) -> bool:
@@ -44,21 +50,47 @@ class Setup:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of a suite's table. `target` names the figure that has one, with the relation and the limit: ("ratio", "<=", 1.03)."""
+    """One line of a suite's table. `target` names the figure that has one, with the relation and the limit: ("ratio", "<=", 1.03).
+
+    A case that could not be measured has no figures, and its `failure` says why.
+    """
 
     suite: str
     case: str
     figures: dict[str, float]
     target: tuple[str, str, float] | None = None
+    failure: str = ""
 
     @property
     def verdict(self) -> str:
-        """`ratio <= 1.03: met`, `ratio <= 1.03: missed`, or nothing."""
+        """`ratio <= 1.03: met`, `ratio <= 1.03: missed`, `failed: why`, or nothing."""
+        if self.failure:
+            return f"failed: {self.failure}"
         if self.target is None:
             return ""
         name, relation, limit = self.target
         met = self.figures[name] <= limit if relation == "<=" else self.figures[name] >= limit
         return f"{name} {relation} {limit:g}: {'met' if met else 'missed'}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What gives one line of a suite's table, or several from one measurement; nothing is built before `measure` is called."""
+
+    name: str
+    measure: Callable[[], list[Result]]
+
+
+def measured(suite: str, case: Case) -> list[Result]:
+    """The results of a case. One that fails, for want of memory or for any other reason, gives a line that says so."""
+    try:
+        return case.measure()
+    except Exception as error:
+        failure = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    gc.collect()  # what the traceback has held
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [Result(suite, case.name, {}, failure=failure)]
 
 
 def take_turns(functions: dict[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, list[float]]:
@@ -81,13 +113,13 @@ def take_turns(functions: dict[str, Callable[[], object]], device: torch.device,
 def timed(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, with all that the device has to do for it."""
     synchronize(device)
-    started = seconds(device)
+    started = clock(device)
     function()
     synchronize(device)
-    return seconds(device) - started
+    return clock(device) - started
 
 
-def seconds(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """The clock. On a CPU it is processor time, added up over the threads, so that other programs on the machine do not count."""
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
@@ -125,6 +157,22 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> dict[st
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         function()
     return {"kept_mib": sum(kept.values()) / 2**20}
+
+
+def print_operations(function: Callable[[], object], device: torch.device, number: int = 15) -> None:
+    """The most expensive operations of a call: total milliseconds on the device, and how often each was called."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    function()
+    with profile(activities=activities) as profiler:
+        timed(function, device)
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    operations = sorted(profiler.key_averages(), key=lambda event: getattr(event, kind), reverse=True)
+    total = sum(getattr(event, kind) for event in operations) or 1.0
+    rows = [["operation", "ms", "share", "calls"]]
+    for event in operations[:number]:
+        spent = getattr(event, kind)
+        rows.append([event.key[:60], f"{spent / 1000:.2f}", f"{spent / total:.1%}", str(event.count)])
+    print(format_table(rows), flush=True)
 
 
 def peak_flops(device: torch.device) -> float | None:

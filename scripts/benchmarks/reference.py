@@ -21,17 +21,20 @@ from torch import nn
 from eqcohvit.hub.decoders_eqcohvit import IntermediateDecoders
 from eqcohvit.objectives import ObjectiveInputs, Tokens
 from eqcohvit.training.pretrain_module import PretrainModule
-from eqcohvit.transforms import ViewRenderer
+from eqcohvit.transforms import SampledPath, ViewRenderer
 from eqcohvit.transforms.views import ViewParameters
 
 _BILINEAR = Image.Resampling.BILINEAR
 
 
-def plain_views(data: bytes, renderer: ViewRenderer, epoch: int, key: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalised pixels; rotation paths only."""
+def plain_views(
+    data: bytes, renderer: ViewRenderer, first: ViewParameters, second: ViewParameters, path: SampledPath
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalised pixels; rotation paths only.
+
+    The parameters are those of one sample, as `renderer.sample` draws them.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    sizes = torch.tensor([[image.height, image.width]])
-    first, second, path = renderer.sample(torch.tensor([epoch]), torch.tensor([key]), sizes)
     pivot = float(np.asarray(image.convert("L")).mean())  # contrast is about the mean of the whole image, in all views
     base = _augment(image, second, pivot, renderer.image_size)
     degrees = math.degrees(path.parameters.item())
@@ -113,16 +116,22 @@ def _part(layer: nn.Linear | nn.Conv2d, index: int, count: int) -> nn.Module:
 
 
 class PlainViews(torch.utils.data.Dataset):
-    """Files as samples of a map-style dataset: v1, v2, u_1 .. u_K of each, made by Pillow."""
+    """Files as samples of a map-style dataset: v1, v2, u_1 .. u_K of each, made by Pillow.
+
+    Their parameters are drawn before: one by one our generator would take longer than those that such pipelines use.
+    """
 
     def __init__(self, paths: Sequence[Path], renderer: ViewRenderer):
         self.paths, self.renderer = paths, renderer
+        sizes = torch.tensor([Image.open(path).size[::-1] for path in paths])
+        keys = torch.arange(len(paths))
+        self.parameters = renderer.sample(torch.zeros_like(keys), keys, sizes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return plain_views(self.paths[index].read_bytes(), self.renderer, epoch=0, key=index)
+        return plain_views(self.paths[index].read_bytes(), self.renderer, *(part[index : index + 1] for part in self.parameters))
 
 
 def plain_loss(

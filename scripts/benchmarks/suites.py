@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from eqcohvit.data import CanvasStream, open_source
 from eqcohvit.data.decode import decode_image
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
-from eqcohvit.training.build import build_model, build_module, build_renderer
-from eqcohvit.training.optim import make_optimizer
+from eqcohvit.training.build import build_model, build_renderer
 from eqcohvit.training.prefetch import DevicePrefetcher
-from eqcohvit.training.schedules import step_values
 from eqcohvit.transforms import Views
 
-from .measure import Result, Setup, milliseconds, paired_ratio, peak_flops, peak_memory, seconds, take_turns
-from .reference import PlainDecoders, PlainViews, plain_loss, plain_views
+from .measure import Case, Result, Setup, clock, milliseconds, paired_ratio, peak_flops, peak_memory, print_operations, take_turns
+from .photos import photo, write_photos
+from .reference import PlainViews, plain_views
+from .steps import PlainStep, Step, in_processes
+
+Target = tuple[str, str, float] | None
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -58,88 +60,30 @@ def _name(args: PretrainArguments) -> str:
     return f"ViT-{size}/{args.patch_size}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
 
 
-class Step:
-    """One step of pretraining on a fixed batch of random canvases: render, forward, backward, clip, update."""
-
-    def __init__(self, args: PretrainArguments, setup: Setup):
-        torch.manual_seed(0)
-        self.args, self.setup = args, setup
-        self.module = build_module(args, build_model(args)).to(setup.device).train()
-        self.renderer = build_renderer(args)
-        if setup.compile:
-            self.module.compile()
-            if setup.is_cuda:
-                self.renderer.compile()
-        self.optimizer = make_optimizer(self.module, args.learning_rate, args.weight_decay)
-        batch = args.per_device_train_batch_size
-        keys = torch.arange(batch, device=setup.device)
-        canvases = torch.randint(0, 256, (batch, 3, args.canvas_size, args.canvas_size), device=setup.device).to(torch.uint8)
-        self.batch = (canvases, torch.full((batch, 2), 2 * args.image_size, device=setup.device), torch.zeros_like(keys), keys)
-
-    def render(self) -> Views:
-        """The views of the batch."""
-        return self.renderer(*self.batch, with_intermediates=self.args.recon_weight > 0)
-
-    def train(self, views: Views) -> None:
-        """Forward, backward and update on views."""
-        values = step_values(1, self.args)
-        with self.setup.autocast():
-            loss = self.module(views, values)["loss"]
-        self.update(loss)
-        self.module.update_teacher(values.teacher_momentum)
-
-    def update(self, loss: torch.Tensor) -> None:
-        """Backward pass, clipping, optimizer."""
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def __call__(self) -> None:
-        self.train(self.render())
-
-
-class PlainStep(Step):
-    """The same step as most people write it: encoder passes one after the other, decoders in a loop, eager."""
-
-    def __init__(self, args: PretrainArguments, setup: Setup):
-        super().__init__(args, dataclasses.replace(setup, compile=False))
-        self.decoders = PlainDecoders(self.module.model.decoders).to(setup.device)
-        self.module.model.decoders.requires_grad_(False)
-        self.decoder_optimizer = make_optimizer(self.decoders, args.learning_rate, args.weight_decay)
-
-    def train(self, views: Views) -> None:
-        with self.setup.autocast():
-            loss = plain_loss(self.module, self.decoders, views.first, views.end, views.intermediates)
-        self.update(loss)
-        self.decoder_optimizer.step()
-        self.decoder_optimizer.zero_grad()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Suites
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def inference(setup: Setup) -> list[Result]:
+def inference(setup: Setup) -> list[Case]:
     """The split model beside its own backbone: what the feature head and the split cost a user who extracts features."""
     batch_sizes = (1, 256) if setup.is_cuda else (1, 4)
+    cases = [(_settings("small", size), ("ratio", "<=", 1.03) if size > 1 else None) for size in batch_sizes]
+    return [Case(_name(args), partial(_inference, setup, args, target, setup.seconds / len(cases))) for args, target in cases]
+
+
+def _inference(setup: Setup, args: PretrainArguments, target: Target, seconds: float) -> list[Result]:
     dtype = torch.bfloat16 if setup.is_cuda else torch.float32
-    args = _settings("small", 2)
     model = build_model(args).eqcohvit.to(setup.device, dtype).eval()
-    results = []
-    for batch_size in batch_sizes:
-        pixels = torch.randn(batch_size, 3, args.image_size, args.image_size, device=setup.device, dtype=dtype)
-        with torch.inference_mode():
-            functions = {"split": lambda x=pixels: model(x), "backbone": lambda x=pixels: model.backbone(x)}
-            times = take_turns(functions, setup.device, setup.seconds / len(batch_sizes))
-        figures = {**milliseconds(times), **paired_ratio(times["split"], times["backbone"])}
-        case = dataclasses.replace(args, per_device_train_batch_size=batch_size)
-        results.append(Result("inference", _name(case), figures, ("ratio", "<=", 1.03) if batch_size > 1 else None))
-    return results
+    size = (args.per_device_train_batch_size, 3, args.image_size, args.image_size)
+    pixels = torch.randn(size, device=setup.device, dtype=dtype)
+    with torch.inference_mode():
+        times = take_turns({"split": lambda: model(pixels), "backbone": lambda: model.backbone(pixels)}, setup.device, seconds)
+    figures = {**milliseconds(times), **paired_ratio(times["split"], times["backbone"])}
+    return [Result("inference", _name(args), figures, target)]
 
 
-def overhead(setup: Setup) -> list[Result]:
+def overhead(setup: Setup) -> list[Case]:
     """A step with the reconstruction beside one without it; render_share is the part of the difference that goes into its targets."""
     if setup.is_cuda:
         cases = [(_settings("small", 256), 1.05), (_settings("large", 64, objective="dinov2"), 1.03)]
@@ -149,77 +93,88 @@ def overhead(setup: Setup) -> list[Result]:
         recipes, batch_size = {objective: f"cifar10_{objective}" for objective in ("simclr", "ibot", "dinov2")}, 8
     cases += [(_recipe(name, batch_size), None) for name in recipes.values()]
     cases.append((_recipe(recipes["ibot"], batch_size, "--recon_from", "masked"), None))
-    results = []
-    for args, limit in cases:
-        with_task, without = Step(args, setup), Step(dataclasses.replace(args, recon_weight=0.0), setup)
-        functions = {"step": with_task, "without": without, "render": with_task.render, "render_without": without.render}
-        times = take_turns(functions, setup.device, setup.seconds / len(cases))
-        medians = milliseconds(times)
-        figures = {**medians, **paired_ratio(times["step"], times["without"])}
-        figures["render_share"] = (medians["render_ms"] - medians["render_without_ms"]) / medians["without_ms"]
-        results.append(Result("overhead", _name(args), figures, limit and ("ratio", "<=", limit)))
-        del with_task, without, functions
-    return results
+    return [Case(_name(args), partial(_overhead, setup, args, limit, setup.seconds / len(cases))) for args, limit in cases]
 
 
-def data(setup: Setup) -> list[Result]:
-    """From file contents to the two views and two targets of 224 px: milliseconds per sample on one core, beside Pillow view by view."""
-    photos = {"JPEG 500 x 375": photo(0, 500, 375), "JPEG 1600 x 1200": photo(0, 1600, 1200), "WebP 500 x 375": photo(0, 500, 375, "WEBP")}
-    cases = [("JPEG 500 x 375", "vicreg"), ("JPEG 500 x 375", "path_only"), ("JPEG 1600 x 1200", "vicreg"), ("WebP 500 x 375", "vicreg")]
-    count = 64 if setup.is_cuda else 4
-    results, threads = [], torch.get_num_threads()
+def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, seconds: float) -> list[Result]:
+    with_task, without = Step(args, setup), Step(dataclasses.replace(args, recon_weight=0.0), setup)
+    functions = {"step": with_task, "without": without, "render": with_task.render, "render_without": without.render}
+    times = take_turns(functions, setup.device, seconds)
+    medians = milliseconds(times)
+    figures = {**medians, **paired_ratio(times["step"], times["without"])}
+    figures["render_share"] = (medians["render_ms"] - medians["render_without_ms"]) / medians["without_ms"]
+    if setup.profile:
+        print_operations(with_task, setup.device)
+    return [Result("overhead", _name(args), figures, limit and ("ratio", "<=", limit))]
+
+
+def data(setup: Setup) -> list[Case]:
+    """From file contents to a batch of two views and two targets of 224 px: ms per sample on one core, beside Pillow view by view."""
+    kinds = [("JPEG", 500, 375, "vicreg"), ("JPEG", 500, 375, "path_only"), ("JPEG", 1600, 1200, "vicreg"), ("WEBP", 500, 375, "vicreg")]
+    seconds = setup.seconds / len(kinds)
+    return [Case(f"{kind[0]} {kind[1]} x {kind[2]}, {kind[3]}", partial(_data, setup, *kind, seconds)) for kind in kinds]
+
+
+def _data(setup: Setup, image_format: str, width: int, height: int, augmentation: str, seconds: float) -> list[Result]:
+    number = 16
+    count = 256 if setup.is_cuda else number  # a GPU renders them, so in a batch that fills it
+    args = _settings("small", count, augmentation=augmentation)
+    renderer, content = build_renderer(args), photo(0, width, height, image_format)
+    decoded = decode_image(content, args.canvas_size)
+    keys = torch.arange(count, device=setup.device)
+    sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
+    canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
+    drawn = renderer.sample(torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu())
+    samples = [tuple(part[i : i + 1] for part in drawn) for i in range(number)]
+    functions = {
+        "decode": lambda: [decode_image(content, args.canvas_size) for _ in range(number)],
+        "render": lambda: renderer(canvases, sizes, torch.zeros_like(keys), keys),
+        "plain": lambda: default_collate([plain_views(content, renderer, *sample) for sample in samples]),
+    }
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for kind, augmentation in cases:
-        args = _settings("small", count, augmentation=augmentation)
-        renderer, content = build_renderer(args), photos[kind]
-        decoded = decode_image(content, args.canvas_size)
-        keys = torch.arange(count, device=setup.device)
-        sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
-        canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
-        functions = {
-            "decode": lambda c=content, a=args: [decode_image(c, a.canvas_size) for _ in range(4)],
-            "render": lambda r=renderer, c=canvases, s=sizes, k=keys: r(c, s, torch.zeros_like(k), k),
-            "plain": lambda c=content, r=renderer: [plain_views(c, r, 0, key) for key in range(4)],
-        }
-        times = take_turns(functions, setup.device, setup.seconds / len(cases))
-        times["render"] = [value * 4 / count for value in times["render"]]
-        figures = milliseconds(times, per=4)
-        on_core = [d + (0 if setup.is_cuda else r) for d, r in zip(times["decode"], times["render"], strict=True)]
-        speedup = paired_ratio(times["plain"], on_core)
-        figures |= {"views_per_s": 4000 / (statistics.median(on_core) * 250), **speedup}
-        results.append(Result("data", f"{kind}, {augmentation}", figures, ("ratio", ">=", 3.0)))
+    times = take_turns(functions, setup.device, seconds)
+    if setup.profile:
+        print_operations(functions["render"], setup.device)
     torch.set_num_threads(threads)
-    return results
+    times["render"] = [value * number / count for value in times["render"]]
+    on_core = [d + (0 if setup.is_cuda else r) for d, r in zip(times["decode"], times["render"], strict=True)]
+    figures = {**milliseconds(times, per=number), "views_per_s": 4 * number / statistics.median(on_core)}
+    figures |= paired_ratio(times["plain"], on_core)
+    return [Result("data", f"{image_format} {width} x {height}, {augmentation}", figures, ("ratio", ">=", 3.0))]
 
 
-def train(setup: Setup) -> list[Result]:
+def train(setup: Setup) -> list[Case]:
     """End to end from files on a disk, beside the plain pipeline: samples per second, share of waiting, memory, model FLOPs utilisation."""
-    cases = [("small", 256, 224), ("large", 64, 224)] if setup.is_cuda else [("micro", 32, 64) if setup.quick else ("small", 8, 224)]
-    results = []
-    for preset, batch_size, image_size in cases:
-        args = _settings(preset, batch_size, image_size, dataloader_num_workers=15 if setup.is_cuda else 0)
-        with tempfile.TemporaryDirectory() as folder:
-            paths = write_photos(Path(folder), 2 * batch_size if setup.is_cuda else 32)
-            ours, plain = Step(args, setup), PlainStep(args, setup)
-            loops = {"ours": _our_loop(ours, folder), "plain": _plain_loop(plain, paths)}
-            waits: dict[str, list[float]] = {name: [] for name in loops}
+    if setup.is_cuda:
+        cases = [(_settings(preset, size, dataloader_num_workers=15), target) for preset, size, target in (
+            ("small", 256, ("ours_samples_per_s", ">=", 2600.0)), ("large", 64, ("mfu", ">=", 0.5)))]  # fmt: skip
+    else:
+        cases = [(_settings("micro", 8, 64) if setup.quick else _settings("small", 8), None)]
+    return [Case(_name(args), partial(_train, setup, args, target, setup.seconds / len(cases))) for args, target in cases]
 
-            def run(name: str, loops: dict = loops, waits: dict = waits) -> None:
-                waits[name].append(next(loops[name]))
 
-            functions: dict[str, Callable[[], None]] = {name: lambda n=name, run=run: run(n) for name in loops}
-            times = take_turns(functions, setup.device, setup.seconds / len(cases))
-            memory = {name: peak_memory(functions[name], setup.device) for name in loops}
-        figures = {f"{name}_samples_per_s": batch_size / statistics.median(values) for name, values in times.items()}
-        figures["ratio"] = paired_ratio(times["plain"], times["ours"])["ratio"]
-        figures["wait_share"] = statistics.median(waits["ours"][1:-1]) / statistics.median(times["ours"])
-        figures |= {f"{name}_{key}": value for name, sizes in memory.items() for key, value in sizes.items()}
-        if peak := peak_flops(setup.device):
-            figures["mfu"] = _encoder_flops(ours) / statistics.median(times["ours"]) / peak
-        target = {"small": ("ours_samples_per_s", ">=", 2600.0), "large": ("mfu", ">=", 0.5)}[preset] if setup.is_cuda else None
-        results.append(Result("train", _name(args), figures, target if target and target[0] in figures else None))
-        del ours, plain, loops, functions
-    return results
+def _train(setup: Setup, args: PretrainArguments, target: Target, seconds: float) -> list[Result]:
+    batch_size = args.per_device_train_batch_size
+    waits: dict[str, list[float]] = {"ours": [], "plain": []}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_photos(Path(folder), 2 * batch_size if setup.is_cuda else 16)
+        ours, plain = Step(args, setup), PlainStep(args, setup)
+        loops = {"ours": _our_loop(ours, folder), "plain": _plain_loop(plain, paths)}
+        functions: dict[str, Callable[[], None]] = {name: lambda n=name: waits[n].append(next(loops[n])) for name in loops}
+        times = take_turns(functions, setup.device, seconds)
+        memory = {name: peak_memory(functions[name], setup.device) for name in loops}
+    figures = {f"{name}_samples_per_s": batch_size / statistics.median(values) for name, values in times.items()}
+    figures["ratio"] = paired_ratio(times["plain"], times["ours"])["ratio"]
+    figures["wait_share"] = statistics.median(waits["ours"][1:-1]) / statistics.median(times["ours"])
+    if peak := peak_flops(setup.device):
+        figures["mfu"] = _encoder_flops(ours) / statistics.median(times["ours"]) / peak
+    needed = {f"{name}_{key}": value for name, sizes in memory.items() for key, value in sizes.items()}
+    needed["ratio"] = next(iter(memory["ours"].values())) / next(iter(memory["plain"].values()))
+    return [
+        Result("train", _name(args), figures, target if target and target[0] in figures else None),
+        Result("train", f"{_name(args)}: memory of a step", needed, ("ratio", "<=", 1.0)),
+    ]
 
 
 def _our_loop(step: Step, folder: str) -> Iterator[float]:
@@ -230,9 +185,9 @@ def _our_loop(step: Step, folder: str) -> Iterator[float]:
     )
     batches = DevicePrefetcher(iter(stream), device)
     while True:
-        started = seconds(device)
+        started = clock(device)
         batch = next(batches)
-        waited = seconds(device) - started
+        waited = clock(device) - started
         step.train(step.renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys))
         yield waited
 
@@ -245,9 +200,9 @@ def _plain_loop(step: PlainStep, paths: list[Path]) -> Iterator[float]:
     )
     batches = iter(loader)
     while True:
-        started = seconds(device)
+        started = clock(device)
         views = [tensor.to(device, non_blocking=True) for tensor in next(batches)]
-        waited = seconds(device) - started
+        waited = clock(device) - started
         step.train(Views(*views, parameters=views[0].new_zeros(len(views[0]), 1)))
         yield waited
 
@@ -260,12 +215,11 @@ def _encoder_flops(step: Step) -> float:
     return 3.0 * 2 * step.args.per_device_train_batch_size * counter.get_total_flops()
 
 
-def scaling(setup: Setup) -> list[Result]:
-    """A step beside the base case, per sample: what more states, wider parts, other batches and images cost."""
-    preset, batch_size, image_size = ("small", 128, 224) if setup.is_cuda else ("micro", 16, 64)
-    base = _settings(preset, batch_size, image_size)
+def scaling(setup: Setup) -> list[Case]:
+    """A step beside the base case, per sample: what more states, wider parts, other batches, images and numbers of processes cost."""
+    base = _settings("small", 128) if setup.is_cuda else _settings("micro", 8, 32) if setup.quick else _settings("micro", 16, 64)
+    batch_size, image_size = base.per_device_train_batch_size, base.image_size
     changes: dict[str, dict[str, Any]] = {
-        "base: K 2, d_equi 256, decoder_dim 64": {},
         "no reconstruction": {"recon_weight": 0.0},
         "K 1": {"num_intermediates": 1},
         "K 4": {"num_intermediates": 4},
@@ -273,56 +227,33 @@ def scaling(setup: Setup) -> list[Result]:
         "d_equi 448": {"equivariant_dim": 448},
         "decoder_dim 128": {"decoder_dim": 128},
         "batch x 2": {"per_device_train_batch_size": 2 * batch_size},
-        "image side / 2": {"image_size": image_size // 2},
+        "image side x 2": {"image_size": 2 * image_size},
         "activation checkpointing": {"gradient_checkpointing": True},
     }
-    steps: dict[str, Step] = {name: Step(dataclasses.replace(base, **change), setup) for name, change in changes.items()}
-    steps["activation checkpointing"].module.model.eqcohvit.backbone.activation_checkpointing_enable()
-    first = next(iter(steps))
-    times = take_turns(steps, setup.device, setup.seconds)
-    results = []
-    for name, step in steps.items():
+    number = torch.cuda.device_count() if setup.is_cuda else 2
+    seconds = setup.seconds / (len(changes) + 1)
+    cases = [Case(name, partial(_scaling, setup, base, name, change, seconds)) for name, change in changes.items()]
+    return cases + [Case(f"{number} processes", partial(in_processes, setup, base, number, f"{number} processes"))] * (number > 1)
+
+
+def _scaling(setup: Setup, base: PretrainArguments, name: str, change: dict[str, Any], seconds: float) -> list[Result]:
+    steps = {"step": Step(dataclasses.replace(base, **change), setup), "base": Step(base, setup)}
+    if change.get("gradient_checkpointing"):
+        steps["step"].module.model.eqcohvit.backbone.activation_checkpointing_enable()
+    times = take_turns(steps, setup.device, seconds)
+    memory = {}
+    for key, step in steps.items():
         size = step.args.per_device_train_batch_size
-        per_sample = {key: [value / steps[key].args.per_device_train_batch_size for value in times[key]] for key in (name, first)}
-        figures = {"ms_per_sample": 1000 * statistics.median(per_sample[name]), **paired_ratio(per_sample[name], per_sample[first])}
-        figures |= {f"{key}_per_sample": value / size for key, value in peak_memory(step, setup.device).items()}
-        results.append(Result("scaling", f"{_name(base)}: {name}", figures))
-    return results
+        times[key] = [value / size for value in times[key]]
+        memory |= {f"{key}_{unit}": value / size for unit, value in peak_memory(step, setup.device).items()}
+    figures = {**milliseconds(times), **paired_ratio(times["step"], times["base"]), **memory}
+    return [Result("scaling", f"{name}, beside {_name(base)}", figures)]
 
 
-SUITES: dict[str, Callable[[Setup], list[Result]]] = {
+SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "inference": inference,
     "overhead": overhead,
     "data": data,
     "train": train,
     "scaling": scaling,
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Photographs
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def photo(seed: int, width: int, height: int, image_format: str = "JPEG") -> bytes:
-    """The content of an image file with the spectrum of a photograph (amplitude ~ 1 / frequency) and so about its size in bytes."""
-    generator = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = 1
-    fields = []
-    for _ in range(4):  # three colours and what they have in common
-        field = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((height, width))) / frequency, (height, width))
-        fields.append(field / field.std())
-    pixels = np.stack([45 * fields[3] + 18 * field + 120 for field in fields[:3]], axis=-1).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, image_format, quality=90 if image_format == "JPEG" else 85)
-    return buffer.getvalue()
-
-
-def write_photos(folder: Path, count: int) -> list[Path]:
-    """`count` JPEG files of 500 x 375 pixels, of 16 different pictures."""
-    contents = [photo(seed, 500, 375) for seed in range(min(count, 16))]
-    paths = [folder / f"{i}.jpg" for i in range(count)]
-    for i, path in enumerate(paths):
-        path.write_bytes(contents[i % len(contents)])
-    return paths

@@ -62,3 +62,14 @@ def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, phot
         assert run.wait(240) == 1 and "not finite" in run.output()
     folder = tmp_path / "run" / "nonfinite"
     assert sorted(path.name for path in folder.glob("*.json")) == [f"step-2-rank-{rank}.json" for rank in (0, 1)]
+
+
+def test_accumulated_batches_exchange_their_gradients_once_a_step(run_server, photos, tmp_path):
+    flags = (
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --max_steps 2 "
+        "--per_device_train_batch_size 4 --gradient_accumulation_steps 3 --warmup_steps 1 --logging_steps 9 --sample_steps 9 --save_steps 9"
+    ).split()
+    run_server.run([*flags, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")], tmp_path / "record", num_processes=2)
+    for rank in (0, 1):
+        exchanges = [json.loads(line) for line in (tmp_path / "record" / f"rank-{rank}.exchanges").read_text().splitlines()]
+        assert exchanges == [False, False, True] * 2

@@ -62,6 +62,32 @@ def test_verdict_compares_the_figure_with_its_target(measure):
     assert measure.Result("s", "c", figures, ("views", ">=", 3)).verdict == "views >= 3: met"
 
 
+def test_a_case_that_fails_is_named_and_the_others_are_measured(benchmark, measure, monkeypatch, tmp_path, capsys):
+    def fail():
+        raise torch.cuda.OutOfMemoryError("no\nmemory")
+
+    good = measure.Result("inference", "good", {"ratio": 1.01}, ("ratio", "<=", 1.03))
+    cases = [measure.Case("bad", fail), measure.Case("good", lambda: [good])]
+
+    def suite(_setup):
+        """Two cases."""
+        return cases
+
+    monkeypatch.setitem(benchmark.SUITES, "inference", suite)
+    output = tmp_path / "result.json"
+    assert benchmark.cli(["--suite", "inference", "--device", "cpu", "--output", str(output)]) == 1
+    printed = capsys.readouterr()
+    assert "failed: OutOfMemoryError: no memory" in printed.out and "ratio <= 1.03: met" in printed.out
+    assert printed.err == "error: 1 cases failed; the table says why\n"
+    assert [(row["case"], bool(row["failure"])) for row in json.loads(output.read_text())["results"]] == [("bad", True), ("good", False)]
+
+
+def test_print_operations_names_what_takes_the_most(measure, capsys):
+    matrix, small = torch.zeros(300, 300), torch.zeros(3)
+    measure.print_operations(lambda: (matrix @ matrix, small + 1), torch.device("cpu"), number=1)
+    assert "aten::mm" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "suite", ["inference", *(pytest.param(name, marks=pytest.mark.slow) for name in ("overhead", "data", "train", "scaling"))]
 )

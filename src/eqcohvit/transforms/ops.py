@@ -40,8 +40,9 @@ def sampling_grid(
         return torch.stack([_weigh(crop[..., row, :], *moved) for row in range(2)], dim=-1), None
     coverage = None
     if border == "zeros":  # linear over one pixel, as bilinear interpolation with an empty outside
-        moved = _map_centres(motion, size, projective)
-        inside_x, inside_y = ((0.5 + size / 2 - position.abs() * (size / 2)).clamp(0, 1) for position in moved)
+        to_pixels = motion.new_tensor([[size / 2], [size / 2], [1.0]])
+        moved = _map_centres(motion * to_pixels, size, projective)
+        inside_x, inside_y = ((0.5 + size / 2 - position.abs()).clamp(0, 1) for position in moved)
         coverage = (inside_x * inside_y).unsqueeze(2)
     if projective or torch.compiler.is_compiling():
         return torch.stack(_map_centres(crop @ motion, size, projective), dim=-1), coverage
@@ -49,7 +50,7 @@ def sampling_grid(
 
 
 def _centres(size: int, like: torch.Tensor) -> torch.Tensor:
-    return (torch.arange(size, device=like.device, dtype=like.dtype) * 2 + 1) / size - 1
+    return torch.arange(1 - size, size, 2, device=like.device, dtype=like.dtype) / size
 
 
 def _affine_grid(matrix: torch.Tensor, size: int) -> torch.Tensor:
@@ -57,9 +58,9 @@ def _affine_grid(matrix: torch.Tensor, size: int) -> torch.Tensor:
 
     With x + iy as one complex number it is a single addition, a tenth of the time of joining two planes.
     """
-    of_x, of_y, shift = torch.view_as_complex(matrix[..., :2, :].transpose(-1, -2).contiguous()).unsqueeze(-2).split(1, dim=-1)
+    of_x, of_y, shift = torch.view_as_complex(matrix[..., :2, :].transpose(-1, -2).contiguous())[..., None].unbind(dim=-2)
     centres = _centres(size, matrix)
-    return torch.view_as_real(of_x * centres + (of_y * centres[:, None] + shift))
+    return torch.view_as_real((of_x * centres).unsqueeze(-2) + (of_y * centres + shift).unsqueeze(-1))
 
 
 def _map_centres(matrix: torch.Tensor, size: int, projective: bool) -> tuple[torch.Tensor, ...]:
@@ -192,7 +193,8 @@ def _blur_along(images: torch.Tensor, sigma: torch.Tensor, radius: int, dim: int
     distance = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     weights = torch.softmax(-0.5 * (distance / sigma.clamp_min(1e-4)[:, None]) ** 2, dim=-1)[:, :, None, None, None]
     blurred = images * weights[:, radius]
+    numbers = weights.flatten().tolist() if len(images) == 1 and can_choose(images) and not torch.is_grad_enabled() else None
     for shift in range(radius):
         pair = padded.narrow(dim, shift, length) + padded.narrow(dim, 2 * radius - shift, length)
-        blurred = blurred + pair * weights[:, shift]
+        blurred = blurred + pair * weights[:, shift] if numbers is None else blurred.add_(pair, alpha=numbers[shift])
     return blurred

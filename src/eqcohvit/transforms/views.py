@@ -300,20 +300,23 @@ class ViewRenderer:
         if moves.color is not None:
             assert pivot is not None
             pivot = (pivot * drawn.color[:, 0]).clamp(0, 1)
+        grid, coverage = ops.sampling_grid(crop, moves.matrix, self.image_size, border, moves.projective)
         for state in range(out.shape[1]):  # one by one, so that it stays in a CPU's cache
-            at = slice(state, state + 1)
-            grid, coverage = ops.sampling_grid(crop[:, at], moves.matrix[:, at], self.image_size, border, moves.projective)
-            images = ops.sample(base, grid, "reflection" if reads_beyond else "border").squeeze(1)
+            images = ops.sample(base, grid[:, state : state + 1], "reflection" if reads_beyond else "border").squeeze(1)
             if moves.color is not None:
                 images, _ = ops.adjust_color(images, moves.color[:, state], pivot)
             if moves.sigma is not None:
                 images = ops.gaussian_blur(images, moves.sigma[:, state], self._max_path_sigma)
-            out[:, state] = self.normalize(images if coverage is None else images * coverage.squeeze(1))
+            images = images if coverage is None else images * coverage[:, state]
+            if ops.can_choose(images):
+                self.normalize(images, out[:, state])
+            else:  # a compiled graph cannot write into a part of a tensor, but is not the slower for a copy
+                out[:, state] = self.normalize(images)
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """(..., 3, H, W) in [0, 1] -> normalised."""
+    def normalize(self, images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., 3, H, W) in [0, 1] -> normalised, into `out` where it is given."""
         scale, shift = (constant.to(images.device) for constant in self._normalization)
-        return images * scale - shift
+        return torch.sub(images * scale, shift, out=out)
 
 
 def _recolors(augmentation: Augmentation) -> bool:
@@ -352,18 +355,25 @@ def _mean_luminance(canvases: torch.Tensor) -> torch.Tensor:
 def _window(
     canvases: torch.Tensor, crop: torch.Tensor, motion: torch.Tensor, beyond: bool, margin: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the views read of the canvases (B, 3, S, S), with `margin` pixels around it, and the crops (B, V, 3, 3) in its coordinates.
+    """What the views read of the canvases (B, 3, S, S), with `margin` pixels around it, and their crop (B, V, 3, 3) in its coordinates.
 
-    A CPU need not recolour the rest. `beyond`: whether views that move read what lies outside of the crop.
+    A CPU need not recolour the rest. `beyond`: whether views that move read what lies outside of the crop. All V have one crop.
     """
-    side = canvases.shape[-1]
-    moved, scale = (motion @ motion.new_tensor([[-1, 1, 1, -1], [-1, -1, 1, 1], [1, 1, 1, 1]])).split([2, 1], dim=-2)
-    if scale.min() <= 0:  # the horizon lies within the view
-        return canvases, crop
-    moved = moved / scale if beyond else (moved / scale).clamp(-1, 1)
-    corners = crop[..., :2, :2] @ moved + crop[..., :2, 2:]
+    side, corners = canvases.shape[-1], ([], [])
+    for crops, motions in zip(crop[:, 0].tolist(), motion.tolist(), strict=True):
+        for of_x, of_y, of_one in motions:
+            for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
+                scale = of_one[0] * x + of_one[1] * y + of_one[2]
+                if scale <= 0:  # the horizon lies within the view
+                    return canvases, crop
+                moved = [(row[0] * x + row[1] * y + row[2]) / scale for row in (of_x, of_y)]
+                if not beyond:
+                    moved = [min(max(position, -1), 1) for position in moved]
+                for axis in range(2):
+                    corners[axis].append(crops[axis][0] * moved[0] + crops[axis][1] * moved[1] + crops[axis][2])
     slices, rows = [], torch.eye(3).tolist()
-    for axis, (low, high) in enumerate(zip(corners.amin(dim=(0, 1, 3)).tolist(), corners.amax(dim=(0, 1, 3)).tolist(), strict=True)):
+    for axis in range(2):
+        low, high = min(corners[axis]), max(corners[axis])
         low, high = min(low, 2 - high), max(high, -2 - low)  # what leaves the canvas reads its mirror image
         start = max(0, math.floor((low + 1) / 2 * side) - margin)
         stop = min(side, math.ceil((high + 1) / 2 * side) + margin)
