@@ -1,0 +1,34 @@
+"""The notebooks run from top to bottom, in a kernel of their own, and are kept with what they printed and drew."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "scripts" / "notebooks").glob("*.ipynb"))
+QUICK = {  # in place of the cell of parameters
+    "features": "NUM_TURNED, NUM_FITTED, NUM_TESTED = 4, 30, 20",
+    "pretraining": "STEPS, NUM_PROBED = 3, 30",
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    cell.source = QUICK[path.stem]
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_with_their_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < 600_000
+    links = re.findall(r"\]\((?!https?://)([^)\s]+)\)", "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
+    assert links and all((path.parent / link).exists() for link in links)
