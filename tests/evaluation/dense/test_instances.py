@@ -101,6 +101,7 @@ def test_sprites_are_four_scenes_with_their_masks(encoder):
     np.testing.assert_array_equal(sample["instances"][64:, :64] == 3, scenes.mask[2])
     np.testing.assert_array_equal(np.asarray(sample["image"])[:64, 64:], scenes.images[1].transpose(1, 2, 0))
     assert len(train.select(range(3))) == 3 and len(test) == 128
+    task.check_rows(train, "train")
 
 
 @pytest.mark.parametrize(

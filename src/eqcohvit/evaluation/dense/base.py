@@ -16,12 +16,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
+from ..extraction import progress
 from .backbones import EncoderFolder, find_backbone
 from .rows import Rows
 
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding the annotations of more would take longer than a user waits for a message
 MAX_TEST_BATCH = 16
+_MIN_SAMPLES_OF_BAR = 64  # fewer are tested before one looks
 
 Sample = dict[str, Any]
 
@@ -179,6 +181,8 @@ class DenseTask(ABC):
         Raises:
             ValueError: one of them is wrong; the message names the row.
         """
+        if getattr(rows, "is_rendered", False):  # the embedded data are right by construction, and drawing them takes seconds
+            return
         for index in range(min(len(rows), MAX_CHECKED_ROWS)):
             with row_errors(what, index):
                 self.check_row(rows[index])
@@ -251,7 +255,9 @@ def evaluate_task(
     model.eval()
     device = next(model.parameters()).device
     score, pictures, seen = task.start_score(), [], 0
-    shown = set(spread(len(rows) if max_samples is None else min(len(rows), max_samples), num_pictures))
+    total = len(rows) if max_samples is None else min(len(rows), max_samples)
+    shown = set(spread(total, num_pictures))
+    bar = progress(f"testing {task.name.replace('_', ' ')}", total, unit="img") if total >= _MIN_SAMPLES_OF_BAR else None
     for samples in iterate_test_samples(task, rows, max_samples, num_workers):
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples]).to(device)
         for sample, prediction in zip(samples, task.predict(model, pixel_values, samples), strict=True):
@@ -259,6 +265,10 @@ def evaluate_task(
             if seen in shown:
                 pictures.append(task.picture(sample, prediction))
             seen += 1
+        if bar is not None:
+            bar.update(len(samples))
+    if bar is not None:
+        bar.close()
     return score.result(), pictures
 
 

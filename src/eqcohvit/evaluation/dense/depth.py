@@ -30,6 +30,7 @@ class SpriteRows:
     """The embedded data as rows: rendered scenes and the true distance of each pixel, in sides of the image (about 0.5 to 1.2)."""
 
     features = ("image", "depth_map")
+    is_rendered = True
 
     def __init__(self, count: int, offset: int = 0, size: int = 128):
         self.count, self.offset, self.size = count, offset, size

@@ -33,6 +33,7 @@ class SpriteGrids:
 
     features = ("image", "annotation")
     num_labels = len(SHAPES)
+    is_rendered = True
 
     def __init__(self, count: int, offset: int = 0, size: int = 64):
         self.count, self.offset, self.size = count, offset, size
