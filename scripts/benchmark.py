@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -102,6 +103,7 @@ def main(args: argparse.Namespace) -> int:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 1 where cases have failed (the others are measured)."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as scripts/pretrain.py does; for the plain pipeline too
     try:
         num_failed = main(parse(argv))
     except ValueError as error:

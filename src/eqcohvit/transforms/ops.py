@@ -92,26 +92,27 @@ def sample(images: torch.Tensor, grid: torch.Tensor, outside: str = "reflection"
 def luminance(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
-    return (_LUMA[0] * red).add(green, alpha=_LUMA[1]).add(blue, alpha=_LUMA[2])
+    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-# On a CPU torch vectorises an operation of two tensors when one of them is a number for each image, but not one of three such as `lerp`.
+# On a CPU torch vectorises an operation of two tensors when one of them is a number for each image, but not one of three such as `lerp`;
+# and what changes a tensor of our own in place moves half the memory.
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Scale by `factor` (N,): 0 is black, 1 the image."""
-    return (images * _per_image(factor)).clamp(0, 1)
+    return (images * _per_image(factor)).clamp_(0, 1)
 
 
 def adjust_contrast(images: torch.Tensor, factor: torch.Tensor, pivot: torch.Tensor | None = None) -> torch.Tensor:
     """Stretch by `factor` (N,) about `pivot` (N,); by default about each image's mean luminance, as PIL does."""
     pivot = luminance(images).mean(dim=(1, 2, 3)) if pivot is None else pivot
-    return (images * _per_image(factor) + _per_image(pivot * (1 - factor))).clamp(0, 1)
+    return (images * _per_image(factor)).add_(_per_image(pivot * (1 - factor))).clamp_(0, 1)
 
 
 def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Stretch by `factor` (N,) about the grey image: 0 is grey, 1 the image."""
-    return (images * _per_image(factor) + luminance(images) * _per_image(1 - factor)).clamp(0, 1)
+    return (images * _per_image(factor)).add_(luminance(images).mul_(_per_image(1 - factor))).clamp_(0, 1)
 
 
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -121,13 +122,14 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - least
     # 0 where that channel is the largest, else 1; a product with it is far cheaper on a CPU than a choice by `torch.where`.
-    not_red, not_green = (value - red).sign(), (value - green).sign()
-    slope = torch.lerp(green - blue, torch.lerp(blue - red, red - green, not_green), not_red)
-    hue = slope / chroma.clamp_min(1e-12) + not_red * (2 + 2 * not_green) + 6 * _per_image(turns)  # in sixths of a turn
-    hue = hue.sub(torch.round(hue / 6), alpha=6)  # within half a turn of red
+    not_red, not_green = (value - red).sign_(), (value - green).sign_()
+    of_green, of_blue = (blue - red).add_(chroma, alpha=2), (red - green).sub_(chroma, alpha=2)
+    slope = torch.lerp(green - blue, torch.lerp(of_green, of_blue, not_green), not_red)
+    hue = (slope / chroma.clamp_min(1e-12)).add_(6 * _per_image(turns))  # in sixths of a turn from red
+    hue = hue.sub((hue / 6).round_(), alpha=6)  # at most half a turn
     # A channel is largest within a sixth of a turn of its own hue, smallest from two sixths on, linear in between.
     own = torch.tensor([0.0, 2.0, -2.0], device=images.device).to(images.dtype)[:, None, None]
-    return ((hue - own).abs().sub(3).abs().clamp(1, 2)) * chroma + (least - chroma)
+    return (hue - own).abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(least - chroma)
 
 
 def _per_image(parameter: torch.Tensor) -> torch.Tensor:
