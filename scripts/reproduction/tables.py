@@ -135,17 +135,19 @@ class Results:
         files = [folder.joinpath(*below, "results.json") for folder in folders]
         return [json.loads(file.read_text()) for file in files if file.is_file()]
 
-    def cell(self, name: str, encoder: str | None, part: str, metric: str) -> str:
-        """A number as it stands in a table: over training seeds where there are several, else over the probe's seeds."""
-        rows = []
+    def cell(self, name: str, encoder: str | None, part: str, *metrics: str) -> str:
+        """A number as it stands in a table: over training seeds where there are several, else over the probe's seeds. Of several metrics
+        it is their mean, and nothing where one is missing."""
+        runs = []
         for results in self.read(name):
             own = encoder or results["models"][0]["name"]
-            rows += [Row(**row) for row in results["rows"] if (row["encoder"], row["part"], row["metric"]) == (own, part, metric)]
-        if not rows:
-            return ""
-        if len(rows) == 1:
-            return str(rows[0])
-        return f"{Row(name, part, metric, [row.mean for row in rows])} ({len(rows)} runs)"
+            values = {row["metric"]: row["values"] for row in results["rows"] if (row["encoder"], row["part"]) == (own, part)}
+            if all(metric in values for metric in metrics):
+                by_seed = zip(*(values[metric] for metric in metrics), strict=True)
+                runs.append(Row(own, part, metrics[0], [sum(each) / len(metrics) for each in by_seed]))
+        if len(runs) < 2:
+            return "".join(map(str, runs))
+        return f"{Row(name, part, metrics[0], [row.mean for row in runs])} ({len(runs)} runs)"
 
     def dense_cell(self, run: Run, task: str, metric: str) -> str:
         """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another run's file."""
@@ -168,15 +170,15 @@ def r2_columns(transforms: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, str, str]], labels: dict[str, str]) -> list[list[str]]:
-    """One line for each run that has numbers, then the controls. Columns: heading, part, metric."""
-    lines = [["", *(heading for heading, _, _ in columns)]]
+def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """One line for each run that has numbers, then the controls. Columns: heading, part, metrics."""
+    lines = [["", *(heading for heading, *_ in columns)]]
     for run in runs:
-        cells = [results.cell(run.name, None, part, metric) for _, part, metric in columns]
-        lines += [[labels.get(run.name, run.label), *cells]] if any(cells) else []
+        cells = [results.cell(run.name, None, part, *metrics) for _, part, *metrics in columns]
+        lines += [[run.label, *cells]] if any(cells) else []
     for control, own_part in (("random weights", None), ("raw pixels", "pixels")):
         source = next((run.name for run in runs if results.read(run.name)), "")
-        cells = [results.cell(source, control, own_part or part, metric) for _, part, metric in columns]
+        cells = [results.cell(source, control, own_part or part, *metrics) for _, part, *metrics in columns]
         lines += [[control, *cells]] if any(cells) else []
     return lines
 
@@ -191,13 +193,14 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
     missing = [run.label for run in TABLES["A"] if run not in known]
     if "A" in tables and known:
         columns = [(heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()]
+        columns += [("mean of the four, paper", "equivariant", *(f"R2 {transform}, paper" for transform in TRANSFORMS))]
         sections += [
             "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
-            format_table(_lines(results, known, columns, {})),
+            format_table(_lines(results, known, columns)),
             "R2 of the rotation, by part.",
-            format_table(_lines(results, known, by_part, {})),
+            format_table(_lines(results, known, by_part)),
             "Top-1 accuracy, by part.",
-            format_table(_lines(results, known, classes, {})),
+            format_table(_lines(results, known, classes)),
         ]
         sections += [f"Not run: {', '.join(missing)}."] if missing else []
     for name, title in (("B", "number of intermediate states (VICReg, rotation)"), ("C", "λ, d_equi, border, decoders (VICReg, rotation)")):
@@ -206,7 +209,7 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
             extra = [("R2 strict: invariant", "invariant", "R2 rotation, strict"), ("kNN-20: backbone", "backbone", "kNN-20")]
             extra += [("linear: backbone", "backbone", "linear")]
             sections += [f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."]
-            sections += [format_table(_lines(results, own, rotation + extra, {}))]
+            sections += [format_table(_lines(results, own, rotation + extra))]
             left = [run.label for run in TABLES[name] if run not in own]
             sections += [f"Not run: {', '.join(left)}."] if left else []
     lines = [["", *(f"{task}: {metric}" for task, (_, _, _, metric) in DENSE.items())]]

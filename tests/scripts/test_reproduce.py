@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -77,6 +78,19 @@ def test_training_seeds_are_averaged(tmp_path):
     write(tmp_path, "sie", rows("equivariant", metric, 0.1, 0.3))
     write(tmp_path, "sie-seed1", rows("equivariant", metric, 0.4))
     assert cells(tables.render_tables(tmp_path), "SIE, rotation")[0] == "0.300 ± 0.141 (2 runs)"
+
+
+def test_mean_over_transformations_needs_them_all(tmp_path):
+    kinds = ("rotation", "color_jitter", "gaussian_blur", "translation")
+    write(tmp_path, "vicreg-none", *(rows("equivariant", f"R2 {kind}, paper", 0.1 * i, 0.2 * i) for i, kind in enumerate(kinds)))
+    write(tmp_path, "sie", rows("equivariant", "R2 rotation, paper", 0.5))
+    text = tables.render_tables(tmp_path)
+    assert cells(text, "VICReg λ = 0")[-1] == "0.225 ± 0.106" and cells(text, "SIE, rotation")[-1] == ""
+
+
+def test_kept_tables_are_those_of_the_kept_results():
+    for folder in {path.parent for path in (Path(reproduce.__file__).parent / "reproduction").glob("*/tables.md")}:
+        assert (folder / "tables.md").read_text() == tables.render_tables(folder)
 
 
 def test_dense_table_takes_untrained_video_numbers_from_the_control(tmp_path):
