@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -98,6 +99,7 @@ def _process(rank: int, number: int, setup: Setup, args: PretrainArguments, fold
     backend = "nccl" if setup.is_cuda else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=number)
     steps = {name: Step(args, setup) for name in ("alone", "together", "static_graph")}
+    warnings.simplefilter("ignore", FutureWarning)  # of a new name for an option
     for name in ("together", "static_graph"):
         steps[name].forward = DistributedDataParallel(steps[name].module, broadcast_buffers=False, static_graph=name == "static_graph")
     times = take_turns(steps, setup.device, seconds=0)  # of a fixed number of rounds: the same in all processes

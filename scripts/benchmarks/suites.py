@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def _name(args: PretrainArguments) -> str:
 def inference(setup: Setup) -> list[Case]:
     """The split model beside its own backbone: what the feature head and the split cost a user who extracts features."""
     batch_sizes = (1, 256) if setup.is_cuda else (1, 4)
-    cases = [(_settings("small", size), ("ratio", "<=", 1.03) if size > 1 else None) for size in batch_sizes]
+    args = _settings("small", 2)
+    cases = [(replace(args, per_device_train_batch_size=n), ("ratio", "<=", 1.03) if n > 1 else None) for n in batch_sizes]
     return [Case(_name(args), partial(_inference, setup, args, target, setup.seconds / len(cases))) for args, target in cases]
 
 
@@ -97,7 +98,7 @@ def overhead(setup: Setup) -> list[Case]:
 
 
 def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, seconds: float) -> list[Result]:
-    with_task, without = Step(args, setup), Step(dataclasses.replace(args, recon_weight=0.0), setup)
+    with_task, without = Step(args, setup), Step(replace(args, recon_weight=0.0), setup)
     functions = {"step": with_task, "without": without, "render": with_task.render, "render_without": without.render}
     times = take_turns(functions, setup.device, seconds)
     medians = milliseconds(times)
@@ -237,7 +238,7 @@ def scaling(setup: Setup) -> list[Case]:
 
 
 def _scaling(setup: Setup, base: PretrainArguments, name: str, change: dict[str, Any], seconds: float) -> list[Result]:
-    steps = {"step": Step(dataclasses.replace(base, **change), setup), "base": Step(base, setup)}
+    steps = {"step": Step(replace(base, **change), setup), "base": Step(base, setup)}
     if change.get("gradient_checkpointing"):
         steps["step"].module.model.eqcohvit.backbone.activation_checkpointing_enable()
     times = take_turns(steps, setup.device, seconds)
