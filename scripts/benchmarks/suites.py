@@ -110,16 +110,23 @@ def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, second
 
 
 def data(setup: Setup) -> list[Case]:
-    """From file contents to a batch of two views and two targets of 224 px: ms per sample on one core, beside Pillow view by view."""
-    kinds = [("JPEG", 500, 375, "vicreg"), ("JPEG", 500, 375, "path_only"), ("JPEG", 1600, 1200, "vicreg"), ("WEBP", 500, 375, "vicreg")]
+    """From file contents to a batch of two views and two targets: milliseconds per sample on one core, beside Pillow view by view."""
+    photos = [("JPEG", 500, 375, 224), ("JPEG", 1600, 1200, 224), ("WEBP", 500, 375, 224)]
+    kinds = [(*photos[0], "path_only"), *((*kind, "vicreg") for kind in photos), ("JPEG", 32, 32, 32, "small")]
     seconds = setup.seconds / len(kinds)
-    return [Case(f"{kind[0]} {kind[1]} x {kind[2]}, {kind[3]}", partial(_data, setup, *kind, seconds)) for kind in kinds]
+    return [Case(_kind(*kind), partial(_data, setup, *kind, seconds)) for kind in kinds]
 
 
-def _data(setup: Setup, image_format: str, width: int, height: int, augmentation: str, seconds: float) -> list[Result]:
+def _kind(image_format: str, width: int, height: int, image_size: int, augmentation: str) -> str:
+    return f"{image_format} {width} x {height} to {image_size} px, {augmentation}"
+
+
+def _data(
+    setup: Setup, image_format: str, width: int, height: int, image_size: int, augmentation: str, seconds: float
+) -> list[Result]:
     number = 16
     count = 256 if setup.is_cuda else number  # a GPU renders them, so in a batch that fills it
-    args = _settings("small", count, augmentation=augmentation)
+    args = _settings("small", count, image_size, augmentation=augmentation)
     renderer, content = build_renderer(args), photo(0, width, height, image_format)
     decoded = decode_image(content, args.canvas_size)
     keys = torch.arange(count, device=setup.device)
@@ -142,7 +149,7 @@ def _data(setup: Setup, image_format: str, width: int, height: int, augmentation
     on_core = [d + (0 if setup.is_cuda else r) for d, r in zip(times["decode"], times["render"], strict=True)]
     figures = {**milliseconds(times, per=number), "views_per_s": 4 * number / statistics.median(on_core)}
     figures |= paired_ratio(times["plain"], on_core)
-    return [Result("data", f"{image_format} {width} x {height}, {augmentation}", figures, ("ratio", ">=", 3.0))]
+    return [Result("data", _kind(image_format, width, height, image_size, augmentation), figures, ("ratio", ">=", 3.0))]
 
 
 def train(setup: Setup) -> list[Case]:
