@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -114,3 +115,19 @@ def test_another_run_is_not_overwritten(finetune, encoder, segmentation_files, t
     assert "holds another run" in capsys.readouterr().err
     assert run(finetune, encoder, segmentation_files, output, "--resume_from_checkpoint", "latest") == 2
     assert "cannot resume with other settings: seed was 1, is 0" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_testing_at_once_and_a_resumed_run_tests_again(run_server, encoder, segmentation_files, tmp_path):
+    generator, output = np.random.default_rng(0), tmp_path / "run"
+    images, labels = list(generator.integers(0, 255, (20, 40, 48, 3), dtype=np.uint8)), [np.ones((40, 48), np.uint8)] * 20
+    make_rows(image=images * 40, annotation=labels * 40).to_parquet(str(tmp_path / "test.parquet"))
+    argv = ["--task", "segmentation", "--head", "linear", "--num_labels", "3", "--model", encoder, *segmentation_files[:2], *SMALL]
+    argv += ["--test_data_files", str(tmp_path / "test.parquet"), "--output_dir", str(output)]
+    (run,) = run_server.start(argv, tmp_path / "record", script="finetune")
+    while not (output / "model" / "task.json").exists():
+        assert run.wait(0.01) is None, run.output()
+    run.signal(signal.SIGTERM)
+    assert run.wait(60) == 75 and not (output / "results.json").exists()
+    more = ["--resume_from_checkpoint", "latest", "--max_test_samples", "4"]
+    assert "steps 6 to 6" in run_server.run([*argv, *more], tmp_path / "record", script="finetune")[0].output()
+    assert (output / "results.json").exists()
