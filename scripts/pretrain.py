@@ -265,7 +265,7 @@ def draw_samples(path: Path, model: EqCohViTForPreTraining, renderer: ViewRender
 
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a signal (`signals`)."""
-    # Large tensors of a CPU in pages of 2 MiB, where Linux offers them: a step of a ViT-S/16 takes 4 to 9 % less. Read at the first one.
+    # Large tensors of a CPU in pages of 2 MiB, where Linux offers them: a step of a ViT-S/16 takes 4 to 8 % less. Read at the first one.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         with StopSignals() as stop:
