@@ -24,7 +24,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.data import CanvasStream, Source, TooManyBadImages, hold_out, open_source
+from eqcohvit.data import CanvasStream, ResidentCanvases, Source, TooManyBadImages, hold_out, open_source
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 from eqcohvit.export import push_hub_folder, read_run, render_card, save_hub_folder
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
@@ -60,6 +60,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         )
         transformers_logging.disable_progress_bar()
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
+        resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
         set_seed(args.seed)
         built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
     checkpoint = on_main_process(accelerator, lambda: open_run(output_dir, args))
@@ -102,6 +103,7 @@ def main(args: PretrainArguments, stop: StopSignals) -> None:
         max_bad_fraction=args.max_bad_fraction,
         bad_images_path=output_dir / "bad_images.jsonl",
         position=state["ranks"][rank]["position"],
+        resident=resident,
     )
     batches = DevicePrefetcher(iter(stream), accelerator.device)
 

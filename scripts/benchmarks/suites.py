@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqcohvit.data import CanvasStream, open_source
+from eqcohvit.data import CanvasStream, ResidentCanvases, open_source
 from eqcohvit.data.decode import decode_image
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build_model, build_renderer
@@ -114,7 +114,25 @@ def data(setup: Setup) -> list[Case]:
     photos = [("JPEG", 500, 375, 224), ("JPEG", 1600, 1200, 224), ("WEBP", 500, 375, 224)]
     kinds = [(*photos[0], "path_only"), *((*kind, "vicreg") for kind in photos), ("JPEG", 32, 32, 32, "small")]
     seconds = setup.seconds / len(kinds)
-    return [Case(_kind(*kind), partial(_data, setup, *kind, seconds)) for kind in kinds]
+    cases = [Case(_kind(*kind), partial(_data, setup, *kind, seconds)) for kind in kinds]
+    return [*cases, Case("resident", partial(_resident, setup, seconds))]
+
+
+def _resident(setup: Setup, seconds: float) -> list[Result]:
+    """Batches of a folder of photographs after its first epoch: decoded again beside kept on the device."""
+    count, batch_size, size = 64, 16, 280
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder), count)
+        source = open_source(train_dir=folder)
+        kept = {"decoded": None, "resident": ResidentCanvases(source, size, setup.device)}
+        streams = {name: CanvasStream(source, size, batch_size, resident=resident) for name, resident in kept.items()}
+        batches = {name: DevicePrefetcher(iter(stream), setup.device) for name, stream in streams.items()}
+        for _ in range(count // batch_size):
+            next(batches["resident"])
+        functions = {name: partial(next, iterator) for name, iterator in batches.items()}
+        times = take_turns(functions, setup.device, seconds)
+    figures = {**milliseconds(times, per=batch_size), **paired_ratio(times["decoded"], times["resident"])}
+    return [Result("data", f"JPEG 500 x 375 to a canvas of {size} px, after the first epoch", figures)]
 
 
 def _kind(image_format: str, width: int, height: int, image_size: int, augmentation: str) -> str:

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+from operator import length_hint
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_dataset_source_reads_imagefolder_in_strided_shards(tmp_path):
     for index in range(520):
         save_image(tmp_path / "ab"[index // 260] / f"{index:03}.png", index % 256, size=(1, 1))
     source = DatasetSource("imagefolder", data_files=f"{tmp_path}/**/*.png")
-    assert source.num_shards == 2 and source.label_names == ["a", "b"]
+    assert source.num_shards == 2 and source.label_names == ["a", "b"] and length_hint(source) == 520
     records, decoded = read_all(source)
     assert sorted(gray_values(decoded)) == sorted(index % 256 for index in range(520))
     assert {record.label for record in source.read_shard(0, 0)} == {0, 1}

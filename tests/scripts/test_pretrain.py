@@ -113,6 +113,19 @@ def test_baseline_without_reconstruction_runs_on_sprites(pretrain, tmp_path):
     assert "ssl/contrast" in metrics(tmp_path / "run")[0] and "recon/u_1" not in metrics(tmp_path / "run")[0]
 
 
+def test_resident_run_and_its_resume_equal_the_plain_one(pretrain, photos, tmp_path):
+    small = [*SMALL, "--train_dir", str(photos), "--max_steps", "7"]
+    assert pretrain.cli([*small, "--output_dir", str(tmp_path / "plain")]) == 0
+    resident = [*small, "--resident", "--dataloader_num_workers", "1", "--output_dir", str(tmp_path / "resident")]
+    assert pretrain.cli(resident) == 0
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "resident")
+    shutil.rmtree(tmp_path / "resident" / "checkpoints" / "step-7")
+    shutil.rmtree(tmp_path / "resident" / "model")
+    assert pretrain.cli([*resident, "--resume_from_checkpoint", "latest"]) == 0
+    plain, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "resident"))
+    assert plain.keys() == again.keys() and all(torch.equal(plain[name], again[name]) for name in plain)
+
+
 def test_accumulated_batches_make_one_step(pretrain, photos, tmp_path):
     flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
     assert pretrain.cli([*flags, "--gradient_accumulation_steps", "2"]) == 0
@@ -132,6 +145,7 @@ def test_accumulated_batches_make_one_step(pretrain, photos, tmp_path):
         ("--resume_from_checkpoint {tmp}/nowhere", "no checkpoint at"),
         ("--output_dir {tmp}/other", "holds another run"),
         ("--report_to nosuchtracker", "nosuchtracker"),
+        ("--resident", "resident needs images that come again"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line_and_writes_nothing(pretrain, flags, message, tmp_path, capsys):

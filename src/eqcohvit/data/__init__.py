@@ -2,6 +2,7 @@
 
 from .datasets_source import DatasetSource, open_source
 from .decode import BadImage, Decoded, decode_image
+from .resident import ResidentCanvases
 from .retry import ReadError
 from .sources import FolderSource, Record, Source, SpritesSource, hold_out
 from .stream import Batch, CanvasStream, TooManyBadImages, sequential
@@ -15,6 +16,7 @@ __all__ = [
     "FolderSource",
     "ReadError",
     "Record",
+    "ResidentCanvases",
     "Source",
     "SpritesSource",
     "TooManyBadImages",

@@ -70,6 +70,13 @@ class DatasetSource(ImageSource):
         except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
             raise ValueError(f"cannot open dataset {self.name}: {one_line(error, 400)}") from error
 
+    def __length_hint__(self) -> int:
+        """How many images there are; 0 where the dataset does not say."""
+        if self._records is not None:
+            return len(self._records)
+        split = (self._dataset.info.splits or {}).get(self._opened[2])
+        return split.num_examples or 0 if split else 0
+
     @property
     def fingerprint(self) -> str:
         import datasets

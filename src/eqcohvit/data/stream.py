@@ -16,6 +16,7 @@ import torch
 
 from .bad_images import BadImages, printable
 from .order import START, Order
+from .resident import ResidentCanvases
 from .sources import Source
 from .workers import Chunk, decoded, regroup
 
@@ -63,7 +64,7 @@ class CanvasStream:
     `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another size, whose epoch this
     one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as then, batch size and number of workers may
     differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to the last yielded batch) and each listed once in
-    `bad_images_path` (JSON lines).
+    `bad_images_path` (JSON lines). With `resident` the canvases are on its device, and each is decoded once where it has room.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class CanvasStream:
         max_bad_fraction: float = 0.01,
         bad_images_path: str | Path | None = None,
         position: dict[str, Any] | list[dict[str, Any]] | None = None,
+        resident: ResidentCanvases | None = None,
     ):
         for name, value, least in (
             ("canvas_size", canvas_size, 1),
@@ -96,7 +98,7 @@ class CanvasStream:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
         self.source, self.canvas_size, self.batch_size, self.num_workers = source, canvas_size, batch_size, num_workers
-        self.max_bad_fraction = max_bad_fraction
+        self.max_bad_fraction, self._resident = max_bad_fraction, resident
         self._order, start = Order(source, seed, rank, world_size, shuffle, shuffle_window).resumed_at(position)
         self._bad_images = BadImages(source.name, bad_images_path)
         self.position = self._order.position(start)
@@ -115,7 +117,11 @@ class CanvasStream:
         start = dict(self.position)
         samples = self._order.samples(start["epoch"], start["group"], start["row"])
         depth = max(4, self._order.shuffle_window // self.batch_size)  # the next window is read while this one is decoded
-        chunks = decoded(samples, self.source, self.canvas_size, self.batch_size, self.num_workers, depth)
+        how = (self.source, self.canvas_size, self.batch_size, self.num_workers, depth)
+        if (resident := self._resident) is None:
+            chunks = decoded(samples, *how)
+        else:
+            chunks = map(resident.filled, decoded(samples, *how, prepare=resident.without_kept))
         for chunk in regroup(self._without_bad(chunks, start["num_seen"], start["num_bad"]), self.batch_size):
             state = dict(zip(START, chunk.meta[-1, 2:].tolist(), strict=True))
             self.position = self._order.position(state)

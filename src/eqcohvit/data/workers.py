@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -26,11 +26,16 @@ from .sources import Source
 _Item = TypeVar("_Item")
 
 
+class KEPT:
+    """In the place of a payload: not to be decoded, because the main process has the canvas (`resident`)."""
+
+
 @dataclass
 class Chunk:
     """What came of n samples, g of them good.
 
     canvases: uint8 (g, 3, S, S). sizes: int64 (g, 2). good: bool (n,). bad: (index, reason, where) of each other one.
+    kept: bool (n,), `KEPT` ones: good, but without canvas and size until `ResidentCanvases.filled` gives them back.
     meta: int64 (n, 5), (key, label, epoch, group, row); after the bad ones are dropped (g, 5), or (g, 7) with num_seen and num_bad.
     """
 
@@ -39,10 +44,11 @@ class Chunk:
     meta: torch.Tensor
     good: torch.Tensor
     bad: list[tuple[int, str, str]]
+    kept: torch.Tensor
 
     def pin_memory(self) -> "Chunk":
         """Called by the `DataLoader`: from page-locked memory the copy to a GPU runs beside its work."""
-        return Chunk(self.canvases.pin_memory(), self.sizes.pin_memory(), self.meta, self.good, self.bad)
+        return Chunk(self.canvases.pin_memory(), self.sizes.pin_memory(), self.meta, self.good, self.bad, self.kept)
 
 
 class Decoder(Dataset[Chunk]):
@@ -52,24 +58,34 @@ class Decoder(Dataset[Chunk]):
         self.source, self.canvas_size = source, canvas_size
 
     def __getitems__(self, samples: list[Sample]) -> Chunk:
-        decoded = self.source.decode_batch([sample.record.payload for sample in samples], self.canvas_size)
+        fresh = [index for index, sample in enumerate(samples) if sample.record.payload is not KEPT]
+        decoded = self.source.decode_batch([samples[index].record.payload for index in fresh], self.canvas_size)
         good = [item for item in decoded if not isinstance(item, BadImage)]
         canvases = torch.empty((len(good), 3, self.canvas_size, self.canvas_size), dtype=torch.uint8)
         for canvas, item in zip(canvases.numpy(), good, strict=True):
             canvas[:] = item.canvas
         meta = torch.tensor([[s.record.key, s.record.label, s.epoch, s.group, s.row] for s in samples])
-        bad = []
-        for index, (sample, item) in enumerate(zip(samples, decoded, strict=True)):
+        mask, kept, bad = torch.ones(len(samples), dtype=torch.bool), torch.ones(len(samples), dtype=torch.bool), []
+        kept[fresh] = False
+        for index, item in zip(fresh, decoded, strict=True):
             if isinstance(item, BadImage):
-                bad.append((index, str(item), self.source.where(sample.record)))
+                mask[index] = False
+                bad.append((index, str(item), self.source.where(samples[index].record)))
             elif item.label is not None:
                 meta[index, 1] = item.label
-        mask = torch.tensor([not isinstance(item, BadImage) for item in decoded])
-        return Chunk(canvases, torch.tensor([item.size for item in good], dtype=torch.int64).reshape(-1, 2), meta, mask, bad)
+        return Chunk(canvases, torch.tensor([item.size for item in good], dtype=torch.int64).reshape(-1, 2), meta, mask, bad, kept)
 
 
-def decoded(samples: Iterator[Sample], source: Source, canvas_size: int, chunk_size: int, num_workers: int, depth: int) -> Iterator[Chunk]:
-    """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker.
+def decoded(
+    samples: Iterator[Sample],
+    source: Source,
+    canvas_size: int,
+    chunk_size: int,
+    num_workers: int,
+    depth: int,
+    prepare: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
+) -> Iterator[Chunk]:
+    """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it is handed out.
 
     Raises:
         ReadError: workers have died again and again at the samples that it names.
@@ -83,7 +99,7 @@ def decoded(samples: Iterator[Sample], source: Source, canvas_size: int, chunk_s
             careful = bool(again)  # one at a time, so that the death of the worker tells which
             lists = _emptied(again) if careful else reader
             try:
-                for chunk in _load(decoder, _noted(lists, handed_out), num_workers, careful):
+                for chunk in _load(decoder, map(prepare, _noted(lists, handed_out)), num_workers, careful):
                     handed_out.popleft()
                     patience.succeeded()
                     yield chunk
@@ -177,7 +193,7 @@ def regroup(chunks: Iterable[Chunk], size: int, keep_last: bool = False) -> Iter
 
 def _merged(parts: list[tuple[torch.Tensor, ...]]) -> Chunk:
     canvases, sizes, meta = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Chunk(canvases, sizes, meta, good=torch.ones(len(meta), dtype=torch.bool), bad=[])
+    return Chunk(canvases, sizes, meta, good=torch.ones(len(meta), dtype=torch.bool), bad=[], kept=torch.zeros(len(meta), dtype=torch.bool))
 
 
 class BackgroundIterator:

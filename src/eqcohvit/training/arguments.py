@@ -39,6 +39,7 @@ class PretrainArguments:
     label_column: str | None = _setting(None, "labels for the kNN guard ('folder' with train_dir); by default found by type or name")
     max_bad_fraction: float = _setting(0.01, "share of unreadable images above which the run stops; below it they are skipped and listed")
     dataloader_num_workers: int = _setting(0, "processes that decode images; 0 decodes in the training process")
+    resident: bool = _setting(False, "keep decoded images in the memory of the training device while it has room: each is decoded once")
 
     # Start
     init_from: str | None = _setting(None, "transformers ViT, EqCohViT model (folders or Hub ids), or checkpoint of a run to start from")
@@ -223,6 +224,8 @@ class PretrainArguments:
             raise ValueError(f"peft={self.peft} needs init_from: adapters beside random weights learn little")
         if (self.knn_guard_split or self.knn_guard_data_files) and not self.knn_guard_steps:
             raise ValueError("knn_guard_split and knn_guard_data_files need knn_guard_steps, the steps between two checks")
+        if self.resident and not (self.train_dir or self.dataset_name or self.data_files):
+            raise ValueError("resident needs images that come again (train_dir, dataset_name, data_files); embedded sprites never do")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs hub_model_id, for example user/name")
 
@@ -255,7 +258,7 @@ _GROUPS = {
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "output_dir", "max_steps", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
     "keep_every_steps", "sample_steps", "report_to", "push_to_hub", "push_training_state", "hub_model_id", "max_bad_fraction", "init_from",
-    "knn_guard_drop", "compile", "gradient_checkpointing",
+    "knn_guard_drop", "compile", "gradient_checkpointing", "resident",
 }  # fmt: skip
 
 

@@ -25,10 +25,10 @@ class DevicePrefetcher:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self.batches)
         if self._stream is None:
-            return batch.to(self.device)
-        with torch.cuda.stream(self._stream):
+            return next(self.batches).to(self.device)
+        with torch.cuda.stream(self._stream):  # around `next` too: a batch with resident canvases is put together on the device
+            batch = next(self.batches)
             batch = batch.to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)

@@ -1,0 +1,97 @@
+"""Small data sets stay decoded on the training device, so that each image is decoded and transferred once, not once an epoch."""
+
+from collections.abc import Callable
+from operator import length_hint
+from pathlib import Path
+
+import torch
+
+from .order import Sample
+from .sources import Record, Source
+from .workers import KEPT, Chunk
+
+RESERVE = 1 / 8  # of the device's memory, left free for whatever else grows
+
+
+class ResidentCanvases:
+    """Canvas, size and label of each image that has been decoded, by its key: what `CanvasStream` yields is the same without it.
+
+    Keeping stops, with one line to `report`, where less than an eighth of the memory of the device (of the machine or its container on a
+    CPU) would stay free; what is not kept is decoded in each epoch. The shards of a process change by epoch, so in the end each process
+    keeps them all. The keys of the source must name the same image in each epoch, which those of `SpritesSource` do not.
+
+    Raises:
+        ValueError: nothing says how much memory is free, as on a CPU without Linux.
+    """
+
+    def __init__(self, source: Source, canvas_size: int, device: torch.device, report: Callable[[str], None] = print):
+        self.device, self._report = device, report
+        self._held: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
+        self._canvas_bytes, self._is_full = 3 * canvas_size**2, False
+        free, total = memory(device)
+        room = max(0, int(free - RESERVE * total)) // self._canvas_bytes
+        number = length_hint(source)  # 0 where only reading would tell
+        if number > room:
+            needed = number * self._canvas_bytes / 2**30
+            report(f"resident: {number} images need {needed:.1f} GiB on {device}; at most {room} fit, the others are decoded each epoch")
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def without_kept(self, samples: list[Sample]) -> list[Sample]:
+        """The samples as they go to a worker, with nothing to decode in those that are here."""
+        held = [self._held.get(sample.record.key) for sample in samples]
+        return [
+            sample if found is None else sample._replace(record=Record(sample.record.key, KEPT, found[2]))
+            for sample, found in zip(samples, held, strict=True)
+        ]
+
+    def filled(self, chunk: Chunk) -> Chunk:
+        """The chunk on the device, with the canvases and sizes of its kept ones; what is new is kept."""
+        canvases, sizes = chunk.canvases.to(self.device, non_blocking=True), chunk.sizes
+        self._keep(chunk.meta[chunk.good & ~chunk.kept, :2].tolist(), canvases, sizes)
+        if chunk.kept.any():
+            fresh = zip(canvases, sizes, strict=True)
+            good = chunk.meta[chunk.good, 0].tolist()
+            kept = chunk.kept[chunk.good].tolist()
+            rows = [self._held[key][:2] if is_kept else next(fresh) for key, is_kept in zip(good, kept, strict=True)]
+            canvases, sizes = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
+        return Chunk(canvases, sizes, chunk.meta, chunk.good, chunk.bad, torch.zeros_like(chunk.kept))
+
+    def _keep(self, keys_labels: list[list[int]], canvases: torch.Tensor, sizes: torch.Tensor) -> None:
+        # Decoded again, while it was on its way here, or twice in a chunk: kept once.
+        new = {key: index for index, (key, _) in enumerate(keys_labels) if key not in self._held}
+        if self._is_full or not new:
+            return
+        free, total = memory(self.device)
+        if free - len(new) * self._canvas_bytes < RESERVE * total:
+            self._is_full = True
+            kept = f"{len(self)} images ({len(self) * self._canvas_bytes / 2**30:.1f} GiB)"
+            self._report(f"resident: no room for more than {kept} on {self.device}; the others are decoded each epoch")
+            return
+        rows = list(new.values())
+        copies = canvases[rows], sizes[rows]  # what comes from a worker lies in shared memory, of which there is little
+        for key, index, canvas, size in zip(new, rows, *copies, strict=True):
+            self._held[key] = canvas, size, keys_labels[index][1]
+
+
+def memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a GPU; otherwise of the machine, or of the control group with the least left that this process is in."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    try:
+        lines = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        kibibytes = {name: int(value.split()[0]) for name, value in lines}
+        own = next((line[3:].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "")
+    except OSError:
+        raise ValueError(f"resident needs a CUDA device, or Linux, to know how much memory is free; got {device.type}") from None
+    limits = [(kibibytes["MemAvailable"] * 1024, kibibytes["MemTotal"] * 1024)]
+    root = Path("/sys/fs/cgroup")
+    for group in (root / own, *(root / own).parents):
+        try:
+            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            limits.append((limit - used + int(statistics["inactive_file"]), limit))
+        except (OSError, ValueError):  # no such group seen from here, or none that is limited ("max")
+            continue
+    return min(limits)
