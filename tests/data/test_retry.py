@@ -3,9 +3,10 @@ import signal
 from itertools import islice
 
 import pytest
+import torch
 from tests.data.test_stream import Numbers, assert_same, make_stream, take
 
-from eqcohvit.data import BadImage, ReadError, retry, sources
+from eqcohvit.data import BadImage, ReadError, ResidentCanvases, retry, sources
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +62,13 @@ class Deadly(Numbers):
         return super().decode_batch(payloads, canvas_size)
 
 
-def test_a_dead_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path, capfd):
+@pytest.mark.parametrize("keep", [False, True], ids=["decoded", "resident"])
+def test_a_dead_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path, capfd, keep):
     handler = signal.getsignal(signal.SIGCHLD)
     whole = take(make_stream(Numbers([60]), shuffle=False), 20)
-    assert_same(whole, take(make_stream(Deadly([60], folder=tmp_path, times=2), shuffle=False, num_workers=2), 20))
+    source = Deadly([60], folder=tmp_path, times=2)
+    kept = ResidentCanvases(source, 2, torch.device("cpu")) if keep else None
+    assert_same(whole, take(make_stream(source, shuffle=False, num_workers=2, resident=kept), 20))
     assert len(os.listdir(tmp_path)) == 2
     assert signal.getsignal(signal.SIGCHLD) is handler  # the death of a worker shows where data are awaited, nowhere else
     assert "decoding 5 images from number 35 to number 39 failed" in capfd.readouterr().err  # the second time, when one did it
