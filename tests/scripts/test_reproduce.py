@@ -89,7 +89,9 @@ def test_mean_over_transformations_needs_them_all(tmp_path):
 
 
 def test_kept_tables_are_those_of_the_kept_results():
-    for folder in {path.parent for path in (Path(reproduce.__file__).parent / "reproduction").glob("*/tables.md")}:
+    folders = [path.parent for path in (Path(reproduce.__file__).parent / "reproduction").glob("*/tables.md")]
+    assert folders
+    for folder in folders:
         assert (folder / "tables.md").read_text() == tables.render_tables(folder)
 
 
