@@ -232,7 +232,7 @@ class Reproduction:
                 left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0.1)
                 code = process.wait(left)
             except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # not SIGINT, which is ignored below a shell's background job
                 code = process.wait()
                 if isinstance(stopped, KeyboardInterrupt):
                     raise
