@@ -95,6 +95,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` for the first flag that cannot work, and replace `--transform all` by the names."""
     for name in ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "top_k"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
@@ -107,7 +113,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         make_path(name)
     if args.output:
         check_output(Path(args.output))
-    return args
 
 
 def check_output(path: Path) -> None:

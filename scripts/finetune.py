@@ -18,7 +18,6 @@ import json
 import shlex
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import datasets
@@ -33,8 +32,8 @@ from eqcohvit.evaluation.dense.rows import open_train_and_test
 from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.training.checkpoint import CheckpointError, find_checkpoint, on_main_process, read_state, remove_unfinished, set_later_aside
 from eqcohvit.training.files import write_text_whole
-from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, finetune, make_accelerator
-from eqcohvit.training.signals import EXIT_STOPPED, StopRequested, StopSignals, leave
+from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
+from eqcohvit.training.signals import StopSignals, exit_code, leave
 
 SETTINGS_FILE = "settings.json"
 NUM_PICTURES = 6
@@ -112,7 +111,8 @@ def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
         _, pictures = evaluate_task(task, trained, shown)
         save_sheet(output_dir / "pictures" / f"step-{step}.png", task.picture_titles, pictures)
 
-    model = finetune(accelerator, stop, task, model, find_backbone(model), rows["train"], settings, output_dir, checkpoint, look)
+    parts = (task, model, find_backbone(model), rows["train"])
+    model = Finetuning(accelerator, stop, *parts, settings, output_dir, checkpoint, look).train()
     if not accelerator.is_main_process:
         accelerator.end_training()
         return
@@ -175,21 +175,8 @@ def open_run(output_dir: Path, args: argparse.Namespace, checkpoint: Path | None
 
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes as those of scripts/pretrain.py."""
-    try:
-        with StopSignals() as stop:
-            main(parse(argv), stop, sys.argv[1:] if argv is None else argv)
-    except StopRequested:
-        return EXIT_STOPPED
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (CheckpointError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except Exception:  # such as another process that has died in the middle of a step; `leave` must be reached all the same
-        traceback.print_exc()
-        return 1
-    return 0
+    given = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda stop: main(parse(argv), stop, given), failures=(CheckpointError,))
 
 
 if __name__ == "__main__":

@@ -150,108 +150,115 @@ def make_accelerator(mixed_precision: str | None) -> Accelerator:
     )
 
 
-def finetune(
-    accelerator: Accelerator,
-    stop: StopSignals,
-    task: TrainableTask,
-    model: PreTrainedModel,
-    backbone: PreTrainedModel,
-    rows: Any,
-    settings: FinetuneSettings,
-    output_dir: Path,
-    checkpoint: Path | None = None,
-    look: Callable[[int, torch.nn.Module], None] = lambda step, model: None,
-) -> PreTrainedModel:
-    """Train `model`, `backbone` inside of it, on `rows`; metrics.jsonl and checkpoints/ go to `output_dir`.
+class Finetuning:
+    """Trains `model`, `backbone` inside of it, on `rows`; metrics.jsonl and checkpoints/ go to `output_dir`.
 
     Args:
         checkpoint: to go on from.
         look: called on the main process with the model in eval mode whenever a checkpoint is written.
-
-    Returns:
-        The trained model, with adapters merged.
-
-    Raises:
-        StopRequested: a signal has stopped the run, and a checkpoint was written.
-        ValueError: a row cannot be used; the message names it.
     """
-    # ------------------------------------------------------------------ model and optimizer
-    set_seed(settings.seed)
-    choose_parameters(backbone, settings.train, settings.lora_rank)
-    optimizer = make_optimizer(model.to(accelerator.device), settings.learning_rate, settings.weight_decay)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    rank = accelerator.process_index
-    state: dict[str, Any] = {"step": 0, "logged_step": 0, "ranks": [{"progress": None}] * accelerator.num_processes}
-    if checkpoint is not None:
-        state = load_checkpoint(accelerator, checkpoint)
-        accelerator.print(f"resuming from {checkpoint}")
 
-    # ------------------------------------------------------------------ data
-    first_step = step = saved_step = state["step"]
-    samples = _TrainSamples(task, rows, settings.seed)
-    order = batch_indices(len(rows), settings.batch_size, settings.seed, step, rank, accelerator.num_processes)
-    batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, num_workers=settings.num_workers))
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        stop: StopSignals,
+        task: TrainableTask,
+        model: PreTrainedModel,
+        backbone: PreTrainedModel,
+        rows: Any,
+        settings: FinetuneSettings,
+        output_dir: Path,
+        checkpoint: Path | None = None,
+        look: Callable[[int, torch.nn.Module], None] = lambda step, model: None,
+    ):
+        self.accelerator, self.stop, self.task, self.model, self.backbone = accelerator, stop, task, model, backbone
+        self.settings, self.output_dir, self.look = settings, output_dir, look
+        # -------------------------------------------------------------- model and optimizer
+        set_seed(settings.seed)
+        choose_parameters(backbone, settings.train, settings.lora_rank)
+        optimizer = make_optimizer(model.to(accelerator.device), settings.learning_rate, settings.weight_decay)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        rank = accelerator.process_index
+        state: dict[str, Any] = {"step": 0, "logged_step": 0, "ranks": [{"progress": None}] * accelerator.num_processes}
+        if checkpoint is not None:
+            state = load_checkpoint(accelerator, checkpoint)
+            accelerator.print(f"resuming from {checkpoint}")
+        self.first_step = self.step = self.saved_step = state["step"]
+        self.logged_step = state["logged_step"]
 
-    # ------------------------------------------------------------------ train
-    samples_per_step = settings.batch_size * accelerator.num_processes
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    accelerator.print(
-        f"training {settings.train}: {trainable / 1e6:.2f} of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
-        f"steps {step} to {settings.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
-    )
-    log = MetricsLog(output_dir / "metrics.jsonl", step) if accelerator.is_main_process else None
-    progress = Progress(settings.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
-    logged_step = state["logged_step"]
+        # -------------------------------------------------------------- data
+        samples = _TrainSamples(task, rows, settings.seed)
+        order = batch_indices(len(rows), settings.batch_size, settings.seed, self.step, rank, accelerator.num_processes)
+        self.batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, num_workers=settings.num_workers))
 
-    def save() -> None:
-        check_weights(model, step)
-        new_state = {"step": step, "logged_step": logged_step, "ranks": gather_object([{"progress": progress.state()}])}
-        save_checkpoint(accelerator, output_dir, step, new_state, accelerator.save_state, settings.save_total_limit)
+        # -------------------------------------------------------------- what one sees
+        samples_per_step = settings.batch_size * accelerator.num_processes
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        accelerator.print(
+            f"training {settings.train}: {trainable / 1e6:.2f} of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+            f"steps {self.step} to {settings.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
+        )
+        self.log = MetricsLog(output_dir / "metrics.jsonl", self.step) if accelerator.is_main_process else None
+        self.progress = Progress(settings.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
 
-    while step < settings.max_steps:
-        waiting = time.perf_counter()
-        if (taken := stop.take(batches, 1)) is None:
-            break
-        progress.add_wait(time.perf_counter() - waiting)
-        if isinstance(taken[0], ValueError):
-            raise taken[0]
-        model.train()
-        if settings.train == "head":
-            backbone.eval()
-        rate = warmup_cosine(step, settings.max_steps, settings.warmup_steps, settings.learning_rate, 0.0)
-        set_step(optimizer, StepValues(rate, rate, settings.weight_decay, settings.backbone_lr_scale))
-        indices, batch = taken[0]
-        terms = task.loss(wrapped, to_device(batch, accelerator.device))
-        check_finite(terms, step + 1, indices)
-        accelerator.backward(terms["loss"])
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    def train(self) -> PreTrainedModel:
+        """The trained model, with adapters merged.
+
+        Raises:
+            StopRequested: a signal has stopped the run, and a checkpoint was written.
+            ValueError: a row cannot be used; the message names it.
+        """
+        settings = self.settings
+        while self.step < settings.max_steps:
+            waiting = time.perf_counter()
+            if (taken := self.stop.take(self.batches, 1)) is None:
+                if self.step > self.saved_step:
+                    self.save()
+                self.accelerator.print(self.stop.message(self.step))
+                raise StopRequested
+            self.progress.add_wait(time.perf_counter() - waiting)
+            if isinstance(taken[0], ValueError):
+                raise taken[0]
+            rate = warmup_cosine(self.step, settings.max_steps, settings.warmup_steps, settings.learning_rate, 0.0)
+            set_step(self.optimizer, StepValues(rate, rate, settings.weight_decay, settings.backbone_lr_scale))
+            self.optimize(*taken[0])
+            self.step += 1
+            done = self.step == settings.max_steps
+            if self.step % settings.logging_steps == 0 or done:
+                self.write_line(rate)
+            if self.step % settings.save_steps == 0 or done:
+                self.save()
+                if self.accelerator.is_main_process:
+                    self.look(self.step, self.model.eval())
+        return merged(self.model.eval())
+
+    def optimize(self, indices: list[int], batch: dict[str, Any]) -> None:
+        """One step of the optimizer on a batch of the rows `indices`."""
+        self.model.train()
+        if self.settings.train == "head":
+            self.backbone.eval()
+        terms = self.task.loss(self.wrapped, to_device(batch, self.accelerator.device))
+        check_finite(terms, self.step + 1, indices)
+        self.accelerator.backward(terms["loss"])
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         assert grad_norm is not None  # where DeepSpeed would clip alone
         terms["grad_norm"] = grad_norm
-        optimizer.step()
-        optimizer.zero_grad()
-        progress.add_terms(terms)
-        step += 1
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.add_terms(terms)
 
-        # -------------------------------------------------------------- log, look, save
-        done = step == settings.max_steps
-        if step % settings.logging_steps == 0 or done:
-            means = {name: value.item() for name, value in accelerator.reduce(progress.means(), reduction="mean").items()}
-            line, figures = progress.line(step, means, step - max(logged_step, first_step))
-            logged_step = step
-            accelerator.print(line)
-            if log:
-                log.write(step, {"learning_rate": rate, **figures})
-        if step % settings.save_steps == 0 or done:
-            save()
-            saved_step = step
-            if accelerator.is_main_process:
-                look(step, model.eval())
+    def write_line(self, learning_rate: float) -> None:
+        """The progress line, and its figures in metrics.jsonl."""
+        means = {name: value.item() for name, value in self.accelerator.reduce(self.progress.means(), reduction="mean").items()}
+        line, figures = self.progress.line(self.step, means, self.step - max(self.logged_step, self.first_step))
+        self.logged_step = self.step
+        self.accelerator.print(line)
+        if self.log:
+            self.log.write(self.step, {"learning_rate": learning_rate, **figures})
 
-    # ------------------------------------------------------------------ end
-    if step < settings.max_steps:
-        if step > saved_step:
-            save()
-        reason = stop.name or "a signal to another process"
-        accelerator.print(f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there")
-        raise StopRequested
-    return merged(model.eval())
+    def save(self) -> None:
+        """A checkpoint of all processes."""
+        check_weights(self.model, self.step)
+        state = {"step": self.step, "logged_step": self.logged_step, "ranks": gather_object([{"progress": self.progress.state()}])}
+        save_checkpoint(self.accelerator, self.output_dir, self.step, state, self.accelerator.save_state, self.settings.save_total_limit)
+        self.saved_step = self.step

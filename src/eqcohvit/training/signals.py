@@ -1,7 +1,8 @@
 """A signal ends a run between two steps, with everything saved; on several processes, between the same two steps.
 
-Exit codes of `scripts/pretrain.py`: 0 finished, 1 it had to stop (the last line says why), 2 bad input, `EXIT_STOPPED` (75, the
-EX_TEMPFAIL of sysexits.h) stopped by a signal with all finished steps saved, 128 + number for a second signal, which ends it at once.
+Exit codes of `scripts/pretrain.py` and `scripts/finetune.py`: 0 finished, 1 it had to stop (the last line says why), 2 bad input,
+`EXIT_STOPPED` (75, the EX_TEMPFAIL of sysexits.h) stopped by a signal with all finished steps saved, 128 + number for a second signal,
+which ends it at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
@@ -102,6 +104,11 @@ class StopSignals:
             self._group = group
             _kept.extend((dist.group.WORLD, self._group))
 
+    def message(self, step: int) -> str:
+        """What a run says that was stopped after `step`."""
+        reason = self.name or "a signal to another process"
+        return f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there"
+
     def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
         """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to stop.
 
@@ -120,3 +127,22 @@ class StopSignals:
             reason = " ".join(str(error).split())[:200]
             raise ConnectionError(f"another process of this run has ended or does not answer ({reason})") from None
         return None if stop.item() else taken
+
+
+def exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
+    """Run, say in one line what went wrong, and return the exit code; `failures` are the errors for which a run has to stop."""
+    try:
+        with StopSignals() as stop:
+            run(stop)
+    except StopRequested:
+        return EXIT_STOPPED
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (*failures, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception:  # such as another process that has died in the middle of a step; `leave` must be reached all the same
+        traceback.print_exc()
+        return 1
+    return 0

@@ -84,7 +84,7 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
 
 def fit_head(task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int) -> PreTrainedModel:
     """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
-    from ...training.finetune import FinetuneSettings, finetune, make_accelerator
+    from ...training.finetune import FinetuneSettings, Finetuning, make_accelerator
     from ...training.signals import StopSignals
 
     torch.manual_seed(seed)
@@ -92,7 +92,7 @@ def fit_head(task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Row
     steps = settings["max_steps"]
     how = FinetuneSettings(train="head", max_steps=steps, save_steps=steps, seed=seed, num_workers=settings["num_workers"])
     with tempfile.TemporaryDirectory() as folder:
-        return finetune(make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder))
+        return Finetuning(make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder)).train()
 
 
 def _options(settings: dict[str, Any], head: str) -> TaskOptions:
