@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
+from eqcohvit.training.start import describe_run
+from eqcohvit.training.start_settings import complete_settings
 from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, hold_out, open_source
@@ -37,7 +39,6 @@ from eqcohvit.training.optim import make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
-from eqcohvit.training.warm_start import complete_settings, describe_run
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 

@@ -14,16 +14,8 @@ from .arguments import PretrainArguments
 from .checkpoint import read_state
 from .lora import add_lora
 from .pretrain_module import PretrainModule
-from .warm_start import (
-    Start,
-    fill,
-    fill_model,
-    grid_of,
-    normalisation,
-    open_start,
-    read_checkpoint_config,
-    resize_positions,
-)
+from .start import Start, normalisation, open_start, read_checkpoint_config
+from .start_weights import fill, fill_model, grid_of, resize_positions
 
 
 def build(

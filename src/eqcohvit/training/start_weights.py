@@ -1,0 +1,127 @@
+"""Weights of what a run starts from, into its model: each tensor has its place and its shape, or an error names the first that has not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModel
+
+from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
+from ..hub.modeling_eqcohvit import EqCohViTForPreTraining
+from .start import Start, Weights, normalisation, part_of, read_config, read_processor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one key of the source, or where one key of the target came from."""
+
+    action: str  # "copied", "split", "dropped" or "new"
+    source: str | None
+    targets: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[float], list[float]]:
+    """Configuration, tensors and report of a transformers ViT, and the normalisation of its image processor."""
+    config = read_config(source)
+    if config.model_type not in SUPPORTED_BACKBONES:
+        raise ValueError(f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}")
+    try:
+        model, info = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"no weights at {source}: {str(error).splitlines()[0]}") from None
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{source}: expected all weights of {type(model).__name__}, but {len(missing)} are missing, first {missing[0]}")
+    weights, report = {}, [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
+    for key, tensor in model.state_dict().items():
+        kept = not key.startswith("pooler.")
+        report.append(Entry("copied" if kept else "dropped", key, (key,) if kept else (), tuple(tensor.shape)))
+        if kept:
+            weights[key] = tensor
+    return config.to_dict(), weights, report, *normalisation(read_processor(source))
+
+
+def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] | None = None) -> None:
+    """Load the tensors; each must have its place and its shape, and no place may stay empty but that of a mask token.
+
+    Raises:
+        ValueError: names the first tensor that does not fit, with the expected and the found shape.
+    """
+    weights, report = dict(weights), [] if report is None else report
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    for key in [key for key in weights if key not in expected and key.endswith("mask_token")]:
+        weights.pop(key)  # a backbone that was made without masking
+        for index, entry in enumerate(report):
+            if key in entry.targets:
+                report[index] = dataclasses.replace(entry, action="dropped", targets=())
+    for key in [key for key in expected if key not in weights and key.endswith("mask_token")]:
+        report.append(Entry("new", None, (key,), expected.pop(key)))
+    problems: list[tuple[set[str], Callable[[str], str]]] = [
+        (expected.keys() - weights.keys(), lambda key: f"expected {key} of shape {expected[key]}, found nothing of that name"),
+        (weights.keys() - expected.keys(), lambda key: f"found {key} of shape {tuple(weights[key].shape)}, which has no place"),
+        (
+            {key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]},
+            lambda key: f"expected {key} of shape {expected[key]}, found {tuple(weights[key].shape)}",
+        ),
+    ]
+    for keys, describe in problems:
+        if keys:
+            raise ValueError(f"{source}: {describe(sorted(keys)[0])} ({len(keys)} such tensors)")
+    module.load_state_dict(weights, strict=False)
+
+
+def resize_positions(weights: Weights, grid_size: int, model_type: str) -> Weights:
+    """The same tensors with learned position embeddings (1, P + n^2, D) resampled to a grid of (grid_size, grid_size) patches.
+
+    Bicubic, as the backbones of that `model_type` themselves do for an image of another size than their own.
+    """
+    resized, antialias = dict(weights), model_type == "dinov2_with_registers"
+    for key, positions in weights.items():
+        if not key.endswith("embeddings.position_embeddings"):
+            continue
+        side = int((positions.shape[1]) ** 0.5)  # up to two prefix tokens come first, fewer than would make a larger square
+        if side == grid_size:
+            continue
+        prefix, patches = positions[:, : -(side**2)], positions[:, -(side**2) :]
+        patches = patches.transpose(1, 2).unflatten(2, (side, side)).float()
+        patches = F.interpolate(patches, size=(grid_size, grid_size), mode="bicubic", align_corners=False, antialias=antialias)
+        resized[key] = torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    return resized
+
+
+def fill_model(model: EqCohViTForPreTraining, start: Start, heads: bool) -> None:
+    """Load the backbone's weights, and with `heads` the feature head and the decoders too where the source has them."""
+    weights = _split_weights(start) if start.is_split else read_transformers(start.source)[1]
+    weights = resize_positions(weights, *grid_of(model.config))
+    if start.is_split and heads:
+        fill(model, weights, start.name)
+    else:
+        fill(model.eqcohvit.backbone, part_of(weights, "eqcohvit.backbone.") if start.is_split else weights, start.name)
+
+
+def grid_of(config: EqCohViTConfig) -> tuple[int, str]:
+    """What `resize_positions` needs to know of a model: patches along a side, and the family of its backbone."""
+    return config.square_image_size // config.square_patch_size, config.backbone_type
+
+
+def _split_weights(start: Start) -> Weights:
+    if start.is_checkpoint:
+        weights = start.state_weights("model.")
+        if any(".lora_A." in key for key in weights):
+            raise ValueError(f"{start.name} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged")
+        return weights
+    try:
+        model = EqCohViTForPreTraining.from_pretrained(start.source)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"no weights at {start.name}: {str(error).strip().splitlines()[0]}") from None
+    if model.missing_encoder_keys:
+        missing = model.missing_encoder_keys
+        raise ValueError(f"{start.name} lacks {len(missing)} weights of the encoder, first {missing[0]}")
+    return model.state_dict()
