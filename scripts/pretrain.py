@@ -21,13 +21,12 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
-from eqcohvit.training.start import describe_run
-from eqcohvit.training.start_settings import complete_settings
 from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, hold_out, open_source
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
-from eqcohvit.export import push_hub_folder, read_run, render_card, save_hub_folder
+from eqcohvit.export import push_hub_folder, save_hub_folder
+from eqcohvit.model_card import read_run, render_card
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build
 from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
@@ -39,6 +38,8 @@ from eqcohvit.training.optim import make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
+from eqcohvit.training.start import describe_run
+from eqcohvit.training.start_settings import complete_settings
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 

@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 
 import eqcohvit
-from eqcohvit.export import CARD_NAME, STATE_FOLDER, files_of, push_files, push_hub_folder, read_run, render_card
+from eqcohvit.export import CARD_NAME, STATE_FOLDER, files_of, push_files, push_hub_folder
+from eqcohvit.model_card import read_run, render_card
 
 _ROOT = Path(__file__).parent.parent
 _TEMPLATE = _ROOT / "model_cards" / "TEMPLATE.md"

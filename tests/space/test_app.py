@@ -13,7 +13,7 @@ import yaml
 
 import app
 import standin
-from eqcohvit.export import check_card
+from eqcohvit.model_card import check_card
 from walk import SplitModel
 
 ROOT = Path(__file__).parents[2]
