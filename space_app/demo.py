@@ -30,7 +30,7 @@ class Demo:
         self.extract = EqCohViTFeatureExtractionPipeline(model=model.model.eqcohvit, image_processor=model.processor)
 
     # ------------------------------------------------------------------------------------------------------ the page
-    def show(self, picture: dict | None, key: str, row: int, column: int, *values: float) -> tuple:
+    def show(self, picture: dict | None, key: str, row: float | None, column: float | None, *values: float) -> tuple:
         """Everything that depends on the picture and the transformation, in the order of the page's outputs."""
         choice, settings = self._choice(key), self._settings(values)
         walk = _checked(self.model.walk, _open(picture), choice, settings)
@@ -47,7 +47,7 @@ class Demo:
             self._patch_maps(walk.patches, row, column),
         )
 
-    def show_patch(self, picture: dict | None, key: str, row: int, column: int, *values: float) -> str:
+    def show_patch(self, picture: dict | None, key: str, row: float | None, column: float | None, *values: float) -> str:
         """The similarity maps of another patch."""
         patches = _checked(self.model.patches, _open(picture), self._choice(key), self._settings(values))
         return self._patch_maps(patches, row, column)
@@ -76,10 +76,10 @@ class Demo:
     def restore(self, request: gr.Request) -> tuple:
         """Picture, its name, transformation and sliders as the address says; what it does not say, or says wrongly, stays as it is."""
         asked = dict(request.query_params)
-        name, key = asked.get("picture"), asked.get("transformation", self.start)
+        name, key = asked.get("picture", ""), asked.get("transformation", self.start)
         choice = self.choices.get(key, self.choices[self.start])
         values = [
-            gr.Slider(value=_number(asked.get(control.name), control), visible=control in choice.controls) for control in ALL_CONTROLS
+            gr.Slider(value=_number(asked.get(control.name, ""), control), visible=control in choice.controls) for control in ALL_CONTROLS
         ]
         known = name in self.examples
         return str(self.examples[name]) if known else gr.skip(), name if known else gr.skip(), choice.key, *values
@@ -92,7 +92,8 @@ class Demo:
     # ------------------------------------------------------------------------------------------------------- the API
     def features(self, picture: FileData, tokens: Literal["cls", "mean", "patches", "all"] = "cls") -> dict:
         """Both parts of a picture's features, as the pipeline `equivariant-feature-extraction` returns them."""
-        return self.extract(_open(picture), tokens=tokens)
+        (features,) = self.extract([_open(picture)], tokens=tokens)
+        return features
 
     def states(self, picture: FileData, transformation: str, values: dict) -> dict:
         """The numbers of the page: PSNR of each intermediate state, similarities along the path, and what each part says.
@@ -150,23 +151,23 @@ class Demo:
         limits = [min(control.low, *reached), max(control.high, *reached)]
         return gr.update(value=pd.DataFrame(points), y_title=f"{control.label} ({control.unit})", y_lim=limits, visible=True)
 
-    def _patch_maps(self, patches: dict, row: int, column: int) -> str:
-        row, column = (min(max(int(index or 1), 1), self.model.grid) - 1 for index in (row, column))
-        return pages.similarity_maps({part: patch_similarity(values, row, column) for part, values in patches.items()}, row, column)
+    def _patch_maps(self, patches: dict, row: float | None, column: float | None) -> str:
+        y, x = (min(max(int(index or 1), 1), self.model.grid) - 1 for index in (row, column))
+        return pages.similarity_maps({part: patch_similarity(values, y, x) for part, values in patches.items()}, y, x)
 
 
-def _number(text: str | None, control: Control) -> float:
+def _number(text: str, control: Control) -> float:
     """A slider's value from the address, or the one that it starts with."""
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         return control.start
     return value if control.low <= value <= control.high else control.start
 
 
-def _open(picture: dict | None) -> Image.Image:
+def _open(picture: FileData | dict | None) -> Image.Image:
     """The visitor's picture, of which Gradio tells the path, or a message of what is wrong with it."""
-    file = Path((picture or {}).get("path") or "")
+    file = Path(dict(picture or {}).get("path") or "")
     if not file.is_file():
         message = "Choose one of the pictures, upload your own, or take one with your camera."
         raise gr.Error(message, title="No picture here", print_exception=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -79,7 +80,7 @@ def build(demo: Demo, note: str = "", file_life: tuple[int, int] = FILE_LIFE) ->
         model = {"concurrency_id": "model", "concurrency_limit": 1}
         # Without Gradio's preprocessing: the page itself says what is wrong with a bad file.
         on_model = {"trigger_mode": "always_last", "preprocess": False, "api_visibility": "private", **model}
-        at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         asked = [picture, kind, row, column, *sliders]
         moved = [c.change for c in (picture, kind, *sliders)]
         shown = [film, player, table, similarity, along, code, clickable, colours, alike]
@@ -126,7 +127,7 @@ def _inputs(demo: Demo) -> tuple:
 def _parts_tab() -> tuple:
     gr.Markdown(_PARTS_TEXT)
     table = gr.HTML(elem_id="readings")
-    lines = {"x": FRACTION, "color": PART, "x_lim": [0, 1], "color_title": " ", "buttons": [], "min_width": 280}
+    lines: dict[str, Any] = {"x": FRACTION, "color": PART, "x_lim": [0, 1], "color_title": " ", "buttons": [], "min_width": 280}
     with gr.Row():
         similarity = gr.LinePlot(
             y=SIMILARITY, y_lim=[-0.25, 1], color_map=pages.PART_COLOURS, label="How alike each part stays to the start",

@@ -50,11 +50,11 @@ def train_standin(cache: Path, progress=print, num_steps: int = NUM_STEPS) -> Pa
         sprites = torch.from_numpy(render_sprites(keys.numpy().astype(np.int64), IMAGE_SIZE).images)
         views = renderer(sprites, torch.full((BATCH_SIZE, 2), IMAGE_SIZE), torch.zeros_like(keys), keys)
         outputs = model(views.first, views.end, views.intermediates)
-        invariant = (
-            pool_tokens(features, model.config.num_prefix_tokens, "cls")
+        first, end = (
+            pool_tokens(features, model.eqcohvit.num_prefix_tokens, "cls")
             for features in (outputs.invariant_features, outputs.invariant_features_end)
         )
-        loss = RECON_WEIGHT * outputs.loss + sum(vicreg_terms(*invariant, *VICREG_WEIGHTS).values())
+        loss = RECON_WEIGHT * outputs.loss + sum(vicreg_terms(first, end, *VICREG_WEIGHTS).values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,7 @@ def measured(suite: str, case: Case) -> list[Result]:
     return [Result(suite, case.name, {}, failure=failure)]
 
 
-def take_turns(functions: dict[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, list[float]]:
+def take_turns(functions: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, list[float]]:
     """Call the functions in turns, in a new order each round, until `seconds` have passed: seconds per call, one number per round.
 
     What slows the machine for a while then slows all alike. The first call of each is not counted.

@@ -91,7 +91,8 @@ class PlainDecoders(nn.Module):
     def forward(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
         states = []
-        for linear, *convs in self.decoders:
+        for decoder in self.decoders:
+            linear, *convs = decoder.children()
             x = linear(torch.cat([equivariant, equivariant_end], dim=-1)[:, self.num_prefix_tokens :])
             x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, grid_size), self.patch_grid)
             for layer, conv in enumerate(convs):
@@ -102,17 +103,13 @@ class PlainDecoders(nn.Module):
         return torch.stack(states, dim=1)
 
 
-def _part(layer: nn.Linear | nn.Conv2d, index: int, count: int) -> nn.Module:
-    """The `index`-th of `count` groups of a layer, as a layer of its own."""
-    weight, bias = layer.weight.chunk(count)[index], layer.bias.chunk(count)[index]
-    with torch.no_grad():
-        if isinstance(layer, nn.Linear):
-            part = nn.Linear(weight.shape[1], len(weight))
-        else:
-            part = nn.Conv2d(weight.shape[1], len(weight), layer.kernel_size, padding=layer.padding)
-        part.weight.copy_(weight)
-        part.bias.copy_(bias)
-    return part.to(weight.device)
+def _part(layer: nn.Module, index: int, count: int) -> nn.Module:
+    """The `index`-th of `count` groups of a linear layer or of a convolution that keeps the size, as a layer of its own."""
+    values = {name: value.chunk(count)[index] for name, value in layer.state_dict().items()}
+    out_width, in_width, *kernel = values["weight"].shape
+    part = nn.Conv2d(in_width, out_width, kernel[0], padding=kernel[0] // 2) if kernel else nn.Linear(in_width, out_width)
+    part.load_state_dict(values)
+    return part.to(values["weight"].device)
 
 
 class PlainViews(torch.utils.data.Dataset):
@@ -131,7 +128,8 @@ class PlainViews(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return plain_views(self.paths[index].read_bytes(), self.renderer, *(part[index : index + 1] for part in self.parameters))
+        (first, second, path), rows = self.parameters, slice(index, index + 1)
+        return plain_views(self.paths[index].read_bytes(), self.renderer, first[rows], second[rows], path[rows])
 
 
 def plain_loss(
@@ -140,13 +138,11 @@ def plain_loss(
     """The loss of `module` for an objective on CLS features, with one pass of the encoder for each view and decoders in a loop."""
     outputs = [module.model.eqcohvit(view) for view in (first, end)]
     prefix = module.model.config.num_prefix_tokens
-    parts = {}
-    for part in ("invariant", "equivariant"):
-        tokens = torch.stack([getattr(output, f"{part}_features") for output in outputs])
-        parts[part] = Tokens(tokens[:, :, 0], tokens[:, :, prefix:])
-    inputs = ObjectiveInputs(**parts, images=torch.stack([first, end]), parameters=first.new_zeros(len(first), 1))
+    features = [torch.stack([output[name] for output in outputs]) for name in ("invariant_features", "equivariant_features")]
+    invariant, equivariant = (Tokens(tokens[:, :, 0], tokens[:, :, prefix:]) for tokens in features)
+    inputs = ObjectiveInputs(invariant, equivariant, torch.stack([first, end]), parameters=first.new_zeros(len(first), 1))
     loss = sum(module.objective(inputs).values())
     side = first.shape[-1] // module.model.config.square_patch_size
     states = decoders(*(output.equivariant_features for output in outputs), (side, side))
     errors = [F.mse_loss(states[:, k].float(), intermediates[:, k]) for k in range(states.shape[1])]
-    return loss + module.recon_weight * sum(errors) / len(errors)
+    return loss + module.recon_weight * torch.stack(errors).mean()

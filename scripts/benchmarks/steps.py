@@ -74,6 +74,7 @@ class PlainStep(Step):
         self.decoder_optimizer = make_optimizer(self.decoders, args.learning_rate, args.weight_decay)
 
     def train(self, views: Views) -> None:
+        assert views.intermediates is not None  # it is a step with the reconstruction
         with self.setup.autocast():
             loss = plain_loss(self.module, self.decoders, views.first, views.end, views.intermediates)
         self.update(loss)

@@ -42,7 +42,8 @@ _DINOV2: dict[str, Any] = {
 
 def _settings(preset: str, batch_size: int, image_size: int = 224, **changes: Any) -> PretrainArguments:
     recipe = _DINOV2 if changes.get("objective") == "dinov2" else _VICREG
-    values = {**recipe, "model_preset": preset, "image_size": image_size, "per_device_train_batch_size": batch_size, **changes}
+    values: dict[str, Any] = {**recipe, "model_preset": preset, "image_size": image_size, "per_device_train_batch_size": batch_size}
+    values |= changes
     if preset == "micro":
         values |= {"patch_size": 8}
     args = PretrainArguments(**values)
@@ -55,9 +56,9 @@ def _recipe(name: str, batch_size: int, *flags: str) -> PretrainArguments:
 
 
 def _name(args: PretrainArguments) -> str:
-    size = {"micro": "micro", "small": "S", "base": "B", "large": "L"}[args.model_preset]
+    sizes: dict[str | None, str] = {"micro": "micro", "small": "S", "base": "B", "large": "L"}
     objective = f"{args.objective} (recon_from {args.recon_from})" if args.masking() else args.objective
-    return f"ViT-{size}/{args.patch_size}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
+    return f"ViT-{sizes[args.model_preset]}/{args.patch_size}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, second
     figures["render_share"] = (medians["render_ms"] - medians["render_without_ms"]) / medians["without_ms"]
     if setup.profile:
         print_operations(with_task, setup.device)
-    return [Result("overhead", _name(args), figures, limit and ("ratio", "<=", limit))]
+    return [Result("overhead", _name(args), figures, ("ratio", "<=", limit) if limit else None)]
 
 
 def data(setup: Setup) -> list[Case]:
@@ -150,8 +151,8 @@ def _data(
     keys = torch.arange(count, device=setup.device)
     sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
     canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
-    drawn = renderer.sample(torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu())
-    samples = [tuple(part[i : i + 1] for part in drawn) for i in range(number)]
+    first, second, path = renderer.sample(torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu())
+    samples = [(first[rows], second[rows], path[rows]) for rows in (slice(i, i + 1) for i in range(number))]
     functions = {
         "decode": lambda: [decode_image(content, args.canvas_size) for _ in range(number)],
         "render": lambda: renderer(canvases, sizes, torch.zeros_like(keys), keys),
