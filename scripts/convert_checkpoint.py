@@ -21,14 +21,14 @@ import sys
 from pathlib import Path
 
 import torch
-from eqcohvit.training.start import Weights
-from eqcohvit.training.start_weights import Entry, fill, read_transformers
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from eqcohvit.export import save_hub_folder
 from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+from eqcohvit.training.start import Weights
+from eqcohvit.training.start_weights import Entry, fill, read_transformers
 
 # ---------------------------------------------------------------------------------------------------- official state dicts
 # Source key without the block's number -> target keys; several targets share the source's rows equally.

@@ -2,9 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from eqcohvit.training.start import open_start
-from eqcohvit.training.start_settings import complete_settings
-from eqcohvit.training.start_weights import fill, resize_positions
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, ViTImageProcessorPil
 
@@ -13,6 +10,9 @@ from eqcohvit.export import save_hub_folder
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.build import build_model
+from eqcohvit.training.start import open_start
+from eqcohvit.training.start_settings import complete_settings
+from eqcohvit.training.start_weights import fill, resize_positions
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 
