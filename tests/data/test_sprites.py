@@ -3,9 +3,9 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from eqcohvit.data import sprites
-from eqcohvit.data.sprite_shapes import SHAPE_DISTANCES
-from eqcohvit.data.sprites import SHAPES, render_sprites
+from eqcohvit.data import sprite_scenes, sprites
+from eqcohvit.data.sprite_shapes import SHAPE_DISTANCES, SHAPES
+from eqcohvit.data.sprites import render_sprites
 
 
 def _mask(label: int, pose: tuple[float, float, float, float], size: int) -> np.ndarray:
@@ -105,12 +105,12 @@ def test_object_stands_out_from_its_background():
 
 
 def test_uniforms_are_uniform_and_uncorrelated():
-    draws = sprites._uniforms(np.arange(20_000), seed=7, count=6)
+    draws = sprite_scenes._uniforms(np.arange(20_000), seed=7, count=6)
     assert draws.min() >= 0.0 and draws.max() < 1.0
     for row in draws:
         counts = np.histogram(row, bins=50, range=(0.0, 1.0))[0]
         assert ((counts - 400.0) ** 2 / 400.0).sum() < 98.0  # chi squared with 49 degrees of freedom: p = 4e-5
-    other_seed = sprites._uniforms(np.arange(20_000), seed=8, count=6)
+    other_seed = sprite_scenes._uniforms(np.arange(20_000), seed=8, count=6)
     neighbours = np.concatenate([draws[:, :-1], draws[:, 1:], other_seed[:, :-1]])
     correlation = np.corrcoef(neighbours) - np.eye(18)
     assert np.abs(correlation).max() < 5.0 / np.sqrt(20_000)
@@ -123,8 +123,8 @@ def test_labels_are_balanced():
 
 def test_pose_has_the_documented_distribution():
     x, y, angle, scale = render_sprites(np.arange(10_000), size=1).pose.T
-    assert scale.min() >= sprites.SCALE_RANGE[0] - 1e-6 and scale.max() <= sprites.SCALE_RANGE[1] + 1e-6
-    assert abs(angle.mean()) < 0.03 and angle.std() == pytest.approx(sprites.POSE_ANGLE_STD, rel=0.03)
+    assert scale.min() >= sprite_scenes.SCALE_RANGE[0] - 1e-6 and scale.max() <= sprite_scenes.SCALE_RANGE[1] + 1e-6
+    assert abs(angle.mean()) < 0.03 and angle.std() == pytest.approx(sprite_scenes.POSE_ANGLE_STD, rel=0.03)
     assert abs(x.mean()) < 0.01 and abs(y.mean()) < 0.01
     assert (np.abs(x) + 0.95 * scale).max() <= 0.5 + 1e-5 and (np.abs(y) + 0.95 * scale).max() <= 0.5 + 1e-5
 

@@ -182,10 +182,10 @@ class SpritesSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        from . import sprite_shapes, sprites
+        from . import sprite_scenes, sprite_shapes, sprites
 
-        code = [Path(module.__file__).read_bytes() for module in (sprites, sprite_shapes)]  # what draws them is what they are
-        return digest(["sprites", self.num_samples, self.seed, self.offset, *code])
+        modules = (sprites, sprite_scenes, sprite_shapes)  # what draws them is what they are
+        return digest(["sprites", self.num_samples, self.seed, self.offset, *(Path(module.__file__).read_bytes() for module in modules)])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         start = self.offset + epoch * self.num_samples
