@@ -70,3 +70,9 @@ def test_masks_are_a_function_of_seed_epoch_sample_and_stream():
 def test_block_masking_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         BlockMasking(**settings)
+
+
+def test_a_draw_next_to_one_masks_no_view_more():
+    """Sample 3172895 draws 1 - 2^-24, and 2 / 2 + that is 2 in float32."""
+    masking = BlockMasking(probability=0.5)
+    assert sample(masking, number=1, first=3172895).any(dim=-1).sum() == masking.max_masked_views == 1

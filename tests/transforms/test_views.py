@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from eqcohvit.transforms import AUGMENTATIONS, BlockMasking, MultiCrop, ViewRenderer, make_path, ops
 from eqcohvit.transforms import views as views_module
@@ -71,6 +72,15 @@ def test_what_a_cpu_leaves_out_changes_no_view(canvases, monkeypatch, path, bord
     whole, _ = render(canvases, path, **arguments)
     for name in ("first", "end", "intermediates", "local"):
         assert torch.allclose(torch.cat([getattr(views, name) for views in chosen]), getattr(whole, name), atol=1e-3), name
+
+
+@pytest.mark.parametrize("path", ["se2", "perspective+rotation"])
+@pytest.mark.parametrize("border", ops.BORDERS)
+def test_maps_are_composed_without_matrix_products(canvases, path, border):
+    """A GPU would round those to TF32 where the training loop allows it."""
+    with FlopCounterMode(display=False) as counter:
+        render(canvases, path, augmentation="ibot", border=border, local_crops=MultiCrop(1, 8))
+    assert counter.get_total_flops() == 0
 
 
 def test_base_blur_is_that_of_the_uncropped_view_in_its_own_pixels(canvases):

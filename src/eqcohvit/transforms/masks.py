@@ -66,7 +66,8 @@ class BlockMasking:
         draws = draws[:, 2:].unflatten(1, (_NUM_VIEWS, per_view))
         share = self.ratio + self.ratio_variance * (2 * draws[..., 0] - 1)
         target = (share * grid_size**2).round().clamp_max(self._max_in_view(grid_size**2)).long()
-        num_masked = (_NUM_VIEWS * self.probability + number).floor()  # 2 p on average
+        # 2 p on average; a draw next to 1 may be rounded up.
+        num_masked = (_NUM_VIEWS * self.probability + number).floor().clamp_max(self.max_masked_views)
         rank = torch.stack([order < 0.5, order >= 0.5], dim=1)  # 0 for the view that is masked first
         target = target * (rank < num_masked[:, None])
         blocks = draws[..., 1:].unflatten(-1, (self.num_blocks, _DRAWS_PER_BLOCK))

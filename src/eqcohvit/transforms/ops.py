@@ -7,7 +7,8 @@ operation is a 3 x 3 homogeneous matrix that maps output coordinates to input co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,16 @@ BORDERS = ("canvas", "zeros", "reflection")
 def affine(rows: list[list[torch.Tensor | float]], like: torch.Tensor) -> torch.Tensor:
     """Stack 3 rows of 3 numbers or (B,) tensors into (B, 3, 3); `like` (B,) gives batch size, device and dtype."""
     return torch.stack([torch.stack([torch.zeros_like(like) + entry for entry in row], dim=-1) for row in rows], dim=-2)
+
+
+def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """The matrix product of maps (..., 3, 3): `inner`, then `outer`. A GPU may round the factors of `@` to TF32, a tenth of a pixel."""
+    return (outer.unsqueeze(-1) * inner.unsqueeze(-3)).sum(dim=-2)
+
+
+def constant(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
+    """Numbers as a tensor of the type and on the device of `like`; `like.new_tensor` would wait for all that a GPU has still to do."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def sampling_grid(
@@ -40,13 +51,13 @@ def sampling_grid(
         return torch.stack([_weigh(crop[..., row, :], *moved) for row in range(2)], dim=-1), None
     coverage = None
     if border == "zeros":  # linear over one pixel, as bilinear interpolation with an empty outside
-        to_pixels = motion.new_tensor([[size / 2], [size / 2], [1.0]])
+        to_pixels = constant([[size / 2], [size / 2], [1.0]], motion)
         moved = _map_centres(motion * to_pixels, size, projective)
         inside_x, inside_y = ((0.5 + size / 2 - position.abs()).clamp(0, 1) for position in moved)
         coverage = (inside_x * inside_y).unsqueeze(2)
     if projective or torch.compiler.is_compiling():
-        return torch.stack(_map_centres(crop @ motion, size, projective), dim=-1), coverage
-    return _affine_grid(crop @ motion, size), coverage
+        return torch.stack(_map_centres(compose(crop, motion), size, projective), dim=-1), coverage
+    return _affine_grid(compose(crop, motion), size), coverage
 
 
 def _centres(size: int, like: torch.Tensor) -> torch.Tensor:
@@ -128,7 +139,7 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     hue = (slope / chroma.clamp_min(1e-12)).add_(6 * _per_image(turns))  # in sixths of a turn from red
     hue = hue.sub((hue / 6).round_(), alpha=6)  # at most half a turn
     # A channel is largest within a sixth of a turn of its own hue, smallest from two sixths on, linear in between.
-    own = torch.tensor([0.0, 2.0, -2.0], device=images.device).to(images.dtype)[:, None, None]
+    own = constant([0.0, 2.0, -2.0], images)[:, None, None]
     return (hue - own).abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(least - chroma)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops import adjust_color, affine, gaussian_blur, luminance, sample, sampling_grid
+from .ops import adjust_color, affine, compose, constant, gaussian_blur, luminance, sample, sampling_grid
 
 _PARTS = ("matrix", "color", "sigma")
 
@@ -49,7 +49,7 @@ class Transformation:
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in _PARTS}
         merged = {name: b if a is None else a for name, (a, b) in pairs.items()}
         if self.matrix is not None and other.matrix is not None:
-            merged["matrix"] = self.matrix @ other.matrix
+            merged["matrix"] = compose(self.matrix, other.matrix)
         if self.color is not None and other.color is not None:
             merged["color"] = torch.cat([self.color[:, :3] * other.color[:, :3], self.color[:, 3:] + other.color[:, 3:]], dim=-1)
         if self.sigma is not None and other.sigma is not None:
@@ -91,7 +91,7 @@ class TransformationPath(ABC):
 
     def sample(self, uniforms: torch.Tensor) -> SampledPath:
         """Uniform numbers in [0, 1) of shape (B, P) -> one g per image."""
-        low, high = torch.tensor(self.limits, dtype=uniforms.dtype, device=uniforms.device).unbind(dim=-1)
+        low, high = constant(self.limits, uniforms).unbind(dim=-1)
         return SampledPath(self, low + uniforms * (high - low))
 
     @abstractmethod
@@ -188,7 +188,7 @@ class Perspective(TransformationPath):
 
     def at(self, parameters, t):
         fraction = t[:, None] if isinstance(t, torch.Tensor) else t
-        corners = parameters.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        corners = constant([[-1, -1], [1, -1], [1, 1], [-1, 1]], parameters)
         moved = corners + (2 * parameters * fraction).unflatten(-1, (4, 2))
         return Transformation(matrix=homography(moved, corners.expand_as(moved)), projective=True)
 
@@ -200,7 +200,8 @@ def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=-1)
     rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=-1)
-    solution = torch.linalg.solve(torch.cat([rows_u, rows_v], dim=-2), torch.cat([u, v], dim=-1))
+    # `solve` would wait for a GPU, to see whether the points make a quadrangle at all.
+    solution, _ = torch.linalg.solve_ex(torch.cat([rows_u, rows_v], dim=-2), torch.cat([u, v], dim=-1))
     return torch.cat([solution, torch.ones_like(solution[:, :1])], dim=-1).unflatten(-1, (3, 3))
 
 

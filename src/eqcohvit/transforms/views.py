@@ -132,7 +132,7 @@ def sample_view(augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Te
     flip = 1 - 2 * (draw[4] < a.flip_probability).to(draws.dtype)
     crop = ops.affine([[crop_width * flip, 0, shift_x], [0, crop_height, shift_y], [0, 0, 1]], draw[0])
 
-    limits = draws.new_tensor(a.color)
+    limits = ops.constant(a.color, draws)
     change = (2 * torch.stack(draw[5:9], dim=-1) - 1) * limits * (draw[9] < a.color_probability).to(draws.dtype)[:, None]
     color = torch.cat([(1 + change[:, :3]).clamp_min(0), change[:, 3:]], dim=-1)
     grey = draw[10] < a.grey_probability
@@ -219,7 +219,7 @@ class ViewRenderer:
     def _draw(self, epochs: torch.Tensor, keys: torch.Tensor, streams: list[int], count: int) -> torch.Tensor:
         """Uniform numbers (B, streams, count), in one go: on a GPU their cost is the number of launches."""
         batch, number = len(keys), len(streams)
-        stream = torch.tensor(streams, device=keys.device).repeat(batch)
+        stream = ops.constant(streams, keys).repeat(batch)
         flat = uniforms(self.seed, epochs.repeat_interleave(number), keys.repeat_interleave(number), stream, count)
         return flat.unflatten(0, (batch, number))
 
@@ -315,7 +315,7 @@ class ViewRenderer:
 
     def normalize(self, images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """(..., 3, H, W) in [0, 1] -> normalised, into `out` where it is given."""
-        scale, shift = (constant.to(images.device) for constant in self._normalization)
+        scale, shift = (constant.to(images.device, non_blocking=True) for constant in self._normalization)
         return torch.sub(images * scale, shift, out=out)
 
 
@@ -337,7 +337,7 @@ def _recolor(
     """
     if _recolors(augmentation):
         assert pivot is not None
-        changed = (drawn.color != drawn.color.new_tensor([1, 1, 1, 0])).any(dim=-1)
+        changed = (drawn.color != ops.constant([1, 1, 1, 0], drawn.color)).any(dim=-1)
         images = ops.where(changed, lambda *arguments: ops.adjust_color(*arguments)[0], images, drawn.color, pivot)
     if augmentation.blur_probability:
         bound = None if ops.can_choose(images) else augmentation.blur_sigma[1] * blur_scale
@@ -380,7 +380,7 @@ def _window(
         slices.append(slice(start, stop))
         rows[axis][axis], rows[axis][2] = side / (stop - start), (side - start - stop) / (stop - start)
     columns, lines = slices
-    return canvases[:, :, lines, columns], crop.new_tensor(rows) @ crop
+    return canvases[:, :, lines, columns], ops.compose(crop.new_tensor(rows), crop)
 
 
 def _parts(canvases: torch.Tensor, pixels_per_sample: int) -> list[slice]:
