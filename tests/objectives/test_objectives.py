@@ -93,8 +93,8 @@ def test_patch_features_of_the_view_itself_are_the_target(name):
         ("num_prototypes=many", "num_prototypes must be a value of type int, got 'many'"),
         ("shared_head=maybe", "shared_head must be true or false, got 'maybe'"),
         ("teacher_momentum=2", "teacher_momentum must lie between 0 and 1, got 2.0"),
-        ("teacher_temperature=0", "teacher_temperature must be positive, got 0.0"),
-        ("num_prototypes=0", "num_prototypes must be positive, got 0"),
+        ("teacher_temperature=0", "teacher_temperature must be positive and finite, got 0.0"),
+        ("num_prototypes=0", "num_prototypes must be positive and finite, got 0"),
         ("center_momentum=-1", "center_momentum must lie between 0 and 1, got -1.0"),
     ],
 )
@@ -102,6 +102,22 @@ def test_parse_options_refuses_in_one_line(text, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_options(OBJECTIVES["ibot"].Options, text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("vicreg", "variance_weight=-1", "variance_weight must be at least 0 and finite, got -1.0"),
+        ("sie", "equivariance_weight=nan", "equivariance_weight must be at least 0 and finite, got nan"),
+        ("cross_attention", "invariance_weight=inf", "invariance_weight must be at least 0 and finite, got inf"),
+        ("dinov2", "koleo_weight=-0.1", "koleo_weight must be at least 0 and finite, got -0.1"),
+        ("simclr", "temperature=nan", "temperature must be positive and finite, got nan"),
+        ("ibot", "teacher_temperature_steps=-1", "teacher_temperature_steps must be at least 0 and finite, got -1"),
+    ],
+)
+def test_options_that_would_spoil_the_loss_are_refused(name, text, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        parse_options(OBJECTIVES[name].Options, text)
 
 
 def test_parse_options_reads_each_type():

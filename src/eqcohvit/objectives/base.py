@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,14 +76,18 @@ class NoOptions:
     """Options of an objective without any; the base of all options."""
 
     def check(self) -> None:
-        """Raise a `ValueError` of one line for the first value that cannot work."""
+        """Raise a `ValueError` of one line for the first value that cannot work; here, a negative `..._weight` or `..._steps`."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name.endswith(("_weight", "_steps")) and not 0 <= value < math.inf:
+                raise ValueError(f"{f.name} must be at least 0 and finite, got {value}")
 
 
 def check_positive(options: NoOptions, *names: str) -> None:
-    """Raise a `ValueError` for the first of these options that is not positive."""
+    """Raise a `ValueError` for the first of these options that is not positive and finite."""
     for name in names:
-        if getattr(options, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(options, name)}")
+        if not 0 < getattr(options, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(options, name)}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class TeacherOptions(NoOptions):
     mask_ratio_variance: float = 0.2
 
     def check(self) -> None:
+        super().check()
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
         check_positive(self, "teacher_temperature", "teacher_temperature_start")

@@ -26,6 +26,7 @@ class CrossAttentionOptions(VICRegOptions):
     num_heads: int = 4
 
     def check(self) -> None:
+        super().check()
         check_positive(self, "num_heads")
 
 

@@ -23,7 +23,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        device = next(arg.device for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor))
         with torch.autocast(device.type, enabled=False):
             return function(*args, **kwargs)
 

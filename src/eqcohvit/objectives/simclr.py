@@ -21,6 +21,7 @@ class SimCLROptions(NoOptions):
     out_dim: int = 128
 
     def check(self) -> None:
+        super().check()
         check_positive(self, "temperature", "out_dim")
 
 
