@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny images and the scripts as modules."""
+"""Shared fixtures: tiny images, a tiny encoder, and the scripts as modules."""
 
 import importlib.util
 import os
@@ -11,9 +11,16 @@ import torch
 from PIL import Image
 from tests.run_server import RunServer
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the Hub's library reads it when it is imported
+
+from transformers.utils import logging
+
+from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
+from eqcohvit.export import save_hub_folder
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
+logging.disable_progress_bar()
 
 
 def load_script(name: str):
@@ -25,6 +32,21 @@ def load_script(name: str):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def save_tiny_encoder(folder: Path, image_size: int = 32, num_layers: int = 4) -> Path:
+    """A Hub folder of a ViT of width 16 with patches of 8 pixels."""
+    backbone = {"hidden_size": 16, "num_hidden_layers": num_layers, "num_attention_heads": 2}
+    config = EqCohViTConfig.from_preset("micro", image_size, 8, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
+    torch.manual_seed(0)
+    return save_hub_folder(folder, EqCohViTForPreTraining(config))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A test that wants more threads has them to its end."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +68,9 @@ def photos(tmp_path_factory) -> Path:
         coarse = generator.integers(0, 255, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((40 + i, 36), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=95)
     return root
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> str:
+    """A tiny encoder for images of 32 pixels, in the folder of a run that is named "tiny"."""
+    return str(save_tiny_encoder(tmp_path_factory.mktemp("runs") / "tiny" / "model"))

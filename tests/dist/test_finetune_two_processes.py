@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation" / "dense"))  # so that dense_tools can be imported
-
-from dense_tools import make_rows, save_tiny_encoder  # noqa: E402
+from tests.evaluation.dense.dense_tools import make_rows
 
 FLAGS = (
     "--task keypoints --head simple --max_steps 4 --logging_steps 2 --save_steps 4 --warmup_steps 1 "  # a head without batch norms
@@ -17,13 +15,13 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
+def flags(tmp_path_factory, encoder_folder):
     """Eight images with three keypoints so near to the centre that no crop loses one."""
     folder, generator = tmp_path_factory.mktemp("keypoints"), np.random.default_rng(0)
     images = list(generator.integers(0, 255, (8, 40, 40, 3), dtype=np.uint8))
     points = generator.uniform(14, 26, (8, 3, 2)).tolist()
     make_rows(image=images, keypoints=points).to_parquet(str(folder / "train.parquet"))
-    return FLAGS.format(files=folder / "train.parquet", model=save_tiny_encoder(folder / "encoder" / "model")).split()
+    return FLAGS.format(files=folder / "train.parquet", model=encoder_folder).split()
 
 
 def test_two_processes_finetune_as_one_with_the_same_batch(run_server, flags, tmp_path):

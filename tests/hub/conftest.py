@@ -1,29 +1,10 @@
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers.utils import logging
+from tests.hub.hub_tools import link_distributions, seeded, tiny_config
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that test files can import hub_tools and loopback_hub
-
-from hub_tools import link_distributions, seeded, tiny_config  # noqa: E402
-
-from eqcohvit import EqCohViTForPreTraining  # noqa: E402
-from eqcohvit.export import save_hub_folder  # noqa: E402
-
-logging.disable_progress_bar()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: a second thread only waits for the first, and long where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from eqcohvit import EqCohViTForPreTraining
+from eqcohvit.export import save_hub_folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hub_tools import seeded, tiny_config
+from tests.hub.hub_tools import seeded, tiny_config
 
 from eqcohvit import EqCohViTBackbone, EqCohViTForPreTraining, EqCohViTModel
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hub_tools import tiny_config
+from tests.hub.hub_tools import tiny_config
 
 from eqcohvit.hub.decoders_eqcohvit import IntermediateDecoders, cosine_basis, reconstruction_losses
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hub_tools import seeded, tiny_config
+from tests.hub.hub_tools import seeded, tiny_config
 from transformers import DetrConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from eqcohvit import EqCohViTBackbone, EqCohViTModel

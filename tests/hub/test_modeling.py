@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hub_tools import seeded, tiny_config
+from tests.hub.hub_tools import seeded, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, ViTConfig, ViTModel
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hub_tools import seeded, tiny_config
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.hub.hub_tools import seeded, tiny_config
 from transformers import AutoModel, AutoModelForImageClassification
 
 from eqcohvit import EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel

@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hub_tools import seeded, tiny_config
 from PIL import Image
+from tests.hub.hub_tools import seeded, tiny_config
 from transformers import (
     AutoImageProcessor,
     AutoModel,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_tools import run_python
-from loopback_hub import TOKEN, LoopbackHub
 from safetensors.torch import load_file, save_file
+from tests.hub.hub_tools import run_python
+from tests.hub.loopback_hub import TOKEN, LoopbackHub
 from transformers import AutoModel
 
 PUSH = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"

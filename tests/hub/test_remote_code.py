@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_tools import run_python
 from safetensors.torch import load_file, save_file
+from tests.hub.hub_tools import run_python
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
 
 from eqcohvit import EqCohViTBackbone

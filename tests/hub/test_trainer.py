@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hub_tools import tiny_config
+from tests.hub.hub_tools import tiny_config
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from eqcohvit import EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTImageProcessorPil

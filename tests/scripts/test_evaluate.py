@@ -1,12 +1,8 @@
 import json
 
 import pytest
-from tests.conftest import load_script
+from tests.conftest import load_script, save_tiny_encoder
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
-
-from eqcohvit import EqCohViTConfig
-from eqcohvit.export import save_hub_folder
-from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +12,7 @@ def evaluate():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = EqCohViTConfig.from_preset("micro", 16, 8, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
-    return save_hub_folder(tmp_path_factory.mktemp("runs") / "tiny" / "model", EqCohViTForPreTraining(config))
+    return save_tiny_encoder(tmp_path_factory.mktemp("runs") / "tiny" / "model", image_size=16, num_layers=1)
 
 
 def run(evaluate, folder, output, *flags):

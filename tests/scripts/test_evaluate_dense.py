@@ -1,34 +1,14 @@
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tests.conftest import load_script
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation" / "dense"))  # so that dense_tools can be imported
-
-from dense_tools import make_rows, save_tiny_encoder  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: a second thread only waits for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.evaluation.dense.dense_tools import make_rows
 
 
 @pytest.fixture(scope="module")
 def evaluate():
     return load_script("evaluate")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return str(save_tiny_encoder(tmp_path_factory.mktemp("runs") / "tiny" / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +35,9 @@ def rows_of(path):
     return {(row["encoder"], row["part"], row["metric"]): row["values"] for row in json.loads(path.read_text())["rows"]}
 
 
-def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder, files, tmp_path, capsys):
+def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder_folder, files, tmp_path, capsys):
     output = tmp_path / "results.json"
-    assert run(evaluate, encoder, files, output, "--task", "video_segmentation", "part_propagation", "--frame_size", "40") == 0
+    assert run(evaluate, encoder_folder, files, output, "--task", "video_segmentation", "part_propagation", "--frame_size", "40") == 0
     captured = capsys.readouterr()
     assert "video segmentation J&F" in captured.out and "part propagation mIoU" in captured.out
     assert "video 2/2 two: 3 frames, tiny" in captured.err
@@ -70,16 +50,16 @@ def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder, files,
     assert (tmp_path / "plots" / "video_segmentation.png").is_file()
 
 
-def test_heads_are_fitted_for_an_encoder_and_for_random_weights(evaluate, encoder, files, tmp_path):
+def test_heads_are_fitted_for_an_encoder_and_for_random_weights(evaluate, encoder_folder, files, tmp_path):
     flags = ["--task", "segmentation", "homography", "--num_labels", "2", "--max_steps", "2"]
-    assert run(evaluate, encoder, files, tmp_path / "results.json", *flags) == 0
+    assert run(evaluate, encoder_folder, files, tmp_path / "results.json", *flags) == 0
     rows = rows_of(tmp_path / "results.json")
     assert {key[:2] for key in rows} == {("tiny", "backbone"), ("random weights", "backbone")}
     assert {key[2] for key in rows} >= {"segmentation mIoU", "homography mean corner error (px) ↓"}
 
 
-def test_finetuned_model_is_scored_as_it_is(evaluate, encoder, files, tmp_path, capsys):
-    flags = ["--task", "segmentation", "--model", encoder, "--num_labels", "2", "--head", "linear", "--max_steps", "2"]
+def test_finetuned_model_is_scored_as_it_is(evaluate, encoder_folder, files, tmp_path, capsys):
+    flags = ["--task", "segmentation", "--model", encoder_folder, "--num_labels", "2", "--head", "linear", "--max_steps", "2"]
     flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", files]
     assert load_script("finetune").cli([*flags, "--output_dir", str(tmp_path / "run")]) == 0
     model = str(tmp_path / "run" / "model")
@@ -100,8 +80,8 @@ def test_finetuned_model_is_scored_as_it_is(evaluate, encoder, files, tmp_path, 
         (["--task", "keypoints", "--target_column", "frame"], "must hold keypoints as"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(evaluate, encoder, files, tmp_path, capsys, flags, message):
-    assert run(evaluate, encoder, files, tmp_path / "results.json", *flags) == 2
+def test_bad_input_is_one_line_and_writes_nothing(evaluate, encoder_folder, files, tmp_path, capsys, flags, message):
+    assert run(evaluate, encoder_folder, files, tmp_path / "results.json", *flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "results.json").exists()

@@ -1,28 +1,12 @@
 import json
 import shutil
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tests.conftest import load_script
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation" / "dense"))  # so that dense_tools can be imported
-
-from dense_tools import make_rows, save_tiny_encoder  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are tiny: a second thread only waits for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+from tests.evaluation.dense.dense_tools import make_rows
 
 SMALL = "--max_steps 6 --per_device_train_batch_size 2 --logging_steps 2 --save_steps 3 --warmup_steps 2".split()
 
@@ -30,11 +14,6 @@ SMALL = "--max_steps 6 --per_device_train_batch_size 2 --logging_steps 2 --save_
 @pytest.fixture(scope="module")
 def finetune():
     return load_script("finetune")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return str(save_tiny_encoder(tmp_path_factory.mktemp("encoder") / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +25,14 @@ def segmentation_files(tmp_path_factory):
     return ["--data_files", str(path), "--test_data_files", str(path)]
 
 
-def run(finetune, encoder, files, output, *flags):
+def run(finetune, encoder_folder, files, output, *flags):
     return finetune.cli(
-        ["--task", "segmentation", "--num_labels", "3", "--model", encoder, *files, *SMALL, "--output_dir", str(output), *flags]
+        ["--task", "segmentation", "--num_labels", "3", "--model", encoder_folder, *files, *SMALL, "--output_dir", str(output), *flags]
     )
 
 
-def test_run_leaves_model_numbers_and_pictures(finetune, encoder, segmentation_files, tmp_path, capsys):
-    assert run(finetune, encoder, segmentation_files, tmp_path / "run") == 0
+def test_run_leaves_model_numbers_and_pictures(finetune, encoder_folder, segmentation_files, tmp_path, capsys):
+    assert run(finetune, encoder_folder, segmentation_files, tmp_path / "run") == 0
     printed = capsys.readouterr().out
     assert "step 6/6" in printed and "| mIoU" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -65,26 +44,26 @@ def test_run_leaves_model_numbers_and_pictures(finetune, encoder, segmentation_f
 
 
 @pytest.mark.parametrize("train", ["all", "lora"])
-def test_resumed_run_equals_an_uninterrupted_one(finetune, encoder, segmentation_files, tmp_path, train):
+def test_resumed_run_equals_an_uninterrupted_one(finetune, encoder_folder, segmentation_files, tmp_path, train):
     flags = ["--train", train, "--head", "linear"]
-    assert run(finetune, encoder, segmentation_files, tmp_path / "whole", *flags) == 0
-    assert run(finetune, encoder, segmentation_files, tmp_path / "halves", *flags) == 0
+    assert run(finetune, encoder_folder, segmentation_files, tmp_path / "whole", *flags) == 0
+    assert run(finetune, encoder_folder, segmentation_files, tmp_path / "halves", *flags) == 0
     shutil.rmtree(tmp_path / "halves" / "checkpoints" / "step-6")
     (tmp_path / "halves" / "results.json").unlink()
-    assert run(finetune, encoder, segmentation_files, tmp_path / "halves", *flags, "--resume_from_checkpoint", "latest") == 0
+    assert run(finetune, encoder_folder, segmentation_files, tmp_path / "halves", *flags, "--resume_from_checkpoint", "latest") == 0
     one, other = (json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("whole", "halves"))
     assert one == other
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "halves")]
     assert weights[0] == weights[1]
 
 
-def test_frozen_backbone_does_not_change(finetune, encoder, segmentation_files, tmp_path):
+def test_frozen_backbone_does_not_change(finetune, encoder_folder, segmentation_files, tmp_path):
     from eqcohvit.evaluation.dense import load_finetuned
     from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone
 
-    assert run(finetune, encoder, segmentation_files, tmp_path / "run", "--train", "head", "--head", "linear") == 0
+    assert run(finetune, encoder_folder, segmentation_files, tmp_path / "run", "--train", "head", "--head", "linear") == 0
     trained = find_backbone(load_finetuned(tmp_path / "run" / "model")[1]).state_dict()
-    assert all((trained[key] == value).all() for key, value in EncoderFolder.open(encoder).backbone().state_dict().items())
+    assert all((trained[key] == value).all() for key, value in EncoderFolder.open(encoder_folder).backbone().state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -100,28 +79,28 @@ def test_frozen_backbone_does_not_change(finetune, encoder, segmentation_files, 
         (["--resume_from_checkpoint", "elsewhere"], "no checkpoint at elsewhere"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(finetune, encoder, segmentation_files, tmp_path, capsys, flags, message):
-    assert run(finetune, encoder, segmentation_files, tmp_path / "run", *flags) == 2
+def test_bad_input_is_one_line_and_writes_nothing(finetune, encoder_folder, segmentation_files, tmp_path, capsys, flags, message):
+    assert run(finetune, encoder_folder, segmentation_files, tmp_path / "run", *flags) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("error: ") and "\n" not in error
     assert not (tmp_path / "run").exists()
 
 
-def test_another_run_is_not_overwritten(finetune, encoder, segmentation_files, tmp_path, capsys):
+def test_another_run_is_not_overwritten(finetune, encoder_folder, segmentation_files, tmp_path, capsys):
     output = tmp_path / "run"
     output.mkdir()
     (output / "settings.json").write_text(json.dumps({"seed": 1}))
-    assert run(finetune, encoder, segmentation_files, output) == 2
+    assert run(finetune, encoder_folder, segmentation_files, output) == 2
     assert "holds another run" in capsys.readouterr().err
-    assert run(finetune, encoder, segmentation_files, output, "--resume_from_checkpoint", "latest") == 2
+    assert run(finetune, encoder_folder, segmentation_files, output, "--resume_from_checkpoint", "latest") == 2
     assert "cannot resume with other settings: seed was 1, is 0" in capsys.readouterr().err
 
 
-def test_a_signal_ends_the_testing_at_once_and_a_resumed_run_tests_again(run_server, encoder, segmentation_files, tmp_path):
+def test_a_signal_ends_the_testing_at_once_and_a_resumed_run_tests_again(run_server, encoder_folder, segmentation_files, tmp_path):
     generator, output = np.random.default_rng(0), tmp_path / "run"
     images, labels = list(generator.integers(0, 255, (20, 40, 48, 3), dtype=np.uint8)), [np.ones((40, 48), np.uint8)] * 20
     make_rows(image=images * 40, annotation=labels * 40).to_parquet(str(tmp_path / "test.parquet"))
-    argv = ["--task", "segmentation", "--head", "linear", "--num_labels", "3", "--model", encoder, *segmentation_files[:2], *SMALL]
+    argv = ["--task", "segmentation", "--head", "linear", "--num_labels", "3", "--model", encoder_folder, *segmentation_files[:2], *SMALL]
     argv += ["--test_data_files", str(tmp_path / "test.parquet"), "--output_dir", str(output)]
     (run,) = run_server.start(argv, tmp_path / "record", script="finetune")
     while not (output / "model" / "task.json").exists():

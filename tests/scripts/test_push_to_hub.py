@@ -5,13 +5,10 @@ import sys
 from pathlib import Path
 
 import yaml
+from tests.hub.loopback_hub import LoopbackHub
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.export import save_hub_folder
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
-
-from loopback_hub import LoopbackHub  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
 BACKBONE = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

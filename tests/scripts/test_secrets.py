@@ -3,13 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.conftest import SCRIPTS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
-
-from loopback_hub import TOKEN, LoopbackHub  # noqa: E402
+from tests.hub.loopback_hub import TOKEN, LoopbackHub
 
 SETTINGS = (
     "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --num_intermediates 1 "

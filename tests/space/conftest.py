@@ -30,14 +30,6 @@ FLAGS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A Hub folder of a tiny model with random weights, whose reconstructions are neither flat nor equal for all pictures."""

@@ -1,22 +1,10 @@
-"""What the tests of the dense tasks share: a tiny encoder's folder, and datasets made of arrays."""
+"""What the tests of the dense tasks share: datasets made of arrays, and a few steps of training."""
 
 import io
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
-
-from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
-
-
-def save_tiny_encoder(folder, image_size=32, layers=4):
-    """A Hub folder of a ViT of width 16 with patches of 8 pixels."""
-    backbone = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
-    config = EqCohViTConfig.from_preset("micro", image_size, 8, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
-    torch.manual_seed(0)
-    return save_hub_folder(folder, EqCohViTForPreTraining(config))
 
 
 def png(array):
@@ -35,3 +23,15 @@ def make_rows(**columns):
             features[name] = datasets.Image(decode=False)
     inferred = datasets.Dataset.from_dict({name: values for name, values in columns.items() if name not in features}).features
     return datasets.Dataset.from_dict(columns, features=datasets.Features({**inferred, **features}))
+
+
+def fit(task, model, batch, optimizer, num_steps):
+    """The losses of some steps on one batch."""
+    losses = []
+    for _ in range(num_steps):
+        loss = task.loss(model.train(), batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

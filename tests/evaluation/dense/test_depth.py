@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows
+from tests.evaluation.dense.dense_tools import fit, make_rows
 
 from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
@@ -12,7 +12,7 @@ from eqcohvit.evaluation.metrics.depth_errors.depths import depth_errors
 
 
 def make_task(encoder_folder, rows, **options):
-    return Depth.from_options(TaskOptions(**{"max_depth": 2, **options}), EncoderFolder.open(str(encoder_folder)), rows)
+    return Depth.from_options(TaskOptions(**{"max_depth": 2, **options}), EncoderFolder.open(encoder_folder), rows)
 
 
 def test_depth_errors_by_hand():
@@ -60,16 +60,9 @@ def test_head_learns_and_is_scored_at_the_size_of_the_reference(encoder_folder):
     rows = SpriteRows(4, size=48)
     task = make_task(encoder_folder, rows)
     torch.manual_seed(0)
-    model = task.build(EncoderFolder.open(str(encoder_folder)), random_weights=False)
+    model = task.build(EncoderFolder.open(encoder_folder), random_weights=False)
     batch = task.collate([task.train_sample(rows[i], np.random.default_rng(i)) for i in range(4)])
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(35):
-        loss = task.loss(model.train(), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(task, model, batch, torch.optim.Adam(model.parameters(), lr=1e-3), 35)
     assert losses[-1] < 0.7 * losses[0]
     values, pictures = evaluate_task(task, model, rows)
     assert set(values) == {"RMSE ↓", "AbsRel ↓", "delta1"} and 0 < values["RMSE ↓"] < 2

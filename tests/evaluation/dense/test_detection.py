@@ -2,9 +2,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows, png, save_tiny_encoder
+from tests.evaluation.dense.dense_tools import fit, make_rows, png
 
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
 from eqcohvit.evaluation.dense.coco import average_precision
 from eqcohvit.evaluation.dense.detection import Detection
@@ -29,11 +28,6 @@ def object_rows(all_boxes, all_classes, names=("a", "b")):
     return datasets.Dataset.from_dict(
         {"image": cells, "objects": objects}, features=datasets.Features({"image": datasets.Image(decode=False), "objects": features})
     )
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return EncoderFolder.open(str(save_tiny_encoder(tmp_path_factory.mktemp("e") / "model", image_size=64)))
 
 
 @pytest.fixture
@@ -88,14 +82,7 @@ def test_detector_learns_with_an_empty_image_in_the_batch(encoder, rows):
     model = task.build(encoder, random_weights=False)
     batch = task.collate([task.train_sample(rows[i], np.random.default_rng(0)) for i in range(3)])
     assert len(batch["labels"][1]["boxes"]) == 0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    losses = []
-    for _ in range(4):
-        loss = task.loss(model.train(), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(task, model, batch, torch.optim.AdamW(model.parameters(), lr=3e-4), 4)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     values, pictures = evaluate_task(task, model, rows)
     assert set(values) == {"AP", "AP50", "AP75"} and pictures[0][1].size == (64, 48)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows
 from PIL import Image
+from tests.evaluation.dense.dense_tools import fit, make_rows
 
 from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
@@ -18,7 +18,7 @@ def rows():
 
 @pytest.fixture
 def task(encoder_folder, rows):
-    return Homography.from_options(TaskOptions(), EncoderFolder.open(str(encoder_folder)), rows)
+    return Homography.from_options(TaskOptions(), EncoderFolder.open(encoder_folder), rows)
 
 
 def test_corner_error_by_hand():
@@ -77,16 +77,9 @@ def test_test_pairs_are_fixed_and_training_pairs_are_not(task, rows):
 
 def test_head_learns_and_is_scored_in_pixels(task, rows, encoder_folder):
     torch.manual_seed(0)
-    model = task.build(EncoderFolder.open(str(encoder_folder)), random_weights=False)
+    model = task.build(EncoderFolder.open(encoder_folder), random_weights=False)
     batch = task.collate([task.train_sample(rows[i], np.random.default_rng(i)) for i in range(4)])
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(60):
-        loss = task.loss(model.train(), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(task, model, batch, torch.optim.Adam(model.parameters(), lr=3e-3), 60)
     assert losses[-1] < 0.2 * losses[0]
     values, pictures = evaluate_task(task, model, rows)
     assert values["mean corner error (px) ↓"] > 0 and len(pictures[0]) == 3

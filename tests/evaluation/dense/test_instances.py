@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows, save_tiny_encoder
 from pycocotools import mask as coco_masks
+from tests.evaluation.dense.dense_tools import fit, make_rows
 
 from eqcohvit.data.sprites import render_sprites
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
 from eqcohvit.evaluation.dense.instances import InstanceSegmentation, sprite_grids
 
@@ -25,11 +24,6 @@ def instance_rows(*scenes):
 
 
 ROWS = instance_rows(annotated([(10, 8, 20, 16, 0), (40, 20, 12, 20, 1)], numbers=(3, 7)), annotated([]), annotated([(4, 28, 30, 12, 0)]))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return EncoderFolder.open(str(save_tiny_encoder(tmp_path_factory.mktemp("e") / "model", image_size=64)))
 
 
 def make_task(encoder, rows=ROWS, **options):
@@ -74,14 +68,7 @@ def test_model_learns_with_an_empty_image_in_the_batch(encoder):
     model = task.build(encoder, random_weights=False)
     batch = task.collate([task.train_sample(ROWS[i], np.random.default_rng(0)) for i in range(3)])
     assert batch["masks"][1].shape == (0, 64, 64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    losses = []
-    for _ in range(3):
-        loss = task.loss(model.train(), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(task, model, batch, torch.optim.AdamW(model.parameters(), lr=3e-4), 3)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     values, pictures = evaluate_task(task, model, ROWS)
     assert set(values) == {"AP", "AP50", "AP75"} and pictures[0][2].size == (64, 48)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows
 from PIL import Image
+from tests.evaluation.dense.dense_tools import fit, make_rows
 
 from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
@@ -28,7 +28,7 @@ def rows():
 
 
 def make_task(encoder_folder, rows, **options):
-    return Keypoints.from_options(TaskOptions(**options), EncoderFolder.open(str(encoder_folder)), rows)
+    return Keypoints.from_options(TaskOptions(**options), EncoderFolder.open(encoder_folder), rows)
 
 
 def test_pck_by_hand():
@@ -85,16 +85,11 @@ def test_peaks_of_heatmaps_are_the_points(sigma):
 def test_head_finds_the_points_it_was_trained_on(encoder_folder, rows):
     task = make_task(encoder_folder, rows, image_size=40)
     torch.manual_seed(0)
-    model = task.build(EncoderFolder.open(str(encoder_folder)), random_weights=False)
+    model = task.build(EncoderFolder.open(encoder_folder), random_weights=False)
     samples = [task.test_sample(row, i) for i, row in enumerate(rows)]
     maps = [draw_heatmaps(s["points"] / 2, 20, 1.0) for s in samples]
     batch = {"pixel_values": torch.stack([s["pixel_values"] for s in samples]), "heatmaps": torch.stack(maps), "visible": torch.ones(3, 3)}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(120):
-        loss = task.loss(model.train(), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    fit(task, model, batch, torch.optim.Adam(model.parameters(), lr=1e-3), 120)
     values, pictures = evaluate_task(task, model, rows)
     assert values["PCK@0.1"] > 0.4 and set(values) == {"PCK@0.05", "PCK@0.1", "AP (OKS)", "AP50 (OKS)", "AP75 (OKS)"}
     assert len(pictures) == 3 and pictures[0][2].size == (240, 240)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from dense_tools import make_rows
+from tests.evaluation.dense.dense_tools import make_rows
 
 from eqcohvit.evaluation.dense.rows import find_column, open_train_and_test, read_depth, read_image, read_labels
 

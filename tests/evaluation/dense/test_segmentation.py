@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows
+from tests.evaluation.dense.dense_tools import fit, make_rows
 
 from eqcohvit.evaluation.dense import load_finetuned, save_finetuned
 from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone, spread_stages
@@ -16,7 +16,7 @@ def stripes(height=40, width=56):
 
 
 def make_task(encoder_folder, rows, **options):
-    return Segmentation.from_options(TaskOptions(**{"num_labels": 4, **options}), EncoderFolder.open(str(encoder_folder)), rows)
+    return Segmentation.from_options(TaskOptions(**{"num_labels": 4, **options}), EncoderFolder.open(encoder_folder), rows)
 
 
 @pytest.fixture
@@ -92,19 +92,12 @@ def test_options_that_do_not_fit(encoder_folder, rows, options, message):
 def test_head_learns_and_comes_back_equal(encoder_folder, rows, head, tmp_path):
     task = make_task(encoder_folder, rows, head=head)
     torch.manual_seed(0)
-    encoder = EncoderFolder.open(str(encoder_folder))
+    encoder = EncoderFolder.open(encoder_folder)
     model = task.build(encoder, random_weights=False)
     for key, value in encoder.backbone().state_dict().items():
         assert torch.equal(find_backbone(model).state_dict()[key], value)
     batch = task.collate([task.train_sample(rows[0], np.random.default_rng(seed)) for seed in range(4)])
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(25):
-        loss = task.loss(model.train(), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fit(task, model, batch, torch.optim.Adam(model.parameters(), lr=3e-3), 25)
     assert losses[-1] < 0.7 * losses[0]
     values, pictures = evaluate_task(task, model, rows)
     assert set(values) == {"mIoU", "pixel accuracy"} and 0 <= values["mIoU"] <= 1
@@ -115,14 +108,14 @@ def test_head_learns_and_comes_back_equal(encoder_folder, rows, head, tmp_path):
 
 
 def test_random_weights_are_not_the_trained_ones(encoder_folder):
-    encoder = EncoderFolder.open(str(encoder_folder))
+    encoder = EncoderFolder.open(encoder_folder)
     trained, random = encoder.backbone(), encoder.backbone(random_weights=True)
     name = "backbone.embeddings.patch_embeddings.projection.weight"
     assert not torch.equal(trained.state_dict()[name], random.state_dict()[name])
 
 
 def test_positions_are_interpolated_to_another_size(encoder_folder):
-    encoder = EncoderFolder.open(str(encoder_folder))
+    encoder = EncoderFolder.open(encoder_folder)
     same, larger = encoder.backbone(image_size=32), encoder.backbone(image_size=64)
     x = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(same.eval()(x).feature_maps[0], encoder.backbone().eval()(x).feature_maps[0])

@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from dense_tools import make_rows
 from PIL import Image
+from tests.evaluation.dense.dense_tools import make_rows
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
@@ -63,13 +63,13 @@ def test_parts_of_a_split_model_and_of_a_plain_vit(encoder_folder, tmp_path):
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     encoders = [PatchEncoder(load_encoder(str(path))) for path in (encoder_folder, tmp_path)]
     results = propagate_videos(VIDEO_TASKS["video_segmentation"], encoders, read_videos(make_rows(**video_rows())), shorter_side=40)
-    parts = [(str(encoder_folder), part) for part in ("equivariant", "invariant", "backbone")] + [(str(tmp_path), "backbone")]
+    parts = [(encoder_folder, part) for part in ("equivariant", "invariant", "backbone")] + [(str(tmp_path), "backbone")]
     assert list(results.values) == parts
     assert set(results.values[parts[0]]) == {"J&F", "J", "F", "J recall", "F recall"}
 
 
 def test_encoder_keeps_the_grid_of_a_frame(encoder_folder):
-    encoder = PatchEncoder(load_encoder(str(encoder_folder)))
+    encoder = PatchEncoder(load_encoder(encoder_folder))
     image = torch.rand(3, 40, 96)
     maps = encoder(image)
     shapes = {part: tuple(grid.shape) for part, grid in maps.items()}

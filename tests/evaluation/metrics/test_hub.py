@@ -3,11 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.hub.loopback_hub import LoopbackHub
+
 import eqcohvit.evaluation.metrics as metrics
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "hub"))  # so that loopback_hub can be imported
-
-from loopback_hub import LoopbackHub  # noqa: E402
 
 LOAD = """
 import evaluate, json
