@@ -4,6 +4,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from tests.data.data_tools import assert_same
 
 from eqcohvit.data import BadImage, CanvasStream, Decoded, Record, ResidentCanvases, resident
 
@@ -41,14 +42,6 @@ class Pictures:
 def make_stream(source, keep=True, report=print, **options):
     kept = ResidentCanvases(source, 4, torch.device("cpu"), report) if keep else None
     return CanvasStream(source, 4, 6, **{"seed": 3, "shuffle_window": 8, "max_bad_fraction": 0.5, "resident": kept} | options)
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        for name in ("canvases", "sizes", "keys", "epochs", "labels"):
-            assert torch.equal(getattr(batch, name), getattr(other, name)), name
-        assert batch.position == other.position
 
 
 @pytest.mark.parametrize(("num_workers", "rank", "world_size"), [(0, 0, 1), (0, 2, 5), (2, 0, 1), (2, 1, 2)])

@@ -7,6 +7,7 @@ from operator import length_hint
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.data_tools import png
 
 from eqcohvit.data import BadImage, DatasetSource, FolderSource, SpritesSource, hold_out, open_source
 from eqcohvit.data.sprites import render_sprites
@@ -16,12 +17,6 @@ def save_image(path, value=0, size=(6, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
     return path
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (6, 4), (value, value, value)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_parquet(path, values, row_group_size=None, columns=("image",), label=True):

@@ -7,15 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from tests.data.data_tools import png
 
 from eqcohvit.data import CanvasStream, DatasetSource
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (6, 4), (value, value, value)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def names_that_escape(elsewhere: Path) -> list[str]:
