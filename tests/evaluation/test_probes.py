@@ -83,6 +83,12 @@ def test_temperature_weighs_the_neighbours():
         assert knn_accuracy(train, labels, test, torch.tensor([expected]), k=3, temperature=temperature) == 1.0
 
 
+def test_a_low_temperature_takes_the_nearest_neighbour():
+    """Similarities of 0.6 and 0: exp((0.6 - 1) / 0.001) is 0 in float32, and yet the first one has all the weight."""
+    train, labels = torch.tensor([[0.6, 0.8], [0.0, 1.0]]), torch.tensor([1, 0])
+    assert knn_accuracy(train, labels, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), k=2, temperature=0.001) == 1.0
+
+
 def test_nearest_neighbours_do_not_depend_on_the_chunks():
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(200, 8, generator=generator), torch.randn(50, 8, generator=generator)

@@ -215,7 +215,8 @@ def knn_accuracy(
 def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
     """The class of the largest sum of exp(similarity / temperature) among neighbours: two (M, k) -> (M,)."""
     votes = torch.zeros(len(labels), int(labels.max()) + 1, device=labels.device)
-    votes.scatter_add_(1, labels, ((similarity - 1) / temperature).exp())
+    # Relative to the most similar one, without which a low temperature would leave no weight that float32 can hold.
+    votes.scatter_add_(1, labels, ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp())
     return votes.argmax(dim=-1)
 
 

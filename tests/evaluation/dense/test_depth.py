@@ -27,6 +27,10 @@ def test_depth_errors_by_hand():
         depth_errors(true, true * 0)
 
 
+def test_a_negative_depth_is_no_hit():
+    assert depth_errors(np.array([[-1.0, 2.0]]), np.array([[1.0, 2.0]])) == pytest.approx({"RMSE": math.sqrt(2), "AbsRel": 1, "delta1": 0.5})
+
+
 def test_loss_forgives_most_of_a_wrong_scale():
     true = torch.tensor([[[1.0, 2.0, 4.0, 8.0]]])
     valid = torch.tensor([[[True, True, True, False]]])

@@ -58,6 +58,18 @@ def test_oks_precision_by_hand():
     assert precision(0.0, 50.0) == pytest.approx({"AP": 51 / 101, "AP50": 51 / 101, "AP75": 51 / 101})
 
 
+def test_score_of_a_prediction_does_not_know_what_is_labelled(encoder_folder, rows):
+    """Two boxes of area 400 and one of two points labelled in each; the heights of the others make the wrong prediction the surer one.
+
+    Ranked by the labelled points alone the right one would come first, with a precision of 1 up to a recall of one half: 51 of 101 points.
+    """
+    score = make_task(encoder_folder, rows).start_score()
+    for true, visible, heights in ((50.0, [True, False], [0.9, 0.1]), (90.0, [True, False], [0.8, 0.8])):
+        sample = {"points": np.full((2, 2), true), "visible": np.array(visible), "box": np.array([40.0, 40, 20, 20]), "width": 99, "height": 99}
+        score.add((np.full((2, 2), 50.0), np.array(heights)), sample)
+    assert score.result()["AP (OKS)"] == pytest.approx(0.5 * 51 / 101)  # right at the second place: precision 1/2
+
+
 def test_crop_moves_points_as_it_moves_pixels():
     crop = Crop(center=np.array([22.0, 19.0]), side=36.0, angle=0.4, size=72)
     points = np.array(POINTS)

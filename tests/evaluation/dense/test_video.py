@@ -86,12 +86,27 @@ def test_object_score_is_the_mean_over_objects_without_first_and_last_frames():
     true[12:18, 12:18] = 2
     half = np.where(true == 1, 1, 0)  # finds the first object, misses the second
     score = ObjectScore()
-    score.add(video, 1, true, true, 3)
-    score.add(video, 2, half, true, 3)
-    score.add(video, 3, np.zeros_like(true), true, 3)  # the last frame
+    score.add(video, 1, true, true, [1, 2])
+    score.add(video, 2, half, true, [1, 2])
+    score.add(video, 3, np.zeros_like(true), true, [1, 2])  # the last frame
     values = score.result()
     assert values["J"] == pytest.approx((1 + 0.5) / 2) and values["F"] == pytest.approx(0.75) and values["J&F"] == pytest.approx(0.75)
     assert values["J recall"] == pytest.approx(0.75)
+
+
+def test_numbers_that_no_object_has_are_not_counted_as_found():
+    """Objects 1 and 3: the first one is found, the other one missed; there is no second one."""
+    frames = []
+    for left in (0, 8, 16):
+        image, label = np.zeros((40, 96, 3), dtype=np.uint8), np.zeros((40, 96), dtype=np.uint8)
+        image[:, :24], label[:, :24] = (255, 0, 0), 1
+        image[:, 48 + left : 72 + left], label[:, 48:72] = (0, 255, 0), 3
+        frames.append((image, label))
+    frames[1] = (frames[1][0], np.where(frames[1][1] == 3, 0, frames[1][1]))  # it has gone, so that its region has nothing in common
+    columns = dict(zip(("image", "annotation"), map(list, zip(*frames, strict=True)), strict=True))
+    videos = read_videos(make_rows(**columns, sequence=["v"] * 3, frame=[0, 1, 2]))
+    results = propagate_videos(VIDEO_TASKS["video_segmentation"], [PixelPatches(8)], videos, shorter_side=40)
+    assert results.values["raw pixels", "pixels"]["J"] == pytest.approx(0.5)
 
 
 def test_pixels_that_do_not_count_are_left_out():
@@ -99,7 +114,7 @@ def test_pixels_that_do_not_count_are_left_out():
     true[:, :4], true[:, 4:] = 1, 255
     predicted = np.ones_like(true)
     score = ObjectScore()
-    score.add(Video("v", lambda: iter(()), 2), 1, predicted, true, 2)
+    score.add(Video("v", lambda: iter(()), 2), 1, predicted, true, [1])
     assert score.result()["J"] == 1
 
 

@@ -74,6 +74,12 @@ def test_contour_accuracy_of_empty_masks():
     assert contour_accuracy(square, empty) == 0 and contour_accuracy(empty, square) == 0
 
 
+def test_pck_without_a_labelled_keypoint_is_an_error():
+    metric = evaluate.load(str(Path(eqcohvit.__file__).parent / "evaluation" / "metrics" / "pck"))
+    with pytest.raises(ValueError, match="expected a labelled keypoint in the references, got none"):
+        metric.compute(predictions=[[[0, 0]]], references=[[[0, 0, 0]]], sizes=[10])
+
+
 SQUARE = [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
 LOADED = {
     "mean_iou": (

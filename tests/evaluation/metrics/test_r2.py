@@ -23,6 +23,12 @@ def test_r2_of_a_parameter_that_does_not_vary_is_unknown():
     assert math.isnan(r2_per_parameter([[1.0], [2.0]], [[1.0], [1.0]])[0])
 
 
+def test_r2_of_different_shapes_is_an_error():
+    """(3, 1) and (3,) would be spread to (3, 3)."""
+    with pytest.raises(ValueError, match=r"expected two arrays \(N, P\) of the same shape, got \(3, 1\) and \(3,\)"):
+        r2_per_parameter([[1.0], [2.0], [3.0]], [1.0, 2.0, 3.0])
+
+
 def test_module_loads_offline_and_pools_parameters_of_any_scale():
     module = evaluate.load(str(ROOT / "r2"))
     true = torch.tensor([[1.0, 1000.0], [2.0, 2000.0], [3.0, 3000.0]], dtype=torch.float64)

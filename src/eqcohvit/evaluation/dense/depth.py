@@ -70,7 +70,7 @@ class _DepthScore:
         self.errors: list[dict[str, float]] = []
 
     def add(self, prediction: np.ndarray, sample: Sample) -> None:
-        self.errors.append(depth_errors(prediction, sample["depth"], sample["valid"]))
+        self.errors.append(depth_errors(prediction, sample["depth"]))
 
     def result(self) -> dict[str, float]:
         shown = {"RMSE": f"RMSE {LOWER}", "AbsRel": f"AbsRel {LOWER}", "delta1": "delta1"}
@@ -158,7 +158,7 @@ class Depth(DenseTask):
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
         image, depth = self._read(row)
-        return {"pixel_values": self.normalize(self.resize_whole(image)), "depth": depth, "valid": depth > 0}
+        return {"pixel_values": self.normalize(self.resize_whole(image)), "depth": depth}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         predicted = model(pixel_values=batch["pixel_values"]).predicted_depth
@@ -175,7 +175,6 @@ class Depth(DenseTask):
         return _DepthScore()
 
     def picture(self, sample: Sample, prediction: np.ndarray) -> list[Image.Image]:
-        known = sample["depth"][sample["valid"]]
-        limits = float(known.min()), float(known.max())
-        truth = np.where(sample["valid"], sample["depth"], np.nan)
+        truth = np.where(sample["depth"] > 0, sample["depth"], np.nan)
+        limits = float(np.nanmin(truth)), float(np.nanmax(truth))
         return [self.to_image(sample["pixel_values"]), *(color_values(depth, *limits) for depth in (truth, prediction))]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, VitPoseConfig, VitPoseForPoseEstimatio
 from ..metrics.pck.distances import correct_keypoints
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample, TaskOptions
-from .coco import average_precision
+from .coco import OTHER_SIGMA, average_precision
 from .rows import Rows, find_column, read_image
 
 UPSAMPLING = 4  # heat-map cells per patch and direction
@@ -103,7 +103,7 @@ class _KeypointScore:
         size = {"bbox": list(map(float, box)), "area": float(box[2] * box[3]), "num_keypoints": int(visible.sum())}
         self.truth.append({**common, "keypoints": flat, **size})
         found = np.column_stack([points, np.ones(len(points))]).flatten().tolist()
-        self.found.append({**common, "keypoints": found, "score": float(heights[visible].mean())})
+        self.found.append({**common, "keypoints": found, "score": float(heights.mean())})
 
     def result(self) -> dict[str, float]:
         values = {f"PCK@{threshold}": float(np.concatenate(correct).mean()) for threshold, correct in self.correct.items()}
@@ -124,7 +124,7 @@ class Keypoints(DenseTask):
     heads = ("classic", "simple")
     protocol = (
         "one crop round the true box (or the whole image), no flipped copy; PCK by the longer side of the box; AP over OKS of .50 to .95, "
-        f"area of the box, sigmas of COCO for 17 keypoints, else {0.025}"
+        f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is the mean height of its peaks"
     )
 
     @classmethod

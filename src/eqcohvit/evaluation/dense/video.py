@@ -133,18 +133,19 @@ def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torc
 class ObjectScore:
     """J and F of each object of each video, mean over its frames, then over all objects (DAVIS-2017, arXiv:1704.00675).
 
-    The given first frame and, as in that benchmark, the last one of a video do not count (the last one does where there are only two).
+    The objects are those of the first frame, which is given. It and, as in that benchmark, the last one of a video do not count (the last
+    one does where there are only two).
     """
 
     def __init__(self):
         self.objects: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
-    def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
-        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none."""
+    def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, objects: Sequence[int]) -> None:
+        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none, and the numbers of the video's objects."""
         if frame == video.num_frames - 1 and video.num_frames > 2:
             return
         counts = true != VOID
-        for label in range(1, num_labels):
+        for label in objects:
             masks = (predicted == label) & counts, (true == label) & counts
             scores = self.objects.setdefault((video.name, label), [])
             scores.append((region_similarity(*masks), contour_accuracy(*masks)))
@@ -164,8 +165,8 @@ class PartScore:
     def __init__(self):
         self.confusion = np.zeros((VOID, VOID), dtype=np.int64)
 
-    def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, num_labels: int) -> None:
-        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none."""
+    def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, objects: Sequence[int]) -> None:
+        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none; the classes are counted as they come."""
         self.confusion += confusion_matrix(predicted, true, VOID, VOID)
 
     def result(self) -> dict[str, float]:
@@ -232,13 +233,13 @@ def propagate_videos(
         for encoder in encoders:
             shown = {0, video.num_frames // 3, 2 * video.num_frames // 3, video.num_frames - 1}
             frames = []
-            for index, image, truth, predictions, num_labels in _propagate(video, encoder, shorter_side, settings):
+            for index, image, truth, predictions, objects in _propagate(video, encoder, shorter_side, settings):
                 for part, predicted in predictions.items():
                     if index:
                         score = scores.setdefault((encoder.name, part), task.score())
-                        score.add(video, index, predicted, truth, num_labels)
+                        score.add(video, index, predicted, truth, objects)
                 if encoder is encoders[0] and index in shown:
-                    frames.append(overlay(image, next(iter(predictions.values())), num_labels))
+                    frames.append(overlay(image, next(iter(predictions.values())), objects[-1] + 1))
             if frames:
                 results.pictures.append([frames[min(i, len(frames) - 1)] for i in range(len(PICTURE_TITLES))])
             report(f"video {number + 1}/{len(videos)} {video.name}: {video.num_frames} frames, {encoder.name}")
@@ -248,34 +249,34 @@ def propagate_videos(
 
 def _propagate(
     video: Video, encoder: FrameEncoder, shorter_side: int, settings: PropagationSettings
-) -> Iterator[tuple[int, Image.Image, np.ndarray, dict[str, np.ndarray], int]]:
-    """Frame number, image, true labels, labels by part (of the first frame the given ones), number of classes."""
+) -> Iterator[tuple[int, Image.Image, np.ndarray, dict[str, np.ndarray], list[int]]]:
+    """Frame number, image, true labels, labels by part (of the first frame the given ones), numbers of the objects."""
     states: dict[str, LabelPropagation] = {}
-    num_labels, size = 0, (0, 0)
+    objects, size = [], (0, 0)
     for index, (image, truth) in enumerate(video.frames()):
         if index == 0:
-            num_labels, size = _count_labels(video, truth), truth.shape
+            objects, size = _find_objects(video, truth), truth.shape
         if truth.shape != size:
             shapes = f"{truth.shape[1]} x {truth.shape[0]} pixels, the first one of {size[1]} x {size[0]}"
             raise ValueError(f"video {video.name}: frame {index} is of {shapes}")
         features = encoder(resize_frame(image, shorter_side, encoder.patch_size))
         if index == 0:
             for part, maps in features.items():
-                shares = labels_to_patches(truth, num_labels, (maps.shape[0], maps.shape[1]))
+                shares = labels_to_patches(truth, objects[-1] + 1, (maps.shape[0], maps.shape[1]))
                 states[part] = LabelPropagation(maps, shares.to(maps.device), settings)
             predictions = dict.fromkeys(features, truth)
         else:
             predictions = {part: patches_to_labels(states[part].step(maps), size) for part, maps in features.items()}
-        yield index, image, truth, predictions, num_labels
+        yield index, image, truth, predictions, objects
 
 
-def _count_labels(video: Video, truth: np.ndarray) -> int:
-    """Number of classes of a first frame, with the background."""
-    labels = truth[truth != VOID]
-    if not labels.any():
+def _find_objects(video: Video, truth: np.ndarray) -> list[int]:
+    """Numbers of the objects of a first frame, from the lowest; they may leave some out."""
+    objects = [label for label in np.unique(truth).tolist() if label not in (0, VOID)]
+    if not objects:
         values = ", ".join(map(str, np.unique(truth)))
         raise ValueError(
             f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate: objects are numbered from 1, "
             f"{VOID} does not count, and this frame has {values}"
         )
-    return int(labels.max()) + 1
+    return objects
