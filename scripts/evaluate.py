@@ -27,7 +27,7 @@ from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.dense.base import TaskOptions
 from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
-from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples, prune_cache
+from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples, check_test_data, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
 from eqcohvit.evaluation.pairs import PROTOCOLS
@@ -101,31 +101,34 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Raise a `ValueError` for the first flag that cannot work, and replace `--transform all` by the names."""
-    for name in ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "top_k"):
-        if getattr(args, name) < 1:
+    for name in ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "max_frames", "top_k"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
-    if args.cache_gb < 0:
-        raise ValueError(f"cache_gb must not be negative, got {args.cache_gb}")
+    for name in ("cache_gb", "radius", "context_frames", "num_workers"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     if args.temperature <= 0:
         raise ValueError(f"temperature must be positive, got {args.temperature}")
     args.transform = list(PATHS) if "all" in args.transform else args.transform
     for name in args.transform:
         make_path(name)
+    if args.output and Path(args.output).is_dir():
+        raise ValueError(f"output must be a file like results.json, got the folder {args.output}")
     if args.output:
-        check_output(Path(args.output))
+        check_writable("output", Path(args.output))
+    check_writable("cache_dir", Path(args.cache_dir))
 
 
-def check_output(path: Path) -> None:
-    """Raise a `ValueError` now, and not after hours of work, where the results could not be written."""
-    if path.is_dir():
-        raise ValueError(f"output must be a file like results.json, got the folder {path}")
+def check_writable(name: str, path: Path) -> None:
+    """Raise a `ValueError` now, and not after hours of work, where a file could not be written."""
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"output {path} cannot be written: {there} is no folder that one may write to")
+        raise ValueError(f"{name} {path} cannot be written: {there} is no folder that one may write to")
 
 
 def open_samples(args: argparse.Namespace) -> Samples:
     """The sources of fitting and testing images."""
+    check_test_data(args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir)
     given = (args.dataset_name, args.dataset_config_name)
     columns = (args.train_dir, args.image_column, args.label_column)
     train = open_source(*given, args.dataset_split, args.data_files, *columns)

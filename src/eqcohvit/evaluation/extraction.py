@@ -77,6 +77,27 @@ class Samples:
                 return
 
 
+def check_test_data(
+    dataset_name: str | None,
+    dataset_split: str,
+    test_split: str | None,
+    data_files: str | None,
+    test_data_files: str | None,
+    train_dir: str | None,
+) -> None:
+    """Raise a `ValueError` of one line where the test images would be others than the arguments say, or those that are fitted on."""
+    if data_files is None and train_dir is None and dataset_name is None:
+        for name, value in (("test_split", test_split), ("test_data_files", test_data_files)):
+            if value:
+                raise ValueError(f"{name} needs data to fit on, got {value!r} alone: give dataset_name or data_files too")
+    if test_split and not test_data_files:
+        if data_files is not None or train_dir is not None:  # there a split is a mere name of all the files
+            allowed = "give test_data_files, or neither to hold some out"
+            raise ValueError(f"test_split needs dataset_name without data_files, got test_split={test_split!r} beside files: {allowed}")
+        if test_split == dataset_split:
+            raise ValueError(f"test_split must be another split than dataset_split, got {test_split!r} for both")
+
+
 class View(Protocol):
     """What is done to a block of canvases before it is encoded. `name` tells all of it."""
 

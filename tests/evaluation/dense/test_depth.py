@@ -28,7 +28,8 @@ def test_depth_errors_by_hand():
 
 
 def test_a_negative_depth_is_no_hit():
-    assert depth_errors(np.array([[-1.0, 2.0]]), np.array([[1.0, 2.0]])) == pytest.approx({"RMSE": math.sqrt(2), "AbsRel": 1, "delta1": 0.5})
+    errors = depth_errors(np.array([[-1.0, 2.0]]), np.array([[1.0, 2.0]]))
+    assert errors == pytest.approx({"RMSE": math.sqrt(2), "AbsRel": 1, "delta1": 0.5})
 
 
 def test_loss_forgives_most_of_a_wrong_scale():

@@ -64,8 +64,9 @@ def test_score_of_a_prediction_does_not_know_what_is_labelled(encoder_folder, ro
     Ranked by the labelled points alone the right one would come first, with a precision of 1 up to a recall of one half: 51 of 101 points.
     """
     score = make_task(encoder_folder, rows).start_score()
-    for true, visible, heights in ((50.0, [True, False], [0.9, 0.1]), (90.0, [True, False], [0.8, 0.8])):
-        sample = {"points": np.full((2, 2), true), "visible": np.array(visible), "box": np.array([40.0, 40, 20, 20]), "width": 99, "height": 99}
+    fixed = {"visible": np.array([True, False]), "box": np.array([40.0, 40, 20, 20]), "width": 99, "height": 99}
+    for true, heights in ((50.0, [0.9, 0.1]), (90.0, [0.8, 0.8])):
+        sample = {"points": np.full((2, 2), true), **fixed}
         score.add((np.full((2, 2), 50.0), np.array(heights)), sample)
     assert score.result()["AP (OKS)"] == pytest.approx(0.5 * 51 / 101)  # right at the second place: precision 1/2
 

@@ -42,6 +42,12 @@ def test_default_rows_stand_where_nothing_is_named():
     [
         ({"data_files": "nothing-*.parquet"}, "no file matches nothing-"),
         ({"train_dir": "a", "data_files": "b.parquet"}, "give either train_dir"),
+        # Files have no splits: whatever the split is called, the test rows would be those that are trained on.
+        ({"data_files": "a.parquet", "test_split": "test"}, "test_split needs dataset_name without data_files, got test_split='test'"),
+        ({"train_dir": "a", "test_split": "test"}, "test_split needs dataset_name without data_files, got test_split='test'"),
+        ({"dataset_name": "a/b", "test_split": "train"}, "test_split must be another split than dataset_split, got 'train' for both"),
+        ({"test_data_files": "a.parquet", "default": lambda: ([1], [2])}, "test_data_files needs data to fit on"),
+        ({"test_split": "test", "default": lambda: ([1], [2])}, "test_split needs data to fit on"),
     ],
 )
 def test_data_that_are_not_there(flags, message):

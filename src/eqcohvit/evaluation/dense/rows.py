@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ...data.datasets_source import builder_for, expand_data_files
 from ...data.decode import one_line
+from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
@@ -74,6 +75,7 @@ def open_train_and_test(
     Raises:
         ValueError: there are no such data, or none are named and there is no default.
     """
+    check_test_data(dataset_name, dataset_split, test_split, data_files, test_data_files, train_dir)
     if default is not None and dataset_name is None and data_files is None and train_dir is None:
         return default()
     train = open_rows(dataset_name, dataset_config_name, dataset_split, data_files, train_dir)
