@@ -116,14 +116,8 @@ def _inputs(demo: Demo) -> tuple:
     )  # fmt: skip
     sliders = [
         gr.Slider(
-            control.low,
-            control.high,
-            control.start,
-            step=control.step,
-            label=f"{control.label} ({control.unit})",
-            buttons=[],
-            visible=control in demo.choices[demo.start].controls,
-            elem_id=f"slider-{control.name}",
+            control.low, control.high, control.start, step=control.step, label=f"{control.label} ({control.unit})", buttons=[],
+            visible=control in demo.choices[demo.start].controls, elem_id=f"slider-{control.name}",
         )  # fmt: skip
         for control in ALL_CONTROLS
     ]

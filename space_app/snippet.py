@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controls import Choice
 
-_CODE = """import torch
+_CODE = '''import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from transformers.image_utils import load_image
@@ -37,7 +37,7 @@ print("PSNR of the intermediate states in dB:", [round(value, 2) for value in ps
 
 # both parts of every token, (1, 1 + patches, d) each
 print(outputs.invariant_features.shape, outputs.equivariant_features.shape)
-"""
+'''
 
 
 def snippet(name: str, choice: Choice, values: dict[str, float]) -> str:

@@ -34,16 +34,8 @@ def train_standin(cache: Path, progress=print, num_steps: int = NUM_STEPS) -> Pa
     torch.manual_seed(0)
     model = EqCohViTForPreTraining(
         EqCohViTConfig.from_preset(
-            "micro",
-            IMAGE_SIZE,
-            PATCH_SIZE,
-            feature_dim=256,
-            equivariant_dim=128,
-            decoder_dim=64,
-            path=PATH,
-            border="zeros",
-            decoder_context="mean",
-            decoder_patch_dropout=0.25,
+            "micro", IMAGE_SIZE, PATCH_SIZE, feature_dim=256, equivariant_dim=128, decoder_dim=64, path=PATH, border="zeros",
+            decoder_context="mean", decoder_patch_dropout=0.25,
         )  # fmt: skip
     )
     start_positions(model.eqcohvit)

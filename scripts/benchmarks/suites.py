@@ -140,7 +140,9 @@ def _kind(image_format: str, width: int, height: int, image_size: int, augmentat
     return f"{image_format} {width} x {height} to {image_size} px, {augmentation}"
 
 
-def _data(setup: Setup, image_format: str, width: int, height: int, image_size: int, augmentation: str, seconds: float) -> list[Result]:
+def _data(
+    setup: Setup, image_format: str, width: int, height: int, image_size: int, augmentation: str, seconds: float
+) -> list[Result]:
     number = 16
     count = 256 if setup.is_cuda else number  # a GPU renders them, so in a batch that fills it
     args = _settings("small", count, image_size, augmentation=augmentation)
