@@ -89,8 +89,15 @@ class EqCohViTForPreTrainingOutput(ModelOutput):
 
 
 def split_features(features: torch.Tensor, equivariant_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split (..., feature_dim) into its invariant part (first dimensions) and its equivariant part (last `equivariant_dim`)."""
-    return features[..., :-equivariant_dim], features[..., -equivariant_dim:]
+    """Split (..., feature_dim) into its invariant part (first dimensions) and its equivariant part (last `equivariant_dim`).
+
+    Raises:
+        ValueError: `equivariant_dim` does not lie between 0 and feature_dim.
+    """
+    invariant_dim = features.shape[-1] - equivariant_dim
+    if not 0 <= invariant_dim <= features.shape[-1]:
+        raise ValueError(f"equivariant_dim must lie between 0 and the features' {features.shape[-1]} dimensions, got {equivariant_dim}")
+    return features[..., :invariant_dim], features[..., invariant_dim:]
 
 
 def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> torch.Tensor:
@@ -408,7 +415,7 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
             if self.config.apply_layernorm and norm is not None:
                 hidden_state = norm(hidden_state)
             if self.config.reshape_hidden_states or not self.config.include_prefix_tokens:
-                hidden_state = hidden_state[:, self.config.num_prefix_tokens :]
+                hidden_state = hidden_state[:, self.num_prefix_tokens :]
             if self.config.reshape_hidden_states:
                 hidden_state = hidden_state.transpose(1, 2).unflatten(2, (height, width)).contiguous()
                 if scale_factors and scale_factors[len(maps)] != 1:

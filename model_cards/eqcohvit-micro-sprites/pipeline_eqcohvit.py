@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import Pipeline
+from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import KeyDataset
 
+from .image_processing_eqcohvit import to_8_bits
 from .modeling_eqcohvit import pool_tokens
 
 _TOKENS = ("cls", "mean", "patches", "all")
@@ -102,7 +104,7 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
 
 
 def _read_image(image: Any, timeout: float | None) -> Image.Image:
-    """One image of any of the `_IMAGE_KINDS` as RGB, turned as its EXIF data says."""
+    """One image of any of the `_IMAGE_KINDS` as RGB, turned as its EXIF data says, transparency on white (but where a text is loaded)."""
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return _image_of_array(image)
     source = os.fspath(image) if isinstance(image, os.PathLike) else image
@@ -110,9 +112,14 @@ def _read_image(image: Any, timeout: float | None) -> Image.Image:
     try:
         if isinstance(source, bytes):
             source = Image.open(io.BytesIO(source))
-        if isinstance(source, Image.Image) and 0 in source.size:
+        elif isinstance(source, str) and os.path.isfile(source):
+            source = Image.open(source)
+        if not isinstance(source, Image.Image):
+            return load_image(source, timeout=timeout)
+        if 0 in source.size:
             raise ValueError(f"its width and height are {source.width} x {source.height}")
-        return load_image(source, timeout=timeout)
+        upright = to_8_bits(ImageOps.exif_transpose(source))
+        return Image.fromarray(convert_to_rgb(upright, return_numpy=True))  # `load_image` would show what is hidden by transparency
     except Exception as error:
         shown = repr(image) if len(repr(image)) <= 80 else f"{repr(image)[:77]}..."
         # Of a text the library's message repeats the whole, which may be a picture in base64.
@@ -122,7 +129,10 @@ def _read_image(image: Any, timeout: float | None) -> Image.Image:
 
 def _image_of_array(array: np.ndarray | torch.Tensor) -> Image.Image:
     """(H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, uint8 or floats in [0, 1] -> RGB image."""
-    pixels = array.detach().cpu().float().numpy() if isinstance(array, torch.Tensor) and array.is_floating_point() else np.asarray(array)
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
+    pixels = np.asarray(array)
     shape = tuple(pixels.shape)
     if pixels.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, -1)

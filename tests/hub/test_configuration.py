@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"classifier_hidden_dim": -1}, "classifier_hidden_dim must be at least 0, got -1"),
         ({"equivariant_dim": 24}, "equivariant_dim must lie between 1 and feature_dim - 1 = 23, got 24"),
         ({"num_intermediates": 0}, "num_intermediates must be at least 1, got 0"),
         ({"backbone_config": {"model_type": "swin"}}, "unknown backbone model_type 'swin'; known: dinov2"),

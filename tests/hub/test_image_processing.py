@@ -45,6 +45,19 @@ def test_images_without_pixels_are_named(image, size):
         PROCESSOR(image, return_tensors="pt")
 
 
+def test_grey_of_16_bits_is_scaled_by_its_full_range():
+    """Pillow's own conversion would make all above 255 white."""
+    image = Image.fromarray(np.full((8, 12), 13107, np.uint16))  # a fifth of 65535
+    expected = torch.tensor([(0.2 - 0.5) / 0.25, (0.2 - 0.5) / 0.5, (0.2 - 0.5) / 1.0])
+    torch.testing.assert_close(PROCESSOR(image, return_tensors="pt").pixel_values[0, :, 3, 4], expected)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_of_numbers_without_a_known_range_are_refused(mode):
+    with pytest.raises(ValueError, match=f"^expected an image of 8 or 16 bits, got one of mode {mode}; scale it to 8 bits first$"):
+        PROCESSOR(Image.new(mode, (4, 4)), return_tensors="pt")
+
+
 @pytest.mark.parametrize("image", [None, 3, "missing.png"])
 def test_what_is_no_image_is_refused(image):
     with pytest.raises((TypeError, ValueError)):

@@ -52,6 +52,16 @@ def test_parts_are_the_first_and_last_dimensions_of_the_linear_head(x):
     assert all(torch.equal(a, b) for a, b in zip(split_features(features, 10), (features[..., :14], features[..., 14:]), strict=True))
 
 
+def test_split_takes_all_or_nothing_and_no_more():
+    features = torch.arange(6.0).reshape(2, 3)
+    whole, nothing = features, torch.empty(2, 0)
+    assert all(torch.equal(a, b) for a, b in zip(split_features(features, 0), (whole, nothing), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(split_features(features, 3), (nothing, whole), strict=True))
+    for wrong in (-1, 4):
+        with pytest.raises(ValueError, match=f"must lie between 0 and the features' 3 dimensions, got {wrong}"):
+            split_features(features, wrong)
+
+
 def test_return_dict_false_gives_the_same_tensors_as_a_tuple(x):
     model = seeded(EqCohViTModel, tiny_config())
     for one, other in zip(model(x, return_dict=False), model(x).to_tuple(), strict=True):

@@ -100,6 +100,23 @@ def test_every_kind_of_image_gives_the_models_features(kind, extract, expected, 
     close(features["equivariant"], expected.equivariant_features[0, 0])
 
 
+@pytest.mark.parametrize("kind", ["pil", "bytes", "path"])
+def test_transparency_lies_on_white_as_in_training(kind, extract, tmp_path):
+    clear = Image.new("RGBA", (16, 16), (200, 10, 90, 0))
+    clear.save(tmp_path / "clear.png")
+    images = {"pil": clear, "bytes": png(clear), "path": tmp_path / "clear.png"}
+    close(extract(images[kind])["invariant"], torch.tensor(extract(Image.new("RGB", (16, 16), "white"))["invariant"]))
+
+
+@pytest.mark.parametrize("kind", ["pil", "bytes", "path"])
+def test_grey_of_16_bits_is_that_of_8(kind, extract, photo, tmp_path):
+    grey = photo.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    images = {"pil": deep, "bytes": png(deep), "path": tmp_path / "deep.png"}
+    close(extract(images[kind])["invariant"], torch.tensor(extract(grey)["invariant"]))
+
+
 def test_grey_images_are_read_as_rgb(extract, photo):
     grey = photo.convert("L")
     close(extract(np.asarray(grey))["invariant"], torch.tensor(extract(grey.convert("RGB"))["invariant"]))

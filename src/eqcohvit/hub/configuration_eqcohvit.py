@@ -166,6 +166,8 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("num_intermediates", "decoder_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.classifier_hidden_dim < 0:
+            raise ValueError(f"classifier_hidden_dim must be at least 0, got {self.classifier_hidden_dim}")
         if not 0 <= self.decoder_patch_dropout < 1:
             raise ValueError(f"decoder_patch_dropout must lie in [0, 1), got {self.decoder_patch_dropout}")
         if self.decoder_patch_dropout > 0 and self.decoder_context == "none":
