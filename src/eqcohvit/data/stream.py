@@ -50,8 +50,8 @@ class Batch:
         return Batch(*(function(tensor) for tensor in tensors), position=self.position)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which the copy to a GPU runs beside its work."""
-        return self._map(torch.Tensor.pin_memory)
+        """The batch in page-locked memory, from which the copy to a GPU runs beside its work; what is there, or on a GPU, stays."""
+        return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch on a device."""
@@ -182,4 +182,6 @@ def _one_pass(chunks: Iterator[Chunk], batch_size: int, name: str) -> Iterator[B
 
 def _to_batch(chunk: Chunk, position: dict[str, Any]) -> Batch:
     keys, labels, epochs = (column.contiguous() for column in chunk.meta[:, :3].unbind(1))
-    return Batch(chunk.canvases, chunk.sizes, keys, epochs, labels, position)
+    batch = Batch(chunk.canvases, chunk.sizes, keys, epochs, labels, position)
+    # The workers' canvases are pinned already, but not those of a batch that was put together from two chunks, after a bad image.
+    return batch.pin_memory() if torch.cuda.is_available() else batch

@@ -24,6 +24,8 @@ from .retry import Patience
 from .sources import Source
 
 _Item = TypeVar("_Item")
+# What the loader says of it: where it copies to page-locked memory (with a GPU), the thread that does so may die of the broken connection.
+_WORKER_DIED = ("DataLoader worker", "Pin memory thread")
 
 
 class KEPT:
@@ -106,7 +108,7 @@ def decoded(
                 if not careful:
                     return
             except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # the latter where it took a result with it
-                if not num_workers or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
+                if not num_workers or (isinstance(error, RuntimeError) and not str(error).startswith(_WORKER_DIED)):
                     raise
                 again.extendleft(reversed(handed_out))
                 handed_out.clear()
