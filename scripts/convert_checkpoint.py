@@ -238,6 +238,11 @@ def main(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     torch.manual_seed(args.seed)
     head = {name: getattr(args, name) for name in ("feature_dim", "equivariant_dim", "num_intermediates")}
+    if args.report is not None:
+        try:  # now, and not after the model is written
+            args.report.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write the report {args.report}: {error.strerror}") from None
     model, report, mean, std = convert(args.source, args.layout, args.num_attention_heads, **head)
     save_hub_folder(args.output, model, image_mean=mean, image_std=std)
     if args.report is not None:

@@ -253,6 +253,15 @@ def test_command_line_error_is_one_line_and_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_that_cannot_be_written_ends_before_the_model_is(tmp_path):
+    AutoModel.from_config(AutoConfig.for_model("dinov2", **SIZES, mlp_ratio=2)).save_pretrained(tmp_path / "in")
+    (tmp_path / "file").touch()
+    flags = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--report", str(tmp_path / "file" / "report.json")]
+    with pytest.raises(ValueError, match=r"cannot write the report .*report.json: File exists"):
+        script.main(script.parse(flags))
+    assert not (tmp_path / "out").exists()
+
+
 def test_heads_of_a_transformers_model_are_reported_as_dropped(tmp_path):
     torch.manual_seed(0)
     source = AutoModelForImageClassification.from_config(AutoConfig.for_model("dinov2", **SIZES, mlp_ratio=2))

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -184,7 +185,7 @@ class FeatureCache:
     def write(self, index: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """Write a chunk whole or not at all; `state` is where the stream stands after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".chunk-{index:05d}.tmp"
+        temporary = self.folder / f".chunk-{index:05d}-{os.getpid()}.tmp"  # another command may write the same chunk
         save_file({name: values.contiguous() for name, values in tensors.items()}, temporary, metadata={"state": json.dumps(state)})
         temporary.replace(self._path(index))
 
@@ -202,14 +203,17 @@ def prune_cache(root: str | Path, max_bytes: float) -> int:
 
     Those used within the last hour stay: another command may be at work on them.
     """
-    folders = [path for path in Path(root).glob("*") if _FOLDER_NAME.fullmatch(path.name) and path.is_dir()]
-    sizes = {path: sum(file.stat().st_size for file in path.glob("*")) for path in folders}
-    left = total = sum(sizes.values())
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime):
-        if left <= max_bytes or time.time() - path.stat().st_mtime < _IN_USE_SECONDS:
+    folders: list[tuple[float, int, Path]] = []
+    for path in Path(root).glob("*"):
+        if _FOLDER_NAME.fullmatch(path.name) and path.is_dir():
+            with suppress(FileNotFoundError):  # another command has just removed or renamed what is in it: it is in use
+                folders.append((path.stat().st_mtime, sum(file.stat().st_size for file in path.glob("*")), path))
+    left = total = sum(size for _, size, _ in folders)
+    for used, size, path in sorted(folders):
+        if left <= max_bytes or time.time() - used < _IN_USE_SECONDS:
             break
         shutil.rmtree(path, ignore_errors=True)
-        left -= sizes[path]
+        left -= size
     return total - left
 
 

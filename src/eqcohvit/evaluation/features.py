@@ -107,7 +107,7 @@ class ModelEncoder:
                 states |= {("equivariant", LAST): equivariant, ("invariant", LAST): invariant}
                 states["both", LAST] = torch.cat([invariant, equivariant], dim=-1)
             states["backbone", LAST] = outputs.last_hidden_state
-        patch_size = _square(getattr(self.model.config, "patch_size", None))
+        patch_size = square_side(getattr(self.model.config, "patch_size", None))
         return {key: split_tokens(state.float(), images.shape[-2:], patch_size) for key, state in states.items()}
 
     def __call__(self, images: torch.Tensor) -> dict[Feature, torch.Tensor]:
@@ -121,7 +121,7 @@ class ModelEncoder:
 
     def _run(self, images: torch.Tensor, **kwargs: Any) -> Any:
         if self.model.config.model_type == "vit_mae":  # it shuffles its patches by this noise
-            patch_size = _square(self.model.config.patch_size)
+            patch_size = square_side(self.model.config.patch_size)
             assert patch_size is not None
             patches = math.prod(side // patch_size for side in images.shape[-2:])
             kwargs["noise"] = torch.arange(patches, device=self.device, dtype=torch.float32).expand(len(images), -1)
@@ -130,7 +130,7 @@ class ModelEncoder:
 
     def _interpolation(self, image_size: Sequence[int]) -> dict[str, bool]:
         """ViTs of another native size need a word before they interpolate their positions; most other models have no such argument."""
-        native = _square(getattr(self.model.config, "image_size", None))
+        native = square_side(getattr(self.model.config, "image_size", None))
         takes = "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
         return {"interpolate_pos_encoding": True} if takes and native is not None and tuple(image_size) != (native, native) else {}
 
@@ -261,7 +261,7 @@ def _vision_tower(model: PreTrainedModel, name: str) -> PreTrainedModel:
     return model
 
 
-def _square(size: Any) -> int | None:
+def square_side(size: Any) -> int | None:
     """A side given as an int or as a pair, whose first counts."""
     return size[0] if isinstance(size, (list, tuple)) else size
 
@@ -278,7 +278,17 @@ def select(vectors: dict[Feature, torch.Tensor], part: str, layer: str, pooling:
     return have["mean"] if pooling.startswith("cls") and "cls" not in have else have[pooling]
 
 
+def part_name(part: str, layer: str) -> str:
+    """A part of a layer, as tables name it."""
+    return part if layer == LAST else f"{part}, layer {layer}"
+
+
 def parts_of(vectors: dict[Feature, torch.Tensor]) -> list[tuple[str, str]]:
     """(part, layer) of all vectors, each once: parts as in `PARTS`, the last layer first, then by index."""
-    found = {(feature.part, feature.layer) for feature in vectors}
-    return sorted(found, key=lambda key: (key[1] != LAST, PARTS.index(key[0]) if key[0] in PARTS else len(PARTS), key[1].zfill(3), key[0]))
+    return sorted({(feature.part, feature.layer) for feature in vectors}, key=part_order)
+
+
+def part_order(key: tuple[str, str]) -> tuple:
+    """What (part, layer) are sorted by."""
+    part, layer = key
+    return layer != LAST, PARTS.index(part) if part in PARTS else len(PARTS), layer.zfill(3), part

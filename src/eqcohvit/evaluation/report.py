@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .context import Figure
+from .features import PIXELS, RANDOM
 from .results import LOWER, Row, tables
 
 _STYLE = """
@@ -81,10 +83,13 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     """The HTML page; figures come with their PNG content."""
     headline = [row for row in rows if row.headline]
     details = [row for row in rows if not row.headline]
-    names = ", ".join([model["name"] for model in results.get("models", [])] or dict.fromkeys(row.encoder for row in rows))
-    read = [text for word, text in _HOW_TO_READ.items() if any(row.metric.startswith(word) for row in rows)]
+    names = ", ".join([model["name"] for model in results.get("models", [])] or dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith((RANDOM, PIXELS))))
+    kinds = {re.split("[ -]", row.metric)[0] for row in rows}
+    read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
+    controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
+    beside = f", beside {' and '.join(controls)}" if controls else ""
     body = [
-        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}, beside random weights and raw pixels</p>",
+        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}</p>",
         *(_table(cells, headline) for cells in tables(headline)),
         *(f"<p class='faint'>{text}</p>" for text in read),
         *(_figure(figure, png) for figure, png in figures),

@@ -15,7 +15,7 @@ import torch
 from ..transforms import TransformationPath, make_path
 from .context import Evaluation
 from .extraction import CentralView, Features, PairView, progress
-from .features import LAST, Feature, parts_of, select
+from .features import LAST, Feature, part_name, parts_of, select
 from .figures import neighbours_figure, pca_figure, scatter_figure
 from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
@@ -96,11 +96,6 @@ def regression_inputs(features: Features, part: str, layer: str, pooling: str) -
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor where probes run: on a GPU if there is one."""
     return tensor.cuda() if torch.cuda.is_available() else tensor
-
-
-def part_name(part: str, layer: str) -> str:
-    """A part of a layer, as tables name it."""
-    return part if layer == LAST else f"{part}, layer {layer}"
 
 
 def _r2_rows(

@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from tests.evaluation.dense.dense_tools import fit, make_rows
+from transformers import ViTConfig, ViTModel
 
 from eqcohvit.evaluation.dense import load_finetuned, save_finetuned
 from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone, spread_stages
@@ -112,6 +115,24 @@ def test_random_weights_are_not_the_trained_ones(encoder_folder):
     trained, random = encoder.backbone(), encoder.backbone(random_weights=True)
     name = "backbone.embeddings.patch_embeddings.projection.weight"
     assert not torch.equal(trained.state_dict()[name], random.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "mean", "std"),
+    [
+        ({"image_processor_type": "DINOv3ViTImageProcessor"}, (0.5,) * 3, (0.2,) * 3),  # exists with torchvision only
+        ({"image_processor_type": "ViTImageProcessor", "do_normalize": False}, (0.0,) * 3, (1.0,) * 3),
+        # x / 127.5 of pixels in [0, 255] is 2 x of images in [0, 1]; (2 x - 0.5) / 0.2 = (x - 0.25) / 0.1
+        ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 1 / 127.5}, (0.25,) * 3, (0.1,) * 3),
+    ],
+)
+def test_normalisation_is_what_any_image_processor_says(tmp_path, fields, mean, std):
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**layers, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.2] * 3, **fields}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    encoder = EncoderFolder.open(str(tmp_path))
+    assert encoder.mean == pytest.approx(mean) and encoder.std == pytest.approx(std) and encoder.image_size == 32
 
 
 def test_positions_are_interpolated_to_another_size(encoder_folder):

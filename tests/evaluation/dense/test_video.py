@@ -68,6 +68,12 @@ def test_parts_of_a_split_model_and_of_a_plain_vit(encoder_folder, tmp_path):
     assert set(results.values[parts[0]]) == {"J&F", "J", "F", "J recall", "F recall"}
 
 
+def test_each_layer_that_is_asked_for_carries_labels(encoder_folder):
+    encoder = PatchEncoder(load_encoder(str(encoder_folder), ["1", "last"]))
+    results = propagate_videos(VIDEO_TASKS["video_segmentation"], [encoder], read_videos(make_rows(**video_rows())), shorter_side=40)
+    assert {part for _, part in results.values} == {"equivariant", "invariant", "backbone", "backbone, layer 1"}
+
+
 def test_encoder_keeps_the_grid_of_a_frame(encoder_folder):
     encoder = PatchEncoder(load_encoder(encoder_folder))
     image = torch.rand(3, 40, 96)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoModel
 
 from ...hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
 from ...hub.modeling_eqcohvit import EqCohViTBackbone, EqCohViTModel, start_positions
+from ..preprocessing import read_preprocessing
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,9 @@ class EncoderFolder:
                 known = ", ".join((EqCohViTConfig.model_type, *SUPPORTED_BACKBONES))
                 raise ValueError(f"{name_or_path} is a {config.model_type}, expected an encoder of one of the types {known}")
             config = EqCohViTConfig(backbone_config=config)
-        try:
-            processor = AutoImageProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no image processor at {name_or_path}: {str(error).splitlines()[0]}") from None
-        mean, std = (tuple(map(float, values)) for values in (processor.image_mean, processor.image_std))
+        preprocessing = read_preprocessing(name_or_path, config)
+        # (scale x - mean) / std, written without the scale
+        mean, std = (tuple(value / preprocessing.scale for value in values) for values in (preprocessing.mean, preprocessing.std))
         return cls(name_or_path, config, config.square_image_size, mean, std)
 
     def backbone(self, random_weights: bool = False, image_size: int | None = None, **options: Any) -> EqCohViTBackbone:

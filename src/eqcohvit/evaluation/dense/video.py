@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..features import LAST, PIXELS, ModelEncoder
+from ..features import PIXELS, ModelEncoder, part_name, part_order, square_side
 from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
 from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from .base import resize_to_patches, row_errors
@@ -19,7 +19,6 @@ from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, l
 from .rows import Rows, find_column, read_image, read_labels
 
 VOID = 255
-PARTS = ("equivariant", "invariant", "backbone")
 _OTHER_PATCH_SIZE = 32  # of models without patches, such as convolutional ones: their usual stride
 
 
@@ -38,18 +37,17 @@ class FrameEncoder(Protocol):
 
 @dataclass
 class PatchEncoder:
-    """The parts of a split model, or the backbone of any other; frames may have any size that patches fill."""
+    """The parts of a split model, or the backbone of any other, and its layers; frames may have any size that patches fill."""
 
     encoder: ModelEncoder
 
     def __post_init__(self):
-        size = getattr(self.encoder.model.config, "patch_size", None)
         self.name = self.encoder.name
-        self.patch_size = size[0] if isinstance(size, list | tuple) else size or _OTHER_PATCH_SIZE
+        self.patch_size = square_side(getattr(self.encoder.model.config, "patch_size", None)) or _OTHER_PATCH_SIZE
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        tokens = {part: tokens for (part, layer), tokens in self.encoder.tokens(image[None]).items() if layer == LAST}
-        return {part: tokens[part].grid[0] for part in PARTS if part in tokens}
+        tokens = self.encoder.tokens(image[None])
+        return {part_name(*key): tokens[key].grid[0] for key in sorted(tokens, key=part_order) if key[0] != "both"}
 
 
 @dataclass

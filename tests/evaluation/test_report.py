@@ -1,0 +1,20 @@
+from eqcohvit.evaluation.report import render_page
+from eqcohvit.evaluation.results import Row
+
+
+def page(*rows):
+    return render_page({}, [Row(*row) for row in rows], [])
+
+
+def test_page_explains_what_it_shows_and_nothing_else():
+    both = page(("a", "backbone", "linear", [0.5]), ("raw pixels", "pixels", "kNN-20", [0.25]))
+    assert "<b>linear</b>" in both and "<b>kNN</b>" in both and "<b>linearity</b>" not in both
+    moves = page(("a", "backbone", "linearity of zoom, strict", [0.5]))
+    assert "<b>linearity</b>" in moves and "<b>linear</b>" not in moves
+
+
+def test_page_names_the_controls_that_it_has():
+    assert "a, beside" not in page(("a", "backbone", "depth RMSE ↓", [0.5]))
+    rows = [("a", "backbone", "R2 zoom, strict", [0.5]), ("random weights (a)", "backbone", "R2 zoom, strict", [0.1])]
+    assert "<p class='faint'>a, beside random weights</p>" in page(*rows)
+    assert "beside random weights and raw pixels</p>" in page(*rows, ("raw pixels", "pixels", "R2 zoom, strict", [0.2]))
