@@ -83,7 +83,8 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     """The HTML page; figures come with their PNG content."""
     headline = [row for row in rows if row.headline]
     details = [row for row in rows if not row.headline]
-    names = ", ".join([model["name"] for model in results.get("models", [])] or dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith((RANDOM, PIXELS))))
+    tested = dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith((RANDOM, PIXELS)))
+    names = ", ".join([model["name"] for model in results.get("models", [])] or tested)
     kinds = {re.split("[ -]", row.metric)[0] for row in rows}
     read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
