@@ -59,7 +59,7 @@ def reference_nt_xent(x, y, temperature):
 
 def test_nt_xent_equals_an_elementwise_reference():
     x, y = embeddings(batch=6)
-    assert math.isclose(nt_xent(x, y, 0.3).item(), reference_nt_xent(x, y, 0.3), rel_tol=1e-5)
+    assert math.isclose(nt_xent(first=x, end=y, temperature=0.3).item(), reference_nt_xent(x, y, 0.3), rel_tol=1e-5)
 
 
 def test_nt_xent_of_equal_embeddings_is_the_logarithm_of_the_others():

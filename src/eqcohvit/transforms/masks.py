@@ -30,7 +30,7 @@ class BlockMasking:
         num_blocks: blocks drawn at most; later ones fill up what the earlier ones left.
 
     Raises:
-        ValueError: a share does not lie in [0, 1).
+        ValueError: `probability` does not lie in [0, 1], or a share of patches not in [0, 1).
     """
 
     probability: float = 0.5

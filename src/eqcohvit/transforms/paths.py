@@ -194,7 +194,10 @@ class Perspective(TransformationPath):
 
 
 def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The projective maps (B, 3, 3) that take four points `source` to `target`, both (B, 4, 2); last entry 1."""
+    """The projective maps (B, 3, 3) that take four points `source` to `target`, both (B, 4, 2); last entry 1.
+
+    Of the points no three may lie on a line: there is no such map then, and the numbers are not finite.
+    """
     x, y = source.unbind(dim=-1)
     u, v = target.unbind(dim=-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)

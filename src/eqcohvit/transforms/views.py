@@ -163,6 +163,10 @@ class ViewRenderer:
         masking: how the patches of both global views are masked; None for not at all.
         patch_size: side of a patch in pixels, for the masks.
         mean, std: normalisation of the encoder, per channel.
+        seed: of all random numbers, together with the epochs and the keys of the samples.
+
+    Raises:
+        ValueError: an unknown augmentation or border, or fewer than 1 intermediate state.
     """
 
     def __init__(
