@@ -13,6 +13,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 from eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.objectives.distributed import gather
 from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_module
 from eqcohvit.training.pretrain_module import PretrainModule
@@ -81,9 +82,19 @@ def sharded(module: PretrainModule) -> PretrainModule:
     return fully_shard(module, mesh=mesh)
 
 
+def check_gradients_of_a_sum() -> None:
+    """`a + b` hands one and the same gradient back to both: adding it up over the processes in place would do so twice."""
+    a, b = (torch.zeros(1, 2, requires_grad=True) for _ in range(2))
+    weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    ((gather(a) + gather(b)) * weights).sum().backward()
+    expected = 2 * weights[dist.get_rank()][None]  # of two processes with one loss each
+    assert torch.equal(a.grad, expected) and torch.equal(b.grad, expected), (a.grad, b.grad, expected)
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    check_gradients_of_a_sum()
     results = {}
     for objective in OBJECTIVES:
         module = torch.nn.parallel.DistributedDataParallel(make_module(objective), broadcast_buffers=False)

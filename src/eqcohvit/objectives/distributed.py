@@ -11,6 +11,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes as a new tensor: autograd may hand one and the same gradient to several functions."""
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -20,23 +27,17 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(world_size())[dist.get_rank()]
+        return _summed(gradients[0]).chunk(world_size())[dist.get_rank()]
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(tensor)
 
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor) -> torch.Tensor:
-        gradient = gradients[0].contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return _summed(gradients[0])
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
