@@ -65,7 +65,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="run our step through torch.compile; the plain pipeline stays as it is")
     parser.add_argument("--profile", action="store_true", help="suites overhead and data: also print the operations that take the most")
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to measure on; default: cuda where there is one"
+    )
     parser.add_argument("--output", help="JSON to write: results, device, versions")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)

@@ -223,12 +223,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="transformers folder or Hub id, or a .pth file")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--layout", default="auto", choices=["auto", *_LAYOUTS], help="of a .pth file; default: auto")
-    parser.add_argument("--num_attention_heads", type=int, help="of a .pth file; default: width / 64")
+    parser.add_argument(
+        "--layout", default="auto", choices=["auto", *_LAYOUTS], help="layout of a .pth file; default: auto, told by its keys"
+    )
+    parser.add_argument("--num_attention_heads", type=int, help="heads of a .pth file; default: width / 64, or what its rotary periods say")
     parser.add_argument("--feature_dim", type=int, default=512, help="width of the new feature head; default: 512")
     parser.add_argument("--equivariant_dim", type=int, default=256, help="how many of these are equivariant; default: 256")
     parser.add_argument("--num_intermediates", type=int, default=2, help="number of decoders; default: 2")
-    parser.add_argument("--seed", type=int, default=0, help="of the new head and decoders; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new head and decoders; default: 0")
     parser.add_argument("--report", type=Path, help="write the key-by-key report to this JSON file too")
     return parser.parse_args(argv)
 

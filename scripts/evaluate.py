@@ -25,17 +25,16 @@ from transformers.utils import logging as transformers_logging
 from eqcohvit.data import SpritesSource, TooManyBadImages, open_source
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.dense.base import TaskOptions
+from eqcohvit.evaluation.dense import TASKS as SUPERVISED_TASKS
+from eqcohvit.evaluation.dense import TaskOptions
 from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
-from eqcohvit.evaluation.extraction import DEFAULT_CACHE, Samples, check_test_data, prune_cache
+from eqcohvit.evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
 from eqcohvit.evaluation.pairs import PROTOCOLS
 from eqcohvit.evaluation.report import write_report
 from eqcohvit.evaluation.results import Row, format_table, tables, versions, write_results
 from eqcohvit.transforms import PATHS, make_path
-
-_TEST_SPRITES = 1 << 40  # offset of sprites that no training run reaches
 
 # Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
 TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
@@ -51,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or any transformers vision model")
     parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each probe; default: 3")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
     parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")
     parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
@@ -60,16 +59,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("transformations and pooled features (r2, knn, linear, disentanglement)")
     group.add_argument("--transform", nargs="+", default=["rotation"], help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation")
-    group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help="default: both")
-    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.HEADS, help="of r2; default: both")
-    group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help="default: cls_mean grid")
+    protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
+    group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
+    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.HEADS, help="regressors of r2; default: both")
+    poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
+    group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
-    group.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' weights; default: 0.07")
+    group.add_argument("--temperature", type=float, default=0.07, help="of the weights exp(similarity / temperature) of knn; default: 0.07")
 
     group = parser.add_argument_group(
         "dense tasks",
-        "segmentation, homography, keypoints, detection, depth: a model folder of scripts/finetune.py is scored as it is; for an encoder a "
-        "head is fitted on the frozen backbone, once for each of the seeds",
+        f"{', '.join(SUPERVISED_TASKS)}:\na model folder of scripts/finetune.py is scored as it is; for an encoder a head is fitted on the "
+        "frozen backbone, once for each seed",
     )
     TaskOptions.add_flags(group, leave_out=["image_column"])
     group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
@@ -82,16 +83,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--top_k", type=int, default=5, help="most similar patches that do; default: 5")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_name", help="Hub id, local folder or builder; streamed")
+    group.add_argument("--dataset_name", help="Hub id, local folder or builder")
     group.add_argument("--dataset_config_name", help="configuration of the dataset")
-    group.add_argument("--dataset_split", default="train", help="split that the probes are fitted on; default: train")
-    group.add_argument("--test_split", help="split that they are tested on; by default held out from dataset_split")
-    group.add_argument("--data_files", help="files that the probes are fitted on: a glob, or several separated by commas")
+    group.add_argument("--dataset_split", default="train", help="split that probes and heads are fitted on; default: train")
+    group.add_argument("--test_split", help="split of dataset_name that they are tested on; by default held out from dataset_split")
+    group.add_argument("--data_files", help="files that probes and heads are fitted on: a glob, or several separated by commas")
     group.add_argument("--test_data_files", help="files that they are tested on; by default held out from data_files")
     group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
     group.add_argument("--image_column", help="image column, where there are several")
-    group.add_argument("--label_column", help="label column; 'folder' with train_dir")
-    group.add_argument("--max_samples", type=int, default=4096, help="images to fit the probes on; default: 4096")
+    group.add_argument("--label_column", help="label column; with train_dir 'folder', whose name is the class")
+    group.add_argument("--max_samples", type=int, default=4096, help="images to fit probes and heads on; default: 4096")
     group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
@@ -134,7 +135,7 @@ def open_samples(args: argparse.Namespace) -> Samples:
     train = open_source(*given, args.dataset_split, args.data_files, *columns)
     test = train
     if isinstance(train, SpritesSource):
-        test = SpritesSource(offset=_TEST_SPRITES)
+        test = SpritesSource(offset=TEST_SPRITES)
     elif args.test_data_files or args.test_split:
         test = open_source(*given, args.test_split or args.dataset_split, args.test_data_files or args.data_files, *columns)
     return Samples(train, test, args.max_samples, args.max_test_samples, args.num_workers)

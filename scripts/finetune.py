@@ -28,7 +28,7 @@ from eqcohvit.evaluation.dense import TASKS, save_finetuned
 from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task, spread
 from eqcohvit.evaluation.dense.pictures import save_sheet
-from eqcohvit.evaluation.dense.rows import open_train_and_test
+from eqcohvit.evaluation.dense.rows import SOURCE_FLAGS, open_train_and_test
 from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.training.checkpoint import CheckpointError, find_checkpoint, on_main_process, read_state, remove_unfinished, set_later_aside
 from eqcohvit.training.files import write_text_whole
@@ -37,7 +37,6 @@ from eqcohvit.training.signals import StopSignals, exit_code, leave
 
 SETTINGS_FILE = "settings.json"
 NUM_PICTURES = 6
-_SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "test_split", "data_files", "test_data_files", "train_dir")
 _MAY_CHANGE_ON_RESUME = {"resume_from_checkpoint", "output_dir", "max_test_samples", "num_workers", "logging_steps", "save_steps"}
 
 
@@ -53,9 +52,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset_name", help="Hub id, local folder or builder")
     parser.add_argument("--dataset_config_name", help="configuration of the dataset")
     parser.add_argument("--dataset_split", default="train", help="split to train on; default: train")
-    parser.add_argument("--test_split", help="split to test on; default: every tenth row is held out")
+    parser.add_argument("--test_split", help="split of dataset_name to test on; default: every tenth row is held out")
     parser.add_argument("--data_files", help="files to train on: a glob, or several separated by commas")
-    parser.add_argument("--test_data_files", help="files to test on")
+    parser.add_argument("--test_data_files", help="files to test on; default: every tenth row is held out")
     parser.add_argument("--train_dir", help="folder tree of images, for tasks without annotations")
     TaskOptions.add_flags(parser)
     parser.add_argument("--max_test_samples", type=int, help="test on the first rows only")
@@ -63,16 +62,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = FinetuneSettings()
     parser.add_argument("--max_steps", type=int, default=defaults.max_steps, help="optimizer steps; default: %(default)s")
     parser.add_argument("--per_device_train_batch_size", type=int, default=defaults.batch_size, help="images a step; default: %(default)s")
-    parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="peak, of the head; default: %(default)s")
+    parser.add_argument(
+        "--learning_rate", type=float, default=defaults.learning_rate, help="peak learning rate of the head; default: %(default)s"
+    )
     text = "learning rate of the backbone over the head's; default: %(default)s"
     parser.add_argument("--backbone_lr_scale", type=float, default=defaults.backbone_lr_scale, help=text)
-    parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="of matrices; default: %(default)s")
+    parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="weight decay of matrices; default: %(default)s")
     parser.add_argument("--warmup_steps", type=int, default=defaults.warmup_steps, help="steps of linear warm-up; default: %(default)s")
     parser.add_argument("--lora_rank", type=int, default=defaults.lora_rank, help="rank of the adapters; default: %(default)s")
     parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: bf16 on GPUs that have it, else no")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation; default: 0")
-    parser.add_argument("--logging_steps", type=int, default=defaults.logging_steps, help="between progress lines; default: %(default)s")
+    parser.add_argument(
+        "--logging_steps", type=int, default=defaults.logging_steps, help="steps between progress lines; default: %(default)s"
+    )
     parser.add_argument("--save_steps", type=int, default=defaults.save_steps, help="steps between checkpoints; default: %(default)s")
     parser.add_argument("--output_dir", default="outputs/finetune", help="folder of the run; default: %(default)s")
     parser.add_argument("--resume_from_checkpoint", help="'latest' of output_dir, or the path of a checkpoint folder")
@@ -93,7 +96,7 @@ def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
     checkpoint = on_main_process(accelerator, lambda: check_output_dir(output_dir, args))
     encoder = EncoderFolder.open(args.model)
     task_class = TASKS[args.task]
-    sources = {name: getattr(args, name) for name in _SOURCE_FLAGS}
+    sources = {name: getattr(args, name) for name in SOURCE_FLAGS}
     rows = dict(zip(("train", "test"), open_train_and_test(**sources, default=task_class.default_rows), strict=True))
     options = {field.name: getattr(args, field.name) for field in dataclasses.fields(TaskOptions)}
     task = task_class.from_options(TaskOptions(**options), encoder, rows["train"])

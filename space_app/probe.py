@@ -120,7 +120,7 @@ def cache_dir() -> Path:
 def load_probe(model: SplitModel, progress=print) -> Probe:
     """The probe of a model and the path that it was trained on; fitted where the cache has none for exactly these weights."""
     path, count = make_path(model.config.path), num_pairs(model.side)
-    digest = hashlib.sha256(f"{path.name} {model.border} {count} 1".encode())
+    digest = hashlib.sha256(f"{path.name} {model.border} {count} {model.mean.tolist()} {model.std.tolist()} 1".encode())
     for name, tensor in sorted(model.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())

@@ -36,6 +36,7 @@ from .pairs import canvas_size, central_view, render_pair
 BLOCK_SIZE = 32
 BLOCKS_PER_CHUNK = 8
 DEFAULT_CACHE = Path(HF_HOME) / "eqcohvit" / "features"
+TEST_SPRITES = 1 << 40  # number of the first sprite to test on: no training run reaches it
 _FOLDER_NAME = re.compile("[0-9a-f]{32}")
 _IN_USE_SECONDS = 3600
 _FORMAT = 1  # part of the key: a change of rendering or pooling must not find old features

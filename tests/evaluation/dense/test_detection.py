@@ -112,7 +112,7 @@ def test_a_row_without_objects_and_a_box_outside_of_its_image_are_said_in_one_li
     rows = object_rows([[[1, 1, 2, 2]]], [[0]])
     task = Detection.from_options(TaskOptions(), encoder, rows)
     with pytest.raises(ValueError, match="column objects is empty; an image without objects has empty lists"):
-        task.check_row({**rows[0], "objects": None})
+        task.read_target({**rows[0], "objects": None})
     outside = {**rows[0], "objects": {"bbox": [[64.0, 1.0, 5.0, 5.0]], "category": [0]}}
     with pytest.raises(ValueError, match=r"the box \[64.0, 1.0, 5.0, 5.0\] lies outside of its image of 64 x 48 pixels"):
         task.test_sample(outside, 0)

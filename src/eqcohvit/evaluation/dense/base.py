@@ -40,9 +40,9 @@ class TaskOptions:
     image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
     image_column: str | None = _option(None, "column of the photographs; default: image")
     target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
-    num_labels: int | None = _option(None, "number of classes (segmentation; detection without names of the classes)", int)
+    num_labels: int | None = _option(None, "number of classes (both segmentations; detection without names of the classes)", int)
     ignore_label: int | None = _option(None, "segmentation: value of pixels that do not count, besides 255", int)
-    reduce_labels: bool = _option(False, "segmentation: 0 is no class, classes count from 1 (ADE20K)", bool)
+    reduce_labels: bool = _option(False, "both segmentations: 0 is no class, classes count from 1 (ADE20K)", bool)
     max_depth: int = _option(10, "depth: largest that counts (KITTI: 80); default: 10", int)
     depth_scale: float = _option(1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float)
 
@@ -103,8 +103,8 @@ class DenseTask(ABC):
         """The encoder, trained or random, with a new head."""
 
     @abstractmethod
-    def check_row(self, row: dict[str, Any]) -> None:
-        """Raises a `ValueError` of one line where the target of a row cannot be what it should be; the image is not decoded."""
+    def read_target(self, row: dict[str, Any]) -> Any:
+        """The target of a row; a `ValueError` of one line where it cannot be what it should be. The image is not decoded."""
 
     @abstractmethod
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -185,7 +185,7 @@ class DenseTask(ABC):
             return
         for index in range(min(len(rows), MAX_CHECKED_ROWS)):
             with row_errors(what, index):
-                self.check_row(rows[index])
+                self.read_target(rows[index])
 
     def save(self, folder: Path) -> None:
         """Write the task into a model folder."""

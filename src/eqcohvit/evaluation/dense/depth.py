@@ -13,17 +13,17 @@ from PIL import Image
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
 
 from ...data.sprites import render_sprites
+from ..extraction import TEST_SPRITES
 from ..metrics.depth_errors.depths import depth_errors
 from ..results import LOWER
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .pictures import color_values
-from .rows import Rows, find_column, read_depth, read_image
+from .rows import Rows, check_size, find_column, read_depth, read_image
 
 MIN_DEPTH = 1e-3
 _CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorter side
 _VARIANCE_FOCUS = 0.85  # lambda of the loss (arXiv:1907.10326, equation 6)
-_TEST_SPRITES = 1 << 40  # offset of sprites that no training run reaches
 
 
 class SpriteRows:
@@ -49,7 +49,7 @@ class SpriteRows:
 
 def sprite_rows() -> tuple[SpriteRows, SpriteRows]:
     """Training and test rows that share no scene."""
-    return SpriteRows(4096), SpriteRows(256, _TEST_SPRITES)
+    return SpriteRows(4096), SpriteRows(256, TEST_SPRITES)
 
 
 def scale_invariant_loss(predicted: torch.Tensor, true: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -136,13 +136,9 @@ class Depth(DenseTask):
             raise ValueError(f"the depth map is empty: no pixel has a depth in (0, {self.max_depth}]; see --max_depth and --depth_scale")
         return depth
 
-    def check_row(self, row: dict[str, Any]) -> None:
-        self.read_target(row)
-
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         image, depth = read_image(row, self.image_column), self.read_target(row)
-        if depth.shape != (image.height, image.width):
-            raise ValueError(f"the depth map is of {depth.shape[1]} x {depth.shape[0]} pixels, its image of {image.width} x {image.height}")
+        check_size(depth, image, "depth map")
         return image, depth
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -119,9 +119,6 @@ class Detection(DenseTask):
             raise ValueError(f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with positive width and height")
         return boxes, classes
 
-    def check_row(self, row: dict[str, Any]) -> None:
-        self.read_target(row)
-
     def check_rows(self, rows: Rows, what: str) -> None:
         super().check_rows(rows, what)
         if not any(len(self.read_target(rows[index])[0]) for index in range(len(rows))):

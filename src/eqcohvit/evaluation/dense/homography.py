@@ -86,7 +86,7 @@ class Homography(DenseTask):
             HomographyRegressor(DenseHeadConfig(backbone_config=backbone.config, image_size=self.image_size)), backbone
         )
 
-    def check_row(self, row: dict[str, Any]) -> None:
+    def read_target(self, row: dict[str, Any]) -> None:
         """Nothing is annotated: the pairs are made."""
 
     def _pair(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -15,17 +15,17 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from ...data.sprite_shapes import SHAPES
 from ...data.sprites import render_sprites
+from ..extraction import TEST_SPRITES
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .coco import average_precision
 from .pictures import overlay
-from .rows import Rows, find_column, read_image, read_instances
+from .rows import Rows, check_size, find_column, read_image, read_instances
 
 MAX_INSTANCES = 100  # found per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
 _CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
 _MIN_PIXELS = 4  # of an instance in a training crop; what is smaller teaches nothing
-_TEST_SPRITES = 1 << 40  # offset of sprites that no training run reaches
 
 
 class SpriteGrids:
@@ -56,7 +56,7 @@ class SpriteGrids:
 
 def sprite_grids() -> tuple[SpriteGrids, SpriteGrids]:
     """Training and test rows that share no scene."""
-    return SpriteGrids(4096), SpriteGrids(128, _TEST_SPRITES)
+    return SpriteGrids(4096), SpriteGrids(128, TEST_SPRITES)
 
 
 class _MaskScore:
@@ -143,9 +143,6 @@ class InstanceSegmentation(DenseTask):
             raise ValueError(f"an instance has the class {wrong[0]}, expected {expected}; see --num_labels and --reduce_labels")
         return instances, labels - shift
 
-    def check_row(self, row: dict[str, Any]) -> None:
-        self.read_target(row)
-
     def check_rows(self, rows: Rows, what: str) -> None:
         super().check_rows(rows, what)
         if not any(len(self.read_target(rows[index])[1]) for index in range(len(rows))):
@@ -153,10 +150,7 @@ class InstanceSegmentation(DenseTask):
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         image, (instances, classes) = read_image(row, self.image_column), self.read_target(row)
-        if instances.shape != (image.height, image.width):
-            raise ValueError(
-                f"the annotation is of {instances.shape[1]} x {instances.shape[0]} pixels, its image of {image.width} x {image.height}"
-            )
+        check_size(instances, image)
         return image, instances, classes
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

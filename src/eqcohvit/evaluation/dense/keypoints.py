@@ -175,13 +175,10 @@ class Keypoints(DenseTask):
             box = np.array(row[self.box_column], dtype=np.float64)
         except (TypeError, ValueError):
             box = np.empty(0)
-        if box.shape != (4,) or not (box[2:] > 0).all():
+        if box.shape != (4,) or not (np.isfinite(box).all() and (box[2:] > 0).all()):
             given = repr(row[self.box_column])[:99]
             raise ValueError(f"the box {given} has no area; expected x, y, width, height with positive width and height")
         return points, visible, box
-
-    def check_row(self, row: dict[str, Any]) -> None:
-        self.read_target(row)
 
     def _whole(self, image: Image.Image, box: np.ndarray) -> Crop:
         if self.box_column:

@@ -15,6 +15,7 @@ from ...data.decode import one_line
 from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
+SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "test_split", "data_files", "test_data_files", "train_dir")
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
 
 
@@ -145,6 +146,12 @@ def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.nda
         raise ValueError(f"instance {number[at]} of column {column} has the classes {label[at]} and {label[at + 1]}, expected one")
     ids = np.cumsum(present) * present
     return ids[numbers.reshape(red.shape)].astype(np.int32), label
+
+
+def check_size(target: np.ndarray, image: Image.Image, what: str = "annotation", of: str = "image") -> None:
+    """Raise a `ValueError` where a target (H, W) has another size than its image."""
+    if target.shape != (image.height, image.width):
+        raise ValueError(f"the {what} is of {target.shape[1]} x {target.shape[0]} pixels, its {of} of {image.width} x {image.height}")
 
 
 def read_depth(row: dict[str, Any], column: str) -> np.ndarray:

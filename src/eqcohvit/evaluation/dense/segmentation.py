@@ -17,7 +17,7 @@ from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .heads import DenseHeadConfig, LinearSegmentation
 from .pictures import color_labels
-from .rows import Rows, find_column, read_image, read_labels
+from .rows import Rows, check_size, find_column, read_image, read_labels
 
 IGNORED = 255
 _CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
@@ -104,15 +104,9 @@ class Segmentation(DenseTask):
             raise ValueError("the annotation is empty: no pixel has a class")
         return np.where(ignored, IGNORED, labels)
 
-    def check_row(self, row: dict[str, Any]) -> None:
-        self.read_target(row)
-
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         image, labels = read_image(row, self.image_column), self.read_target(row)
-        if labels.shape != (image.height, image.width):
-            raise ValueError(
-                f"the annotation is of {labels.shape[1]} x {labels.shape[0]} pixels, its image of {image.width} x {image.height}"
-            )
+        check_size(labels, image)
         return image, labels
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:

@@ -22,11 +22,8 @@ from .backbones import EncoderFolder, find_backbone
 from .base import TASK_FILE, evaluate_task
 from .pictures import make_sheet
 from .propagation import PropagationSettings
-from .rows import Rows, open_rows, open_train_and_test
+from .rows import SOURCE_FLAGS, Rows, open_rows, open_train_and_test
 from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, propagate_videos, read_videos
-
-SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "test_split", "data_files", "test_data_files", "train_dir")
-
 
 # ------------------------------------------------------------------------------------------------------------------ videos
 

@@ -16,7 +16,7 @@ from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from .base import resize_to_patches, row_errors
 from .pictures import overlay
 from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
-from .rows import Rows, find_column, read_image, read_labels
+from .rows import Rows, check_size, find_column, read_image, read_labels
 
 VOID = 255
 _OTHER_PATCH_SIZE = 32  # of models without patches, such as convolutional ones: their usual stride
@@ -110,10 +110,7 @@ def _reader(rows: Rows, order: list[int], image_column: str, target_column: str)
                 wrong = labels[(labels < 0) | (labels > VOID)]
                 if wrong.size:
                     raise ValueError(f"the annotation has the value {wrong[0]}, expected 0 .. {VOID}, of which {VOID} does not count")
-                if labels.shape != (image.height, image.width):
-                    raise ValueError(
-                        f"the annotation is of {labels.shape[1]} x {labels.shape[0]} pixels, its frame of {image.width} x {image.height}"
-                    )
+                check_size(labels, image, of="frame")
             yield image, labels
 
     return frames
