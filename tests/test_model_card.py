@@ -73,8 +73,8 @@ def test_card_has_valid_front_matter_with_the_models_own_metrics(run_dir, tmp_pa
     assert {result.metric_type for result in parsed.eval_results} == {"r2"}
     for heading in ("How to use", "How it was trained", "Data", "Results", "Limits", "Citation"):
         assert f"\n## {heading}\n" in card
-    assert "| run-7 | equivariant | R2 rotation, strict | 0.720 ± 0.014 |" in card
-    assert "| raw pixels | pixels | kNN-20 | 0.375 |" in card
+    assert "| encoder | part | R2 rotation, strict | kNN-20 |" in card and "| run-7 | equivariant | 0.720 ± 0.014 |  |" in card
+    assert "| raw pixels | pixels |  | 0.375 |" in card
 
 
 def test_card_holds_no_number_that_the_run_did_not_produce(run_dir):
@@ -119,10 +119,10 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
 
 def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     run = read_run(run_dir)
-    results = {"rows": [{"name": name, "part": "both", "metric": "knn", "mean": 0.5, "std": None} for name in ("a", "b")]}
+    results = {"rows": [{"encoder": name, "part": "both", "metric": "knn", "values": [0.5]} for name in ("a", "b")]}
     with pytest.raises(ValueError, match=r"results are of several models \(a, b\), and none has the run's name 'run-7'"):
         render_card(TEMPLATE, run, results)
-    results["rows"][0]["name"] = "run-7"
+    results["rows"][0]["encoder"] = "run-7"
     assert len(check_card(render_card(TEMPLATE, run, results))["model-index"][0]["results"]) == 1
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from .base_model import LICENSE_PATTERN, describe_base, hub_id, license_of
+from .evaluation.results import Row, tables
 
 _CONTROLS = ("random weights", "raw pixels")
 _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
@@ -41,7 +42,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     Args:
         template: text of model_cards/TEMPLATE.md.
         run: `settings`, `metrics`, `name`.
-        results: of scripts/evaluate.py: `rows` of `{name | encoder, part, metric, mean, std | values}`, and `protocol` or `settings`.
+        results: of scripts/evaluate.py or scripts/finetune.py: `rows` (`evaluation.results.Row`), and `protocol` or `settings`.
             Rows with `headline: false` are details that a card leaves out.
 
     Raises:
@@ -49,7 +50,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     """
     settings, metrics = run["settings"], run.get("metrics") or {}
     repo_id = run.get("repo_id") or settings.get("hub_model_id") or run["name"]
-    rows = [_result_row(row) for row in results["rows"] if row.get("headline", True)] if results else []
+    rows = [row for row in (Row(**row) for row in (results or {"rows": []})["rows"]) if row.headline]
     base, license = describe_base(settings), license_of(settings)
     fields = {
         "license_fields": yaml.safe_dump(license.fields, sort_keys=False).strip(),
@@ -143,23 +144,13 @@ def _describe_data(settings: dict[str, Any]) -> str:
     return f"The drawn sprites that are embedded in the package, generated while training; {photographs}no labels were used."
 
 
-def _result_row(row: dict[str, Any]) -> dict[str, Any]:
-    """One row with `name`, `part`, `metric`, `mean`, `std` (none for a single seed), from either form of results.json."""
-    values = row.get("values") or []
-    mean = row["mean"] if "mean" in row else sum(values) / len(values)
-    std = row.get("std")
-    if std is None and len(values) > 1:
-        std = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return {"name": row.get("name") or row["encoder"], "part": row["part"], "metric": row["metric"], "mean": mean, "std": std}
-
-
 def _protocol(results: dict[str, Any]) -> dict[str, Any]:
     protocol = results.get("protocol", results.get("settings", {}))
     return protocol if isinstance(protocol, dict) else {"protocol": protocol}
 
 
-def _own_name(rows: list[dict[str, Any]], run_name: str) -> str | None:
-    names = list(dict.fromkeys(row["name"] for row in rows if not row["name"].startswith(_CONTROLS)))
+def _own_name(rows: list[Row], run_name: str) -> str | None:
+    names = list(dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith(_CONTROLS)))
     if run_name in names or not names:
         return run_name if names else None
     if len(names) > 1:
@@ -167,7 +158,7 @@ def _own_name(rows: list[dict[str, Any]], run_name: str) -> str | None:
     return names[0]
 
 
-def _front_matter(settings: dict, repo_id: str, rows: list[dict], results: dict, run_name: str) -> str:
+def _front_matter(settings: dict, repo_id: str, rows: list[Row], results: dict, run_name: str) -> str:
     """The fields of the front-matter that depend on the run, as YAML: `datasets`, `base_model` and `model-index` where there are any."""
     data: dict[str, Any] = {}
     dataset = _dataset_id(settings)
@@ -186,32 +177,27 @@ def _front_matter(settings: dict, repo_id: str, rows: list[dict], results: dict,
                 "dataset": {"type": re.sub(r"[^\w./-]+", "-", source).strip("-").lower(), "name": source},
                 "metrics": [
                     {
-                        "type": re.split(r"[\s,-]", row["metric"])[0].lower(),
-                        "value": round(row["mean"], 4),
-                        "name": f"{row['metric']} ({row['part']})",
+                        "type": re.split(r"[\s,-]", row.metric)[0].lower(),
+                        "value": round(row.mean, 4),
+                        "name": f"{row.metric} ({row.part})",
                     }
                 ],
             }
             for row in rows
-            if row["name"] == own
+            if row.encoder == own
         ]
         data["model-index"] = [{"name": repo_id.split("/")[-1], "results": entries}]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip() if data else "# no dataset of the Hub, no measured results"
 
 
-def _describe_results(rows: list[dict], results: dict) -> str:
+def _describe_results(rows: list[Row], results: dict) -> str:
     if not rows:
         return "This model has not been evaluated."
-    cells = [[row["name"], row["part"], row["metric"], _mean_and_std(row)] for row in rows]
-    table = _table(["features of", "part", "metric", "value"], cells)
+    measured = [_table(header, lines) for header, *lines in tables(rows)]
     protocol = _shown(_protocol(results))
     shown = _table(["protocol", ""], [[f"`{key}`", f"`{value}`"] for key, value in protocol.items()])
     versions = ", ".join(f"{key} {value}" for key, value in results.get("versions", {}).items())
-    return "\n\n".join(filter(None, [table, shown if protocol else "", f"Measured with {versions}." if versions else ""]))
-
-
-def _mean_and_std(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.3f}" + (f" ± {row['std']:.3f}" if row["std"] is not None else "")
+    return "\n\n".join([*measured, *([shown] if protocol else []), *([f"Measured with {versions}."] if versions else [])])
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
