@@ -108,6 +108,8 @@ def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
     text = re.sub(r"{{\s*repo_id\s*}}", "user/model", text)
     for name in set(re.findall(r'"([\w./-]+/model)"', text)):
         shutil.copytree(tiny_folder, name)
+    for name in set(re.findall(r'"(model_cards/[\w.-]+)"', text)):
+        shutil.copytree(ROOT / name, name)
     if (path.parent / "config.json").is_file():  # the card of a released checkpoint, which it calls by the name of its folder
         shutil.copytree(path.parent, path.parent.name)
     for name in re.findall(r'"([\w./-]+\.(?:jpg|png))"', text):
