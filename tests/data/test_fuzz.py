@@ -67,7 +67,7 @@ def broken(data: bytes, other: bytes, generator: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:This DataLoader will create")  # the latter on a machine of one core
 def test_each_of_2000_broken_images_is_used_or_skipped(tmp_path, capsys):
     generator, files = random.Random(0), whole_files()
     kinds = list(files)
