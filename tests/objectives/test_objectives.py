@@ -6,14 +6,14 @@ import torch
 
 from eqcohvit.objectives import OBJECTIVES, ObjectiveInputs, ObjectiveSizes, Tokens, parse_options
 
-PATCHES, DIM, MAX_MASKED = 16, 8, 16
+PATCHES, DIM = 16, 8
 OPTIONS = {"ibot": "num_prototypes=12,bottleneck_dim=6", "dinov2": "num_prototypes=12,bottleneck_dim=6"}
 
 
 def make_objective(name, options=""):
     torch.manual_seed(0)
     sizes = ObjectiveSizes(
-        invariant_dim=DIM, equivariant_dim=6, projector_dim=16, patch_size=4, max_masked=MAX_MASKED, parameter_limits=((-1.0, 1.0),)
+        invariant_dim=DIM, equivariant_dim=6, projector_dim=16, patch_size=4, parameter_limits=((-1.0, 1.0),)
     )
     text = ",".join(filter(None, (OPTIONS.get(name, ""), options)))
     return OBJECTIVES[name](sizes, parse_options(OBJECTIVES[name].Options, text))
@@ -91,7 +91,11 @@ def test_patch_features_of_the_view_itself_are_the_target(name):
         ("num_prototype=3", "got 'num_prototype=3'; did you mean 'num_prototypes'"),
         ("num_prototypes", "must be name=value pairs"),
         ("num_prototypes=many", "num_prototypes must be a value of type int, got 'many'"),
-        ("shared_head=maybe", "shared_head must be true or false, got 'maybe'"),
+        ("norm_last_layer=maybe", "norm_last_layer must be true or false, got 'maybe'"),
+        ("targets=sinkhron", "targets must be one of centering, sinkhorn, got 'sinkhron'; did you mean 'sinkhorn'"),
+        ("heads=both", "heads must be one of shared, separate, got 'both'$"),
+        ("head=shared", "got 'head=shared'; did you mean 'heads'"),
+        ("min_masked_patches=0", "min_masked_patches must be positive and finite, got 0"),
         ("teacher_momentum=2", "teacher_momentum must lie between 0 and 1, got 2.0"),
         ("teacher_temperature=0", "teacher_temperature must be positive and finite, got 0.0"),
         ("num_prototypes=0", "num_prototypes must be positive and finite, got 0"),
@@ -121,8 +125,8 @@ def test_options_that_would_spoil_the_loss_are_refused(name, text, message):
 
 
 def test_parse_options_reads_each_type():
-    options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, shared_head=false ,teacher_momentum=0.5")
-    assert (options.num_prototypes, options.shared_head, options.teacher_momentum) == (7, False, 0.5)
+    options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, norm_last_layer=true ,teacher_momentum=0.5,heads=separate")
+    assert (options.num_prototypes, options.norm_last_layer, options.teacher_momentum, options.heads) == (7, True, 0.5, "separate")
     assert parse_options(OBJECTIVES["ibot"].Options, "") == OBJECTIVES["ibot"].Options()
 
 

@@ -171,7 +171,7 @@ class PretrainArguments:
         options = self.parsed_objective_options()
         if not isinstance(options, TeacherOptions) or options.mask_probability == 0:
             return None
-        return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance)
+        return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance, options.min_masked_patches)
 
     def _check_local_crops(self) -> None:
         if self.local_crops_number < 0:

@@ -72,18 +72,16 @@ def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -
 
 def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> PretrainModule:
     """The model with a freshly initialised objective, and a teacher that starts as a copy of both."""
-    config, masking = model.config, args.masking()
-    num_patches = (config.square_image_size // config.square_patch_size) ** 2
+    config = model.config
     sizes = ObjectiveSizes(
         invariant_dim=config.invariant_dim,
         equivariant_dim=config.equivariant_dim,
         projector_dim=args.projector_dim,
         patch_size=config.square_patch_size,
-        max_masked=masking.max_masked(num_patches) if masking else 0,
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    return PretrainModule(model, objective, args.recon_weight, args.recon_from, masking.max_masked_views if masking else 0)
+    return PretrainModule(model, objective, args.recon_weight, args.recon_from)
 
 
 def build_renderer(

@@ -25,24 +25,15 @@ class PretrainModule(nn.Module):
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
         recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the `"unmasked"` views,
             or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
-        max_masked_views: the most views of an image in which patches are hidden. If one, the second pass is over one view of each image.
     """
 
-    def __init__(
-        self,
-        model: EqCohViTForPreTraining,
-        objective: Objective,
-        recon_weight: float,
-        recon_from: str = "unmasked",
-        max_masked_views: int = 2,
-    ):
+    def __init__(self, model: EqCohViTForPreTraining, objective: Objective, recon_weight: float, recon_from: str = "unmasked"):
         super().__init__()
         if recon_weight < 0:
             raise ValueError(f"recon_weight must not be negative, got {recon_weight}")
         if recon_from not in ("masked", "unmasked"):
             raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
         self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
-        self.max_masked_views = max_masked_views
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
@@ -83,7 +74,7 @@ class PretrainModule(nn.Module):
         loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
         if self.recon_weight > 0:
             if masks is not None and self.recon_from == "unmasked":
-                equivariant = self._encode_unmasked(equivariant, images, masks)
+                _, equivariant = self._encode(images, None)
             errors = self._reconstruction_errors(equivariant, views)
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
@@ -97,20 +88,6 @@ class PretrainModule(nn.Module):
         kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
         outputs = self.model.eqcohvit(images, **kwargs)
         return outputs.invariant_features, outputs.equivariant_features
-
-    def _encode_unmasked(self, equivariant: torch.Tensor, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Equivariant features of images (2 B, 3, H, H) with nothing hidden, given those of the masked ones, (2 B, P + N, d_equi) both.
-
-        Of the two views of each image at most `max_masked_views` are encoded again, always as many, so that no shape depends on the masks.
-        A view without a mask keeps its features, and with them the draw of stochastic depth that the SSL loss sees.
-        """
-        if self.max_masked_views == 2:
-            return self._encode(images, None)[1]
-        is_end = masks[1].any(dim=-1)[:, None, None]  # else the first view, also where both are whole
-        first, end = images.chunk(2)
-        again = self._encode(torch.where(is_end[..., None], end, first), None)[1]
-        first, end = equivariant.chunk(2)
-        return torch.cat([torch.where(is_end, first, again), torch.where(is_end, again, end)])
 
     def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
         """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
