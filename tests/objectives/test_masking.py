@@ -27,8 +27,12 @@ def test_hidden_patches_beyond_the_capacity_are_left_out():
 
 
 def test_capacity_by_hand():
-    """128 views of 196 patches: mean 0.15 x 196 = 29.4, variance (0.5 x (0.09 + 0.04 / 3) - 0.0225) x 196^2 = 1120.467 a view."""
-    assert hidden_patches_capacity(128, 196, TeacherOptions()) == math.ceil(128 * 29.4 + 6 * math.sqrt(128 * 1120.467)) == 6036
+    """Of a view of 196 patches: mean 0.15 x 196 = 29.4, variance (0.5 x (0.09 + 0.04 / 3) - 0.0225) x 196^2 = 1120.467."""
+    assert (
+        hidden_patches_capacity(128, 196, TeacherOptions())
+        == math.ceil(128 * 29.4 + 6 * math.sqrt(128 * 1120.467))
+        == 6036
+    )
     assert hidden_patches_capacity(4, 196, TeacherOptions()) == 4 * 98  # all that four views can hide
     fixed = TeacherOptions(mask_probability=1.0, mask_ratio=0.4, mask_ratio_variance=0.0)
     assert hidden_patches_capacity(10, 100, fixed) == 400
@@ -39,7 +43,11 @@ def overflow_probability(num_views, num_patches, options):
     """Of more hidden patches than the capacity, by convolution of the views' distributions."""
     low, high = options.mask_ratio - options.mask_ratio_variance, options.mask_ratio + options.mask_ratio_variance
     shares = np.linspace(low, high, 20001)[:-1]
-    view = np.bincount((shares * num_patches).astype(int), minlength=num_patches + 1) / len(shares) * options.mask_probability
+    view = (
+        np.bincount((shares * num_patches).astype(int), minlength=num_patches + 1)
+        / len(shares)
+        * options.mask_probability
+    )
     view[0] += 1 - options.mask_probability
     total = np.ones(1)
     for _ in range(num_views):
@@ -48,6 +56,8 @@ def overflow_probability(num_views, num_patches, options):
     return total[hidden_patches_capacity(num_views, num_patches, options) + 1 :].sum()
 
 
-@pytest.mark.parametrize(("num_views", "probability", "bound"), [(8, 0.5, 0), (48, 0.5, 3e-9), (128, 0.5, 3e-9), (48, 0.25, 1e-6)])
+@pytest.mark.parametrize(
+    ("num_views", "probability", "bound"), [(8, 0.5, 0), (48, 0.5, 3e-9), (128, 0.5, 3e-9), (48, 0.25, 1e-6)]
+)
 def test_capacity_is_practically_never_exceeded(num_views, probability, bound):
     assert overflow_probability(num_views, 196, TeacherOptions(mask_probability=probability)) <= bound

@@ -18,7 +18,8 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
 
 def test_options_of_an_objective_are_a_mapping_in_a_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("objective: ibot\nobjective_options:\n  num_prototypes: 32\n  heads: separate\n  norm_last_layer: true\n  teacher_momentum: 0.9\n")
+    options = "num_prototypes: 32, heads: separate, norm_last_layer: true, teacher_momentum: 0.9"
+    recipe.write_text(f"objective: ibot\nobjective_options: {{{options}}}\n")
     options = parse_arguments(["--config", str(recipe)]).parsed_objective_options()
     assert (options.num_prototypes, options.heads, options.norm_last_layer, options.teacher_momentum) == (32, "separate", True, 0.9)
     args = parse_arguments(["--config", str(recipe), "--objective_options", "num_prototypes=8"])  # a flag replaces the whole

@@ -79,15 +79,16 @@ def test_frozen_backbone_stays_bit_by_bit_while_the_heads_learn():
 
 
 def test_set_step_reaches_all_groups_and_can_freeze_the_prototypes():
-    head = DINOHead(4, 8, 4, 6)
+    head = DINOHead(4, 8, 4, 6, norm_last_layer=False)
     optimizer = make_optimizer(head, 1e-3, 0.05)
     set_step(optimizer, StepValues(learning_rate=0.5, last_layer_learning_rate=0.0, weight_decay=0.3))
     names = {id(p): name for name, p in head.named_parameters()}
     groups = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
-    assert groups["prototypes.weight"]["lr"] == 0 and groups["mlp.0.weight"]["lr"] == groups["mlp.0.bias"]["lr"] == 0.5
+    assert groups["prototypes.weight"]["lr"] == groups["prototypes.gain"]["lr"] == 0
+    assert groups["mlp.0.weight"]["lr"] == groups["mlp.0.bias"]["lr"] == 0.5
     assert groups["mlp.0.weight"]["weight_decay"] == 0.3 and groups["mlp.0.bias"]["weight_decay"] == 0
     before = {name: p.detach().clone() for name, p in head.named_parameters()}
     head(torch.randn(5, 4)).square().sum().backward()
     optimizer.step()
     changed = {name for name, p in head.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == set(before) - {"prototypes.weight"}
+    assert changed == set(before) - {"prototypes.weight", "prototypes.gain"}

@@ -1,4 +1,4 @@
-"""Self-distillation, as in iBOT and DINOv2: the student's softmax against the targets of an EMA teacher, on CLS and on hidden patches."""
+"""Self-distillation, as in iBOT and DINOv2: the student's softmax on CLS and hidden patches against an EMA teacher's targets."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ class DistillationOptions(TeacherOptions):
     """Options of the heads, of the student's softmax and of the teacher's targets.
 
     Args:
-        num_prototypes, bottleneck_dim: K and the width before the prototypes, of each head.
-        student_temperature: of the student's softmax.
-        heads: one `shared` head for CLS and patches, or `separate` ones.
-        norm_last_layer: whether the prototypes' gain stays 1; else it is trained.
-        targets: from the teacher's logits by `centering` (arXiv:2104.14294, section 3.1) or by `sinkhorn` (arXiv:2006.09882, section 3.1).
-        center_momentum: of the centres of the teacher's logits.
-        centered_patches: the centre of the patches is the mean of `all`, or of the `hidden` ones alone.
-        sinkhorn_iterations: of Sinkhorn-Knopp.
-        koleo_weight: of the KoLeo regulariser on the CLS features, for each global view.
+        num_prototypes, bottleneck_dim: K and the width before the prototypes, of each head. student_temperature: of the
+        student's softmax. heads: one `shared` head for CLS and patches, or `separate` ones. norm_last_layer: whether
+        the prototypes' gain stays 1; else it is trained. targets: from the teacher's logits by `centering`
+        (arXiv:2104.14294, section 3.1) or by `sinkhorn` (arXiv:2006.09882, section 3.1). center_momentum: of the
+        centres of the teacher's logits. centered_patches: the centre of the patches is the mean of `all`, or of the
+        `hidden` ones alone. sinkhorn_iterations: of Sinkhorn-Knopp. koleo_weight: of the KoLeo regulariser on the CLS
+        features, for each global view.
     """
 
     num_prototypes: int = 65536
@@ -51,7 +49,8 @@ class DistillationOptions(TeacherOptions):
 class SelfDistillation(Objective):
     """Reads CLS and patch features of the global views, and CLS features of the local crops.
 
-    `teacher/entropy` is the mean entropy of the CLS targets in nats: ln K means that the teacher prefers nothing, 0 that it is certain.
+    `teacher/entropy` is the mean entropy of the CLS targets in nats: ln K means that the teacher prefers nothing, 0
+    that it is certain.
     """
 
     Options = DistillationOptions
@@ -81,7 +80,9 @@ class SelfDistillation(Objective):
         num_views = inputs.invariant.cls.shape[0] * inputs.invariant.cls.shape[1]
         if inputs.masks is not None:
             masked = MaskedPatches.of(inputs.masks, hidden_patches_capacity(num_views, inputs.masks.shape[-1], options))
-        student = self.head(inputs.invariant.cls, inputs.local, None if masked is None else masked.take(inputs.invariant.patches))
+        student = self.head(
+            inputs.invariant.cls, inputs.local, None if masked is None else masked.take(inputs.invariant.patches)
+        )
         with torch.no_grad():
             make_targets = self._sinkhorn if options.targets == "sinkhorn" else self._center
             cls_targets, patch_targets = make_targets(inputs.teacher, teacher_head, masked, inputs.teacher_temperature)
@@ -92,16 +93,19 @@ class SelfDistillation(Objective):
                 patch_targets, student.patches, masked.weights, options.student_temperature, num_views
             )
         if options.koleo_weight > 0:
-            terms["ssl/koleo"] = options.koleo_weight * torch.stack([koleo_loss(view) for view in inputs.invariant.cls]).sum()
+            terms["ssl/koleo"] = (
+                options.koleo_weight * torch.stack([koleo_loss(view) for view in inputs.invariant.cls]).sum()
+            )
         terms["teacher/entropy"] = torch.special.entr(cls_targets).sum(dim=-1).mean()
         return terms
 
     def _center(
         self, teacher: Tokens, head: nn.Module, masked: MaskedPatches | None, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The teacher's features and its `TokenHeads` -> probabilities for CLS (V, B, K), and for the hidden patches (M, K) if any.
+        """The teacher's features and its `TokenHeads` -> probabilities for CLS (V, B, K) and the hidden patches (M, K).
 
-        The centres are those of the steps before; this step's logits move them afterwards.
+        The latter are None without masks. The centres are those of the steps before; this step's logits move them
+        afterwards.
         """
         momentum = self.options.center_momentum
         if masked is None:
@@ -128,11 +132,13 @@ class SelfDistillation(Objective):
     def _sinkhorn(
         self, teacher: Tokens, head: nn.Module, masked: MaskedPatches | None, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `_center`: every prototype gets an equal share of the batch, of its CLS tokens and of its hidden patches."""
+        """As `_center`; every prototype gets an equal share of the batch's CLS tokens and of its hidden patches."""
         iterations = self.options.sinkhorn_iterations
         logits = head(teacher.cls, None, None if masked is None else masked.take(teacher.patches))
         every = torch.ones(logits.cls.shape[:2].numel(), device=logits.cls.device)
-        cls_targets = sinkhorn_targets(logits.cls.flatten(0, 1), every, temperature, iterations).unflatten(0, logits.cls.shape[:2])
+        cls_targets = sinkhorn_targets(logits.cls.flatten(0, 1), every, temperature, iterations).unflatten(
+            0, logits.cls.shape[:2]
+        )
         if masked is None:
             return cls_targets, None
         return cls_targets, sinkhorn_targets(logits.patches, masked.valid, temperature, iterations)

@@ -97,7 +97,15 @@ class HeadOutputs:
 class TokenHeads(nn.Module):
     """Heads for CLS and for patch features: one for both, or one for each."""
 
-    def __init__(self, shared: bool, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, norm_last_layer: bool):
+    def __init__(
+        self,
+        shared: bool,
+        in_dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        num_prototypes: int,
+        norm_last_layer: bool,
+    ):
         super().__init__()
         self.cls = DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)
         self.patch = None if shared else DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)

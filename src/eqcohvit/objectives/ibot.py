@@ -1,4 +1,4 @@
-"""iBOT (arXiv:2111.07832): self-distillation on CLS across the views, and on the patches that are hidden from the student.
+"""iBOT (arXiv:2111.07832): self-distillation on CLS across the views, and on patches that are hidden from the student.
 
 With `mask_probability=0` it is DINO (arXiv:2104.14294).
 """
@@ -14,8 +14,8 @@ from .distillation import DistillationOptions, SelfDistillation
 class IBOTOptions(DistillationOptions):
     """Defaults: arXiv:2111.07832, section 4.1, and https://github.com/bytedance/ibot (pre-training of ViT-S/16).
 
-    The official smallest block is (14 // 3)^2 = 16 of 14 x 14 patches: set `min_masked_patches` to (g // 3)^2 for g x g of them. The gain
-    of the prototypes is trained for ViT-S; larger models have `norm_last_layer=true`.
+    The official smallest block is (14 // 3)^2 = 16 of 14 x 14 patches: set `min_masked_patches` to (g // 3)^2 for g x g
+    of them. The gain of the prototypes is trained for ViT-S; larger models have `norm_last_layer=true`.
     """
 
     num_prototypes: int = 8192

@@ -17,9 +17,9 @@ from .heads import projector
 class VICRegOptions(NoOptions):
     """The weights of the paper (section 4.2 and appendix D) and of https://github.com/facebookresearch/vicreg.
 
-    They belong to the variance term of that code, which has half the hinge of each view; the paper's equation 6 has the whole hinges
-    (`functional.variance_penalty`). The weights that https://github.com/facebookresearch/SIE uses for VICReg, the "SIE setting" of
-    arXiv:2503.18753, are `invariance_weight=10,variance_weight=10,covariance_weight=1`.
+    They belong to the variance term of that code, which has half the hinge of each view; the paper's equation 6 has the
+    whole hinges (`functional.variance_penalty`). The weights that https://github.com/facebookresearch/SIE uses for
+    VICReg, the "SIE setting" of arXiv:2503.18753, are `invariance_weight=10,variance_weight=10,covariance_weight=1`.
     """
 
     invariance_weight: float = 25.0

@@ -1,10 +1,10 @@
 """Block-wise masks of patches, drawn by the counter-based generator like everything else of a sample.
 
-Blocks as in BEiT (arXiv:2106.08254, algorithm 1), the share of hidden patches as in iBOT (arXiv:2111.07832, section 4.1). Each view is
-masked or left whole on its own, so at a probability of 1/2 an image has 0, 1 or 2 masked views in 25, 50 and 25 % of the cases, as in
-https://github.com/bytedance/ibot. https://github.com/facebookresearch/dinov2 balances a batch instead: exactly half of its views are
-masked, and their shares are spread evenly. A mask here depends on its sample alone, so the batch cannot be balanced; each view has the
-same distribution.
+Blocks as in BEiT (arXiv:2106.08254, algorithm 1), the share of hidden patches as in iBOT (arXiv:2111.07832, section
+4.1). Each view is masked or left whole on its own, so at a probability of 1/2 an image has 0, 1 or 2 masked views in
+25, 50 and 25 % of the cases, as in https://github.com/bytedance/ibot. https://github.com/facebookresearch/dinov2
+balances a batch instead: exactly half of its views are masked, and their shares are spread evenly. A mask here depends
+on its sample alone, so the batch cannot be balanced; each view has the same distribution.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class BlockMasking:
     """How the student's global views are masked.
 
     Args:
-        probability: of each view to be masked at all.
-        ratio, ratio_variance: a masked view hides a share of its patches that is uniform in ratio - variance to ratio + variance.
-        min_patches: area of the smallest block, as long as so many patches are still to be hidden.
-        num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3 % of the masks.
+        probability: of each view to be masked at all. ratio, ratio_variance: a masked view hides a share of its patches
+        that is uniform in ratio - variance to ratio + variance. min_patches: area of the smallest block, as long as so
+        many patches are still to be hidden. num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3
+        % of the masks.
 
     Raises:
-        ValueError: `probability` does not lie in [0, 1], a share of patches not in [0, 1), or `min_patches` is not positive.
+        ValueError: `probability` does not lie in [0, 1], a share of patches not in [0, 1), or `min_patches` is not
+        positive.
     """
 
     probability: float = 0.5
@@ -45,7 +46,9 @@ class BlockMasking:
     def __post_init__(self):
         if not 0 <= self.probability <= 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, got {self.probability}")
-        if not (self.ratio_variance >= 0 and self.ratio - self.ratio_variance >= 0 and self.ratio + self.ratio_variance < 1):
+        if not (
+            self.ratio_variance >= 0 and self.ratio - self.ratio_variance >= 0 and self.ratio + self.ratio_variance < 1
+        ):
             raise ValueError(
                 f"mask_ratio +- mask_ratio_variance must lie between 0 and 1, got {self.ratio} +- {self.ratio_variance}"
             )
@@ -53,7 +56,10 @@ class BlockMasking:
             raise ValueError(f"min_masked_patches must be at least 1, got {self.min_patches}")
 
     def sample(self, seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int, grid_size: int) -> torch.Tensor:
-        """Masks (B, 2, grid_size^2) of both views of each sample, true where a patch is hidden; keys, epochs int64 (B,)."""
+        """Masks (B, 2, grid_size^2) of both views of each sample, true where a patch is hidden.
+
+        keys, epochs: int64 (B,).
+        """
         per_block = _NUM_TRIES * _DRAWS_PER_TRY
         per_view = 2 + self.num_blocks * per_block
         draws = uniforms(seed, epochs, keys, stream, _NUM_VIEWS * per_view).unflatten(1, (_NUM_VIEWS, per_view))
@@ -69,9 +75,10 @@ class BlockMasking:
 def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int, min_patches: int) -> torch.Tensor:
     """Uniform draws (B, blocks, tries, 4) and numbers of patches to hide (B,) -> masks (B, grid_size^2).
 
-    A block has an area between `min_patches` and the number of patches that are still to be hidden, an aspect ratio between 0.3 and
-    1 / 0.3 (uniform in the logarithm), and a place. It fits if it is smaller than the grid, and hides at least one more patch, but not too
-    many. Of the tries for a block the first that fits is taken. If none fits, the mask is finished and may hide less than its target.
+    A block has an area between `min_patches` and the number of patches that are still to be hidden, an aspect ratio
+    between 0.3 and 1 / 0.3 (uniform in the logarithm), and a place. It fits if it is smaller than the grid, and hides
+    at least one more patch, but not too many. Of the tries for a block the first that fits is taken. If none fits, the
+    mask is finished and may hide less than its target.
     """
     position = torch.arange(grid_size, device=draws.device)
     masks = torch.zeros(len(target), grid_size, grid_size, device=draws.device)
@@ -85,7 +92,9 @@ def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int, min_p
         width = (area / aspect).sqrt().round()
         top = (top_draw * (grid_size - height + 1)).floor()
         left = (left_draw * (grid_size - width + 1)).floor()
-        rows = ((position >= top[..., None]) & (position < (top + height)[..., None])).to(draws.dtype)  # (B, tries, grid_size)
+        rows = ((position >= top[..., None]) & (position < (top + height)[..., None])).to(
+            draws.dtype
+        )  # (B, tries, grid_size)
         columns = ((position >= left[..., None]) & (position < (left + width)[..., None])).to(draws.dtype)
         num_new = height * width - ((rows @ masks) * columns).sum(dim=-1)
         fits = (height < grid_size) & (width < grid_size) & (num_new > 0) & (num_new <= remaining)
