@@ -85,6 +85,41 @@ def test_patch_features_of_the_view_itself_are_the_target(name):
     assert right < wrong
 
 
+@pytest.mark.parametrize("heads", ["shared", "separate"])
+@pytest.mark.parametrize("targets", ["centering", "sinkhorn"])
+def test_ibot_and_dinov2_are_one_class_with_other_defaults(targets, heads):
+    options = f"targets={targets},heads={heads},koleo_weight=0.3,centered_patches=all,norm_last_layer=true"
+    ibot, dinov2 = (make_objective(name, options) for name in ("ibot", "dinov2"))
+    assert (ibot.head.patch is None) == (heads == "shared")
+    assert set(dict(ibot.named_buffers())) == ({"cls_center", "patch_center"} if targets == "centering" else set())
+    for _ in range(2):  # in the second step with centres that have moved
+        terms = run(ibot, make_inputs())
+        assert set(terms) == {"ssl/cls", "ssl/patch", "ssl/koleo", "teacher/entropy"}
+        assert all(torch.equal(value, terms[name]) for name, value in run(dinov2, make_inputs()).items())
+
+
+def test_defaults_are_those_of_the_published_runs():
+    ibot, dinov2 = (OBJECTIVES[name].Options() for name in ("ibot", "dinov2"))
+    for options in (ibot, dinov2):
+        assert (options.targets, options.heads, options.norm_last_layer) == ("centering", "shared", False)
+    assert (ibot.num_prototypes, ibot.min_masked_patches, ibot.koleo_weight, ibot.teacher_momentum) == (8192, 16, 0, 0.996)
+    assert (dinov2.num_prototypes, dinov2.min_masked_patches, dinov2.koleo_weight) == (65536, 4, 0.1)
+    assert (ibot.centered_patches, dinov2.centered_patches, dinov2.teacher_momentum) == ("all", "hidden", 0.992)
+
+
+def test_patch_center_of_hidden_patches_by_hand():
+    objective, inputs = make_objective("dinov2", "center_momentum=0"), make_inputs()
+    run(objective, inputs)
+    logits = objective.head.cls(inputs.teacher.patches[inputs.masks])
+    assert torch.allclose(objective.patch_center, logits.mean(dim=0), atol=1e-6)
+
+
+def test_centers_stay_in_evaluation():
+    objective = make_objective("dinov2").eval()
+    run(objective, make_inputs())
+    assert objective.cls_center.abs().sum() == objective.patch_center.abs().sum() == 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
