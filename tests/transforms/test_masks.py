@@ -71,6 +71,16 @@ def test_hidden_patches_come_in_blocks():
     assert masks.any(dim=0).all()  # anywhere
 
 
+@pytest.mark.parametrize(("grid_size", "smallest"), [(2, 1), (4, 1), (8, 4)])
+def test_blocks_fit_into_small_grids(grid_size, smallest):
+    keys = torch.arange(500)
+    large, fitting = (
+        BlockMasking(probability=1.0, min_patches=size).sample(0, torch.zeros_like(keys), keys, 3, grid_size)
+        for size in (16, smallest)
+    )
+    assert torch.equal(large, fitting)
+
+
 def test_masks_are_a_function_of_seed_epoch_sample_and_stream():
     masking = BlockMasking(probability=1.0)
     base = sample(masking, 50)

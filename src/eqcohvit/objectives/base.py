@@ -116,7 +116,7 @@ class TeacherOptions(NoOptions):
         freeze_last_layer_steps: steps in which the prototypes are not trained (an epoch in the papers).
         mask_probability: of each global view to have patches hidden from the student; 0 hides none.
         mask_ratio, mask_ratio_variance: share of the patches that are hidden in such a view, uniform about the ratio.
-        min_masked_patches: area of the smallest block of hidden patches.
+        min_masked_patches: area of the smallest block of hidden patches; at most (g // 3)^2 of g x g patches.
     """
 
     teacher_momentum: float = 0.996

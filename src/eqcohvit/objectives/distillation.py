@@ -1,4 +1,7 @@
-"""Self-distillation, as in iBOT and DINOv2: the student's softmax on CLS and hidden patches against an EMA teacher's targets."""
+"""Self-distillation, as in iBOT and DINOv2: the student's softmax against the targets of an EMA teacher.
+
+It acts on CLS across the views, and on the patches that are hidden from the student.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,16 @@ class DistillationOptions(TeacherOptions):
     """Options of the heads, of the student's softmax and of the teacher's targets.
 
     Args:
-        num_prototypes, bottleneck_dim: K and the width before the prototypes, of each head. student_temperature: of the
-        student's softmax. heads: one `shared` head for CLS and patches, or `separate` ones. norm_last_layer: whether
-        the prototypes' gain stays 1; else it is trained. targets: from the teacher's logits by `centering`
-        (arXiv:2104.14294, section 3.1) or by `sinkhorn` (arXiv:2006.09882, section 3.1). center_momentum: of the
-        centres of the teacher's logits. centered_patches: the centre of the patches is the mean of `all`, or of the
-        `hidden` ones alone. sinkhorn_iterations: of Sinkhorn-Knopp. koleo_weight: of the KoLeo regulariser on the CLS
-        features, for each global view.
+        num_prototypes, bottleneck_dim: K and the width before the prototypes, of each head.
+        student_temperature: of the student's softmax.
+        heads: one `shared` head for CLS and patches, or `separate` ones.
+        norm_last_layer: whether the prototypes' gain stays 1; else it is trained.
+        targets: from the teacher's logits by `centering` (arXiv:2104.14294, section 3.1) or by `sinkhorn`
+            (arXiv:2006.09882, section 3.1).
+        center_momentum: of the centres of the teacher's logits.
+        centered_patches: the centre of the patches is the mean of `all`, or of the `hidden` ones alone.
+        sinkhorn_iterations: of Sinkhorn-Knopp.
+        koleo_weight: of the KoLeo regulariser on the CLS features, for each global view.
     """
 
     num_prototypes: int = 65536
@@ -93,9 +99,8 @@ class SelfDistillation(Objective):
                 patch_targets, student.patches, masked.weights, options.student_temperature, num_views
             )
         if options.koleo_weight > 0:
-            terms["ssl/koleo"] = (
-                options.koleo_weight * torch.stack([koleo_loss(view) for view in inputs.invariant.cls]).sum()
-            )
+            koleo = torch.stack([koleo_loss(view) for view in inputs.invariant.cls])
+            terms["ssl/koleo"] = options.koleo_weight * koleo.sum()
         terms["teacher/entropy"] = torch.special.entr(cls_targets).sum(dim=-1).mean()
         return terms
 
@@ -135,10 +140,9 @@ class SelfDistillation(Objective):
         """As `_center`; every prototype gets an equal share of the batch's CLS tokens and of its hidden patches."""
         iterations = self.options.sinkhorn_iterations
         logits = head(teacher.cls, None, None if masked is None else masked.take(teacher.patches))
-        every = torch.ones(logits.cls.shape[:2].numel(), device=logits.cls.device)
-        cls_targets = sinkhorn_targets(logits.cls.flatten(0, 1), every, temperature, iterations).unflatten(
-            0, logits.cls.shape[:2]
-        )
+        views = logits.cls.shape[:2]
+        every = torch.ones(views.numel(), device=logits.cls.device)
+        cls_targets = sinkhorn_targets(logits.cls.flatten(0, 1), every, temperature, iterations).unflatten(0, views)
         if masked is None:
             return cls_targets, None
         return cls_targets, sinkhorn_targets(logits.patches, masked.valid, temperature, iterations)

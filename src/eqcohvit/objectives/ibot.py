@@ -14,8 +14,8 @@ from .distillation import DistillationOptions, SelfDistillation
 class IBOTOptions(DistillationOptions):
     """Defaults: arXiv:2111.07832, section 4.1, and https://github.com/bytedance/ibot (pre-training of ViT-S/16).
 
-    The official smallest block is (14 // 3)^2 = 16 of 14 x 14 patches: set `min_masked_patches` to (g // 3)^2 for g x g
-    of them. The gain of the prototypes is trained for ViT-S; larger models have `norm_last_layer=true`.
+    The official smallest block is (g // 3)^2 of g x g patches, 16 at 14 x 14: for more patches set
+    `min_masked_patches`. The gain of the prototypes is trained for ViT-S; larger models have `norm_last_layer=true`.
     """
 
     num_prototypes: int = 8192

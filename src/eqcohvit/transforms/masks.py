@@ -27,14 +27,15 @@ class BlockMasking:
     """How the student's global views are masked.
 
     Args:
-        probability: of each view to be masked at all. ratio, ratio_variance: a masked view hides a share of its patches
-        that is uniform in ratio - variance to ratio + variance. min_patches: area of the smallest block, as long as so
-        many patches are still to be hidden. num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3
-        % of the masks.
+        probability: of each view to be masked at all.
+        ratio, ratio_variance: a masked view hides a share of its patches, uniform in ratio - variance to ratio + variance.
+        min_patches: area of the smallest block, as long as so many patches are still to be hidden. At most (g // 3)^2
+            of g x g patches, which is iBOT's own rule, so that blocks fit into small grids.
+        num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3 % of the masks.
 
     Raises:
         ValueError: `probability` does not lie in [0, 1], a share of patches not in [0, 1), or `min_patches` is not
-        positive.
+            positive.
     """
 
     probability: float = 0.5
@@ -68,7 +69,8 @@ class BlockMasking:
         most = math.floor((self.ratio + self.ratio_variance) * grid_size**2)
         target = (share * grid_size**2).floor().clamp_max(most).long() * is_masked
         blocks = draws[..., 2:].unflatten(-1, (self.num_blocks, _NUM_TRIES, _DRAWS_PER_TRY))
-        masks = block_masks(blocks.flatten(0, 1), target.flatten(), grid_size, self.min_patches)
+        min_patches = min(self.min_patches, max(1, (grid_size // 3) ** 2))
+        masks = block_masks(blocks.flatten(0, 1), target.flatten(), grid_size, min_patches)
         return masks.unflatten(0, (len(keys), _NUM_VIEWS))
 
 
