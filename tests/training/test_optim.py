@@ -7,8 +7,8 @@ from torch import nn
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
-from eqcohvit.objectives.heads import DINOHead
 from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.objectives.heads import DINOHead
 from eqcohvit.training.optim import clip_gradients, learning_rate_scales, make_optimizer, set_step
 from eqcohvit.training.schedules import StepValues, backbone_warmup
 
