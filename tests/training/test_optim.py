@@ -29,13 +29,6 @@ def test_weight_decay_spares_vectors_but_neither_tokens_nor_positions():
     assert decayed | spared == set(names.values()) and not decayed & spared
 
 
-def test_a_gain_of_the_prototypes_is_decayed_and_frozen_with_them():
-    head = DINOHead(4, 8, 4, 6)
-    head.prototypes.gain = nn.Parameter(torch.ones(6))
-    groups = [g for g in make_optimizer(head, 1e-3, 0.05).param_groups if any(p is head.prototypes.gain for p in g["params"])]
-    assert [(g["weight_decay"], g["is_last_layer"]) for g in groups] == [(0.05, True)]
-
-
 def test_optimizer_leaves_frozen_parameters_out():
     layer = nn.Linear(3, 3)
     layer.bias.requires_grad_(False)

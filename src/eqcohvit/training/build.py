@@ -56,6 +56,23 @@ def build_model(args: PretrainArguments, start: Start | None = None, checkpoint:
     return model
 
 
+def make_drop_path_linear(backbone: nn.Module) -> None:
+    """Let stochastic depth rise from 0 in the first layer to the configured rate in the last, in place of that rate in all.
+
+    The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate (`drop_path_uniform: true`).
+    """
+    layers = [module for module in backbone.modules() if hasattr(module, "drop_prob")]  # one a layer, none where the rate is 0
+    for index, layer in enumerate(layers):
+        layer.drop_prob = layer.drop_prob * index / max(1, len(layers) - 1)
+
+
+def freeze_layer_scale(backbone: nn.Module) -> None:
+    """Keep the scales of all residual branches as they are: 1 in a new backbone, as if there were none (iBOT)."""
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("lambda1"):
+            parameter.requires_grad_(False)
+
+
 def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -> list[str]:
     """Load the objective's heads and the teacher where the training state of `start` has them; names all that comes from there."""
     parts = ["backbone"]
@@ -90,23 +107,6 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
     if args.layerscale_value == 0:
         freeze_layer_scale(model.eqcohvit.backbone)  # after the teacher is made, which shares what is frozen before: it is kept whole
     return module
-
-
-def make_drop_path_linear(backbone: nn.Module) -> None:
-    """Let stochastic depth rise from 0 in the first layer to the configured rate in the last, in place of that rate in all.
-
-    The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate (`drop_path_uniform: true`).
-    """
-    layers = [module for module in backbone.modules() if hasattr(module, "drop_prob")]  # one a layer, none where the rate is 0
-    for index, layer in enumerate(layers):
-        layer.drop_prob = layer.drop_prob * index / max(1, len(layers) - 1)
-
-
-def freeze_layer_scale(backbone: nn.Module) -> None:
-    """Keep the scales of all residual branches as they are: 1 in a new backbone, as if there were none (iBOT)."""
-    for name, parameter in backbone.named_parameters():
-        if name.endswith("lambda1"):
-            parameter.requires_grad_(False)
 
 
 def build_renderer(

@@ -28,7 +28,7 @@ def make_optimizer(
     """AdamW on the trainable parameters; vectors (biases, norms, scales of LayerScale) are not decayed, all else is.
 
     So are tokens and position embeddings, as in the official code of DINO, iBOT, DINOv2 (`get_params_groups` there) and VICReg
-    (`exclude_bias_and_norm`), and all that a prototype layer holds, its gains included: those are a column there.
+    (`exclude_bias_and_norm`).
 
     Each group has an `lr_scale` (`learning_rate_scales`), and says whether it `is_backbone`, `is_last_layer` (the prototypes of a head) and
     `is_decayed`, which `set_step` reads.
@@ -38,9 +38,7 @@ def make_optimizer(
     groups: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_last_layer = id(parameter) in last_layers
-            is_decayed = parameter.ndim >= 2 or is_last_layer
-            key = (_BACKBONE.search(name) is not None, is_last_layer, is_decayed, scales[name])
+            key = (_BACKBONE.search(name) is not None, id(parameter) in last_layers, parameter.ndim >= 2, scales[name])
             groups.setdefault(key, []).append(parameter)
     settings = [
         {
