@@ -55,6 +55,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--objective ibot --local_crops_number -1", "local_crops_number must not be negative, got -1"),
         ("--objective ibot --local_crops_number 2 --local_crops_size 12", "must be a multiple of patch_size = 8, got 12"),
         ("--backbone vit --drop_path_rate 0.1", "drop_path_rate needs one of the backbones dinov2, .*, got vit"),
+        ("--layerscale_value -1", "layerscale_value must not be negative, got -1"),
         ("--weight_decay_end -1", "weight_decay_end must not be negative, got -1"),
         ("--peft lora", "peft=lora needs init_from"),
         ("--knn_guard_split test", "need knn_guard_steps"),

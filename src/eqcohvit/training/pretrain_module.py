@@ -38,6 +38,10 @@ class PretrainModule(nn.Module):
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules that hold all trained parameters, each in one of them: what is clipped apart (`optim.clip_gradients`)."""
+        return {"encoder": self.model.eqcohvit, "objective": self.objective, "decoders": self.model.decoders}
+
     def forward(self, views: Views, values: StepValues) -> dict[str, torch.Tensor]:
         """The views of B images and the values of the step -> terms.
 
