@@ -283,6 +283,7 @@ def jitter_color(
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it is."""
+    sigma = sigma.to(images.dtype)
     if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not sigma.any():
         return images  # a GPU would have to be waited for
     blurred = _gaussian_weights(sigma, images.shape[-2]) @ images @ _gaussian_weights(sigma, images.shape[-1]).transpose(-1, -2)

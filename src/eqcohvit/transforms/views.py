@@ -452,7 +452,8 @@ def path_reach(path: TransformationPath) -> float:
             return 1.0
         moved = view @ matrix.transpose(1, 2)
         behind = moved[..., 2:] <= 0  # the horizon lies within the view
-        reach = torch.maximum(reach, (moved[..., :2] / moved[..., 2:]).abs().masked_fill(behind, _MAX_REACH).max())
+        places = (moved[..., :2] / moved[..., 2:]).abs().masked_fill(behind, _MAX_REACH).nan_to_num(_MAX_REACH)
+        reach = torch.maximum(reach, places.max())
     return min(reach.item(), _MAX_REACH)
 
 
