@@ -45,7 +45,7 @@ def plain_views(
 def _augment(image: Image.Image, view: ViewParameters, size: int) -> Image.Image:
     """Crop, flip, colour jitter, blur, solarisation: the usual order of the transforms."""
     left, top, width, height = view.box[0].tolist()
-    out = image.resize((size, size), _BICUBIC, box=(left, top, left + width, top + height))
+    out = image.crop((left, top, left + width, top + height)).resize((size, size), _BICUBIC)
     if view.flip.item():
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     factors = view.color[0].tolist()

@@ -211,8 +211,7 @@ def test_orders_flips_and_probabilities_are_those_of_the_augmentation():
     drawn = sample_view(AUGMENTATIONS["vicreg"][1], draws, torch.full((len(keys), 2), 50), 224)
     orders, counts = drawn.order.unique(dim=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 700 and (orders.sort(dim=1).values == torch.arange(4)).all()
-    shares = [(drawn.flip, 0.5), (drawn.grey, 0.2), (drawn.sigma > 0, 0.1), (drawn.solarize, 0.2), ((drawn.color != drawn.color[:1]).any(1), 1)]
-    for chosen, share in shares:
+    for chosen, share in [(drawn.flip, 0.5), (drawn.grey, 0.2), (drawn.sigma > 0, 0.1), (drawn.solarize, 0.2)]:
         assert chosen.float().mean().item() == pytest.approx(share, abs=0.015)
     assert (drawn.color[:, 0] != 1).float().mean().item() == pytest.approx(0.8, abs=0.015)
     assert drawn.color.amin(dim=0).tolist() == pytest.approx([0.6, 0.6, 0.8, -0.1], abs=0.01)

@@ -163,7 +163,7 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
 
 
 def apply_filter(images: torch.Tensor, axis_filter: Filter, number: int) -> torch.Tensor:
-    """Filter along the first axis: images (B, S, ...) of any type -> float (B * L, number, ...), for the filters (B * L, ...) of L views."""
+    """Filter images (B, S, ...) of any type along S, by the filters (B * L, ...) of L views of each: float (B * L, number, ...)."""
     batch, num_pixels = images.shape[:2]
     first, weights = axis_filter
     views, groups, group, reads = len(weights) // batch, *weights.shape[1:]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,11 +88,8 @@ class Augmentation:
         return self.color_probability > 0 or self.grey_probability > 0
 
 
-def _usual(crop_scale: tuple[float, float], **other: Any) -> Augmentation:
-    """What the recipes have in common: flips, colour jitter and grey images."""
-    settings = {"flip_probability": 0.5, "color": (0.4, 0.4, 0.2, 0.1), "color_probability": 0.8, "grey_probability": 0.2, **other}
-    return Augmentation(crop_scale=crop_scale, **settings)
-
+# What the recipes have in common.
+_USUAL = Augmentation(flip_probability=0.5, color=(0.4, 0.4, 0.2, 0.1), color_probability=0.8, grey_probability=0.2)
 
 # (first view, second view, local crops) of each recipe.
 AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
@@ -103,34 +100,36 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
     ),
     # arXiv:2002.05709, appendix A. Without local crops, so their place is taken by a third global one.
     "simclr": (
-        _usual(crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
-        _usual(crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
-        _usual(crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
+        replace(_USUAL, crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
+        replace(_USUAL, crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
+        replace(_USUAL, crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
     ),
     # https://github.com/facebookresearch/vicreg, augmentations.py; arXiv:2105.04906, appendix C.1, has both views alike.
     "vicreg": (
-        _usual(crop_scale=(0.08, 1.0), blur_probability=1.0),
-        _usual(crop_scale=(0.08, 1.0), blur_probability=0.1, solarize_probability=0.2),
-        _usual(crop_scale=(0.08, 1.0), blur_probability=0.5),
+        replace(_USUAL, crop_scale=(0.08, 1.0), blur_probability=1.0),
+        replace(_USUAL, crop_scale=(0.08, 1.0), blur_probability=0.1, solarize_probability=0.2),
+        replace(_USUAL, crop_scale=(0.08, 1.0), blur_probability=0.5),
     ),
     # https://github.com/bytedance/ibot, main_ibot.py, with the crops of its README.
     "ibot": (
-        _usual(crop_scale=(0.25, 1.0), blur_probability=1.0),
-        _usual(crop_scale=(0.25, 1.0), blur_probability=0.1, solarize_probability=0.2),
-        _usual(crop_scale=(0.05, 0.25), blur_probability=0.5),
+        replace(_USUAL, crop_scale=(0.25, 1.0), blur_probability=1.0),
+        replace(_USUAL, crop_scale=(0.25, 1.0), blur_probability=0.1, solarize_probability=0.2),
+        replace(_USUAL, crop_scale=(0.05, 0.25), blur_probability=0.5),
     ),
     # https://github.com/facebookresearch/dinov2, data/augmentations.py. It states 1.0 / 0.1 / 0.5 for the blur, but its GaussianBlur blurs
-    # with the complement of the probability, and its checkpoints were trained so: dinov3 PR 342, dinov3#286, dinov2 PR 411.
+    # with the complement of that probability, and the released checkpoints were trained so:
+    # https://github.com/facebookresearch/dinov3/pull/342, https://github.com/facebookresearch/dinov3/issues/286,
+    # https://github.com/facebookresearch/dinov2/pull/411.
     "dinov2": (
-        _usual(crop_scale=(0.32, 1.0), blur_probability=0.0),
-        _usual(crop_scale=(0.32, 1.0), blur_probability=0.9, solarize_probability=0.2),
-        _usual(crop_scale=(0.05, 0.32), blur_probability=0.5),
+        replace(_USUAL, crop_scale=(0.32, 1.0), blur_probability=0.0),
+        replace(_USUAL, crop_scale=(0.32, 1.0), blur_probability=0.9, solarize_probability=0.2),
+        replace(_USUAL, crop_scale=(0.05, 0.32), blur_probability=0.5),
     ),
     # Milder crops for images of few pixels, where 8 % of the area is a handful of them.
     "small": (
-        _usual(crop_scale=(0.3, 1.0)),
-        _usual(crop_scale=(0.3, 1.0)),
-        _usual(crop_scale=(0.15, 0.4)),
+        replace(_USUAL, crop_scale=(0.3, 1.0)),
+        replace(_USUAL, crop_scale=(0.3, 1.0)),
+        replace(_USUAL, crop_scale=(0.15, 0.4)),
     ),
 }
 
@@ -384,7 +383,7 @@ class ViewRenderer:
     def _render(
         self, canvases: torch.Tensor, sizes: torch.Tensor, first: ViewParameters, second: ViewParameters, moves: Transformation
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 canvases (B, 3, S, S), states of the path (B, V, ...) -> the first view (B, 3, H, H), the second's states (B, V, 3, H, H)."""
+        """uint8 canvases (B, 3, S, S), moves (B, V, ...) -> the first view (B, 3, H, H) and the second's states (B, V, 3, H, H)."""
         lines = _lines(canvases)
         images = _resized_crop(lines, sizes, first, self.image_size)
         images, _ = _recolor(images, self.augmentations[0], first, first.sigma)
@@ -521,7 +520,7 @@ def _on_axis(begin: torch.Tensor, length: torch.Tensor, sign: torch.Tensor, plac
 
 
 def _filtered(lines: torch.Tensor, filters: list[ops.Filter], size: int) -> torch.Tensor:
-    """uint8 canvases (B, S, 3, S), filters along y and x for N views -> (N, 3, size, size) in [0, 1], but for what bicubic filters overshoot."""
+    """uint8 canvases (B, S, 3, S), filters along y and x for N views -> (N, 3, size, size), in [0, 1] but for overshoots."""
     along_y = ops.apply_filter(lines, filters[0], size)  # (N, size, 3, S)
     both = ops.apply_filter(along_y.permute(0, 3, 2, 1), filters[1], size)  # (N, size of x, 3, size of y)
     return both.permute(0, 2, 3, 1) / 255
@@ -548,8 +547,6 @@ def _recolor(
 def _parts(canvases: torch.Tensor, pixels_per_sample: int) -> list[slice]:
     """As many samples at a time as fit a CPU's cache, one for each thread at least, or a part of a GPU's memory."""
     per_sample = 3 * (pixels_per_sample + canvases.shape[-1] ** 2)
-    if canvases.device.type == "cpu":
-        size = max(torch.get_num_threads(), _CPU_VALUES // per_sample)
-    else:
-        size = max(1, _GPU_VALUES // per_sample)
+    is_cpu = canvases.device.type == "cpu"
+    size = max(torch.get_num_threads() if is_cpu else 1, (_CPU_VALUES if is_cpu else _GPU_VALUES) // per_sample)
     return [slice(start, min(start + size, len(canvases))) for start in range(0, len(canvases), size)]
