@@ -55,7 +55,7 @@ def test_decode_image_applies_exif_orientation(image_format, orientation):
     }  # fmt: skip
     canvas, size, _ = decode_image(encode(Image.fromarray(quadrants), image_format, exif=exif), 32)
     assert size == ((16, 32) if orientation < 5 else (32, 16))
-    assert corner_colors(canvas) == expected[orientation]
+    assert corner_colors(canvas[:, : size[0], : size[1]]) == expected[orientation]
 
 
 def test_decode_image_lays_transparency_on_white():
@@ -108,7 +108,22 @@ def test_decode_image_takes_the_first_frame_of_an_animation(image_format):
 def test_decode_image_allows_extreme_sizes(size):
     canvas, original, _ = decode_image(encode(Image.new("RGB", size, (10, 200, 30)), "PNG"), 24)
     assert original == size[::-1]
-    assert (canvas == np.array([10, 200, 30], dtype=np.uint8)[:, None, None]).all()
+    height, width = (min(side, 24) for side in original)
+    assert (canvas[:, :height, :width] == np.array([10, 200, 30], dtype=np.uint8)[:, None, None]).all()
+    assert not canvas[:, height:].any() and not canvas[:, :, width:].any()
+
+
+def test_decode_image_keeps_the_pixels_of_an_image_that_fits():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    canvas = decode_image(encode(Image.fromarray(pixels), "PNG"), 32).canvas
+    assert (canvas[:, :20, :31] == pixels.transpose(2, 0, 1)).all()
+
+
+def test_decode_image_reduces_the_axis_that_is_too_long_and_no_other():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    canvas = decode_image(encode(Image.fromarray(pixels), "PNG"), 32).canvas.astype(int)
+    expected = np.asarray(Image.fromarray(pixels).resize((32, 20), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(canvas[:, :20] - expected).max() <= 1
 
 
 def test_decode_image_reduced_jpeg_keeps_size_and_content():

@@ -45,7 +45,6 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--max_bad_fraction 2", "max_bad_fraction must lie between 0 and 1"),
         ("--per_device_train_batch_size 1", "must be at least 2"),
         ("--recon_weight nan", "recon_weight must be a finite number, got nan"),
-        ("--canvas_scale 0.5", "canvas_scale must be at least 1"),
         ("--push_to_hub", "push_to_hub needs hub_model_id"),
         ("--objective ibot --backbone vit_mae", "hides patches behind a mask token, which the encoder of vit_mae has not"),
         ("--objective ibot --objective_options mask_ratio=0.9", "must lie between 0 and 1, got 0.9"),

@@ -1,7 +1,8 @@
-"""One image, in any format that Pillow reads, to one canvas: uint8 RGB, stretched to S x S, upright.
+"""One image, in any format that Pillow reads, to one canvas: uint8 RGB, S x S, upright.
 
-Stretching keeps the canvas a plain tensor for every aspect ratio; the original (height, width) travels with it, so that
-rotations can be composed in true pixel geometry. Whatever is wrong with the data ends in `BadImage`, never in another exception.
+The image lies in the upper left corner at its own resolution, so that crops of it are as sharp as those of the file; only an axis of more
+than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which follows from the original (height, width) that
+travels with the canvas. Whatever is wrong with the data ends in `BadImage`, never in another exception.
 """
 
 import io
@@ -25,7 +26,7 @@ _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _COMMON_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
 # EXIF orientation -> the dimensions of (3, height, width) that are reversed to make the stored image upright, from 5 on after exchanging
-# height and width (EXIF 2.3, tag 0x0112); applied to the canvas, because it commutes with the stretch.
+# height and width (EXIF 2.3, tag 0x0112); applied to the content of the canvas, because it commutes with the resampling.
 _REVERSED = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
 
 
@@ -34,7 +35,8 @@ class BadImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """canvas: uint8 (3, S, S), RGB. size: (height, width) of the upright original, in pixels. label: where decoding is what tells it."""
+    """canvas: uint8 (3, S, S), RGB, black beyond the image. size: (height, width) of the upright original, in pixels. label: where decoding
+    is what tells it."""
 
     canvas: np.ndarray
     size: tuple[int, int]
@@ -103,25 +105,27 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
         width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
     orientation = _orientation(image)
     image = _to_8_bit(image)
-    canvas = _stretch(image, canvas_size)
+    content = _resized(image, min(height, canvas_size), min(width, canvas_size))
     if orientation in _REVERSED:
         if orientation >= 5:
-            canvas, width, height = canvas.transpose(1, 2), height, width
-        canvas = canvas.flip(_REVERSED[orientation])
-    return Decoded(canvas.contiguous().numpy(), (height, width))
+            content, width, height = content.transpose(1, 2), height, width
+        content = content.flip(_REVERSED[orientation])
+    canvas = torch.zeros(3, canvas_size, canvas_size, dtype=torch.uint8)
+    canvas[:, : content.shape[1], : content.shape[2]] = content
+    return Decoded(canvas.numpy(), (height, width))
 
 
-def _stretch(image: Image.Image, size: int) -> torch.Tensor:
-    """Modes RGB, L, RGBa -> (3, size, size), as Pillow's bicubic `resize` up to rounding; transparency lies on white.
+def _resized(image: Image.Image, height: int, width: int) -> torch.Tensor:
+    """Modes RGB, L, RGBa -> (3, height, width), as Pillow's bicubic `resize` up to rounding; transparency lies on white.
 
     For the interleaved 8-bit channels that Pillow gives, torch has vectorised kernels; it holds more copies, so large images come smaller.
     """
-    if image.width * image.height > 16 * size**2:
-        halfway = (min(image.width, 2 * size), min(image.height, 2 * size))
+    if image.width * image.height > 16 * width * height:
+        halfway = (min(image.width, 2 * width), min(image.height, 2 * height))
         image = image.resize(halfway, Image.Resampling.BICUBIC, reducing_gap=2.0)
     pixels = torch.from_numpy(np.asarray(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)  # read only
-    if pixels.shape[1:] != (size, size):
-        pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
+    if pixels.shape[1:] != (height, width):
+        pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
     if image.mode == "RGBa":
         color, opacity = pixels.to(torch.int16).split([3, 1])
         pixels = (color + 255 - opacity).clamp_max(255).to(torch.uint8)

@@ -14,6 +14,7 @@ import torch
 
 from ..data import Batch
 from ..transforms import TransformationPath, ops
+from ..transforms.paths import SIGMA_SIZE
 from ..transforms.random import uniforms
 
 PROTOCOLS = ("paper", "strict")
@@ -70,9 +71,9 @@ def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_siz
     grid, coverage = ops.sampling_grid(crop.expand_as(motions), motions, image_size, "canvas" if strict else "zeros")
     original, transformed = ops.sample(batch.canvases.float() / 255, grid).unbind(dim=1)
     if step.color is not None:
-        transformed, _ = ops.adjust_color(transformed, step.color)
+        transformed = ops.adjust_color(transformed, step.color)
     if step.sigma is not None:
-        transformed = ops.gaussian_blur(transformed, step.sigma)
+        transformed = ops.gaussian_blur(transformed, step.sigma * (image_size / SIGMA_SIZE))
     if coverage is not None:
         transformed = transformed * coverage[:, 1]
     return Pair(original, transformed, drawn.parameters, batch.labels)

@@ -16,7 +16,7 @@ import yaml
 
 from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
 from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
-from ..transforms import AUGMENTATIONS, BlockMasking, make_path
+from ..transforms import AUGMENTATIONS, BlockMasking, MultiCrop, make_path, training_canvas_size
 from ..transforms.ops import BORDERS
 from .files import write_text_whole
 
@@ -80,7 +80,6 @@ class PretrainArguments:
     border: str = _setting("zeros", "what lies outside a moved view: the photograph itself, black, or its mirror image", BORDERS)
     local_crops_number: int = _setting(0, "number of small crops for the student alone, where the objective uses them (ibot, dinov2)")
     local_crops_size: int = _setting(16, "side of the local crops in pixels")
-    canvas_scale: float = _setting(1.25, "side of the decoded canvas over image_size")
 
     # Objective
     objective: str = _setting("vicreg", "SSL loss on the invariant part", tuple(OBJECTIVES))
@@ -147,8 +146,8 @@ class PretrainArguments:
 
     @property
     def canvas_size(self) -> int:
-        """Side of the decoded canvas in pixels."""
-        return round(self.image_size * self.canvas_scale)
+        """Side of the decoded canvas in pixels, which follows from the smallest crops."""
+        return training_canvas_size(self.augmentation, self.image_size, self.multi_crop())
 
     def _backbone_kwargs(self, family: str) -> dict[str, Any]:
         """Fields of the backbone's configuration that these settings change, for a backbone of this model type."""
@@ -177,6 +176,10 @@ class PretrainArguments:
         if not isinstance(options, TeacherOptions) or options.mask_probability == 0:
             return None
         return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance, options.min_masked_patches)
+
+    def multi_crop(self) -> MultiCrop | None:
+        """Number and size of the local crops; None for none."""
+        return MultiCrop(self.local_crops_number, self.local_crops_size) if self.local_crops_number else None
 
     def _check_local_crops(self) -> None:
         if self.local_crops_number < 0:
@@ -221,8 +224,6 @@ class PretrainArguments:
         if self.per_device_train_batch_size < 2:
             size = self.per_device_train_batch_size
             raise ValueError(f"per_device_train_batch_size must be at least 2, because the objectives compare images, got {size}")
-        if self.canvas_scale < 1:
-            raise ValueError(f"canvas_scale must be at least 1, got {self.canvas_scale}")
         if self.keep_every_steps % self.save_steps:
             raise ValueError(f"keep_every_steps must be a multiple of save_steps={self.save_steps}, got {self.keep_every_steps}")
         if self.peft and not self.init_from and not self.resume_from_checkpoint:

@@ -11,7 +11,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
-from ..transforms import MultiCrop, ViewRenderer, make_path
+from ..transforms import ViewRenderer, make_path
 from .arguments import PretrainArguments
 from .checkpoint import read_state
 from .lora import add_lora
@@ -121,7 +121,7 @@ def build_renderer(
         mean=tuple(image_mean),
         std=tuple(image_std),
         include_final=args.include_final,
-        local_crops=MultiCrop(args.local_crops_number, args.local_crops_size) if args.local_crops_number else None,
+        local_crops=args.multi_crop(),
         masking=args.masking(),
         patch_size=args.patch_size,
         seed=args.seed,
