@@ -100,7 +100,7 @@ def test_imagenet_recipe_has_the_published_batch_and_steps(name):
 
 # ---------------------------------------------------------------------- the tables "ours and published" of README.md
 RUN = {  # settings of no effect on what is learnt, or on the machines alone
-    "objective", "canvas_scale", "per_device_train_batch_size", "dataloader_num_workers",
+    "objective", "per_device_train_batch_size", "dataloader_num_workers",
     "save_steps", "keep_every_steps", "sample_steps", "logging_steps",
 }  # fmt: skip
 # What the equivariance task adds, the same in all recipes of a method: it has a table of its own, with one recipe of each.
