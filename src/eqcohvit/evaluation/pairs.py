@@ -4,8 +4,8 @@
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border gives g away.
 
 Resampling leaves traces of its own, which turn and shift with g. So a strict view is read from a canvas of twice its density, and the
-canvas is first smoothed by a Gaussian of one pixel, of the canvas or of the original, whichever is coarser. What remains, as R2 from the
-transformed image alone: scripts/guides/evaluate.md.
+canvas is first smoothed by a Gaussian of 0.8 pixels, of the canvas or of the original, whichever is coarser, which also undoes what
+bicubic interpolation does along x and y. What remains, as R2 from the transformed image alone: scripts/guides/evaluate.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from ..transforms.random import uniforms
 PROTOCOLS = ("paper", "strict")
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
 _CANVAS_DENSITY = 2  # pixels of the canvas for each pixel of a strict view, along x and along y
-_SMOOTHING = 1.0  # standard deviation of the Gaussian, in pixels of the canvas or of the original
-_REACH = 3  # of the Gaussian, in standard deviations: 0.3 % of its weight lies beyond
+_SMOOTHING = 0.8  # standard deviation of the Gaussian, in pixels of the canvas or of the original
+_REACH = 4  # of the kernel, in standard deviations
+_HIGHEST_FREQUENCY = 0.7  # in periods a pixel of the canvas or of the original: beyond, the Gaussian lets 0.2 % through
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,32 @@ def given_away(path: TransformationPath, protocol: str) -> str:
 def smooth(images: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
     """Canvases (B, 3, S, S), sides (B,) of the originals in pixels -> canvases without the detail that shows how they were resampled."""
     coarseness = (images.shape[-1] / sides.to(images.dtype)).clamp_min(1.0)
-    sigma = _SMOOTHING * coarseness
     batch, channels, side, _ = images.shape
-    radius = min(math.ceil(_REACH * float(sigma.max())), side - 1)
-    distance = torch.arange(-radius, radius + 1, dtype=images.dtype)
-    weights = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=-1).repeat_interleave(channels, dim=0)
+    radius = min(math.ceil(_REACH * _SMOOTHING * float(coarseness.max())), side - 1)
+    distance = torch.arange(-radius, radius + 1, dtype=images.dtype) / coarseness[:, None]
+    weights = _smoothing_kernel(distance).repeat_interleave(channels, dim=0)
     planes = images.reshape(1, batch * channels, side, side)
     planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), weights[:, None, None, :], groups=len(weights))
     planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), weights[:, None, :, None], groups=len(weights))
     return planes.view_as(images)
+
+
+def _smoothing_kernel(distance: torch.Tensor) -> torch.Tensor:
+    """Weights (B, R) at distances (B, R) in pixels: their spectrum is that of the Gaussian over that of bicubic interpolation."""
+    frequency = torch.linspace(0, _HIGHEST_FREQUENCY, 141)
+    gaussian = torch.exp(-2 * (math.pi * _SMOOTHING * frequency) ** 2)
+    waves = torch.cos(2 * math.pi * distance[..., None] * frequency)
+    weights = (waves * gaussian / _bicubic_response(frequency)).sum(dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def _bicubic_response(frequency: torch.Tensor, a: float = -0.5) -> torch.Tensor:
+    """The spectrum of the bicubic kernel (Keys, doi:10.1109/TASSP.1981.1163711), 1 at frequency 0; in periods a pixel."""
+    f = frequency.clamp_min(0.02)  # below, rounding would outweigh the difference to 1
+    first, second, fourth = (torch.sinc(factor * f) for factor in (1, 2, 4))
+    inner = 3 * (first.square() - second)
+    outer = 2 * a * (3 * second.square() - 2 * second - fourth)
+    return (inner + outer) / (math.pi * f).square()
 
 
 def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_size: int, seed: int = 0) -> Pair:
