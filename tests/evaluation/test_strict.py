@@ -18,7 +18,7 @@ def test_no_sharpness_tells_the_angle_of_a_wide_picture(kind):
 def test_traces_of_resampling_would_be_seen(monkeypatch):
     """So the test above can fail: read from a canvas of the view's own density, without smoothing, noise of 32 pixels tells the angle."""
     monkeypatch.setattr(pairs, "_CANVAS_DENSITY", 1)
-    monkeypatch.setattr(pairs, "smooth", lambda images, sides: images)
+    monkeypatch.setattr(pairs, "smooth", lambda images: images)
     assert max(read_off("noise", 32, 48, 32, "rotation", count=500)) > 0.2
 
 
