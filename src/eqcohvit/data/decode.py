@@ -28,6 +28,11 @@ _COMMON_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 # EXIF orientation -> the dimensions of (3, height, width) that are reversed to make the stored image upright, from 5 on after exchanging
 # height and width (EXIF 2.3, tag 0x0112); applied to the content of the canvas, because it commutes with the resampling.
 _REVERSED = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
+# EXIF orientations whose stored columns, and whose stored rows, run against the upright image.
+_COLUMNS_REVERSED = (2, 3, 7, 8)
+_ROWS_REVERSED = (3, 4, 6, 7)
+
+FITS = ("native", "square")
 
 
 class BadImage(Exception):
@@ -57,8 +62,12 @@ def image_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+def decode_image(data: bytes | Image.Image, canvas_size: int, fit: str = "native") -> Decoded:
     """Decode the file content `data` (or convert an open Pillow image) to a canvas of `canvas_size` x `canvas_size` pixels.
+
+    `fit="native"` puts the whole image at its own resolution into the top left corner, smaller along an axis that exceeds the canvas.
+    `fit="square"` cuts the central square of the upright original before any resampling, and resamples it to the whole canvas, by the
+    same factor along x and y; the size is then that of the square.
 
     EXIF orientation is applied. Transparency is laid on white. The first frame of an animation counts. Single-channel images of
     more than 8 bits are scaled: 16-bit by their full range; 32-bit and float by [0, 1], [0, 255] or [0, 65535] if that holds all
@@ -66,12 +75,14 @@ def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     """
     if canvas_size < 1:
         raise ValueError(f"canvas_size must be a positive number of pixels, got {canvas_size}")
+    if fit not in FITS:
+        raise ValueError(f"unknown fit {fit!r}; known: {', '.join(FITS)}")
     if isinstance(data, (bytes, bytearray, memoryview)) and len(data) == 0:
         raise BadImage("empty file (0 bytes)")
     try:
         with warnings.catch_warnings():  # Pillow warns about oddities of single files; one line per web image would bury the log
             warnings.simplefilter("ignore")
-            return _decode(data, canvas_size)
+            return _decode(data, canvas_size, fit)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -88,7 +99,7 @@ def one_line(error: Exception, limit: int = 200) -> str:
     return " ".join(text.split())[:limit]
 
 
-def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+def _decode(data: bytes | Image.Image, canvas_size: int, fit: str) -> Decoded:
     if isinstance(data, Image.Image):
         image = data
     elif isinstance(data, (bytes, bytearray, memoryview)):
@@ -104,8 +115,14 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     if not drafted:
         width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
     orientation = _orientation(image)
+    if fit == "square":
+        image = _central_square(image, orientation)
+        width = height = min(width, height)
     image = _to_8_bit(image)
-    content = _resized(image, min(height, canvas_size), min(width, canvas_size))
+    if fit == "square":
+        content = _resized(image, canvas_size, canvas_size)
+    else:
+        content = _resized(image, min(height, canvas_size), min(width, canvas_size))
     if orientation in _REVERSED:
         if orientation >= 5:
             content, width, height = content.transpose(1, 2), height, width
@@ -113,6 +130,14 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     canvas = torch.zeros(3, canvas_size, canvas_size, dtype=torch.uint8)
     canvas[:, : content.shape[1], : content.shape[2]] = content
     return Decoded(canvas.numpy(), (height, width))
+
+
+def _central_square(image: Image.Image, orientation: int) -> Image.Image:
+    """The largest central square. An odd margin is one pixel wider on the right or at the bottom of the upright image."""
+    side = min(image.size)
+    left = (image.width - side + (orientation in _COLUMNS_REVERSED)) // 2
+    top = (image.height - side + (orientation in _ROWS_REVERSED)) // 2
+    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
 
 
 def _resized(image: Image.Image, height: int, width: int) -> torch.Tensor:
