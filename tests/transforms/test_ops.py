@@ -97,6 +97,16 @@ def test_jitter_color_applies_the_operations_in_each_order(images):
     assert len({round(ours.sum().item(), 3) for ours in result}) == 24  # that they differ
 
 
+def test_jitter_color_of_one_image_is_that_of_many(images):
+    """On a CPU what changes none of the images is left out."""
+    factors = torch.tensor([[1.3, 0.6, 1.7, 0.15], [1.0, 0.6, 1.0, 0.0], [1.0, 1.0, 1.0, 0.15], [1.0, 1.0, 1.0, 0.0]])
+    orders = torch.tensor(ORDERS[::6])
+    together, _ = ops.jitter_color(images, factors, orders)
+    for i in range(4):
+        alone, _ = ops.jitter_color(images[i : i + 1], factors[i : i + 1], orders[i : i + 1])
+        assert torch.allclose(alone[0], together[i], atol=1e-6)
+
+
 def test_jitter_color_of_a_part_shares_the_pivots_of_the_whole(images):
     factors, orders = torch.tensor([[1.3, 0.6, 1.7, 0.15]]).expand(4, 4), torch.tensor(ORDERS[::6])
     whole, pivots = ops.jitter_color(images, factors, orders)

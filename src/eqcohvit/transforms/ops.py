@@ -265,12 +265,15 @@ def jitter_color(
     place_of_hue = (order == _HUE).long().argmax(dim=1)
     used = []
     for places, after in (((0, 1, 2), False), ((1, 2, 3), True)):
-        if after:
+        if after and not _idle(factors[:, _HUE] == 0):
             images = adjust_hue(images, factors[:, _HUE])
         for place in places:
             operation = order[:, place]
             active = place > place_of_hue if after else place < place_of_hue
             factor = torch.where(active, factors.gather(1, operation[:, None])[:, 0], 1.0)
+            if _idle(factor == 1):
+                used.append(torch.zeros_like(factor))
+                continue
             grey = luminance(images)
             pivot = grey.mean(dim=(1, 2, 3)) if pivots is None else pivots[:, len(used)]
             used.append(pivot)
@@ -281,11 +284,16 @@ def jitter_color(
     return images, torch.stack(used, dim=1)
 
 
+def _idle(neutral: torch.Tensor) -> bool:
+    """Whether a CPU may leave out an operation that is neutral for all images; a GPU would have to be waited for to know."""
+    return neutral.device.type == "cpu" and not torch.compiler.is_compiling() and bool(neutral.all())
+
+
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it is."""
     sigma = sigma.to(images.dtype)
-    if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not sigma.any():
-        return images  # a GPU would have to be waited for
+    if _idle(sigma == 0):
+        return images
     blurred = _gaussian_weights(sigma, images.shape[-2]) @ images @ _gaussian_weights(sigma, images.shape[-1]).transpose(-1, -2)
     return torch.where(_per_image(sigma) > 0, blurred, images)
 
