@@ -41,8 +41,8 @@ def pair_scores(o, g, y, num_train, num_seeds=1):
 
 @pytest.mark.parametrize("dim", [0, 12, 300])
 def test_heads_find_parameters_that_the_features_contain(dim):
-    y, noise = make(num=600, dim=dim)
-    for score in scores(torch.cat([3 * y, 0.1 * noise], dim=1), y, 500):
+    y, noise = make(dim=dim)
+    for score in scores(torch.cat([3 * y, 0.1 * noise], dim=1), y, 1000):
         assert (score > 0.999).all()
 
 
