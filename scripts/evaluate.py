@@ -48,7 +48,12 @@ TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or any transformers vision model")
+    models = "folders or repositories: ours, any transformers vision model, or timm/NAME for a model of timm"
+    parser.add_argument("--model", nargs="+", required=True, help=models)
+    suites = "benchmark with fixed settings, to compare models by; leave out the flags that it fixes"
+    parser.add_argument("--suite", choices=list(SUITES), help=suites)
+    beside = "results.json files of earlier runs of the suite on the same images, whose models stand in the table too"
+    parser.add_argument("--beside", nargs="+", default=[], metavar="FILE", help=beside)
     parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
@@ -66,6 +71,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
     group.add_argument("--temperature", type=float, default=0.07, help="of the weights exp(similarity / temperature) of knn; default: 0.07")
+
+    group = parser.add_argument_group("columns of numbers as targets (r2)")
+    columns = "regress these columns in place of transformations: numbers, or lists of numbers of one length"
+    group.add_argument("--target_columns", nargs="+", metavar="COLUMN", help=columns)
+    pairs = "object or scene of a picture: whole groups are held out, and the change between two pictures of a group is regressed too"
+    group.add_argument("--group_column", metavar="COLUMN", help=pairs)
+    quaternions = "target columns that are rotations as quaternions (x, y, z, w); a change is the rotation between the two"
+    group.add_argument("--quaternion_columns", nargs="+", default=[], metavar="COLUMN", help=quaternions)
+    circular = "target columns that start again after a period, such as yaw=360 or hue=1; regressed as cosine and sine"
+    group.add_argument("--circular_columns", nargs="+", default=[], metavar="COLUMN=PERIOD", help=circular)
 
     group = parser.add_argument_group(
         "dense tasks",
@@ -92,12 +107,31 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
     group.add_argument("--image_column", help="image column, where there are several")
     group.add_argument("--label_column", help="label column; with train_dir 'folder', whose name is the class")
-    group.add_argument("--max_samples", type=int, default=4096, help="images to fit probes and heads on; default: 4096")
-    group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
+    group.add_argument("--max_samples", type=int, help="images to fit probes and heads on; default: 4096, or the suite's")
+    group.add_argument("--max_test_samples", type=int, help="images to test them on; default: 2048, or the suite's")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
+    if args.suite:
+        apply_suite(args, parser)
+    args.max_samples = 4096 if args.max_samples is None else args.max_samples
+    args.max_test_samples = 2048 if args.max_test_samples is None else args.max_test_samples
     check(args)
     return args
+
+
+def apply_suite(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Set the flags that the suite fixes; raise a `ValueError` where one was given another value."""
+    suite = SUITES[args.suite]
+    for name, value in suite.fixed().items():
+        given = getattr(args, name)
+        if given not in (parser.get_default(name), value):
+            raise ValueError(f"suite {args.suite} fixes {name} to {value}, got {given}: leave it out, or give --task without --suite")
+        setattr(args, name, value)
+    if args.target_columns:
+        raise ValueError(f"suite {args.suite} regresses transformations: give target_columns without --suite")
+    for name in ("max_samples", "max_test_samples"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(suite, name))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -110,6 +144,9 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     if args.temperature <= 0:
         raise ValueError(f"temperature must be positive, got {args.temperature}")
+    if args.beside and not args.suite:
+        raise ValueError("beside needs a suite, whose settings are the same in all files: give --suite r2")
+    check_columns(args)
     args.transform = list(PATHS) if "all" in args.transform else args.transform
     for name in args.transform:
         make_path(name)
@@ -118,6 +155,20 @@ def check(args: argparse.Namespace) -> None:
     if args.output:
         check_writable("output", Path(args.output))
     check_writable("cache_dir", Path(args.cache_dir))
+
+
+def check_columns(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` where the flags of target columns contradict each other."""
+    circular = parse_circular(args.circular_columns)
+    for flag, columns in (("quaternion_columns", args.quaternion_columns), ("circular_columns", list(circular))):
+        unknown = [column for column in columns if column not in (args.target_columns or [])]
+        if unknown:
+            raise ValueError(f"{flag} must be among target_columns, got {', '.join(unknown)}")
+    both = [column for column in args.quaternion_columns if column in circular]
+    if both:
+        raise ValueError(f"a column is a quaternion or circular, got both for {', '.join(both)}")
+    if args.group_column and not args.target_columns:
+        raise ValueError("group_column needs target_columns")
 
 
 def check_writable(name: str, path: Path) -> None:
