@@ -3,6 +3,10 @@
 
     python scripts/evaluate.py --model outputs/pretrain/model --task r2 knn --output results.json
     python scripts/evaluate.py --model runs/a/model --task video_segmentation --data_files 'davis/*.parquet' --output runs/a/davis.json
+    python scripts/evaluate.py --suite r2 --model runs/a/model facebook/dinov2-small timm/vit_small_patch16_224.augreg_in1k \\
+        --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output suite/results.json
+    python scripts/evaluate.py --model runs/a/model --task r2 --target_columns pose hue --quaternion_columns pose --group_column object \\
+        --data_files 'renders/*.parquet' --output runs/a/renders.json
     python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
         --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
 
@@ -31,9 +35,12 @@ from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
 from eqcohvit.evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
+from eqcohvit.evaluation.latent_tasks import latent_r2
+from eqcohvit.evaluation.latents import parse_circular
 from eqcohvit.evaluation.pairs import PROTOCOLS
 from eqcohvit.evaluation.report import write_report
 from eqcohvit.evaluation.results import Row, format_table, tables, versions, write_results
+from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
 from eqcohvit.transforms import PATHS, make_path
 
 # Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
@@ -169,6 +176,8 @@ def check_columns(args: argparse.Namespace) -> None:
         raise ValueError(f"a column is a quaternion or circular, got both for {', '.join(both)}")
     if args.group_column and not args.target_columns:
         raise ValueError("group_column needs target_columns")
+    if args.target_columns and args.task != ["r2"]:
+        raise ValueError(f"target_columns needs --task r2 alone, got {' '.join(args.task)}")
 
 
 def check_writable(name: str, path: Path) -> None:
@@ -204,18 +213,27 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
         trust_remote_code=args.trust_remote_code,
         settings=vars(args),
     )
+    version = {"protocol_version": PROTOCOL_VERSION, "suite": args.suite}
+    beside: list[Row] = []
+    if args.beside:
+        others = read_beside(args.beside)
+        evaluation.open()  # so that a difference is known before the work
+        check_comparable({"this command": version | evaluation.facts()} | others)
+        beside = rows_beside(others, [encoder.name for encoder in evaluation.model_encoders])
     rows: list[Row] = []
     for name in args.task:
-        rows += [row for row in evaluation.run(TASKS[name]) if row not in rows]
+        task = latent_r2 if args.target_columns else TASKS[name]
+        rows += [row for row in evaluation.run(task) if row not in rows]
     prune_cache(args.cache_dir, args.cache_gb * 1e9)
-    print("\n\n".join(map(format_table, tables([row for row in rows if row.headline]))))
+    shown = [*rows, *beside]
+    print("\n\n".join(map(format_table, tables([row for row in shown if row.headline]))))
     if args.output:
         seconds = round(time.time() - started, 1)
         command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
         measured = {"settings": vars(args), "seconds": seconds, **evaluation.facts(), "versions": versions()}
-        results = {"command": command, **measured, "rows": rows}
+        results = {"command": command, **version, **measured, "rows": rows}
         write_results(args.output, results)
-        page = write_report(args.output, results, rows, [*figures_of_rows(rows), *evaluation.figures])
+        page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
         print(f"\nReport: {page}   Numbers: {args.output}")
 
 

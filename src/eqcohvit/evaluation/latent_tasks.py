@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
+from ..data import Source
 from .context import Evaluation
 from .extraction import CentralView, Features, Samples, extract, progress
-from .features import LAST, Feature, parts_of, select
+from .features import LAST, Feature, part_name, parts_of, select
 from .figures import scatter_figure
 from .latents import (
     CHANGE,
@@ -30,14 +31,102 @@ from .tasks import HEADS, regress, to_device
 def latent_r2(evaluation: Evaluation) -> list[Row]:
     """R2 of each of `target_columns` from frozen features, for each part and control.
 
-    "one picture": the value, from the features of one picture. With a `group_column` also "change": the change between two pictures of a
-    group, from the features of both. No group is both fitted and tested on.
+    "one picture": the value, from the features of one picture. With a `group_column` also "change": the change between
+    two pictures of a group, from the features of both. No group is both fitted and tested on.
     """
     train, test = open_latents(evaluation)
-    pictures = Samples(train.pictures, test.pictures, train.num_pictures, test.num_pictures, evaluation.samples.num_workers)
-    features = {part: extract(evaluation.encoders, pictures, part, CentralView(), evaluation.cache_dir) for part in ("train", "test")}
+    workers = evaluation.samples.num_workers
+    pictures = Samples(train.pictures, test.pictures, train.num_pictures, test.num_pictures, workers)
+    cache_dir = evaluation.cache_dir
+    features = {part: extract(evaluation.encoders, pictures, part, CentralView(), cache_dir) for part in ("train", "test")}
+    kinds = (ONE_PICTURE, CHANGE) if train.pairs.shape[1] == 2 else (ONE_PICTURE,)
     rows: list[Row] = []
-    for index in range(len(train.latents)):
-        for kind in (ONE_PICTURE, CHANGE) if train.pairs.shape[1] == 2 else (ONE_PICTURE,):
-            rows += _rows_of(evaluation, features, train, test, index, kind)
+    for column in range(len(train.latents)):
+        for kind in kinds:
+            rows += _rows_of(evaluation, features, train, test, column, kind)
+    return rows
+
+
+def open_latents(evaluation: Evaluation) -> tuple[LatentSamples, LatentSamples]:
+    """The pictures or pairs to fit on and those to test on, at most `max_samples` and `max_test_samples` of them.
+
+    Raises:
+        ValueError: the columns cannot be regressed (see `read_latents`), there are too few groups, or the two sources
+            share some.
+    """
+    settings, samples = evaluation.settings, evaluation.samples
+    group_column = settings.get("group_column")
+
+    def read(source: Source) -> tuple:
+        quaternions = settings.get("quaternion_columns", ())
+        periods = parse_circular(settings.get("circular_columns", ()))
+        return read_latents(source, settings["target_columns"], group_column, quaternions, periods)
+
+    def choose(groups: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+        if group_column is not None:
+            return choose_pairs(groups, rows, count)
+        return choose_pictures(rows, count)[:, None]
+
+    keys, latents, groups = read(samples.train)
+    if samples.test is samples.train:
+        fit_rows, test_rows = split_groups(groups, samples.num_train, samples.num_test)
+        train = LatentSamples(samples.train, keys, latents, choose(groups, fit_rows, samples.num_train))
+        return train, LatentSamples(samples.test, keys, latents, choose(groups, test_rows, samples.num_test))
+    test_keys, test_latents, test_groups = read(samples.test)
+    shared = np.intersect1d(groups, test_groups) if group_column is not None else []
+    if len(shared):
+        raise ValueError(
+            f"{len(shared)} groups of {group_column} are both fitted and tested on, such as {shared[0]}: "
+            "give files that share none, or leave out the test files to hold some out"
+        )
+    all_rows, all_test_rows = np.ones(len(keys), dtype=bool), np.ones(len(test_keys), dtype=bool)
+    train = LatentSamples(samples.train, keys, latents, choose(groups, all_rows, samples.num_train))
+    test = LatentSamples(samples.test, test_keys, test_latents, choose(test_groups, all_test_rows, samples.num_test))
+    return train, test
+
+
+def _rows_of(
+    evaluation: Evaluation,
+    features: dict[str, dict[str, Features]],
+    train: LatentSamples,
+    test: LatentSamples,
+    column: int,
+    kind: str,
+) -> list[Row]:
+    """The rows of one column, by one picture or by the change between two."""
+    latent = train.latents[column]
+    poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
+    some_features = next(iter(features["train"].values())), next(iter(features["test"].values()))
+    (places, pairs), (test_places, test_pairs) = train.places(some_features[0]), test.places(some_features[1])
+    y, test_y, names = make_targets(latent, pairs, test.latents[column], test_pairs, kind)
+    jobs = [(encoder, *key) for encoder in features["train"] for key in parts_of(features["train"][encoder].vectors)]
+    bar = progress(f"probes, {latent.name}, {kind}", len(jobs) * len(poolings), unit="probe")
+    rows: list[Row] = []
+    shown: dict[tuple[str, str], np.ndarray] = {}
+    for encoder, part, layer in jobs:
+        own, own_test = features["train"][encoder].vectors, features["test"][encoder].vectors
+        is_one_vector = Feature(part, layer, "vector") in own  # the same for every pooling
+        found: dict[str, np.ndarray] = {}
+        for pooling in poolings:
+            if not (found and is_one_vector):
+                x = inputs_of(select(own, part, layer, pooling)[:, 0], places, kind)
+                test_x = inputs_of(select(own_test, part, layer, pooling)[:, 0], test_places, kind)
+                tensors = [to_device(tensor) for tensor in (x, y, test_x)]
+                found = remembered(
+                    evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds, heads=tuple(heads)
+                )
+            bar.update()
+            is_first = pooling == poolings[0]
+            if is_first and layer == LAST:
+                shown[encoder, part] = found[heads[0]][0]
+            for head, predictions in found.items():
+                settings = {"task": "r2", "transform": latent.name, "protocol": kind, "head": head}
+                settings |= {"pooling": pooling, "layer": layer, "kind": latent.kind}
+                settings |= {"train": len(y), "test": len(test_y)}
+                suffix = f", {kind}" + ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
+                is_headline = is_first and head == heads[0]
+                rows += make_rows(encoder, part_name(part, layer), latent.name, suffix, predictions, test_y.numpy(), names, settings, is_headline)
+    bar.close()
+    if evaluation.settings.get("output"):
+        evaluation.figures.append(scatter_figure(latent.name, kind, names, shown, test_y.numpy()))
     return rows

@@ -13,6 +13,7 @@ from typing import Any
 from .context import Figure
 from .features import PIXELS, RANDOM
 from .results import LOWER, Row, tables
+from .suite import moves_pixels
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa; --line: #d1d9e0; --best: #0a7a4f; }
@@ -41,6 +42,9 @@ summary { cursor: pointer; color: var(--faint); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
+small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
+table.suite th[colspan] { text-align: center; }
+table.suite td { line-height: 1.25; vertical-align: top; }
 """
 
 _HOW_TO_READ = {
@@ -89,9 +93,13 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
     beside = f", beside {' and '.join(controls)}" if controls else ""
+    version = results.get("protocol_version")
+    suite = f"suite {html.escape(results['suite'])}, " if results.get("suite") else ""
+    measured = f"<br>{suite}protocol version {html.escape(version)}" if version else ""
+    headline_tables = [suite_table(headline)] if suite else [_table(cells, headline) for cells in tables(headline)]
     body = [
-        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}</p>",
-        *(_table(cells, headline) for cells in tables(headline)),
+        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
+        *headline_tables,
         *(f"<p class='faint'>{text}</p>" for text in read),
         *(_figure(figure, png) for figure, png in figures),
     ]
@@ -123,6 +131,47 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     return f"<div class='wide'><table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
+def suite_table(rows: Sequence[Row]) -> str:
+    """One table of the R2 benchmark: a line for each encoder and part, a column for each transformation and protocol.
+
+    Where nothing moves the protocols are the same, and the first one stands alone. The first column is the mean over the
+    transformations in the first protocol.
+    """
+    protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))
+    columns: dict[str, list[str]] = {}
+    for transform in dict.fromkeys(row.settings["transform"] for row in rows):
+        columns[transform] = protocols if moves_pixels(transform) else protocols[:1]
+    found = {(row.encoder, row.part, row.settings["transform"], row.settings["protocol"]): row for row in rows}
+    lines = list(dict.fromkeys((row.encoder, row.part) for row in rows if row.part != "both"))
+    means: dict[tuple[str, str], float] = {}
+    for line in lines:
+        own = [found[*line, transform, protocols[0]] for transform in columns if (*line, transform, protocols[0]) in found]
+        if len(own) == len(columns):
+            means[line] = sum(row.mean for row in own) / len(own)
+    cells = [(transform, protocol) for transform, chosen in columns.items() for protocol in chosen]
+    best = {cell: max((row.mean for line in lines if (row := found.get((*line, *cell)))), default=None) for cell in cells}
+    top = "".join(f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items())
+    below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
+    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
+    body, previous = [], None
+    for line in lines:
+        encoder, part = line
+        mean = f"{means[line]:.3f}" if line in means else ""
+        is_best = line in means and means[line] == max(means.values())
+        numbers = [f"<td{' class=best' if is_best else ''}>{mean}</td>"]
+        for cell in cells:
+            row = found.get((*line, *cell))
+            value, _, spread = str(row).partition(" ") if row else ("", "", "")
+            small = f"<br><small>{html.escape(spread)}</small>" if spread else ""
+            mark = " class=best" if row and row.mean == best[cell] else ""
+            numbers.append(f"<td{mark}>{value}{small}</td>")
+        name = html.escape(encoder) if encoder != previous else ""
+        start = " class=first" if name else ""
+        body.append(f"<tr{start}><td>{name}</td><td>{html.escape(part)}</td>{''.join(numbers)}</tr>")
+        previous = encoder
+    return f"<div class='wide'><table class=suite><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
 def _figure(figure: Figure, png: bytes) -> str:
     caption = html.escape(figure.caption)
     source = base64.b64encode(png).decode()
@@ -130,7 +179,8 @@ def _figure(figure: Figure, png: bytes) -> str:
 
 
 def _facts(results: dict[str, Any]) -> str:
-    groups = {"protocol": results.get("protocol", {}), "versions": results.get("versions", {})}
+    version = {"protocol version": results["protocol_version"]} if "protocol_version" in results else {}
+    groups = {"protocol": version | results.get("protocol", {}), "versions": results.get("versions", {})}
     lines = [(key, value) for group in groups.values() for key, value in group.items()]
     for model in results.get("models", []):
         text = f"{model['image_size']} px, mean {model['mean']}, std {model['std']}, weights {model['fingerprint'][:12]}"

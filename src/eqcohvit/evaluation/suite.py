@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from ..transforms import make_path
+from .results import Row
 
 # Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding, pooling, probes or
 # counts. tests/evaluation/test_suite.py holds figures that must not change under one version.
@@ -47,6 +54,12 @@ SUITES: dict[str, Suite] = {
 }
 
 
+def moves_pixels(transform: str) -> bool:
+    """Whether a transformation moves pixels; one that does not, such as blur, is the same in all protocols."""
+    path = make_path(transform)
+    return path.sample(torch.full((1, path.num_parameters), 0.5)).at(1.0).matrix is not None
+
+
 def protocol_version(results: Mapping[str, Any]) -> str:
     """The version that a results.json was measured with."""
     return str(results.get("protocol_version", _WITHOUT_VERSION))
@@ -83,3 +96,35 @@ def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
         for key, value in decides.items():
             if value != first[1][key]:
                 raise ValueError(f"{name} and {first[0]} cannot stand in one table: {key} is {value} and {first[1][key]}")
+
+
+def read_beside(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The content of results.json files, by path.
+
+    Raises:
+        ValueError: one is missing, or is not a results.json with rows.
+    """
+    found = {}
+    for path in paths:
+        try:
+            found[path] = json.loads(Path(path).read_text(encoding="utf-8"))
+            assert found[path]["rows"] and found[path]["models"]
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            raise ValueError(f"beside needs results.json files that --suite has written, got {path}") from None
+    return found
+
+
+def rows_beside(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Row]:
+    """The rows of the models of results.json files, without their controls, to stand beside models of `names`.
+
+    Raises:
+        ValueError: two models have one name.
+    """
+    rows, taken = [], set(names)
+    for path, found in results.items():
+        models = {model["name"] for model in found["models"]}
+        if models & taken:
+            raise ValueError(f"two models of one name cannot stand in one table: {', '.join(sorted(models & taken))} of {path}")
+        taken |= models
+        rows += [Row(**row) for row in found["rows"] if row["encoder"] in models]
+    return rows
