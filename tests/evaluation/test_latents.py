@@ -80,22 +80,26 @@ def test_circular_column_has_no_jump_where_it_starts_again():
 def test_targets_are_values_of_the_first_picture_or_differences():
     latent = Latent("place", np.array([[0.0, 5], [1, 7], [4, 9], [2, 11]]))
     pairs = np.array([[0, 1], [2, 3]])
-    values, _, names = make_targets(latent, pairs, pairs, ONE_PICTURE)
-    assert values.tolist() == [[-2, -2], [2, 2]] and names == ["0", "1"]
-    changes, _, names = make_targets(latent, pairs, pairs, CHANGE)
-    assert changes.tolist() == [[1.5], [-1.5]] and names == ["0"]  # the second one changes by 2 in both
+    values = make_targets(latent, pairs, latent, pairs, ONE_PICTURE)
+    assert values.train.tolist() == [[-2, -2], [2, 2]] and values.mean.tolist() == [2, 7] and values.names == ["0", "1"]
+    changes = make_targets(latent, pairs, latent, pairs, CHANGE)
+    assert changes.train.tolist() == [[1.5], [-1.5]] and changes.names == ["0"]  # the other one changes by 2 in both
 
 
 def test_large_numbers_keep_their_differences():
     latent = Latent("time", 1.7e9 + np.arange(4.0)[:, None])
-    values, _, _ = make_targets(latent, np.arange(4)[:, None], np.arange(4)[:, None], ONE_PICTURE)
-    assert values[:, 0].tolist() == [-1.5, -0.5, 0.5, 1.5]
+    pictures = np.arange(4)[:, None]
+    targets = make_targets(latent, pictures, latent, pictures, ONE_PICTURE)
+    assert targets.train[:, 0].tolist() == [-1.5, -0.5, 0.5, 1.5]
 
 
 def test_column_that_does_not_vary_is_refused():
     latent = Latent("pose", np.tile(about("x", 10), (6, 1)), "quaternion")
-    with pytest.raises(ValueError, match=r"column pose does not vary \(change\) among the 3 to fit on or the 3 to test on"):
-        make_targets(latent, np.arange(6).reshape(3, 2), np.arange(6).reshape(3, 2), CHANGE)
+    pairs = np.arange(6).reshape(3, 2)
+    with pytest.raises(ValueError, match=r"column pose does not vary \(change\) among the 3 samples to fit on or the 3"):
+        make_targets(latent, pairs, latent, pairs, CHANGE)
+    with pytest.raises(ValueError, match="lists of one length, got 4 to fit on and 2 to test on"):
+        make_targets(latent, pairs, Latent("pose", np.zeros((6, 2))), pairs, CHANGE)
 
 
 def test_circular_columns_need_a_period():

@@ -1,4 +1,4 @@
-"""timm is optional, so a stand-in with the parts of its interface that are used takes its place; where timm is installed it is tested too."""
+"""timm is optional: a stand-in with its interface takes its place, and the last test needs the library itself."""
 
 import importlib.util
 import json

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 
 from ..data import Source
 from .context import Evaluation
@@ -15,6 +17,7 @@ from .latents import (
     CHANGE,
     ONE_PICTURE,
     LatentSamples,
+    Targets,
     choose_pairs,
     choose_pictures,
     make_targets,
@@ -96,37 +99,64 @@ def _rows_of(
     """The rows of one column, by one picture or by the change between two."""
     latent = train.latents[column]
     poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
-    some_features = next(iter(features["train"].values())), next(iter(features["test"].values()))
-    (places, pairs), (test_places, test_pairs) = train.places(some_features[0]), test.places(some_features[1])
-    y, test_y, names = make_targets(latent, pairs, test.latents[column], test_pairs, kind)
+    places, pairs = train.places(next(iter(features["train"].values())))
+    test_places, test_pairs = test.places(next(iter(features["test"].values())))
+    targets = make_targets(latent, pairs, test.latents[column], test_pairs, kind)
     jobs = [(encoder, *key) for encoder in features["train"] for key in parts_of(features["train"][encoder].vectors)]
     bar = progress(f"probes, {latent.name}, {kind}", len(jobs) * len(poolings), unit="probe")
     rows: list[Row] = []
     shown: dict[tuple[str, str], np.ndarray] = {}
     for encoder, part, layer in jobs:
-        own, own_test = features["train"][encoder].vectors, features["test"][encoder].vectors
+        own = features["train"][encoder].vectors
+        own_test = features["test"][encoder].vectors
         is_one_vector = Feature(part, layer, "vector") in own  # the same for every pooling
         found: dict[str, np.ndarray] = {}
         for pooling in poolings:
             if not (found and is_one_vector):
-                x = inputs_of(select(own, part, layer, pooling)[:, 0], places, kind)
-                test_x = inputs_of(select(own_test, part, layer, pooling)[:, 0], test_places, kind)
-                tensors = [to_device(tensor) for tensor in (x, y, test_x)]
-                found = remembered(
-                    evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds, heads=tuple(heads)
-                )
+                fitted = pick(select(own, part, layer, pooling)[:, 0], places, kind)
+                tested = pick(select(own_test, part, layer, pooling)[:, 0], test_places, kind)
+                tensors = [to_device(tensor) for tensor in (*fitted, targets.train, *tested)]
+                found = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds)
             bar.update()
             is_first = pooling == poolings[0]
             if is_first and layer == LAST:
                 shown[encoder, part] = found[heads[0]][0]
-            for head, predictions in found.items():
-                settings = {"task": "r2", "transform": latent.name, "protocol": kind, "head": head}
-                settings |= {"pooling": pooling, "layer": layer, "kind": latent.kind}
-                settings |= {"train": len(y), "test": len(test_y)}
-                suffix = f", {kind}" + ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
-                is_headline = is_first and head == heads[0]
-                rows += make_rows(encoder, part_name(part, layer), latent.name, suffix, predictions, test_y.numpy(), names, settings, is_headline)
+            for head in heads:
+                settings = {"task": "r2", "transform": latent.name, "protocol": kind, "head": head, "pooling": pooling}
+                settings |= {"layer": layer, "kind": latent.kind, "train": len(pairs), "test": len(test_pairs)}
+                suffix = ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
+                made = score_rows(encoder, part_name(part, layer), settings, suffix, found[head], targets)
+                rows += [replace(row, headline=row.headline and is_first and head == heads[0]) for row in made]
     bar.close()
     if evaluation.settings.get("output"):
-        evaluation.figures.append(scatter_figure(latent.name, kind, names, shown, test_y.numpy()))
+        true = targets.test.numpy()
+        evaluation.figures.append(scatter_figure(f"{latent.name}_{kind}".replace(" ", "_"), kind, targets.names, shown, true))
+    return rows
+
+
+def pick(vectors: torch.Tensor, places: np.ndarray, kind: str) -> list[torch.Tensor]:
+    """Features (N, d) -> those of the first picture of each pair, (M, d), and for changes of the second one too."""
+    columns = [0] if kind == ONE_PICTURE else [0, 1]
+    return [vectors[torch.from_numpy(places[:, column].copy())] for column in columns]
+
+
+def score_rows(
+    encoder: str, part: str, settings: dict[str, Any], suffix: str, predictions: np.ndarray, targets: Targets
+) -> list[Row]:
+    """Rows of predictions (S, M, P): the mean R2 of the components, for several of them also each alone and all pooled."""
+    true = targets.test.numpy()
+    name, kind = settings["transform"], settings["protocol"]
+    scores = [r2_per_parameter(seed, true).tolist() for seed in predictions]
+    means = [sum(score) / len(score) for score in scores]
+    rows = [Row(encoder, part, f"R2 {name}, {kind}{suffix}", means, True, settings | {"parameter": None})]
+    if len(targets.names) == 1:
+        return rows
+    for index, component in enumerate(targets.names):
+        values = [score[index] for score in scores]
+        metric = f"R2 {name} {component}, {kind}{suffix}"
+        rows.append(Row(encoder, part, metric, values, False, settings | {"parameter": component}))
+    # About one mean of all components, as SIE's figures are.
+    shift = targets.mean.astype(np.float64)
+    pooled = [pooled_r2(seed + shift, true + shift) for seed in predictions]
+    rows.append(Row(encoder, part, f"R2 {name} pooled, {kind}{suffix}", pooled, False, settings | {"parameter": "pooled"}))
     return rows

@@ -278,21 +278,45 @@ class LatentSamples:
         return order[place[there]], self.pairs[there]
 
 
-def make_targets(latent: Latent, train: np.ndarray, test: np.ndarray, kind: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Targets of pictures (the first of each pair, (M, 2) or (M, 1)), or of the changes between the two, and the names of their components.
+@dataclass(frozen=True)
+class Targets:
+    """What a probe predicts.
 
-    Returns:
-        Targets to fit on and to test on, float32 (M, P), less their mean over those to fit on. Components that do not vary are left out,
-        since R2 has no meaning for them.
+    Args:
+        train: float32 (N, P) to fit on, less `mean`.
+        test: float32 (M, P) to test on, less `mean`.
+        names: of the P components.
+        mean: (P,) over the samples to fit on.
+    """
+
+    train: torch.Tensor
+    test: torch.Tensor
+    names: list[str]
+    mean: np.ndarray
+
+
+def make_targets(latent: Latent, pairs: np.ndarray, test_latent: Latent, test_pairs: np.ndarray, kind: str) -> Targets:
+    """Targets of pictures (the first of each pair, (N, 2) or (N, 1)), or of the changes from the first to the second.
+
+    Components that do not vary are left out, since R2 has no meaning for them.
 
     Raises:
-        ValueError: none varies.
+        ValueError: none varies, or the two latents have different numbers of components.
     """
-    fit, held_out = (latent.of_pictures(p[:, 0]) if kind == ONE_PICTURE else latent.of_changes(p[:, 0], p[:, 1]) for p in (train, test))
+    if latent.values.shape[1] != test_latent.values.shape[1]:
+        counts = f"{latent.values.shape[1]} to fit on and {test_latent.values.shape[1]} to test on"
+        raise ValueError(f"column {latent.name} must hold lists of one length, got {counts}")
+    fit = _values(latent, pairs, kind)
+    held_out = _values(test_latent, test_pairs, kind)
     size = np.abs(fit).max(axis=0).clip(min=1e-3)
     kept = np.flatnonzero(np.minimum(fit.std(axis=0), held_out.std(axis=0)) > _CONSTANT * size)
     if not len(kept):
-        raise ValueError(f"column {latent.name} does not vary ({kind}) among the {len(train)} to fit on or the {len(test)} to test on")
+        where = f"among the {len(pairs)} samples to fit on or the {len(test_pairs)} to test on"
+        raise ValueError(f"column {latent.name} does not vary ({kind}) {where}")
     mean = fit.mean(axis=0)
-    targets = [torch.from_numpy((values - mean)[:, kept].astype(np.float32)) for values in (fit, held_out)]
-    return targets[0], targets[1], [latent.components[index] for index in kept]
+    train, test = (torch.from_numpy((values - mean)[:, kept].astype(np.float32)) for values in (fit, held_out))
+    return Targets(train, test, [latent.components[index] for index in kept], mean[kept])
+
+
+def _values(latent: Latent, pairs: np.ndarray, kind: str) -> np.ndarray:
+    return latent.of_pictures(pairs[:, 0]) if kind == ONE_PICTURE else latent.of_changes(pairs[:, 0], pairs[:, 1])

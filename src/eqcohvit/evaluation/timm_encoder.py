@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -113,8 +114,8 @@ def load_timm_encoder(name: str, timm_name: str, layers: list[str], device: torc
 
 def _timm() -> ModuleType:
     try:
-        import timm
-        import timm.data
+        timm = import_module("timm")
+        import_module("timm.data")
     except ImportError as error:
         raise ValueError(f"timm models need the package timm (pip install 'eqcohvit[timm]'): {error}") from None
     return timm

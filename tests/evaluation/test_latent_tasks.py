@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from tests.evaluation.latent_renders import draw_rows, write_parquet
+
+from eqcohvit.data import DatasetSource
+from eqcohvit.evaluation.context import Evaluation
+from eqcohvit.evaluation.extraction import Samples
+from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
+from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents, score_rows
+from eqcohvit.evaluation.latents import Targets
+from eqcohvit.evaluation.tasks import HEADS
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """640 renders of 16 pixels: 80 objects, 8 pictures of each."""
+    rows = draw_rows(num_groups=80, per_group=8, seed=0)
+    return write_parquet(tmp_path_factory.mktemp("renders") / "rows.parquet", rows)
+
+
+class Moments:
+    """A made encoder that sees where the light is and how it is spread out: places and double angles, and nothing of the hue."""
+
+    name, image_size, fingerprint = "moments", 16, "moments"
+
+    def __call__(self, images):
+        axis = (torch.arange(16) - 7.5) / 8
+        weight = images.sum(dim=1) - images.sum(dim=1).amin(dim=(1, 2), keepdim=True)
+        weight = weight / weight.sum(dim=(1, 2), keepdim=True)
+        x, y = axis.expand(16, 16), axis[:, None].expand(16, 16)
+        mean = [(weight * v).sum(dim=(1, 2)) for v in (x, y)]
+        spread = [(weight * v).sum(dim=(1, 2)) for v in (x * x, x * y, y * y)]
+        return {Feature("backbone", LAST, "mean"): torch.stack([*mean, *spread], dim=1)}
+
+
+def make(path, tmp_path, columns, encoders, test_path=None, num_train=240, num_test=80, **settings):
+    source = DatasetSource("parquet", data_files=path)
+    test = source if test_path is None else DatasetSource("parquet", data_files=test_path)
+    defaults = {"pooling": ["cls_mean"], "head": list(HEADS), "target_columns": columns}
+    samples = Samples(source, test, num_train, num_test)
+    evaluation = Evaluation([], lambda: samples, seeds=1, cache_dir=tmp_path, settings=defaults | settings)
+    evaluation.encoders = encoders
+    return evaluation
+
+
+def scores(rows, head="mlp"):
+    return {(row.encoder, row.metric): row.mean for row in rows if row.settings["head"] == head}
+
+
+def test_what_is_visible_is_read_from_one_picture_and_what_is_not_is_not(path, tmp_path):
+    evaluation = make(path, tmp_path, ["hue", "place", "noise"], [PixelEncoder(16), Moments()], num_train=480, num_test=160)
+    found = scores(latent_r2(evaluation))
+    assert found["raw pixels", "R2 hue, one picture"] > 0.9 and found["moments", "R2 hue, one picture"] < 0.2
+    assert found["moments", "R2 place, one picture"] > 0.6
+    for encoder in ("raw pixels", "moments"):
+        assert abs(found[encoder, "R2 noise, one picture"]) < 0.1
+        parts = [found[encoder, f"R2 place {index}, one picture"] for index in (0, 1)]
+        assert found[encoder, "R2 place, one picture"] == pytest.approx(np.mean(parts))
+
+
+def test_change_between_two_pictures_of_an_object(path, tmp_path):
+    evaluation = make(path, tmp_path, ["hue", "noise"], [PixelEncoder(16)], group_column="object")
+    rows = latent_r2(evaluation)
+    found = scores(rows)
+    assert found["raw pixels", "R2 hue, change"] > 0.8 and abs(found["raw pixels", "R2 noise, change"]) < 0.15
+    change = next(row for row in rows if row.metric == "R2 hue, change")
+    assert (change.settings["train"], change.settings["test"]) == (240, 80) and change.headline
+
+
+def test_angles_are_circular_and_poses_rotations(path, tmp_path):
+    """As a plain number the yaw jumps from 180 to -180 degrees, and a quaternion that describes the same turn may have either sign."""
+    settings = {"circular_columns": ["yaw=360"], "quaternion_columns": ["pose"]}
+    evaluation = make(path, tmp_path, ["yaw", "pose"], [PixelEncoder(16)], num_train=480, num_test=160, **settings)
+    rows = latent_r2(evaluation)
+    found = scores(rows)
+    assert found["raw pixels", "R2 yaw, one picture"] > 0.8
+    assert {row.settings["parameter"] for row in rows if row.metric.startswith("R2 pose")} == {None, "z", "w", "pooled"}
+    assert found["raw pixels", "R2 pose w, one picture"] > 0.5
+
+
+def test_no_object_is_both_fitted_and_tested_on(path, tmp_path):
+    evaluation = make(path, tmp_path, ["yaw"], [], group_column="object")
+    train, test = open_latents(evaluation)
+    names = [np.array(s.source.read_columns(["object"])[1]["object"])[s.pairs] for s in (train, test)]
+    assert all((pairs[:, 0] == pairs[:, 1]).all() for pairs in names)
+    assert not set(names[0].ravel()) & set(names[1].ravel()) and len(set(names[1].ravel())) == 20
+
+
+def test_files_that_share_objects_are_refused(path, tmp_path):
+    evaluation = make(path, tmp_path, ["yaw"], [], test_path=path, group_column="object")
+    with pytest.raises(ValueError, match="80 groups of object are both fitted and tested on, such as bar 0: give files"):
+        open_latents(evaluation)
+
+
+def test_pooled_r2_counts_the_spread_of_the_means():
+    """Predicting each component's mean is worth nothing alone, and much about their common mean. Hand-computed."""
+    true = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    targets = Targets(true, true, ["a", "b"], np.array([3.0, -3.0]))
+    settings = {"transform": "pose", "protocol": "change", "head": "mlp"}
+    rows = score_rows("e", "backbone", settings, "", np.zeros((1, 4, 2)), targets)
+    assert [row.metric for row in rows] == [f"R2 pose{name}, change" for name in ("", " a", " b", " pooled")]
+    assert [row.mean for row in rows] == pytest.approx([0, 0, 0, 1 - 4 / 76])
