@@ -53,3 +53,20 @@ def write_parquet(path, rows, broken=(), rows_per_group=None):
     table = datasets.Dataset.from_dict({"image": cells, **columns}, features=datasets.Features(features))
     table.to_parquet(str(path), **({"batch_size": rows_per_group} if rows_per_group else {}))
     return str(path)
+
+
+def write_3diebench(folder, counts, views=2, side=16):
+    """A tree of renders laid out as 3DIEBench: `counts` objects by split, and the list of each split beside the tree."""
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        names = [f"/02691156/{split}{index}/" for index in range(count)]
+        np.save(folder / f"{split}_images.npy", np.array(names))
+        for name in names:
+            place = folder / "3DIEBench" / name.strip("/")
+            place.mkdir(parents=True)
+            for view in range(views):
+                latent = rng.uniform(-1, 1, 7)
+                latent[[3, 6]] = rng.uniform(0, 1, 2)
+                image = draw(latent[2], latent[3], (0, 0), 0.7, 0.2, side)
+                Image.fromarray(image).save(place / f"image_{view}.jpg", quality=95)
+                np.save(place / f"latent_{view}.npy", latent)

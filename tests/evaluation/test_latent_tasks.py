@@ -7,8 +7,8 @@ from eqcohvit.data import DatasetSource
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.extraction import Samples
 from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
-from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents, score_rows
-from eqcohvit.evaluation.latents import Targets
+from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents
+from eqcohvit.evaluation.metrics.r2.coefficients import pooled_r2
 from eqcohvit.evaluation.tasks import HEADS
 
 
@@ -95,9 +95,6 @@ def test_files_that_share_objects_are_refused(path, tmp_path):
 
 def test_pooled_r2_counts_the_spread_of_the_means():
     """Predicting each component's mean is worth nothing alone, and much about their common mean. Hand-computed."""
-    true = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    targets = Targets(true, true, ["a", "b"], np.array([3.0, -3.0]))
-    settings = {"transform": "pose", "protocol": "change", "head": "mlp"}
-    rows = score_rows("e", "backbone", settings, "", np.zeros((1, 4, 2)), targets)
-    assert [row.metric for row in rows] == [f"R2 pose{name}, change" for name in ("", " a", " b", " pooled")]
-    assert [row.mean for row in rows] == pytest.approx([0, 0, 0, 1 - 4 / 76])
+    true = np.array([[4.0, -3.0], [2.0, -3.0], [3.0, -2.0], [3.0, -4.0]])
+    assert pooled_r2(np.tile([3.0, -3.0], (4, 1)), true) == pytest.approx(1 - 4 / 76)
+    assert pooled_r2(true, true) == 1 and pooled_r2(np.zeros((4, 2)), true) == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from ..data import Source
 from .context import Evaluation
 from .extraction import CentralView, Features, Samples, extract, progress
-from .features import LAST, Feature, part_name, parts_of, select
+from .features import LAST, PIXELS, Feature, part_name, parts_of, select
 from .figures import scatter_figure
 from .latents import (
     CHANGE,
@@ -26,9 +26,9 @@ from .latents import (
     split_groups,
 )
 from .memory import remembered
-from .metrics.r2.coefficients import pooled_r2, r2_per_parameter
-from .results import Row
-from .tasks import HEADS, regress, to_device
+from .metrics.r2.coefficients import pooled_r2
+from .results import ALONE, Row
+from .tasks import r2_rows, regress, to_device
 
 
 def latent_r2(evaluation: Evaluation) -> list[Row]:
@@ -96,67 +96,71 @@ def _rows_of(
     column: int,
     kind: str,
 ) -> list[Row]:
-    """The rows of one column, by one picture or by the change between two."""
+    """The rows of one column, by one picture or by the change between two; for changes also by the second picture alone."""
     latent = train.latents[column]
     poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
     places, pairs = train.places(next(iter(features["train"].values())))
     test_places, test_pairs = test.places(next(iter(features["test"].values())))
     targets = make_targets(latent, pairs, test.latents[column], test_pairs, kind)
-    jobs = [(encoder, *key) for encoder in features["train"] for key in parts_of(features["train"][encoder].vectors)]
-    bar = progress(f"probes, {latent.name}, {kind}", len(jobs) * len(poolings), unit="probe")
+    true = np.broadcast_to(targets.test.numpy(), (evaluation.seeds, *targets.test.shape))
+    jobs = list(_jobs(features["train"], poolings, kind))
+    bar = progress(f"probes, {latent.name}, {kind}", len(jobs), unit="probe")
     rows: list[Row] = []
     shown: dict[tuple[str, str], np.ndarray] = {}
-    for encoder, part, layer in jobs:
+    known: dict[tuple, dict[str, np.ndarray]] = {}
+    for encoder, part, layer, pooling, alone in jobs:
         own = features["train"][encoder].vectors
         own_test = features["test"][encoder].vectors
         is_one_vector = Feature(part, layer, "vector") in own  # the same for every pooling
-        found: dict[str, np.ndarray] = {}
-        for pooling in poolings:
-            if not (found and is_one_vector):
-                fitted = pick(select(own, part, layer, pooling)[:, 0], places, kind)
-                tested = pick(select(own_test, part, layer, pooling)[:, 0], test_places, kind)
-                tensors = [to_device(tensor) for tensor in (*fitted, targets.train, *tested)]
-                found = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds)
-            bar.update()
-            is_first = pooling == poolings[0]
-            if is_first and layer == LAST:
-                shown[encoder, part] = found[heads[0]][0]
-            for head in heads:
-                settings = {"task": "r2", "transform": latent.name, "protocol": kind, "head": head, "pooling": pooling}
-                settings |= {"layer": layer, "kind": latent.kind, "train": len(pairs), "test": len(test_pairs)}
-                suffix = ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
-                made = score_rows(encoder, part_name(part, layer), settings, suffix, found[head], targets)
-                rows += [replace(row, headline=row.headline and is_first and head == heads[0]) for row in made]
+        key = (encoder, part, layer, None if is_one_vector else pooling, alone)
+        if key not in known:
+            first, second = pick(select(own, part, layer, pooling)[:, 0], places)
+            test_first, test_second = pick(select(own_test, part, layer, pooling)[:, 0], test_places)
+            y = to_device(targets.train)
+            if alone:
+                tensors = (second, None, y, test_second, None)
+            elif kind == ONE_PICTURE:
+                tensors = (first, None, y, test_first, None)
+            else:
+                tensors = (first, second, y, test_first, test_second)
+            known[key] = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds)
+        bar.update()
+        is_first = pooling == poolings[0]
+        if is_first and layer == LAST and not alone:
+            shown[encoder, part] = known[key][heads[0]][0]
+        name = part_name(part, layer) + (ALONE if alone else "")
+        settings = {"task": "r2", "transform": latent.name, "protocol": kind, "pooling": pooling, "layer": layer}
+        settings |= {"kind": latent.kind, "train": len(pairs), "test": len(test_pairs)}
+        for head in heads:
+            made = r2_rows(encoder, name, known[key], head, true, targets.names, settings, is_first=is_first)
+            made += _pooled_rows(made[0], known[key][head], true, targets) if len(targets.names) > 1 else []
+            leads = head == heads[0] and (not alone or encoder == PIXELS)
+            rows += [replace(row, headline=row.headline and leads) for row in made]
     bar.close()
     if evaluation.settings.get("output"):
-        true = targets.test.numpy()
-        evaluation.figures.append(scatter_figure(f"{latent.name}_{kind}".replace(" ", "_"), kind, targets.names, shown, true))
+        figure = scatter_figure(latent.name, kind, targets.names, shown, targets.test.numpy())
+        evaluation.figures.append(replace(figure, name=f"{figure.name}_{kind.replace(' ', '_')}"))
     return rows
 
 
-def pick(vectors: torch.Tensor, places: np.ndarray, kind: str) -> list[torch.Tensor]:
-    """Features (N, d) -> those of the first picture of each pair, (M, d), and for changes of the second one too."""
-    columns = [0] if kind == ONE_PICTURE else [0, 1]
-    return [vectors[torch.from_numpy(places[:, column].copy())] for column in columns]
+def _jobs(features: dict[str, Features], poolings: Sequence[str], kind: str) -> Iterator[tuple[str, str, str, str, bool]]:
+    """Encoder, part, layer, pooling, and whether the probe sees the second picture alone."""
+    for encoder in features:
+        for part, layer in parts_of(features[encoder].vectors):
+            for pooling in poolings:
+                yield encoder, part, layer, pooling, False
+            if layer == LAST and kind == CHANGE:
+                yield encoder, part, layer, poolings[0], True
 
 
-def score_rows(
-    encoder: str, part: str, settings: dict[str, Any], suffix: str, predictions: np.ndarray, targets: Targets
-) -> list[Row]:
-    """Rows of predictions (S, M, P): the mean R2 of the components, for several of them also each alone and all pooled."""
-    true = targets.test.numpy()
-    name, kind = settings["transform"], settings["protocol"]
-    scores = [r2_per_parameter(seed, true).tolist() for seed in predictions]
-    means = [sum(score) / len(score) for score in scores]
-    rows = [Row(encoder, part, f"R2 {name}, {kind}{suffix}", means, True, settings | {"parameter": None})]
-    if len(targets.names) == 1:
-        return rows
-    for index, component in enumerate(targets.names):
-        values = [score[index] for score in scores]
-        metric = f"R2 {name} {component}, {kind}{suffix}"
-        rows.append(Row(encoder, part, metric, values, False, settings | {"parameter": component}))
-    # About one mean of all components, as SIE's figures are.
-    shift = targets.mean.astype(np.float64)
-    pooled = [pooled_r2(seed + shift, true + shift) for seed in predictions]
-    rows.append(Row(encoder, part, f"R2 {name} pooled, {kind}{suffix}", pooled, False, settings | {"parameter": "pooled"}))
-    return rows
+def pick(vectors: torch.Tensor, places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (N, d) of the first and of the last picture of each sample, (M, d) each."""
+    first, last = (vectors[torch.from_numpy(places[:, column])] for column in (0, -1))
+    return to_device(first), to_device(last)
+
+
+def _pooled_rows(row: Row, predictions: np.ndarray, true: np.ndarray, targets: Targets) -> list[Row]:
+    """R2 of all components about their one mean, as SIE's figures are: predictions and true values (S, M, P)."""
+    values = [pooled_r2(*pair) for pair in zip(predictions + targets.mean, true + targets.mean, strict=True)]
+    metric = row.metric.replace(f"R2 {row.settings['transform']}", f"R2 {row.settings['transform']} pooled", 1)
+    return [Row(row.encoder, row.part, metric, values, False, row.settings | {"parameter": "pooled"})]

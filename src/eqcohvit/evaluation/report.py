@@ -58,6 +58,11 @@ _HOW_TO_READ = {
     "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action.",
     "CKA": "<b>CKA</b>: similarity of two parts' features over the test images: 0 is unrelated, 1 the same up to rotation and scale.",
 }
+_LATENTS = (
+    "<b>R2</b> of columns of the dataset, in place of transformations, regressed from frozen features: 1 is perfect, 0 is guessing the mean, "
+    "below 0 is worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. <i>change</i>: the change between two "
+    "pictures of one group, from both; <i>g alone</i> sees the second picture only. No group is both fitted and tested on."
+)
 
 
 def report_paths(output: str | Path) -> tuple[Path, Path]:
@@ -91,6 +96,8 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     names = ", ".join([model["name"] for model in results.get("models", [])] or tested)
     kinds = {re.split("[ -]", row.metric)[0] for row in rows}
     read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
+    if any("kind" in row.settings for row in rows):
+        read = [_LATENTS]
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
     beside = f", beside {' and '.join(controls)}" if controls else ""
     version = results.get("protocol_version")

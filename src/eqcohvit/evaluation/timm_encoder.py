@@ -95,6 +95,8 @@ class TimmEncoder(ModelEncoder):
             return {("backbone", LAST): split_tokens(feature_map.float(), images.shape[-2:], None)}
         has_class_token = getattr(self.model, "cls_token", None) is not None
         num_prefix = getattr(self.model, "num_prefix_tokens", int(has_class_token))
+        if state.shape[1] <= num_prefix:
+            raise ValueError(f"{self.name} gives no patch tokens, got {state.shape[1]} tokens of which {num_prefix} precede the patches")
         patches = split_tokens(state[:, num_prefix:].float(), images.shape[-2:], self.patch_size)
         # Of models with registers alone the first prefix token is not a class token.
         prefix = state[:, : num_prefix if has_class_token else 0].float()
