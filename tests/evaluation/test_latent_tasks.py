@@ -9,7 +9,7 @@ from eqcohvit.evaluation.extraction import Samples
 from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
 from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents
 from eqcohvit.evaluation.metrics.r2.coefficients import pooled_r2
-from eqcohvit.evaluation.tasks import HEADS
+
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +37,24 @@ class Moments:
 def make(path, tmp_path, columns, encoders, test_path=None, num_train=240, num_test=80, **settings):
     source = DatasetSource("parquet", data_files=path)
     test = source if test_path is None else DatasetSource("parquet", data_files=test_path)
-    defaults = {"pooling": ["cls_mean"], "head": list(HEADS), "target_columns": columns}
+    defaults = {"pooling": ["cls_mean"], "head": ["linear"], "target_columns": columns}
     samples = Samples(source, test, num_train, num_test)
     evaluation = Evaluation([], lambda: samples, seeds=1, cache_dir=tmp_path, settings=defaults | settings)
     evaluation.encoders = encoders
     return evaluation
 
 
-def scores(rows, head="mlp"):
-    return {(row.encoder, row.metric): row.mean for row in rows if row.settings["head"] == head}
+def scores(rows):
+    return {(row.encoder, row.metric.removesuffix(", linear head")): row.mean for row in rows if row.part in ("pixels", "backbone")}
 
 
 def test_what_is_visible_is_read_from_one_picture_and_what_is_not_is_not(path, tmp_path):
     evaluation = make(path, tmp_path, ["hue", "place", "noise"], [PixelEncoder(16), Moments()], num_train=480, num_test=160)
     found = scores(latent_r2(evaluation))
     assert found["raw pixels", "R2 hue, one picture"] > 0.9 and found["moments", "R2 hue, one picture"] < 0.2
-    assert found["moments", "R2 place, one picture"] > 0.6
+    assert found["moments", "R2 place, one picture"] > 0.4
     for encoder in ("raw pixels", "moments"):
-        assert abs(found[encoder, "R2 noise, one picture"]) < 0.1
+        assert found[encoder, "R2 noise, one picture"] < 0.1
         parts = [found[encoder, f"R2 place {index}, one picture"] for index in (0, 1)]
         assert found[encoder, "R2 place, one picture"] == pytest.approx(np.mean(parts))
 
@@ -63,8 +63,11 @@ def test_change_between_two_pictures_of_an_object(path, tmp_path):
     evaluation = make(path, tmp_path, ["hue", "noise"], [PixelEncoder(16)], group_column="object")
     rows = latent_r2(evaluation)
     found = scores(rows)
-    assert found["raw pixels", "R2 hue, change"] > 0.8 and abs(found["raw pixels", "R2 noise, change"]) < 0.15
-    change = next(row for row in rows if row.metric == "R2 hue, change")
+    assert found["raw pixels", "R2 hue, change"] > 0.95 and found["raw pixels", "R2 noise, change"] < 0.15
+    # The variance of a difference is twice that of one value, of which the second picture knows all.
+    alone = {row.metric: row for row in rows if row.part == "pixels, g alone"}
+    assert abs(alone["R2 hue, change, linear head"].mean - 0.5) < 0.1 and not any("one picture" in metric for metric in alone)
+    change = next(row for row in rows if row.metric == "R2 hue, change, linear head")
     assert (change.settings["train"], change.settings["test"]) == (240, 80) and change.headline
 
 
@@ -74,9 +77,34 @@ def test_angles_are_circular_and_poses_rotations(path, tmp_path):
     evaluation = make(path, tmp_path, ["yaw", "pose"], [PixelEncoder(16)], num_train=480, num_test=160, **settings)
     rows = latent_r2(evaluation)
     found = scores(rows)
-    assert found["raw pixels", "R2 yaw, one picture"] > 0.8
+    assert found["raw pixels", "R2 yaw, one picture"] > 0.4
     assert {row.settings["parameter"] for row in rows if row.metric.startswith("R2 pose")} == {None, "z", "w", "pooled"}
-    assert found["raw pixels", "R2 pose w, one picture"] > 0.5
+    assert found["raw pixels", "R2 pose w, one picture"] > 0.4
+
+
+@pytest.mark.slow
+def test_change_of_a_pose_takes_a_head_that_multiplies(tmp_path):
+    """The colour of a picture tells its pose. The change between two is made of products, which a linear head does not have."""
+    rng = np.random.default_rng(0)
+    half = rng.uniform(-np.pi / 4, np.pi / 4, 1200)
+    colors = np.stack([np.sin(half), np.cos(half), np.zeros(1200)], axis=1) / 2 + 0.5
+    images = [np.tile(np.rint(255 * color).astype(np.uint8), (8, 8, 1)) for color in colors]
+    poses = [[0.0, 0.0, float(np.sin(angle)), float(np.cos(angle))] for angle in half]
+    rows = {"image": images, "object": [f"{index // 2}" for index in range(1200)], "pose": poses}
+    path = write_parquet(tmp_path / "rows.parquet", rows)
+
+    class Color:
+        name, image_size, fingerprint = "color", 8, "color"
+
+        def __call__(self, images):
+            return {Feature("backbone", LAST, "mean"): images.mean(dim=(2, 3))[:, :2]}
+
+    settings = {"quaternion_columns": ["pose"], "head": ["mlp", "linear"], "group_column": "object"}
+    evaluation = make(path, tmp_path, ["pose"], [Color()], num_train=480, num_test=120, **settings)
+    found = {(row.part, row.metric): row.mean for row in latent_r2(evaluation)}
+    assert found["backbone", "R2 pose w, change"] > 0.9 and found["backbone", "R2 pose z, change"] > 0.95
+    assert found["backbone", "R2 pose w, change, linear head"] < 0.5 < 0.95 < found["backbone", "R2 pose, one picture"]
+    assert found["backbone, g alone", "R2 pose w, change"] < 0.5
 
 
 def test_no_object_is_both_fitted_and_tested_on(path, tmp_path):

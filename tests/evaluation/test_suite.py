@@ -8,7 +8,6 @@ from eqcohvit.evaluation.suite import (
     PROTOCOL_VERSION,
     check_comparable,
     check_same_version,
-    moves_pixels,
     read_beside,
     rows_beside,
 )
@@ -64,11 +63,6 @@ def test_files_beside_must_be_results(tmp_path):
             read_beside([str(path)])
     path.write_text(json.dumps(results()))
     assert read_beside([str(path)])[str(path)]["suite"] == "r2"
-
-
-def test_protocols_are_one_where_no_pixel_moves():
-    assert moves_pixels("rotation") and moves_pixels("zoom") and moves_pixels("rotation+color_jitter")
-    assert not moves_pixels("color_jitter") and not moves_pixels("gaussian_blur")
 
 
 def test_table_of_the_suite_has_a_column_for_each_transformation_and_protocol():

@@ -123,7 +123,8 @@ def _rows_of(
                 tensors = (first, None, y, test_first, None)
             else:
                 tensors = (first, second, y, test_first, test_second)
-            known[key] = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds)
+            settings = {"num_seeds": evaluation.seeds, "heads": tuple(heads)}
+            known[key] = remembered(evaluation.cache_dir, regress, *tensors, **settings)
         bar.update()
         is_first = pooling == poolings[0]
         if is_first and layer == LAST and not alone:

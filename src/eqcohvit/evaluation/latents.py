@@ -211,27 +211,28 @@ def choose_pictures(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 
 class RowsOfSource:
-    """Some rows of a source, by their keys."""
+    """Some rows of a source, by their keys. Its shards are those of the source that hold any of them."""
 
     def __init__(self, source: Source, keys: np.ndarray):
-        self.name, self.num_shards, self.cheap_rows = source.name, source.num_shards, source.cheap_rows
+        self.name, self.cheap_rows = source.name, source.cheap_rows
         self.has_labels, self.label_names = source.has_labels, source.label_names
         self.decode_batch, self.where = source.decode_batch, source.where
         self._source = source
-        self._wanted: dict[int, set[int]] = {}
-        for key in np.sort(keys).tolist():
-            self._wanted.setdefault(key >> 32, set()).add(key)
-        self._keys = np.sort(keys).tobytes()
+        self._keys = np.sort(keys)
+        self._shards = np.unique(self._keys >> 32)
+        self.num_shards = len(self._shards)
 
     @property
     def fingerprint(self) -> str:
         """Changes with the source and with the rows."""
-        return digest([self._source.fingerprint, self._keys])
+        return digest([self._source.fingerprint, self._keys.tobytes()])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
-        """The wanted records of a shard; nothing is read of one without any, or after the last of them."""
-        left = set(self._wanted.get(shard, ()))
-        for record in self._source.read_shard(shard, epoch) if left else ():
+        """The wanted records of a shard; nothing is read after the last of them."""
+        number = int(self._shards[shard])
+        start, stop = np.searchsorted(self._keys, [number << 32, (number + 1) << 32])
+        left = set(self._keys[start:stop].tolist())
+        for record in self._source.read_shard(number, epoch):
             if record.key in left:
                 left.remove(record.key)
                 yield record

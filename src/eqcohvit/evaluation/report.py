@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..transforms import make_path
 from .context import Figure
 from .features import PIXELS, RANDOM
+from .pairs import moves
 from .results import LOWER, Row, tables
-from .suite import moves_pixels
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa; --line: #d1d9e0; --best: #0a7a4f; }
@@ -147,7 +148,7 @@ def suite_table(rows: Sequence[Row]) -> str:
     protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))
     columns: dict[str, list[str]] = {}
     for transform in dict.fromkeys(row.settings["transform"] for row in rows):
-        columns[transform] = protocols if moves_pixels(transform) else protocols[:1]
+        columns[transform] = protocols if moves(make_path(transform)) else protocols[:1]
     found = {(row.encoder, row.part, row.settings["transform"], row.settings["protocol"]): row for row in rows}
     lines = list(dict.fromkeys((row.encoder, row.part) for row in rows if row.part != "both"))
     means: dict[tuple[str, str], float] = {}

@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..transforms import make_path
 from .results import Row
 
 # Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding, pooling, probes or
@@ -52,12 +49,6 @@ SUITES: dict[str, Suite] = {
         max_test_samples=1024,
     )
 }
-
-
-def moves_pixels(transform: str) -> bool:
-    """Whether a transformation moves pixels; one that does not, such as blur, is the same in all protocols."""
-    path = make_path(transform)
-    return path.sample(torch.full((1, path.num_parameters), 0.5)).at(1.0).matrix is not None
 
 
 def protocol_version(results: Mapping[str, Any]) -> str:
