@@ -25,46 +25,71 @@ def vit(tmp_path_factory):
 
 @pytest.fixture
 def small_suite(monkeypatch):
-    """The suite with two transformations and one seed, so that it takes seconds."""
-    small = dataclasses.replace(SUITES["r2"], transform=("rotation", "gaussian_blur"), head=("linear",), seeds=1)
+    """The suite with one transformation, seed and head, so that it takes seconds."""
+    small = dataclasses.replace(SUITES["r2"], transform=("rotation",), head=("linear",), seeds=1)
     monkeypatch.setitem(SUITES, "r2", small)
 
 
-def run(evaluate, models, output, *flags):
-    small = "--max_samples 40 --max_test_samples 20".split()
-    cache = ["--cache_dir", str(output.parent / f"cache-{output.stem}")]
-    return evaluate.cli(["--suite", "r2", "--model", *models, *small, *cache, "--output", str(output), *flags])
+def command(models, cache, *flags, counts="--max_samples 40 --max_test_samples 20"):
+    return ["--suite", "r2", "--model", *models, *counts.split(), "--cache_dir", str(cache), *flags]
 
 
 def read(path):
     return json.loads(path.read_text())
 
 
-def test_own_model_and_plain_vit_give_the_same_table_twice(evaluate, encoder_folder, vit, small_suite, tmp_path):
-    for name in ("a.json", "b.json"):
-        assert run(evaluate, [encoder_folder, vit], tmp_path / name) == 0
-    first, second = read(tmp_path / "a.json"), read(tmp_path / "b.json")
+def test_own_model_and_plain_vit_give_the_same_table_twice(evaluate, encoder_folder, vit, small_suite, tmp_path, capsys):
+    tables = []
+    for name in ("a", "b"):
+        assert evaluate.cli(command([encoder_folder, vit], tmp_path / name)) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    for text in ("tiny", "equivariant", "| vit ", "random weights (vit)", "raw pixels", "R2 rotation, strict", "R2 rotation, paper"):
+        assert text in tables[0]
+
+
+@pytest.mark.slow
+def test_whole_suite_gives_the_same_numbers_twice(evaluate, encoder_folder, vit, tmp_path):
+    for name in ("a", "b"):
+        flags = ["--output", str(tmp_path / name / "results.json")]
+        counts = "--max_samples 120 --max_test_samples 60"
+        assert evaluate.cli(command([encoder_folder, vit], tmp_path / name / "cache", *flags, counts=counts)) == 0
+    first, second = read(tmp_path / "a" / "results.json"), read(tmp_path / "b" / "results.json")
     assert first["rows"] == second["rows"] and first["protocol"] == second["protocol"]
-    found = {(row["encoder"], row["part"]) for row in first["rows"]}
-    assert {("tiny", "equivariant"), ("tiny", "invariant"), ("vit", "backbone"), ("raw pixels", "pixels")} <= found
     assert first["protocol_version"] == PROTOCOL_VERSION and first["suite"] == "r2"
-    page = (tmp_path / "a_report.html").read_text()
+    own = [row for row in first["rows"] if row["headline"] and (row["encoder"], row["part"]) == ("vit", "backbone")]
+    assert len(own) == 12 and own[0]["metric"] == "R2 rotation, strict"
+    page = (tmp_path / "a" / "report.html").read_text()
     assert f"suite r2, protocol version {PROTOCOL_VERSION}" in page and page.count("<table class=suite>") == 1
+    assert page.count("<th>strict</th>") == 7 and page.count("<th>paper</th>") == 4
 
 
+@pytest.mark.slow
 def test_models_of_an_earlier_run_stand_in_the_same_table(evaluate, encoder_folder, vit, small_suite, tmp_path, capsys):
-    assert run(evaluate, [vit], tmp_path / "first.json") == 0
-    beside = ["--beside", str(tmp_path / "first.json")]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert evaluate.cli(command([vit], tmp_path / "cache", "--output", str(first))) == 0
     capsys.readouterr()
-    assert run(evaluate, [encoder_folder], tmp_path / "second.json", *beside) == 0
+    flags = ["--output", str(second), "--beside", str(first)]
+    assert evaluate.cli(command([encoder_folder], tmp_path / "cache", *flags)) == 0
     assert "| vit " in capsys.readouterr().out
     page = (tmp_path / "second_report.html").read_text()
     assert "<td>vit</td>" in page and "<td>tiny</td>" in page
-    assert {row["encoder"] for row in read(tmp_path / "second.json")["rows"]} == {"tiny", "random weights", "raw pixels"}
-    (tmp_path / "first.json").write_text(json.dumps(read(tmp_path / "first.json") | {"protocol_version": "0"}))
-    assert run(evaluate, [encoder_folder], tmp_path / "third.json", *beside) == 2
-    assert "different protocol versions cannot stand side by side" in capsys.readouterr().err
-    assert not (tmp_path / "third.json").exists()
+    assert {row["encoder"] for row in read(second)["rows"]} == {"tiny", "random weights", "raw pixels"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"protocol_version": "0"}, "figures of different protocol versions cannot stand side by side"),
+        ({"protocol": {"train_images": 41}}, "cannot stand in one table: train_images is 41 and 40"),
+    ],
+)
+def test_other_figures_are_refused_before_the_work(evaluate, vit, tmp_path, capsys, changed, message):
+    other = {"protocol_version": PROTOCOL_VERSION, "suite": "r2", "protocol": {}, "models": [{"name": "x"}], "rows": [{}]}
+    (tmp_path / "other.json").write_text(json.dumps(other | changed))
+    assert evaluate.cli(command([vit], tmp_path / "cache", "--beside", str(tmp_path / "other.json"))) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and not (tmp_path / "cache").exists()
 
 
 def test_the_suite_sets_what_decides_a_figure(evaluate):
