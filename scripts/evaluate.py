@@ -39,7 +39,7 @@ from eqcohvit.evaluation.latent_tasks import latent_r2
 from eqcohvit.evaluation.latents import parse_circular
 from eqcohvit.evaluation.pairs import PROTOCOLS
 from eqcohvit.evaluation.report import write_report
-from eqcohvit.evaluation.results import Row, format_table, tables, versions, write_results
+from eqcohvit.evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
 from eqcohvit.transforms import PATHS, make_path
 
@@ -224,9 +224,13 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
     for name in args.task:
         task = latent_r2 if args.target_columns else TASKS[name]
         rows += [row for row in evaluation.run(task) if row not in rows]
+    rows += training_seeds(rows)
     prune_cache(args.cache_dir, args.cache_gb * 1e9)
     shown = [*rows, *beside]
-    print("\n\n".join(map(format_table, tables([row for row in shown if row.headline]))))
+    headline = [row for row in shown if row.headline]
+    print("\n\n".join(map(format_table, tables(headline))))
+    if any(row.half is not None for row in headline):
+        print(f"\n{INTERVAL}")
     if args.output:
         seconds = round(time.time() - started, 1)
         command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])

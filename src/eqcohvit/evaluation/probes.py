@@ -48,11 +48,10 @@ HEADS = (
     Head("[o, g]", (256, 256), 0.1, 0.05, 3e-3),
     Head("[o, g - o]", (256, 256), 0.1, 0.05, 3e-3),
     Head(WHITENED, (256, 256), 0.1, 0.05, 3e-3),
-    Head(WHITENED, (256,), 0.1, 0.05, 4e-3),
 )
 _BATCH_SIZE = 256
 _STEPS, _EPOCHS = 168, 10  # of the chosen head: at least so many of both
-_SCREENED = 0.25  # share of the steps that every head is given before the choice
+_SCREENED = 0.5  # share of the steps that every head is given before the choice
 _SHRINKAGE = 0.1  # of the covariance towards the identity, before whitening
 
 
