@@ -1,7 +1,6 @@
 import os
 import shutil
 
-import pytest
 from datasets import Dataset
 
 from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, hold_out

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from eqcohvit.data import Batch
-from eqcohvit.evaluation.pairs import PROTOCOLS, canvas_size, given_away, render_pair, smooth, strict_crop
+from eqcohvit.evaluation.pairs import PROTOCOLS, canvas_size, render_pair, strict_crop
 from eqcohvit.transforms import PATHS, make_path, ops
 
 

@@ -6,6 +6,7 @@ second task on the same features reads them in seconds, and no number depends on
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import inspect
 import json
@@ -139,6 +140,37 @@ def check_test_data(
             raise ValueError(f"test_split needs dataset_name without data_files, got test_split={test_split!r} beside files: {allowed}")
         if test_split == dataset_split:
             raise ValueError(f"test_split must be another split than dataset_split, got {test_split!r} for both")
+    if test_data_files:
+        folder = dataset_name if dataset_name and os.path.isdir(dataset_name) else "."
+        _check_no_file_twice(folder, {"train_dir": train_dir, "data_files": data_files}, test_data_files)
+
+
+def _check_no_file_twice(folder: str, fitting: dict[str, str | None], test_data_files: str) -> None:
+    """Raise a `ValueError` where a test file is one of those that are fitted on, or lies in their folder, by whatever path or link."""
+    tested = _real_files(folder, test_data_files)
+    for name, value in fitting.items():
+        fitted = _real_files(folder, value) if value else {}
+        common = sorted(fitted.keys() & tested.keys(), key=str)
+        if common:
+            path = fitted[common[0]]
+            rest = f" and {len(common) - 1} more" if len(common) > 1 else ""
+            raise ValueError(f"test_data_files must share no file with {name}, but {path}{rest} is in both: give other files to test on")
+
+
+def _real_files(folder: str, patterns: str) -> dict[tuple[int, int] | str, str]:
+    """Identity of each file that comma-separated patterns and folders name -> its path. What is not on this machine is its own identity."""
+    found: dict[tuple[int, int] | str, str] = {}
+    for pattern in [patterns] if os.path.exists(patterns) else patterns.split(","):
+        pattern = pattern.strip()
+        if "://" in pattern:
+            found[pattern] = pattern
+            continue
+        for match in glob.glob(os.path.join(folder, os.path.expanduser(pattern)), recursive=True):
+            inside = [match] if os.path.isfile(match) else glob.glob(os.path.join(glob.escape(match), "**"), recursive=True)
+            for path in filter(os.path.isfile, inside):
+                status = os.stat(path)
+                found[status.st_dev, status.st_ino] = os.path.normpath(path)
+    return found
 
 
 class View(Protocol):

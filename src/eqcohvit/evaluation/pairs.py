@@ -3,9 +3,8 @@
 `paper`: the central square of the image, and that square after g with empty (black) pixels where it has left the frame.
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border gives g away.
 
-Resampling leaves traces of its own, which turn and shift with g. So a strict view is read from a canvas of twice its density, and the
-canvas is first smoothed by a Gaussian of one pixel, of the canvas or of the original, whichever is coarser. What remains, as R2 from the
-transformed image alone: scripts/guides/evaluate.md.
+Resampling leaves traces of its own, which turn and shift with g. So a strict view is read from a canvas of twice its density, which is
+lightly smoothed first. What remains, as R2 from the transformed image alone, stands in scripts/guides/evaluate.md.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from ..transforms.random import uniforms
 PROTOCOLS = ("paper", "strict")
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
 _CANVAS_DENSITY = 2  # pixels of the canvas for each pixel of a strict view, along x and along y
-_SMOOTHING = 1.0  # standard deviation of the Gaussian, in pixels of the canvas or of the original
-_REACH = 3  # of the Gaussian, in standard deviations: 0.3 % of its weight lies beyond
+_SMOOTHING = 0.6  # standard deviation of the Gaussian, in pixels of the canvas
+_REACH = 4  # of the Gaussian, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,15 @@ def given_away(path: TransformationPath, protocol: str) -> str:
     return "sharpness tells it" if "zoom" in path.name.split("+") else ""
 
 
-def smooth(images: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    """Canvases (B, 3, S, S), sides (B,) of the originals in pixels -> canvases without the detail that shows how they were resampled."""
-    coarseness = (images.shape[-1] / sides.to(images.dtype)).clamp_min(1.0)
-    sigma = _SMOOTHING * coarseness
+def smooth(images: torch.Tensor) -> torch.Tensor:
+    """Canvases (B, 3, S, S), lightly blurred, so that a view of half their density shows no trace of how it was sampled."""
     batch, channels, side, _ = images.shape
-    radius = min(math.ceil(_REACH * float(sigma.max())), side - 1)
+    radius = min(math.ceil(_REACH * _SMOOTHING), side - 1)
     distance = torch.arange(-radius, radius + 1, dtype=images.dtype)
-    weights = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=-1).repeat_interleave(channels, dim=0)
+    weights = torch.softmax(-0.5 * (distance / _SMOOTHING) ** 2, dim=0).expand(batch * channels, 1, 1, -1)
     planes = images.reshape(1, batch * channels, side, side)
-    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), weights[:, None, None, :], groups=len(weights))
-    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), weights[:, None, :, None], groups=len(weights))
+    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), weights, groups=len(weights))
+    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), weights.mT, groups=len(weights))
     return planes.view_as(images)
 
 
@@ -92,7 +89,7 @@ def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_siz
     step = drawn.at(1.0)
     canvases = batch.canvases.float() / 255
     if strict:
-        canvases = smooth(canvases, batch.sizes[:, 0])
+        canvases = smooth(canvases)
     identity = torch.eye(3).expand(len(canvases), 1, 3, 3)
     motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
     crop = strict_crop(path) if strict else 1.0
