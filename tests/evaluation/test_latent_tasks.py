@@ -11,7 +11,6 @@ from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents
 from eqcohvit.evaluation.metrics.r2.coefficients import pooled_r2
 
 
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """640 renders of 16 pixels: 80 objects, 8 pictures of each."""

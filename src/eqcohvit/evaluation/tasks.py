@@ -22,6 +22,7 @@ from .figures import neighbours_figure, pca_figure, scatter_figure
 from .intervals import accuracy_resampled, half_width, r2_resampled
 from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
+from .probes import HEADS as MLP_HEADS
 from .probes import (
     LEARNING_RATES,
     change_under,
@@ -31,7 +32,6 @@ from .probes import (
     predictability,
     regress_pair,
 )
-from .probes import HEADS as MLP_HEADS
 from .results import ALONE, Row
 
 HEADS = ("mlp", "linear")
