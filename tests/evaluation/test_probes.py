@@ -41,8 +41,8 @@ def pair_scores(o, g, y, num_train, num_seeds=1):
 
 @pytest.mark.parametrize("dim", [0, 12, 300])
 def test_heads_find_parameters_that_the_features_contain(dim):
-    y, noise = make(num=600, dim=dim)
-    for score in scores(torch.cat([3 * y, 0.1 * noise], dim=1), y, 500):
+    y, noise = make(dim=dim)
+    for score in scores(torch.cat([3 * y, 0.1 * noise], dim=1), y, 1000):
         assert (score > 0.999).all()
 
 
@@ -88,12 +88,9 @@ def test_probes_are_deterministic_and_leave_the_global_generator_alone():
 
 def test_each_seed_has_the_draw_of_its_index():
     """The moved features and the targets of the second seed are others."""
-    y, o = make(400, dim=3)
-    targets = torch.stack([y, -y])
-    moved = torch.stack([y + o[:, :2], y - o[:, 1:]])
-    found = regress_pair(
-        o[:300], torch.cat([moved, moved], dim=2)[:, :300], targets[:, :300], o[300:], torch.cat([moved, moved], dim=2)[:, 300:], 2
-    )
+    y, o = make(400, dim=2)
+    targets, moved = torch.stack([y, -y]), torch.stack([o + y, o - 3 * y])
+    found = regress_pair(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:], 2)
     for seed in range(2):
         assert (r2_per_parameter(found["linear"][seed].numpy(), targets[seed, 300:].numpy()) > 0.999).all()
 

@@ -40,8 +40,9 @@ def latent_r2(evaluation: Evaluation) -> list[Row]:
     train, test = open_latents(evaluation)
     workers = evaluation.samples.num_workers
     pictures = Samples(train.pictures, test.pictures, train.num_pictures, test.num_pictures, workers)
-    cache_dir = evaluation.cache_dir
-    features = {part: extract(evaluation.encoders, pictures, part, CentralView(), cache_dir) for part in ("train", "test")}
+    features = {
+        part: extract(evaluation.encoders, pictures, part, CentralView(), evaluation.cache_dir) for part in ("train", "test")
+    }
     kinds = (ONE_PICTURE, CHANGE) if train.pairs.shape[1] == 2 else (ONE_PICTURE,)
     rows: list[Row] = []
     for column in range(len(train.latents)):
@@ -96,7 +97,7 @@ def _rows_of(
     column: int,
     kind: str,
 ) -> list[Row]:
-    """The rows of one column, by one picture or by the change between two; for changes also by the second picture alone."""
+    """The rows of one column, by one picture or by the change between two. Changes also by the second picture alone."""
     latent = train.latents[column]
     poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
     places, pairs = train.places(next(iter(features["train"].values())))
@@ -144,7 +145,9 @@ def _rows_of(
     return rows
 
 
-def _jobs(features: dict[str, Features], poolings: Sequence[str], kind: str) -> Iterator[tuple[str, str, str, str, bool]]:
+def _jobs(
+    features: dict[str, Features], poolings: Sequence[str], kind: str
+) -> Iterator[tuple[str, str, str, str, bool]]:
     """Encoder, part, layer, pooling, and whether the probe sees the second picture alone."""
     for encoder in features:
         for part, layer in parts_of(features[encoder].vectors):

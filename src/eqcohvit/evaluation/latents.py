@@ -18,10 +18,10 @@ from ..data.fingerprint import digest
 from .extraction import Features
 
 ONE_PICTURE, CHANGE = "one picture", "change"
-_CONSTANT = 1e-11  # a component whose standard deviation is at most this, relative to its size, varies by rounding alone
+_CONSTANT = 1e-11  # a component with a smaller standard deviation, relative to its size, varies by rounding alone
 
 
-# ---------------------------------------------------------------------------------------------------------------- columns
+# -------------------------------------------------------------------------------------------------------------- columns
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def unit_quaternion(values: np.ndarray) -> np.ndarray:
 
 
 def relative_rotation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """first^-1 second of rotations (M, 4), scalar last, as SIE's dataset has it: the rotation in the frame of the first object."""
+    """first^-1 second of rotations (M, 4), scalar last: the rotation in the frame of the first object.
+
+    SIE's dataset has the same targets, but for the sign (arXiv:2302.10283).
+    """
     first, second = unit_quaternion(first), unit_quaternion(second)
     axis, scalar = -first[:, :3], first[:, 3:]
     other_axis, other_scalar = second[:, :3], second[:, 3:]
@@ -121,10 +124,12 @@ def read_latents(
     Without a group column each row is a group.
 
     Raises:
-        ValueError: the source has no columns, or a column is missing, not numeric, incomplete, or has another shape than its kind needs.
+        ValueError: the source has no columns, or a column is missing, not numeric, incomplete, or has another shape than
+            its kind needs.
     """
     if not isinstance(source, DatasetSource):
-        raise ValueError(f"target_columns needs a dataset with columns, got {source.name}: give dataset_name or data_files")
+        allowed = "give dataset_name or data_files"
+        raise ValueError(f"target_columns needs a dataset with columns, got {source.name}: {allowed}")
     names = list(dict.fromkeys([*columns, *([group_column] if group_column else [])]))
     keys, found = source.read_columns(names)
     periods = periods or {}
@@ -134,7 +139,8 @@ def read_latents(
         kind = "quaternion" if name in quaternions else "circular" if name in periods else "number"
         if kind == "quaternion":
             if values.shape[1] != 4:
-                raise ValueError(f"quaternion column {name} of {source.name} must hold 4 numbers (x, y, z, w), got {values.shape[1]}")
+                expected = "4 numbers (x, y, z, w)"
+                raise ValueError(f"quaternion column {name} of {source.name} must hold {expected}, got {values.shape[1]}")
             if (np.linalg.norm(values, axis=1) < 1e-6).any():
                 raise ValueError(f"quaternion column {name} of {source.name} holds quaternions of length 0")
         latents.append(Latent(name, values, kind, periods.get(name, 1.0)))
@@ -148,7 +154,8 @@ def read_latents(
 def _numbers(source: DatasetSource, name: str, values: list[Any]) -> np.ndarray:
     """(N, L) float64."""
     if getattr(source.features[name], "names", None) is not None:
-        raise ValueError(f"column {name} of {source.name} holds classes, expected numbers or lists of numbers: use --task knn linear")
+        allowed = "expected numbers or lists of numbers (for classes: --task knn linear)"
+        raise ValueError(f"column {name} of {source.name} holds classes, {allowed}")
     if any(isinstance(value, (str, bytes, dict)) for value in values):
         kind = next(type(value).__name__ for value in values if isinstance(value, (str, bytes, dict)))
         raise ValueError(f"column {name} of {source.name} must hold numbers or lists of numbers, got {kind}")
@@ -158,15 +165,17 @@ def _numbers(source: DatasetSource, name: str, values: list[Any]) -> np.ndarray:
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"column {name} of {source.name} must hold numbers, or lists of numbers of one length") from None
+        expected = "numbers, or lists of numbers of one length"
+        raise ValueError(f"column {name} of {source.name} must hold {expected}") from None
     if numbers.ndim not in (1, 2) or numbers.size == 0:
-        raise ValueError(f"column {name} of {source.name} must hold numbers or flat lists of them, got the shape {numbers.shape[1:]} a row")
+        expected = f"numbers or flat lists of them, got the shape {numbers.shape[1:]} a row"
+        raise ValueError(f"column {name} of {source.name} must hold {expected}")
     if not np.isfinite(numbers).all():
         raise ValueError(f"column {name} of {source.name} holds values that are not finite")
     return numbers.reshape(len(numbers), -1)
 
 
-# --------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 
 
 def split_groups(groups: np.ndarray, num_train: int, num_test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -240,7 +249,7 @@ class RowsOfSource:
                     return
 
 
-# ---------------------------------------------------------------------------------------------------------------- samples
+# -------------------------------------------------------------------------------------------------------------- samples
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,10 @@ class LatentSamples:
         return self.pairs.size
 
     def places(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
-        """Where features have the pictures of each pair, (M', 1 or 2), and the pairs; those with an unreadable picture are left out."""
+        """Where features have the pictures of each pair, (M', 1 or 2), and the pairs, (M', 1 or 2).
+
+        Pairs with an unreadable picture are left out.
+        """
         key = features.keys.numpy()
         order = np.argsort(key)
         wanted = self.keys[self.pairs]

@@ -64,9 +64,10 @@ _HOW_TO_READ = {
     "<i>shuffled</i>: of features of different images.",
 }
 _LATENTS = (
-    "<b>R2</b> of columns of the dataset, in place of transformations, regressed from frozen features: 1 is perfect, 0 is guessing the mean, "
-    "below 0 is worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. <i>change</i>: the change between two "
-    "pictures of one group, from both; <i>g alone</i> sees the second picture only. No group is both fitted and tested on."
+    "<b>R2</b> of columns of the dataset, in place of transformations, regressed from frozen features: 1 is perfect, 0 is "
+    "guessing the mean, below 0 is worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. "
+    "<i>change</i>: the change between two pictures of one group, from both; <i>g alone</i> sees the second picture only. "
+    "No group is both fitted and tested on."
 )
 
 

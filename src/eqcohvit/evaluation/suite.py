@@ -10,15 +10,18 @@ from typing import Any
 
 from .results import Row
 
-# Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding, pooling, probes or
-# counts. tests/evaluation/test_suite.py holds figures that must not change under one version.
+# Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding,
+# pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a version.
 PROTOCOL_VERSION = "2"
 _WITHOUT_VERSION = "1"  # of results that name none
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Settings by the name of their flag of scripts/evaluate.py. `max_samples` and `max_test_samples` may be lowered for smaller data."""
+    """Settings by the name of their flag of scripts/evaluate.py.
+
+    `max_samples` and `max_test_samples` may be lowered for smaller data.
+    """
 
     task: tuple[str, ...]
     transform: tuple[str, ...]
@@ -67,7 +70,8 @@ def check_same_version(results: Iterable[tuple[str, Mapping[str, Any]]]) -> None
         versions.setdefault(protocol_version(found), name)
     if len(versions) > 1:
         listed = ", ".join(f"{name} has {version}" for version, name in versions.items())
-        raise ValueError(f"figures of different protocol versions cannot stand side by side: {listed}; measure the older ones again")
+        problem = "figures of different protocol versions cannot stand side by side"
+        raise ValueError(f"{problem}: {listed}; measure the older ones again")
 
 
 def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -86,7 +90,8 @@ def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
             first = (name, decides)
         for key, value in decides.items():
             if value != first[1][key]:
-                raise ValueError(f"{name} and {first[0]} cannot stand in one table: {key} is {value} and {first[1][key]}")
+                difference = f"{key} is {value} and {first[1][key]}"
+                raise ValueError(f"{name} and {first[0]} cannot stand in one table: {difference}")
 
 
 def read_beside(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -115,7 +120,8 @@ def rows_beside(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     for path, found in results.items():
         models = {model["name"] for model in found["models"]}
         if models & taken:
-            raise ValueError(f"two models of one name cannot stand in one table: {', '.join(sorted(models & taken))} of {path}")
+            shared = ", ".join(sorted(models & taken))
+            raise ValueError(f"two models of one name cannot stand in one table: {shared} of {path}")
         taken |= models
         rows += [Row(**row) for row in found["rows"] if row["encoder"] in models]
     return rows

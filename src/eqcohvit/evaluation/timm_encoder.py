@@ -21,8 +21,8 @@ _ANY_HUB = "hf-hub:"
 def find_timm_name(name_or_path: str) -> str | None:
     """What `timm.create_model` calls a model, or None where it is not one of timm's.
 
-    `timm/NAME` is a model of timm's list, `hf-hub:USER/REPO` any repository in timm's format, and a folder in that format (its config.json
-    names an `architecture`) is found by its content.
+    `timm/NAME` is a model of timm's list, `hf-hub:USER/REPO` any repository in timm's format, and a folder in that format
+    (its config.json names an `architecture`) is found by its content.
     """
     if is_timm_local_checkpoint(name_or_path):
         return f"local-dir:{name_or_path}"
@@ -72,7 +72,8 @@ class TimmEncoder(ModelEncoder):
 
     def with_random_weights(self) -> TimmEncoder:
         """The same architecture as torch's random state draws it."""
-        return TimmEncoder(self.name, self.timm_name, _create(self.name, self.timm_name, pretrained=False).to(self.device))
+        model = _create(self.name, self.timm_name, pretrained=False)
+        return TimmEncoder(self.name, self.timm_name, model.to(self.device))
 
     def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], Tokens]:
         """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32.
@@ -85,7 +86,8 @@ class TimmEncoder(ModelEncoder):
             with torch.inference_mode():
                 state = self.model.forward_features(pixel_values)
         except AssertionError as error:  # of a size that a ViT was not made for
-            raise ValueError(f"{self.name} does not take images of {tuple(images.shape[-2:])} pixels: {error}") from None
+            size = tuple(images.shape[-2:])
+            raise ValueError(f"{self.name} does not take images of {size} pixels: {error}") from None
         if not isinstance(state, torch.Tensor) or state.ndim not in (3, 4):
             shape = tuple(state.shape) if isinstance(state, torch.Tensor) else type(state).__name__
             raise ValueError(f"{self.name}: expected forward_features to give (B, N, d) or (B, d, h, w), got {shape}")
@@ -96,7 +98,8 @@ class TimmEncoder(ModelEncoder):
         has_class_token = getattr(self.model, "cls_token", None) is not None
         num_prefix = getattr(self.model, "num_prefix_tokens", int(has_class_token))
         if state.shape[1] <= num_prefix:
-            raise ValueError(f"{self.name} gives no patch tokens, got {state.shape[1]} tokens of which {num_prefix} precede the patches")
+            counts = f"{state.shape[1]} tokens, of which {num_prefix} precede the patches"
+            raise ValueError(f"{self.name} gives no patch tokens, got {counts}")
         patches = split_tokens(state[:, num_prefix:].float(), images.shape[-2:], self.patch_size)
         # Of models with registers alone the first prefix token is not a class token.
         prefix = state[:, : num_prefix if has_class_token else 0].float()
@@ -104,10 +107,11 @@ class TimmEncoder(ModelEncoder):
 
 
 def load_timm_encoder(name: str, timm_name: str, layers: list[str], device: torch.device) -> TimmEncoder:
-    """The pretrained model that `timm.create_model` knows as `timm_name`, with its own image size, mean and standard deviation.
+    """The pretrained model that `timm.create_model` knows as `timm_name`, with its own image size and normalisation.
 
     Raises:
-        ValueError: timm is not installed, does not know the model or has no weights of it, or layers other than the last are asked for.
+        ValueError: timm is not installed, does not know the model or has no weights of it, or layers other than the last
+            are asked for.
     """
     if layers != [LAST]:
         raise ValueError(f"layer must be 'last' for timm models, got {' '.join(layers)} for {name}")
@@ -127,7 +131,7 @@ def _create(name: str, timm_name: str, pretrained: bool) -> nn.Module:
     timm = _timm()
     try:
         return timm.create_model(timm_name, pretrained=pretrained, num_classes=0)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # unknown name, no weights, no connection, other files than expected
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # unknown name, no weights, no connection
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"no timm model {name}: {first_line}") from None
 
