@@ -44,11 +44,17 @@ def make(path, tmp_path, columns, encoders, test_path=None, num_train=240, num_t
 
 
 def scores(rows):
-    return {(row.encoder, row.metric.removesuffix(", linear head")): row.mean for row in rows if row.part in ("pixels", "backbone")}
+    return {
+        (row.encoder, row.metric.removesuffix(", linear head")): row.mean
+        for row in rows
+        if row.part in ("pixels", "backbone")
+    }
 
 
 def test_what_is_visible_is_read_from_one_picture_and_what_is_not_is_not(path, tmp_path):
-    evaluation = make(path, tmp_path, ["hue", "place", "noise"], [PixelEncoder(16), Moments()], num_train=480, num_test=160)
+    evaluation = make(
+        path, tmp_path, ["hue", "place", "noise"], [PixelEncoder(16), Moments()], num_train=480, num_test=160
+    )
     found = scores(latent_r2(evaluation))
     assert found["raw pixels", "R2 hue, one picture"] > 0.9 and found["moments", "R2 hue, one picture"] < 0.2
     assert found["moments", "R2 place, one picture"] > 0.4
@@ -65,7 +71,9 @@ def test_change_between_two_pictures_of_an_object(path, tmp_path):
     assert found["raw pixels", "R2 hue, change"] > 0.95 and found["raw pixels", "R2 noise, change"] < 0.15
     # The variance of a difference is twice that of one value, of which the second picture knows all.
     alone = {row.metric: row for row in rows if row.part == "pixels, g alone"}
-    assert abs(alone["R2 hue, change, linear head"].mean - 0.5) < 0.1 and not any("one picture" in metric for metric in alone)
+    assert abs(alone["R2 hue, change, linear head"].mean - 0.5) < 0.1 and not any(
+        "one picture" in metric for metric in alone
+    )
     change = next(row for row in rows if row.metric == "R2 hue, change, linear head")
     assert (change.settings["train"], change.settings["test"]) == (240, 80) and change.headline
 
@@ -116,7 +124,9 @@ def test_no_object_is_both_fitted_and_tested_on(path, tmp_path):
 
 def test_files_that_share_objects_are_refused(path, tmp_path):
     evaluation = make(path, tmp_path, ["yaw"], [], test_path=path, group_column="object")
-    with pytest.raises(ValueError, match="80 groups of object are both fitted and tested on, such as bar 0: give files"):
+    with pytest.raises(
+        ValueError, match="80 groups of object are both fitted and tested on, such as bar 0: give files"
+    ):
         open_latents(evaluation)
 
 

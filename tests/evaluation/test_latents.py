@@ -55,9 +55,13 @@ def test_relative_rotation_is_that_of_scipy():
 def test_both_signs_and_any_length_are_the_same_rotation():
     first, second = np.stack([about("x", 20), about("y", 50)]), np.stack([about("z", 120), about("x", 300)])
     expected = relative_rotation(first, second)
-    assert np.allclose(relative_rotation(-2 * first, second), expected) and np.allclose(relative_rotation(first, -second), expected)
+    assert np.allclose(relative_rotation(-2 * first, second), expected) and np.allclose(
+        relative_rotation(first, -second), expected
+    )
     assert (expected[:, 3] >= 0).all() and np.allclose(np.linalg.norm(expected, axis=1), 1)
-    assert np.allclose(unit_quaternion(np.array([[0.0, -3, 0, 0]])), [[0, 1, 0, 0]])  # the scalar is 0: the next component decides
+    assert np.allclose(
+        unit_quaternion(np.array([[0.0, -3, 0, 0]])), [[0, 1, 0, 0]]
+    )  # the scalar is 0: the next component decides
 
 
 def test_identity_is_what_changes_nothing():
@@ -96,7 +100,9 @@ def test_large_numbers_keep_their_differences():
 def test_column_that_does_not_vary_is_refused():
     latent = Latent("pose", np.tile(about("x", 10), (6, 1)), "quaternion")
     pairs = np.arange(6).reshape(3, 2)
-    with pytest.raises(ValueError, match=r"column pose does not vary \(change\) among the 3 samples to fit on or the 3"):
+    with pytest.raises(
+        ValueError, match=r"column pose does not vary \(change\) among the 3 samples to fit on or the 3"
+    ):
         make_targets(latent, pairs, latent, pairs, CHANGE)
     with pytest.raises(ValueError, match="lists of one length, got 4 to fit on and 2 to test on"):
         make_targets(latent, pairs, Latent("pose", np.zeros((6, 2))), pairs, CHANGE)
@@ -125,9 +131,13 @@ def test_pairs_are_of_one_group_and_all_groups_come_first():
     groups = np.array(["a"] * 5 + ["b"] * 2 + ["c"] + ["d"] * 9)
     rows = np.arange(17) != 16  # 8 of d
     pairs = choose_pairs(groups, rows, 100)
-    assert (groups[pairs[:, 0]] == groups[pairs[:, 1]]).all() and len(set(pairs.ravel())) == pairs.size and 16 not in pairs
+    assert (
+        (groups[pairs[:, 0]] == groups[pairs[:, 1]]).all() and len(set(pairs.ravel())) == pairs.size and 16 not in pairs
+    )
     assert sorted(groups[pairs[:, 0]][:3]) == ["a", "b", "d"] and sorted(groups[pairs[3:, 0]]) == ["a", "d", "d", "d"]
-    assert np.array_equal(choose_pairs(groups, rows, 3), pairs[:3]) and not np.array_equal(choose_pairs(groups, rows, 100, seed=1), pairs)
+    assert np.array_equal(choose_pairs(groups, rows, 3), pairs[:3]) and not np.array_equal(
+        choose_pairs(groups, rows, 100, seed=1), pairs
+    )
 
 
 def test_groups_of_one_picture_give_no_pair():
@@ -168,7 +178,9 @@ def test_columns_and_pictures_have_the_same_keys(path, tmp_path, builder):
     with pytest.warns(UserWarning, match="left out 1 images"):
         batches = list(sequential(source, 8, 32))
     shown = {
-        int(key): canvas.float().mean().item() / 2 for batch in batches for key, canvas in zip(batch.keys, batch.canvases, strict=True)
+        int(key): canvas.float().mean().item() / 2
+        for batch in batches
+        for key, canvas in zip(batch.keys, batch.canvases, strict=True)
     }
     assert len(shown) == 95 and all(abs(value[key] - mean) < 0.01 for key, mean in shown.items())
 
@@ -205,7 +217,11 @@ def test_chosen_rows_come_as_a_source_of_their_own(path):
         (["ragged"], {}, "column ragged .* must hold numbers, or lists of numbers of one length"),
         (["missing"], {}, "column missing .* is empty in 1 of 96 rows"),
         (["infinite"], {}, "column infinite .* holds values that are not finite"),
-        (["place"], {"quaternions": ["place"]}, r"quaternion column place .* must hold 4 numbers \(x, y, z, w\), got 2"),
+        (
+            ["place"],
+            {"quaternions": ["place"]},
+            r"quaternion column place .* must hold 4 numbers \(x, y, z, w\), got 2",
+        ),
         (["zero"], {"quaternions": ["zero"]}, "quaternion column zero .* holds quaternions of length 0"),
         (["yaw"], {"group": "place"}, "group_column place .* must hold names or integers"),
     ],
@@ -216,11 +232,21 @@ def test_columns_that_cannot_be_regressed_are_refused(tmp_path_factory, columns,
     if not file.exists():
         folder.mkdir()
         rows = draw_rows(num_groups=24, per_group=4, seed=3, side=8)
-        rows |= {"label": [0, 1] * 48, "ragged": [[1.0], [1.0, 2.0]] * 48, "missing": [None, *range(95)], "zero": [[0.0] * 4] * 96}
+        rows |= {
+            "label": [0, 1] * 48,
+            "ragged": [[1.0], [1.0, 2.0]] * 48,
+            "missing": [None, *range(95)],
+            "zero": [[0.0] * 4] * 96,
+        }
         rows |= {"infinite": [float("inf"), *range(95)]}
         write_parquet(file, rows)
     with pytest.raises(ValueError, match=message):
-        read_latents(DatasetSource("parquet", data_files=str(file)), columns, options.get("group"), options.get("quaternions", ()))
+        read_latents(
+            DatasetSource("parquet", data_files=str(file)),
+            columns,
+            options.get("group"),
+            options.get("quaternions", ()),
+        )
 
 
 def test_sources_without_columns_are_refused():

@@ -44,7 +44,14 @@ def photos(tmp_path):
     """200 pictures of 36 x 24 pixels: an almost upright bar in the middle, and noise on both sides that the central square cuts off."""
     rng = np.random.default_rng(0)
     for index in range(200):
-        bar = draw(rng.uniform(-0.2, 0.2), rng.uniform(0, 1), rng.uniform(-0.1, 0.1, 2), rng.uniform(0.5, 0.8), rng.uniform(0.15, 0.3), 24)
+        bar = draw(
+            rng.uniform(-0.2, 0.2),
+            rng.uniform(0, 1),
+            rng.uniform(-0.1, 0.1, 2),
+            rng.uniform(0.5, 0.8),
+            rng.uniform(0.15, 0.3),
+            24,
+        )
         left, right = rng.integers(0, 256, (2, 24, 6, 3), dtype=np.uint8)
         Image.fromarray(np.concatenate([left, bar, right], axis=1)).save(tmp_path / f"{index:03}.png")
     return FolderSource(str(tmp_path))
@@ -61,9 +68,13 @@ def measure(photos, folder):
         for protocol in suite.protocol:
             features = evaluation.features("test", PairView(make_path(transform), protocol))["blocks"]
             vectors = select(features.vectors, "backbone", LAST, "mean")
-            views[f"{transform}, {protocol}"] = vectors.mean(dim=(0, 2)).tolist() + features.parameters.mean(dim=0).tolist()
+            views[f"{transform}, {protocol}"] = (
+                vectors.mean(dim=(0, 2)).tolist() + features.parameters.mean(dim=0).tolist()
+            )
     rows = tasks.r2(evaluation)
-    source = DatasetSource("parquet", data_files=write_parquet(folder / "rows.parquet", draw_rows(num_groups=60, per_group=2)))
+    source = DatasetSource(
+        "parquet", data_files=write_parquet(folder / "rows.parquet", draw_rows(num_groups=60, per_group=2))
+    )
     settings = {"target_columns": ["hue"], "group_column": "object"}
     settings |= {"pooling": list(suite.pooling), "head": ["linear"]}
     rows += latent_r2(evaluation_of(Samples(source, source, 45, 15), folder / "cache", **settings))

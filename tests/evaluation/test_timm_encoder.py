@@ -23,7 +23,12 @@ class Patches(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.cls_token = nn.Parameter(torch.full((1, 1, 6), 7.0)) if has_class_token else None
         self.size = size
-        self.pretrained_cfg = {"architecture": "patches", "input_size": (3, size, size), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
+        self.pretrained_cfg = {
+            "architecture": "patches",
+            "input_size": (3, size, size),
+            "mean": (0.1, 0.2, 0.3),
+            "std": (0.5, 0.5, 0.5),
+        }
 
     def forward_features(self, x):
         assert x.shape[-1] == self.size, f"Input size {x.shape[-1]} does not match {self.size}"
@@ -116,7 +121,9 @@ def test_what_cannot_be_opened_is_one_line(timm):
         load_encoder("timm/nothing")
     with pytest.raises(ValueError, match="layer must be 'last' for timm models, got last 2 for timm/nchw"):
         load_encoder("timm/nchw", ["last", "2"])
-    with pytest.raises(ValueError, match=r"timm/vit_cls does not take images of \(64, 64\) pixels: Input size 64 does not match 32"):
+    with pytest.raises(
+        ValueError, match=r"timm/vit_cls does not take images of \(64, 64\) pixels: Input size 64 does not match 32"
+    ):
         load_encoder("timm/vit_cls").tokens(torch.rand(1, 3, 64, 64))
 
 

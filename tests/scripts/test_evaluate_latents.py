@@ -41,7 +41,9 @@ def test_columns_are_regressed_for_each_part_and_control(evaluate, encoder_folde
     changes = {key[:2] for key in rows if key[2].startswith("R2 yaw, change")}
     assert changes == expected | {(name, f"{part}, g alone") for name, part in expected}
     assert {key[:2] for key in rows if key[2].startswith("R2 hue, one picture")} == expected
-    row = next(row for (_, part, metric), row in rows.items() if metric.startswith("R2 hue, change") and part == "pixels")
+    row = next(
+        row for (_, part, metric), row in rows.items() if metric.startswith("R2 hue, change") and part == "pixels"
+    )
     assert (row["settings"]["train"], row["settings"]["test"]) == (40, 15) and row["half_width"] > 0
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert {"r2_bars.png", "scatter_hue_change.png", "scatter_yaw_one_picture.png"} <= plots
@@ -82,7 +84,10 @@ def test_columns_that_do_not_fit_are_one_line(evaluate, encoder_folder, files, t
 
 def test_groups_of_one_picture_are_one_line(evaluate, encoder_folder, tmp_path, capsys):
     files = write_parquet(tmp_path / "single.parquet", draw_rows(num_groups=30, per_group=1))
-    assert run(evaluate, encoder_folder, files, tmp_path / "r.json", "--target_columns", "hue", "--group_column", "object") == 2
+    assert (
+        run(evaluate, encoder_folder, files, tmp_path / "r.json", "--target_columns", "hue", "--group_column", "object")
+        == 2
+    )
     assert "a change needs two pictures of one group, and each of the " in capsys.readouterr().err
 
 

@@ -38,13 +38,23 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_own_model_and_plain_vit_give_the_same_table_twice(evaluate, encoder_folder, vit, small_suite, tmp_path, capsys):
+def test_own_model_and_plain_vit_give_the_same_table_twice(
+    evaluate, encoder_folder, vit, small_suite, tmp_path, capsys
+):
     tables = []
     for name in ("a", "b"):
         assert evaluate.cli(command([encoder_folder, vit], tmp_path / name)) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]
-    for text in ("tiny", "equivariant", "| vit ", "random weights (vit)", "raw pixels", "R2 rotation, strict", "R2 rotation, paper"):
+    for text in (
+        "tiny",
+        "equivariant",
+        "| vit ",
+        "random weights (vit)",
+        "raw pixels",
+        "R2 rotation, strict",
+        "R2 rotation, paper",
+    ):
         assert text in tables[0]
 
 
@@ -85,7 +95,13 @@ def test_models_of_an_earlier_run_stand_in_the_same_table(evaluate, encoder_fold
     ],
 )
 def test_other_figures_are_refused_before_the_work(evaluate, vit, tmp_path, capsys, changed, message):
-    other = {"protocol_version": PROTOCOL_VERSION, "suite": "r2", "protocol": {}, "models": [{"name": "x"}], "rows": [{}]}
+    other = {
+        "protocol_version": PROTOCOL_VERSION,
+        "suite": "r2",
+        "protocol": {},
+        "models": [{"name": "x"}],
+        "rows": [{}],
+    }
     (tmp_path / "other.json").write_text(json.dumps(other | changed))
     assert evaluate.cli(command([vit], tmp_path / "cache", "--beside", str(tmp_path / "other.json"))) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -109,11 +125,17 @@ def test_the_suite_sets_what_decides_a_figure(evaluate):
         ("--suite r2 --task knn", "suite r2 fixes task to ['r2'], got ['knn']"),
         ("--suite r2 --target_columns pose", "suite r2 regresses transformations"),
         ("--beside x.json", "beside needs a suite"),
-        ("--suite r2 --beside nowhere.json", "beside needs results.json files that --suite has written, got nowhere.json"),
+        (
+            "--suite r2 --beside nowhere.json",
+            "beside needs results.json files that --suite has written, got nowhere.json",
+        ),
     ],
 )
 def test_flags_that_contradict_the_suite_are_refused(evaluate, vit, tmp_path, capsys, flags, message):
     output = tmp_path / "results.json"
-    assert evaluate.cli(["--model", vit, "--output", str(output), "--cache_dir", str(tmp_path / "cache"), *flags.split()]) == 2
+    assert (
+        evaluate.cli(["--model", vit, "--output", str(output), "--cache_dir", str(tmp_path / "cache"), *flags.split()])
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1 and not output.exists()

@@ -41,7 +41,8 @@ def latent_r2(evaluation: Evaluation) -> list[Row]:
     workers = evaluation.samples.num_workers
     pictures = Samples(train.pictures, test.pictures, train.num_pictures, test.num_pictures, workers)
     features = {
-        part: extract(evaluation.encoders, pictures, part, CentralView(), evaluation.cache_dir) for part in ("train", "test")
+        part: extract(evaluation.encoders, pictures, part, CentralView(), evaluation.cache_dir)
+        for part in ("train", "test")
     }
     kinds = (ONE_PICTURE, CHANGE) if train.pairs.shape[1] == 2 else (ONE_PICTURE,)
     rows: list[Row] = []

@@ -140,7 +140,9 @@ def read_latents(
         if kind == "quaternion":
             if values.shape[1] != 4:
                 expected = "4 numbers (x, y, z, w)"
-                raise ValueError(f"quaternion column {name} of {source.name} must hold {expected}, got {values.shape[1]}")
+                raise ValueError(
+                    f"quaternion column {name} of {source.name} must hold {expected}, got {values.shape[1]}"
+                )
             if (np.linalg.norm(values, axis=1) < 1e-6).any():
                 raise ValueError(f"quaternion column {name} of {source.name} holds quaternions of length 0")
         latents.append(Latent(name, values, kind, periods.get(name, 1.0)))
