@@ -46,6 +46,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
 table.suite th[colspan] { text-align: center; }
 table.suite td { line-height: 1.25; vertical-align: top; }
+table.suite th, table.suite td { padding: .28rem .5rem; }
 """
 
 _HOW_TO_READ = {
@@ -164,7 +165,8 @@ def suite_table(rows: Sequence[Row]) -> str:
         if len(own) == len(columns):
             means[line] = sum(row.mean for row in own) / len(own)
     cells = [(transform, protocol) for transform, chosen in columns.items() for protocol in chosen]
-    best = {cell: max((row.mean for line in lines if (row := found.get((*line, *cell)))), default=None) for cell in cells}
+    contenders = [line for line in lines if not line[1].endswith(ALONE)]
+    best = {cell: max((row.mean for line in contenders if (row := found.get((*line, *cell)))), default=None) for cell in cells}
     top = "".join(f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items())
     below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
     head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
@@ -172,13 +174,13 @@ def suite_table(rows: Sequence[Row]) -> str:
     for line in lines:
         encoder, part = line
         mean = f"{means[line]:.3f}" if line in means else ""
-        is_best = line in means and means[line] == max(means.values())
+        is_best = line in contenders and line in means and means[line] == max(means.get(other, -1e9) for other in contenders)
         numbers = [f"<td{' class=best' if is_best else ''}>{mean}</td>"]
         for cell in cells:
             row = found.get((*line, *cell))
             value, _, spread = str(row).partition(" ") if row else ("", "", "")
             small = f"<br><small>{html.escape(spread)}</small>" if spread else ""
-            mark = " class=best" if row and row.mean == best[cell] else ""
+            mark = " class=best" if row and line in contenders and row.mean == best[cell] else ""
             numbers.append(f"<td{mark}>{value}{small}</td>")
         name = html.escape(encoder) if encoder != previous else ""
         start = " class=first" if name else ""
