@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eqcohvit.evaluation.results import Row, format_table
+from eqcohvit.evaluation.suite import check_same_version
 
 METHODS = {"vicreg": "VICReg", "simclr": "SimCLR", "ibot": "iBOT", "dinov2": "DINOv2"}
 PATHS = {  # key of a run's name -> its label, its flags
@@ -184,8 +185,14 @@ def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, .
 
 
 def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
-    """Markdown of the tables that have numbers, from the results.json files below `folder` alone."""
+    """Markdown of the tables that have numbers, from the results.json files below `folder` alone.
+
+    Raises:
+        ValueError: the results of tables A to C were measured with different versions of the protocol.
+    """
     results, sections = Results(folder), []
+    names = dict.fromkeys(run.name for name in "ABC" if name in tables for run in TABLES[name])
+    check_same_version((name, found) for name in names for found in results.read(name))
     rotation = [(heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()]
     by_part = [(f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS]
     classes = [(f"{name}: {part}", part, metric) for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear")) for part in PARTS]

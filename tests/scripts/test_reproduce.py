@@ -95,6 +95,17 @@ def test_kept_tables_are_those_of_the_kept_results():
         assert (folder / "tables.md").read_text() == tables.render_tables(folder)
 
 
+def test_results_of_other_protocol_versions_do_not_mix(tmp_path):
+    metric = "R2 rotation, paper"
+    write(tmp_path, "sie", rows("equivariant", metric, 0.1))
+    write(tmp_path, "k-1", rows("equivariant", metric, 0.2))
+    results = json.loads((tmp_path / "k-1" / "results.json").read_text())
+    (tmp_path / "k-1" / "results.json").write_text(json.dumps(results | {"protocol_version": "2"}))
+    with pytest.raises(ValueError, match="different protocol versions cannot stand side by side: sie has 1, k-1 has 2"):
+        tables.render_tables(tmp_path)
+    assert "0.100" in tables.render_tables(tmp_path, "A")
+
+
 def test_dense_table_takes_untrained_video_numbers_from_the_control(tmp_path):
     metric = "video segmentation J&F"
     found = [rows("backbone", metric, 0.5), rows("backbone", metric, 0.25, encoder="random weights")]

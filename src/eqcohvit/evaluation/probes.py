@@ -135,6 +135,7 @@ def regress_pair(
         targets: (N, P) or (S, N, P).
         test_original: o of the M samples to test on, (M, d) or (S, M, d).
         test_moved: their g; None where `moved` is.
+        heads: to choose from; with none of them `"mlp"` is the ridge regression too, which takes a fraction of the time.
 
     Returns:
         `"mlp"` (S, M, P): predictions of the chosen heads. `"linear"` (S, M, P): those of the ridge regression alone.
@@ -156,6 +157,8 @@ def regress_pair(
     if len(bases) > 1:
         basis = min(bases, key=lambda name: task.ridge(name, seeds[:1])[2].item())
     fitted, linear, ridge_error = task.ridge(basis, seeds)
+    if not candidates:
+        return {"mlp": linear, "linear": linear, "chosen": [f"ridge of {basis}"] * num_seeds}
     chosen = candidates[0]
     if len(candidates) > 1:
         chosen = min(candidates, key=lambda head: task.train(head, fitted[:1], linear[:1], seeds[:1], _SCREENED)[1].item())

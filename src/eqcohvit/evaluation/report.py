@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..transforms import make_path
 from .context import Figure
 from .features import PIXELS, RANDOM
+from .pairs import moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
 
 _STYLE = """
@@ -41,6 +43,10 @@ summary { cursor: pointer; color: var(--faint); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
+small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
+table.suite th[colspan] { text-align: center; }
+table.suite td { line-height: 1.25; vertical-align: top; }
+table.suite th, table.suite td { padding: .28rem .5rem; }
 """
 
 _HOW_TO_READ = {
@@ -58,6 +64,12 @@ _HOW_TO_READ = {
     "CKA": "<b>CKA</b>: debiased similarity of two parts over the test images: 0 is unrelated, 1 the same but for rotation and scale. "
     "<i>shuffled</i>: of features of different images.",
 }
+_LATENTS = (
+    "<b>R2</b> of columns of the dataset, in place of transformations, regressed from frozen features: 1 is perfect, 0 is "
+    "guessing the mean, below 0 is worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. "
+    "<i>change</i>: the change between two pictures of one group, from both; <i>g alone</i> sees the second picture only. "
+    "No group is both fitted and tested on."
+)
 
 
 def report_paths(output: str | Path) -> tuple[Path, Path]:
@@ -92,11 +104,17 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     kinds = {re.split("[ -]", row.metric)[0] for row in rows}
     kinds |= {"alone"} if any(row.part.endswith(ALONE) for row in rows) else set()
     read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
+    if any("kind" in row.settings for row in rows):
+        read = [_LATENTS]
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
     beside = f", beside {' and '.join(controls)}" if controls else ""
+    version = results.get("protocol_version")
+    suite = f"suite {html.escape(results['suite'])}, " if results.get("suite") else ""
+    measured = f"<br>{suite}protocol version {html.escape(version)}" if version else ""
+    headline_tables = [suite_table(headline)] if suite else [_table(cells, headline) for cells in tables(headline)]
     body = [
-        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}</p>",
-        *(_table(cells, headline) for cells in tables(headline)),
+        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
+        *headline_tables,
         *(f"<p class='faint'>{text}</p>" for text in read),
         *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
         *(_figure(figure, png) for figure, png in figures),
@@ -129,6 +147,48 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     return f"<div class='wide'><table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
+def suite_table(rows: Sequence[Row]) -> str:
+    """One table of the R2 benchmark: a line for each encoder and part, a column for each transformation and protocol.
+
+    Where nothing moves the protocols are the same, and the first one stands alone. The first column is the mean over the
+    transformations in the first protocol.
+    """
+    protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))
+    columns: dict[str, list[str]] = {}
+    for transform in dict.fromkeys(row.settings["transform"] for row in rows):
+        columns[transform] = protocols if moves(make_path(transform)) else protocols[:1]
+    found = {(row.encoder, row.part, row.settings["transform"], row.settings["protocol"]): row for row in rows}
+    lines = list(dict.fromkeys((row.encoder, row.part) for row in rows if row.part != "both"))
+    means: dict[tuple[str, str], float] = {}
+    for line in lines:
+        own = [found[*line, transform, protocols[0]] for transform in columns if (*line, transform, protocols[0]) in found]
+        if len(own) == len(columns):
+            means[line] = sum(row.mean for row in own) / len(own)
+    cells = [(transform, protocol) for transform, chosen in columns.items() for protocol in chosen]
+    contenders = [line for line in lines if not line[1].endswith(ALONE)]
+    best = {cell: max((row.mean for line in contenders if (row := found.get((*line, *cell)))), default=None) for cell in cells}
+    top = "".join(f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items())
+    below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
+    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
+    body, previous = [], None
+    for line in lines:
+        encoder, part = line
+        mean = f"{means[line]:.3f}" if line in means else ""
+        is_best = line in contenders and line in means and means[line] == max(means.get(other, -1e9) for other in contenders)
+        numbers = [f"<td{' class=best' if is_best else ''}>{mean}</td>"]
+        for cell in cells:
+            row = found.get((*line, *cell))
+            value, _, spread = str(row).partition(" ") if row else ("", "", "")
+            small = f"<br><small>{html.escape(spread)}</small>" if spread else ""
+            mark = " class=best" if row and line in contenders and row.mean == best[cell] else ""
+            numbers.append(f"<td{mark}>{value}{small}</td>")
+        name = html.escape(encoder) if encoder != previous else ""
+        start = " class=first" if name else ""
+        body.append(f"<tr{start}><td>{name}</td><td>{html.escape(part)}</td>{''.join(numbers)}</tr>")
+        previous = encoder
+    return f"<div class='wide'><table class=suite><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
 def _figure(figure: Figure, png: bytes) -> str:
     caption = html.escape(figure.caption)
     source = base64.b64encode(png).decode()
@@ -136,7 +196,8 @@ def _figure(figure: Figure, png: bytes) -> str:
 
 
 def _facts(results: dict[str, Any]) -> str:
-    groups = {"protocol": results.get("protocol", {}), "versions": results.get("versions", {})}
+    version = {"protocol version": results["protocol_version"]} if "protocol_version" in results else {}
+    groups = {"protocol": version | results.get("protocol", {}), "versions": results.get("versions", {})}
     lines = [(key, value) for group in groups.values() for key, value in group.items()]
     for model in results.get("models", []):
         text = f"{model['image_size']} px, mean {model['mean']}, std {model['std']}, weights {model['fingerprint'][:12]}"

@@ -22,6 +22,7 @@ from .figures import neighbours_figure, pca_figure, scatter_figure
 from .intervals import accuracy_resampled, half_width, r2_resampled
 from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
+from .probes import HEADS as MLP_HEADS
 from .probes import (
     LEARNING_RATES,
     change_under,
@@ -57,7 +58,7 @@ def r2(evaluation: Evaluation) -> list[Row]:
                 tensors = (*fit, *tested[:2])
                 if alone:
                     tensors = (fit[1], None, fit[2], tested[1], None)
-                known[key] = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds)
+                known[key] = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds, heads=tuple(heads))
             found, true = known[key], tested[2].cpu().numpy()
             if pooling == poolings[0] and layer == LAST and not alone:
                 shown[encoder, part] = found[heads[0]][0]
@@ -98,9 +99,11 @@ def regress(
     test_original: torch.Tensor,
     test_moved: torch.Tensor | None,
     num_seeds: int,
+    heads: Sequence[str] = HEADS,
 ) -> dict[str, np.ndarray]:
-    """What `regress_pair` finds, as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,)."""
-    found = regress_pair(original, moved, targets, test_original, test_moved, num_seeds)
+    """What `regress_pair` finds, as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,). No MLP is fitted that is not asked for."""
+    choice = MLP_HEADS if "mlp" in heads else ()
+    found = regress_pair(original, moved, targets, test_original, test_moved, num_seeds, choice)
     return {"chosen": np.array(found.pop("chosen")), **{head: values.cpu().numpy() for head, values in found.items()}}
 
 
