@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +16,55 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 _PENALTIES = tuple(10.0**exponent for exponent in range(-4, 3))  # of ridge regression, relative to the number of samples
 
 
+@dataclass(frozen=True)
+class Head:
+    """An MLP that held-out samples may choose.
+
+    Args:
+        basis: its inputs, of `BASES`.
+        widths: of its hidden layers.
+        dropout: after each hidden layer.
+        weight_decay: of AdamW.
+        learning_rate: the highest of a one-cycle schedule.
+        beside_ridge: whether it learns what the ridge regression leaves over, or the targets themselves.
+    """
+
+    basis: str
+    widths: tuple[int, ...]
+    dropout: float
+    weight_decay: float
+    learning_rate: float
+    beside_ridge: bool = False
+
+    def __str__(self) -> str:
+        ridge = ", beside ridge" if self.beside_ridge else ""
+        return f"MLP {'-'.join(map(str, self.widths))} of {self.basis}, dropout {self.dropout}, decay {self.weight_decay}{ridge}"
+
+
+BASES = ("[o, g]", "[o, g - o]")
+HEADS = (
+    Head("[o, g]", (256, 256), 0.1, 0.05, 3e-3),
+    Head("[o, g]", (512, 512), 0.3, 0.5, 2e-3),
+    Head("[o, g]", (512,), 0.1, 0.05, 3e-3),
+    Head("[o, g - o]", (256,), 0.1, 0.05, 4e-3, beside_ridge=True),
+)
+_BATCH_SIZE = 256
+_STEPS, _EPOCHS = 210, 10  # of the chosen head: at least so many of both
+_SCREENED = 0.3  # share of the steps that every head is given before the choice
+
+
 def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Shift and scale all (N, d) by the mean and standard deviation of `train`; constant dimensions become 0."""
-    mean, std = train.mean(dim=0), train.std(dim=0)
-    return tuple((x - mean) / std.clamp_min(1e-6) for x in (train, *others))
+    """Shift and scale all (..., N, d) by the mean and standard deviation of `train` over its N samples.
+
+    Dimensions that are constant in `train` become 0. The others are held within the range of `train`, widened by its width on each side,
+    so that a dimension which hardly varies there cannot outweigh all others in a test sample.
+    """
+    mean, std = train.mean(dim=-2, keepdim=True), train.std(dim=-2, keepdim=True)
+    low, high = train.amin(dim=-2, keepdim=True), train.amax(dim=-2, keepdim=True)
+    alive = std > 1e-6 * torch.maximum(mean.abs(), std.amax(dim=-1, keepdim=True))
+    scale = torch.where(alive, 1 / std.clamp_min(1e-30), torch.zeros_like(std))
+    width = high - low
+    return tuple((torch.minimum(torch.maximum(x, low - width), high + width) - mean) * scale for x in (train, *others))
 
 
 def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,90 +87,178 @@ def linear_regression(train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.T
     fit_y, val_y = train_y[fit].double(), train_y[val].double()
     x_mean, y_mean, y_std = train_x[fit].mean(dim=0), fit_y.mean(dim=0), fit_y.std(dim=0).clamp_min(1e-12)
     fit_x = train_x[fit] - x_mean
-    gram, moment = fit_x.T @ fit_x, fit_x.T @ (fit_y - y_mean)
-    best_error, best_weight = ((val_y - y_mean) / y_std).square().mean().item(), torch.zeros_like(moment)
+    is_wide = fit_x.shape[1] > len(fit)  # then the weights are fit_x.T @ dual, from the smaller of the two Gram matrices
+    gram = fit_x @ fit_x.T if is_wide else fit_x.T @ fit_x
+    moment = fit_y - y_mean if is_wide else fit_x.T @ (fit_y - y_mean)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    best_error = ((val_y - y_mean) / y_std).square().mean().item()
+    best_weight = fit_x.new_zeros(fit_x.shape[1], train_y.shape[1])
     for penalty in _PENALTIES:
-        factor = torch.linalg.cholesky(gram + penalty * len(fit) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        weight = torch.cholesky_solve(moment, factor)
+        solved = torch.cholesky_solve(moment, torch.linalg.cholesky(gram + penalty * len(fit) * identity))
+        weight = fit_x.T @ solved if is_wide else solved
         error = (((train_x[val] - x_mean) @ weight + y_mean - val_y) / y_std).square().mean().item()
         if error < best_error:
             best_error, best_weight = error, weight
     return tuple(((x - x_mean) @ best_weight + y_mean).to(train_y.dtype) for x in inputs)
 
 
-def mlp_regression(
-    train_x: torch.Tensor,
-    train_y: torch.Tensor,
-    test_x: torch.Tensor,
+def regress_pair(
+    original: torch.Tensor,
+    moved: torch.Tensor | None,
+    targets: torch.Tensor,
+    test_original: torch.Tensor,
+    test_moved: torch.Tensor | None,
     num_seeds: int = 1,
-    hidden_dim: int = 128,
-    num_steps: int = 240,
-    batch_size: int = 512,
-    learning_rate: float = 4e-3,
-    weight_decay: float = 0.05,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict parameters with S light MLPs, the paper's head h, one for each seed: (N, d), (N, P), (M, d) -> (S, M, P), and (S, M, P) of
-    their linear paths alone.
+    heads: Sequence[Head] = HEADS,
+) -> dict[str, Any]:
+    """Predict targets from the features o of an image and g of its transformed version, by S probes, one for each seed.
 
-    One hidden layer with dropout, and a linear path beside it, which is the ridge regression: the MLP learns what that leaves over. Some
-    of the training samples (`hold_out`), others for each seed, choose the penalty and the epoch, or no MLP at all.
+    Held-out samples (`hold_out`, others for each seed) choose, in the same way for every encoder: the inputs and the penalty of a ridge
+    regression; the best of `heads`, each trained for a part of the steps with the first seed; and for each seed the epoch of that head,
+    or the ridge regression where no epoch is better. The test samples choose nothing.
+
+    Args:
+        original: o of the N samples to fit on, (N, d), or (S, N, d) where each seed has its own.
+        moved: g, likewise; None where the targets are of one image.
+        targets: (N, P) or (S, N, P).
+        test_original: o of the M samples to test on, (M, d) or (S, M, d).
+        test_moved: their g; None where `moved` is.
+
+    Returns:
+        `"mlp"` (S, M, P): predictions of the chosen heads. `"linear"` (S, M, P): those of the ridge regression alone.
+        `"chosen"`: the name of the head of each seed.
+
+    Raises:
+        ValueError: there are fewer than 10 samples to fit on, or one of `moved` and `test_moved` is missing.
     """
-    seeds, device = range(num_seeds), train_x.device
-    splits = [hold_out(len(train_x), seed) for seed in seeds]
-    fit, val = (torch.stack(rows).to(device) for rows in zip(*splits, strict=True))
-    linear = [linear_regression(train_x, train_y, train_x, test_x, seed=seed) for seed in seeds]
-    linear_train, linear_test = (torch.stack(predictions) for predictions in zip(*linear, strict=True))
-    train_x, test_x = standardize(train_x, test_x)
-    residual = train_y - linear_train
-    scale = _rows(residual, fit).std(dim=1, keepdim=True).clamp_min(1e-6)
-    target = residual / scale
-    weight = (scale / train_y.std(dim=0).clamp_min(1e-6)).square()  # errors count in the units of the parameters' spread
-    fit_y, val_x, val_y = _rows(target, fit), train_x[val], _rows(target, val)
-    best_error, best = (val_y.square() * weight).mean(dim=(1, 2)), torch.zeros_like(linear_test)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with torch.random.fork_rng(devices=[device] if train_x.is_cuda else []):
-        torch.manual_seed(0)
-        head = _StackedMLP(num_seeds, train_x.shape[1], hidden_dim, train_y.shape[1]).to(device)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
-        count = fit.shape[1]
-        steps_per_epoch = -(-count // batch_size)
-        epochs = -(-num_steps // steps_per_epoch)
-        check_every = max(1, 8 // steps_per_epoch)  # epochs; those of few samples are short
-        total = epochs * steps_per_epoch
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total, pct_start=0.1)
-        for epoch in range(1, epochs + 1):
-            head.train()
-            order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
-            for rows in order.split(batch_size, dim=1):
-                # The sum over the seeds leaves each head the gradient that it would have alone.
-                loss = (head(train_x[fit.gather(1, rows)]) - _rows(fit_y, rows)).square().mean(dim=(1, 2)).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            if epoch % check_every and epoch < epochs:
-                continue
-            head.eval()
-            with torch.no_grad():
-                error = ((head(val_x) - val_y).square() * weight).mean(dim=(1, 2))
-                if (error < best_error).any():
-                    better = (error < best_error)[:, None, None]
-                    best = torch.where(better, head(test_x.expand(num_seeds, -1, -1)), best)
-                    best_error = torch.minimum(error, best_error)
-    return linear_test + best * scale, linear_test
+    if (moved is None) != (test_moved is None):
+        raise ValueError("expected moved and test_moved, or neither of them, got one")
+    seeds = range(num_seeds)
+    task = _Task(original, moved, targets, test_original, test_moved, num_seeds)
+    bases = ("[o]",) if moved is None else BASES
+    basis = min(bases, key=lambda name: task.ridge(name, seeds[:1])[2].item()) if len(bases) > 1 else bases[0]
+    fitted, linear, ridge_error = task.ridge(basis, seeds)
+    candidates = list(dict.fromkeys(head if moved is not None else replace(head, basis="[o]") for head in heads))
+    chosen = candidates[0]
+    if len(candidates) > 1:
+        chosen = min(candidates, key=lambda head: task.train(head, fitted[:1], linear[:1], seeds[:1], _SCREENED)[1].item())
+    found, error = task.train(chosen, fitted, linear, seeds)
+    better = error < ridge_error
+    names = [str(chosen) if is_better else f"ridge of {basis}" for is_better in better.tolist()]
+    return {"mlp": torch.where(better[:, None, None], found, linear), "linear": linear, "chosen": names}
+
+
+class _Task:
+    """What the heads of one regression share: inputs by basis, targets, and the samples to fit on and to choose by, for S seeds."""
+
+    def __init__(
+        self,
+        original: torch.Tensor,
+        moved: torch.Tensor | None,
+        targets: torch.Tensor,
+        test_original: torch.Tensor,
+        test_moved: torch.Tensor | None,
+        num_seeds: int,
+    ):
+        self.pairs = [(original, moved), (test_original, test_moved)]
+        self.targets = targets if targets.ndim == 3 else targets.expand(num_seeds, -1, -1)
+        splits = [hold_out(self.targets.shape[1], seed) for seed in range(num_seeds)]
+        self.fit, self.val = (torch.stack(rows).to(targets.device) for rows in zip(*splits, strict=True))
+        self.spread = self.targets.std(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def inputs(self, basis: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Standardized inputs to fit on (N, D) and to test on (M, D)."""
+        found = []
+        for pair in self.pairs:
+            o, g = (x if x is None or x.ndim == 2 else x[seed] for x in pair)
+            assert o is not None
+            found.append(o if g is None else torch.cat([o, g - o if basis == "[o, g - o]" else g], dim=-1))
+        train, test = standardize(*found)
+        return train, test
+
+    def ridge(self, basis: str, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predictions of ridge regression: (S, N, P) and (S, M, P), and the error (S,) of the held-out samples."""
+        found = []
+        for seed in seeds:
+            train, test = self.inputs(basis, seed)
+            found.append(linear_regression(train, self.targets[seed], train, test, seed=seed))
+        fitted, tested = (torch.stack(predictions) for predictions in zip(*found, strict=True))
+        residual = (self.targets[list(seeds)] - fitted) / self.spread[list(seeds)]
+        return fitted, tested, _rows(residual, self.val[list(seeds)]).square().mean(dim=(1, 2))
+
+    def train(
+        self, head: Head, fitted: torch.Tensor, linear: torch.Tensor, seeds: Sequence[int], share: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) of the held-out samples there.
+
+        Args:
+            fitted, linear: predictions of ridge regression, (S, N, P) and (S, M, P).
+            share: of the steps.
+        """
+        index = list(seeds)
+        train_x, test_x = (torch.stack(x) for x in zip(*(self.inputs(head.basis, seed) for seed in seeds), strict=True))
+        device, num_seeds, num_targets = train_x.device, len(index), self.targets.shape[2]
+        spread, fit, val = self.spread[index], self.fit[index], self.val[index]
+        offset = fitted if head.beside_ridge else self.targets[index].mean(dim=1, keepdim=True).expand_as(fitted)
+        residual = self.targets[index] - offset
+        scale = _rows(residual, fit).std(dim=1, keepdim=True).clamp_min(1e-12)
+        fit_x, val_x = _rows(train_x, fit), _rows(train_x, val)
+        fit_y, val_y = _rows(residual / scale, fit), _rows(residual / scale, val)
+        weight = (scale / spread).square()  # errors count in the units of the targets' spread
+        test_offset = linear if head.beside_ridge else offset[:, :1]
+        best_error = (val_y.square() * weight).mean(dim=(1, 2))  # of no MLP at all
+        best = test_x.new_zeros(num_seeds, test_x.shape[1], num_targets)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with torch.random.fork_rng(devices=[device] if train_x.is_cuda else []):
+            torch.manual_seed(0)
+            mlp = _StackedMLP(num_seeds, (train_x.shape[2], *head.widths, num_targets), head.dropout).to(device)
+            optimizer = torch.optim.AdamW(mlp.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay, fused=True)
+            count = fit.shape[1]
+            steps_per_epoch = -(-count // _BATCH_SIZE)
+            epochs = math.ceil(share * max(_EPOCHS, math.ceil(_STEPS / steps_per_epoch)))
+            check_every = max(2, 16 // steps_per_epoch)  # epochs; those of few samples are short
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=head.learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.1
+            )
+            for epoch in range(1, epochs + 1):
+                mlp.train()
+                order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
+                for rows in order.split(_BATCH_SIZE, dim=1):
+                    # The sum over the seeds leaves each head the gradient that it would have alone.
+                    loss = (mlp(_rows(fit_x, rows)) - _rows(fit_y, rows)).square().mean(dim=(1, 2)).sum()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                if epoch % check_every and epoch < epochs:
+                    continue
+                mlp.eval()
+                with torch.no_grad():
+                    error = ((mlp(val_x) - val_y).square() * weight).mean(dim=(1, 2))
+                    better = error < best_error
+                    if better.any():
+                        best = torch.where(better[:, None, None], mlp(test_x), best)
+                        best_error = torch.minimum(error, best_error)
+        return test_offset + best * scale, best_error
 
 
 class _StackedMLP(nn.Module):
-    """S independent MLPs with one hidden layer, run together: (S, B, d) -> (S, B, P)."""
+    """S independent MLPs of one shape, run together: (S, B, d) -> (S, B, P)."""
 
-    def __init__(self, count: int, in_dim: int, hidden_dim: int, out_dim: int):
+    def __init__(self, count: int, dims: Sequence[int], dropout: float):
         super().__init__()
-        self.first, self.first_bias = _stacked_linear(count, in_dim, hidden_dim)
-        self.second, self.second_bias = _stacked_linear(count, hidden_dim, out_dim)
+        layers = [_stacked_linear(count, *pair) for pair in itertools.pairwise(dims)]
+        self.weights = nn.ParameterList([weight for weight, _ in layers])
+        self.biases = nn.ParameterList([bias for _, bias in layers])
+        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = F.dropout(F.gelu(torch.baddbmm(self.first_bias, x, self.first)), 0.1, self.training)
-        return torch.baddbmm(self.second_bias, hidden, self.second)
+        last = len(self.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if index < last:
+                x = F.dropout(F.gelu(x), self.dropout, self.training)
+        return x
 
 
 def _stacked_linear(count: int, in_dim: int, out_dim: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -133,7 +270,7 @@ def _stacked_linear(count: int, in_dim: int, out_dim: int) -> tuple[nn.Parameter
 
 def _rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """(S, N, P) at (S, n) -> (S, n, P)."""
-    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[-1]))
+    return torch.stack([own[rows] for own, rows in zip(values, index, strict=True)])
 
 
 def linear_classification(

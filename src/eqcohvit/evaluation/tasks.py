@@ -25,9 +25,8 @@ from .probes import (
     knn_accuracy,
     linear_cka,
     linear_classification,
-    linear_regression,
-    mlp_regression,
     predictability,
+    regress_pair,
 )
 from .results import Row
 
@@ -68,13 +67,17 @@ def r2(evaluation: Evaluation) -> list[Row]:
     return rows
 
 
-def regress(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, num_seeds: int, heads: Sequence[str]) -> dict[str, np.ndarray]:
-    """Predictions (S, M, P) of each head for S seeds: features (N, d), parameters (N, P), features to test (M, d)."""
-    if "mlp" in heads:
-        found = dict(zip(HEADS, mlp_regression(x, y, test_x, num_seeds), strict=True))
-    else:
-        found = {"linear": torch.stack([linear_regression(x, y, test_x, seed=seed)[0] for seed in range(num_seeds)])}
-    return {head: found[head].cpu().numpy() for head in heads}
+def regress(
+    original: torch.Tensor,
+    moved: torch.Tensor | None,
+    targets: torch.Tensor,
+    test_original: torch.Tensor,
+    test_moved: torch.Tensor | None,
+    num_seeds: int,
+) -> dict[str, np.ndarray]:
+    """What `regress_pair` finds, as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,)."""
+    found = regress_pair(original, moved, targets, test_original, test_moved, num_seeds)
+    return {"chosen": np.array(found.pop("chosen")), **{head: values.cpu().numpy() for head, values in found.items()}}
 
 
 def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
