@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from eqcohvit.data.decode import BadImage, decode_image, image_extensions
 
@@ -118,6 +118,45 @@ def test_decode_image_reduced_jpeg_keeps_size_and_content():
     full = np.asarray(Image.fromarray(smooth).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert size == (600, 1000)
     assert np.abs(canvas.astype(int) - full).max() <= 6
+
+
+@pytest.mark.parametrize("size", [(16, 24), (24, 16), (16, 21), (21, 16), (16, 16)])
+def test_square_fit_cuts_the_central_square_of_the_original(size):
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    top, left = (height - 16) // 2, (width - 16) // 2
+    canvas, found, _ = decode_image(encode(Image.fromarray(pixels), "PNG"), 16, fit="square")
+    assert found == (16, 16)
+    assert (canvas == pixels[top : top + 16, left : left + 16].transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(8, 13), (13, 8)])
+def test_square_fit_of_a_turned_image_is_that_of_the_upright_one(orientation, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    upright = encode(ImageOps.exif_transpose(Image.open(io.BytesIO(turned))), "PNG")
+    canvas, found, _ = decode_image(turned, 8, fit="square")
+    assert found == (8, 8)
+    assert (canvas == decode_image(upright, 8, fit="square").canvas).all()
+
+
+def test_square_fit_of_a_reduced_jpeg_is_isotropic_and_has_the_canvas_resolution():
+    """Stripes of four pixels survive only where no side was decoded below the canvas."""
+    x = np.broadcast_to(np.arange(960), (240, 960))
+    stripes = (127.5 + 100 * np.cos(2 * np.pi * x / 4)).astype(np.uint8)
+    canvas, found, _ = decode_image(encode(Image.fromarray(stripes), "JPEG", quality=95), 200, fit="square")
+    expected = np.asarray(Image.fromarray(stripes[:, 360:600]).resize((200, 200), Image.Resampling.BICUBIC))
+    assert found == (240, 240)
+    assert np.abs(canvas[0].astype(int) - expected).max() <= 6
+    assert canvas[0].std() > 40
+
+
+def test_unknown_fit_is_refused():
+    with pytest.raises(ValueError, match="unknown fit 'crop'; known: stretch, square"):
+        decode_image(JPEG, 8, fit="crop")
 
 
 JPEG = encode(Image.fromarray(RED_LEFT).resize((64, 64)), "JPEG")

@@ -27,6 +27,11 @@ _COMMON_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 # EXIF orientation -> the dimensions of (3, height, width) that are reversed to make the stored image upright, from 5 on after exchanging
 # height and width (EXIF 2.3, tag 0x0112); applied to the canvas, because it commutes with the stretch.
 _REVERSED = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
+# EXIF orientations whose stored columns, and whose stored rows, run against the upright image.
+_COLUMNS_REVERSED = (2, 3, 7, 8)
+_ROWS_REVERSED = (3, 4, 6, 7)
+
+FITS = ("stretch", "square")
 
 
 class BadImage(Exception):
@@ -55,8 +60,11 @@ def image_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+def decode_image(data: bytes | Image.Image, canvas_size: int, fit: str = "stretch") -> Decoded:
     """Decode the file content `data` (or convert an open Pillow image) to a canvas of `canvas_size` x `canvas_size` pixels.
+
+    `fit="stretch"` stretches the whole image to the canvas. `fit="square"` cuts the central square of the upright original before any
+    resampling, and resamples it by the same factor along x and y; the size is then that of the square.
 
     EXIF orientation is applied. Transparency is laid on white. The first frame of an animation counts. Single-channel images of
     more than 8 bits are scaled: 16-bit by their full range; 32-bit and float by [0, 1], [0, 255] or [0, 65535] if that holds all
@@ -64,12 +72,14 @@ def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     """
     if canvas_size < 1:
         raise ValueError(f"canvas_size must be a positive number of pixels, got {canvas_size}")
+    if fit not in FITS:
+        raise ValueError(f"unknown fit {fit!r}; known: {', '.join(FITS)}")
     if isinstance(data, (bytes, bytearray, memoryview)) and len(data) == 0:
         raise BadImage("empty file (0 bytes)")
     try:
         with warnings.catch_warnings():  # Pillow warns about oddities of single files; one line per web image would bury the log
             warnings.simplefilter("ignore")
-            return _decode(data, canvas_size)
+            return _decode(data, canvas_size, fit)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -86,7 +96,7 @@ def one_line(error: Exception, limit: int = 200) -> str:
     return " ".join(text.split())[:limit]
 
 
-def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+def _decode(data: bytes | Image.Image, canvas_size: int, fit: str) -> Decoded:
     if isinstance(data, Image.Image):
         image = data
     elif isinstance(data, (bytes, bytearray, memoryview)):
@@ -102,6 +112,9 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     if not drafted:
         width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
     orientation = _orientation(image)
+    if fit == "square":
+        image = _central_square(image, orientation)
+        width = height = min(width, height)
     image = _to_8_bit(image)
     canvas = _stretch(image, canvas_size)
     if orientation in _REVERSED:
@@ -109,6 +122,14 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
             canvas, width, height = canvas.transpose(1, 2), height, width
         canvas = canvas.flip(_REVERSED[orientation])
     return Decoded(canvas.contiguous().numpy(), (height, width))
+
+
+def _central_square(image: Image.Image, orientation: int) -> Image.Image:
+    """The largest central square. An odd margin is one pixel wider on the right or at the bottom of the upright image."""
+    side = min(image.size)
+    left = (image.width - side + (orientation in _COLUMNS_REVERSED)) // 2
+    top = (image.height - side + (orientation in _ROWS_REVERSED)) // 2
+    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
 
 
 def _stretch(image: Image.Image, size: int) -> torch.Tensor:

@@ -67,7 +67,8 @@ class Samples:
         """
         start = self.num_test if self.train is self.test and part == "train" else 0
         stop = start + getattr(self, f"num_{part}")
-        for batch in CanvasStream(getattr(self, part), canvas, BLOCK_SIZE, num_workers=self.num_workers, position=position):
+        source = getattr(self, part)
+        for batch in CanvasStream(source, canvas, BLOCK_SIZE, num_workers=self.num_workers, position=position, fit="square"):
             first_epoch = batch.epochs == 0
             index = torch.arange(seen, seen + len(batch))
             wanted = first_epoch & (index >= start) & (index < stop)
