@@ -52,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
-    parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")
+    parser.add_argument("--output", help="results.json to write; results.html and plots go into the same folder")
     parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
     parser.add_argument("--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")

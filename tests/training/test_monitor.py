@@ -26,7 +26,7 @@ def test_progress_gives_means_since_the_last_line():
     means = {name: value.item() for name, value in progress.means().items()}
     text, figures = progress.line(2, means, num_steps=2)
     assert means == {"loss": 2.0} and figures["loss"] == 2.0
-    assert text.startswith("step  2/10  loss 2  ") and "data wait 0%" in text
+    assert text.startswith("step  2/10  loss 2  ") and "wait 0%" in text
     progress.add_terms({"loss": torch.tensor(9.0)})
     assert progress.means()["loss"] == 9.0
 
@@ -46,11 +46,6 @@ def test_progress_averages_what_accumulated_batches_know_once_over_the_steps():
     resumed = Progress(10, 4, json.loads(json.dumps(progress.state())))
     resumed.add_terms({"loss": torch.tensor(8.0)})
     assert {name: value.item() for name, value in resumed.means().items()} == {"loss": 4.0, "grad_norm": 6.0}
-
-
-def test_progress_reads_the_state_of_older_checkpoints():
-    progress = Progress(10, 4, {"batches": 2, "sums": {"loss": 6.0}})
-    assert progress.means() == {"loss": 3.0}
 
 
 def test_metrics_log_survives_a_line_cut_short_by_a_kill(tmp_path):

@@ -54,6 +54,7 @@ class Samples:
     num_train: int
     num_test: int
     num_workers: int = 0
+    max_bad_fraction: float = 0.01
 
     def fingerprint(self, part: str) -> str:
         """Changes when other images could come: of another source, or others of it."""
@@ -68,7 +69,8 @@ class Samples:
         start = self.num_test if self.train is self.test and part == "train" else 0
         stop = start + getattr(self, f"num_{part}")
         source = getattr(self, part)
-        for batch in CanvasStream(source, canvas, BLOCK_SIZE, num_workers=self.num_workers, position=position, fit="square"):
+        how = {"num_workers": self.num_workers, "max_bad_fraction": self.max_bad_fraction, "fit": "square"}
+        for batch in CanvasStream(source, canvas, BLOCK_SIZE, position=position, **how):
             first_epoch = batch.epochs == 0
             index = torch.arange(seen, seen + len(batch))
             wanted = first_epoch & (index >= start) & (index < stop)
