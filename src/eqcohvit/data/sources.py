@@ -239,6 +239,6 @@ class _PartOfSource:
 
 
 def hold_out(source: Source, num_samples: int, share: int = 2) -> tuple[Source, Source]:
-    """(the rest, `num_samples` or slightly more images) of a source; all shards have their share in what is held out, 1 / `share` at most."""
+    """(the rest, `num_samples` or slightly more images) of a source; of each shard at most 1 / `share` is held out."""
     num_rows = -(-num_samples // source.num_shards)
     return _PartOfSource(source, num_rows, share, held_out=False), _PartOfSource(source, num_rows, share, held_out=True)

@@ -98,7 +98,7 @@ class RunProbe:
                 labels.append(batch.labels)
             found = sum(map(len, labels))
             if found < LEAST_PROBE_SAMPLES:
-                raise ValueError(f"the probe needs at least {LEAST_PROBE_SAMPLES} images that are not trained on, found {found} in {source.name}")
+                raise ValueError(f"expected at least {LEAST_PROBE_SAMPLES} images to probe with, found {found} in {source.name}")
             used = found // world_size * world_size  # as many for each process
             self.images[protocol] = torch.cat(images)[rank:used:world_size].clone()
             self.parameters, self.labels = torch.cat(parameters)[:used], torch.cat(labels)[:used]

@@ -63,7 +63,7 @@ def line_chart(title: str, unit: str, series: Sequence[Series], limits: tuple[fl
     is_log = limits is None and bool(values) and min(values) > 0 and max(values) > _LOG_RATIO * min(values)
     axis = _LogAxis(values) if is_log else _Axis(values, limits)
     last_step = max([*steps, max_step, 1])
-    legend = "".join(_legend(line) for line in series)
+    legend = "".join(_legend(line, limits) for line in series)
     drawn = [_grid(axis, last_step, f"{unit}, logarithmic" if is_log and unit else unit)]
     drawn += [_line(line, axis, last_step) for line in series]
     label = html.escape(f"{title}: {', '.join(line.name for line in series)} by step")
@@ -95,8 +95,8 @@ class _LogAxis(_Axis):
         low, high = math.log10(min(values)), math.log10(max(values))
         margin = 0.05 * (high - low)
         self.low, self.high = low - margin, high + margin
-        every = max(1, round((high - low) / 5))
-        self.ticks = [10.0**exponent for exponent in range(math.ceil(self.low), math.floor(self.high) + 1, every)]
+        every = math.ceil((high - low) / 5)
+        self.ticks = [10.0**exponent for exponent in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, every)]
 
     def place(self, value: float) -> float:
         """Height on the axis, 0 to 1."""
@@ -106,7 +106,7 @@ class _LogAxis(_Axis):
 def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """At most `most` multiples of 1, 2 or 5 times a power of ten between two numbers."""
     size = 10.0 ** math.floor(math.log10((high - low) / most))
-    size = next(size * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (size * factor) < most)
+    size = next(size * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (size * factor) < most - 0.999)
     return [index * size for index in range(math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9) + 1)]
 
 
@@ -165,8 +165,11 @@ def _line(line: Series, axis: _Axis, last_step: float) -> str:
     return "".join(parts)
 
 
-def _legend(line: Series) -> str:
+def _legend(line: Series, limits: tuple[float, float] | None) -> str:
     missing = sum(not math.isfinite(value) for _, value in line.points)
-    last = short(line.points[-1][1]) if line.points else "no value"
+    last = "no value"
+    if line.points:
+        value = line.points[-1][1]
+        last = f"{value:.3f}" if limits == (0.0, 1.0) else short(value)
     note = f", {missing} not finite" if missing else ""
     return f"<span class='l{line.color}'>{html.escape(line.name)} <b>{last}</b>{note}</span>"

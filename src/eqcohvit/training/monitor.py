@@ -15,8 +15,6 @@ from tqdm import tqdm
 from .files import write_text_whole
 from .pretrain_module import PretrainModule
 
-_FIGURES_ONLY = ("grad_norm/objective", "grad_norm/decoders")  # kept in metrics.jsonl, left out of the progress line
-
 
 class MetricsLog:
     """Appends one JSON object per logged step to a file; entries after `resume_step` are dropped first."""

@@ -148,7 +148,7 @@ def _warnings(output_dir: Path, history: Sequence[dict[str, float]], watch: Heal
     bad = output_dir / "bad_images.jsonl"
     lines = bad.read_text(encoding="utf-8", errors="replace").splitlines() if bad.is_file() else []
     if lines:
-        found.append(f"{len(lines)} images could not be read and are left out; they are listed in {bad.name}, the first: {_reason(lines[0])}")
+        found.append(f"{len(lines)} images could not be read and are left out (see {bad.name}); the first: {_reason(lines[0])}")
     return found
 
 
