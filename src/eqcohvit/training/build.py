@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -61,7 +62,7 @@ def make_drop_path_linear(backbone: nn.Module) -> None:
 
     The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate (`drop_path_uniform: true`).
     """
-    layers = [module for module in backbone.modules() if hasattr(module, "drop_prob")]  # one a layer, none where the rate is 0
+    layers: list[Any] = [module for module in backbone.modules() if hasattr(module, "drop_prob")]  # one a layer, none at a rate of 0
     for index, layer in enumerate(layers):
         layer.drop_prob = layer.drop_prob * index / max(1, len(layers) - 1)
 
