@@ -21,7 +21,7 @@ class Head:
     """An MLP that held-out samples may choose.
 
     Args:
-        basis: its inputs, of `BASES`.
+        basis: its inputs: `"[o, g]"`, `"[o, g - o]"`, or the latter whitened.
         widths: of its hidden layers.
         dropout: after each hidden layer.
         weight_decay: of AdamW.
@@ -41,16 +41,19 @@ class Head:
         return f"MLP {'-'.join(map(str, self.widths))} of {self.basis}, dropout {self.dropout}, decay {self.weight_decay}{ridge}"
 
 
-BASES = ("[o, g]", "[o, g - o]")
+BASES = ("[o, g]", "[o, g - o]")  # of ridge regression
+WHITENED = "whitened [o, g - o]"
+# Chosen by a larger search, see scripts/guides/evaluate.md.
 HEADS = (
     Head("[o, g]", (256, 256), 0.1, 0.05, 3e-3),
-    Head("[o, g]", (512, 512), 0.3, 0.5, 2e-3),
-    Head("[o, g]", (512,), 0.1, 0.05, 3e-3),
-    Head("[o, g - o]", (256,), 0.1, 0.05, 4e-3, beside_ridge=True),
+    Head("[o, g - o]", (256, 256), 0.1, 0.05, 3e-3),
+    Head(WHITENED, (256, 256), 0.1, 0.05, 3e-3),
+    Head(WHITENED, (256,), 0.1, 0.05, 4e-3),
 )
 _BATCH_SIZE = 256
-_STEPS, _EPOCHS = 210, 10  # of the chosen head: at least so many of both
-_SCREENED = 0.3  # share of the steps that every head is given before the choice
+_STEPS, _EPOCHS = 168, 10  # of the chosen head: at least so many of both
+_SCREENED = 0.25  # share of the steps that every head is given before the choice
+_SHRINKAGE = 0.1  # of the covariance towards the identity, before whitening
 
 
 def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -65,6 +68,16 @@ def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tenso
     scale = torch.where(alive, 1 / std.clamp_min(1e-30), torch.zeros_like(std))
     width = high - low
     return tuple((torch.minimum(torch.maximum(x, low - width), high + width) - mean) * scale for x in (train, *others))
+
+
+def _whiten(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardize (N, d) and (M, d), and take the correlations of `train` out of both, as far as `_SHRINKAGE` lets it."""
+    train, test = standardize(train, test)
+    correlation = train.T @ train / len(train)
+    identity = torch.eye(len(correlation), dtype=train.dtype, device=train.device)
+    factor = torch.linalg.cholesky(correlation + _SHRINKAGE * identity)
+    train, test = (torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (train, test))
+    return train, test
 
 
 def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,10 +148,15 @@ def regress_pair(
         raise ValueError("expected moved and test_moved, or neither of them, got one")
     seeds = range(num_seeds)
     task = _Task(original, moved, targets, test_original, test_moved, num_seeds)
-    bases = ("[o]",) if moved is None else BASES
-    basis = min(bases, key=lambda name: task.ridge(name, seeds[:1])[2].item()) if len(bases) > 1 else bases[0]
+    bases, candidates = BASES, list(heads)
+    if moved is None:
+        bases = ("[o]",)
+        alone = (replace(head, basis="whitened [o]" if head.basis == WHITENED else "[o]") for head in heads)
+        candidates = list(dict.fromkeys(alone))
+    basis = bases[0]
+    if len(bases) > 1:
+        basis = min(bases, key=lambda name: task.ridge(name, seeds[:1])[2].item())
     fitted, linear, ridge_error = task.ridge(basis, seeds)
-    candidates = list(dict.fromkeys(head if moved is not None else replace(head, basis="[o]") for head in heads))
     chosen = candidates[0]
     if len(candidates) > 1:
         chosen = min(candidates, key=lambda head: task.train(head, fitted[:1], linear[:1], seeds[:1], _SCREENED)[1].item())
@@ -160,7 +178,7 @@ class _Task:
         test_moved: torch.Tensor | None,
         num_seeds: int,
     ):
-        self.pairs = [(original, moved), (test_original, test_moved)]
+        self.pairs = [[x for x in pair if x is not None] for pair in ((original, moved), (test_original, test_moved))]
         self.targets = targets if targets.ndim == 3 else targets.expand(num_seeds, -1, -1)
         splits = [hold_out(self.targets.shape[1], seed) for seed in range(num_seeds)]
         self.fit, self.val = (torch.stack(rows).to(targets.device) for rows in zip(*splits, strict=True))
@@ -168,13 +186,14 @@ class _Task:
 
     def inputs(self, basis: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Standardized inputs to fit on (N, D) and to test on (M, D)."""
-        found = []
-        for pair in self.pairs:
-            o, g = (x if x is None or x.ndim == 2 else x[seed] for x in pair)
-            assert o is not None
-            found.append(o if g is None else torch.cat([o, g - o if basis == "[o, g - o]" else g], dim=-1))
-        train, test = standardize(*found)
-        return train, test
+        fit, test = ([x if x.ndim == 2 else x[seed] for x in pair] for pair in self.pairs)
+        blocks = [(fit[0], test[0])]
+        if len(fit) == 2:
+            moves = [g if basis == "[o, g]" else g - o for o, g in (fit, test)]
+            blocks.append((moves[0], moves[1]))
+        prepare = _whiten if basis.startswith("whitened") else standardize
+        prepared = [prepare(*block) for block in blocks]
+        return torch.cat([block[0] for block in prepared], dim=-1), torch.cat([block[1] for block in prepared], dim=-1)
 
     def ridge(self, basis: str, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predictions of ridge regression: (S, N, P) and (S, M, P), and the error (S,) of the held-out samples."""
@@ -277,40 +296,43 @@ def linear_classification(
     train_x: torch.Tensor,
     train_y: torch.Tensor,
     test_x: torch.Tensor,
-    test_y: torch.Tensor,
     seed: int = 0,
     learning_rates: tuple[float, ...] = LEARNING_RATES,
     epochs: int = 30,
     batch_size: int = 256,
-) -> tuple[float, float]:
-    """Top-1 accuracy of a linear classifier on frozen features (N, d) with labels (N,), and its learning rate.
+) -> tuple[torch.Tensor, float]:
+    """Classes (M,) that a linear classifier predicts for features (M, d), fitted on (N, d) with labels (N,), and its learning rate.
 
     One classifier for each learning rate is trained in the same pass over the features (SGD with momentum 0.9, cosine schedule, as in
-    arXiv:2304.07193, appendix B.3); held-out training samples choose among them.
+    arXiv:2304.07193, appendix B.3). Held-out training samples choose among them, and the best rate is used once more on all N.
     """
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
-    train_x, test_x = standardize(train_x, test_x)
-    fit_x, fit_y, val_x, val_y = train_x[fit], train_y[fit], train_x[val], train_y[val]
-    rates = torch.tensor(learning_rates, device=train_x.device)[:, None, None]
-    num_classes = int(max(train_y.max(), test_y.max())) + 1
-    weight = torch.zeros(len(learning_rates), num_classes, train_x.shape[1] + 1, device=train_x.device)  # the last column is the bias
-    momentum = torch.zeros_like(weight)
-    generator = torch.Generator().manual_seed(seed)
-    total, step = epochs * -(-len(fit_x) // batch_size), 0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(fit_x), generator=generator).split(batch_size):
-            x = F.pad(fit_x[rows], (0, 1), value=1.0)
-            slope = torch.softmax(x @ weight.mT, dim=-1)  # gradient of the cross-entropy by the logits: (rates, batch, classes)
-            slope[:, torch.arange(len(x)), fit_y[rows]] -= 1
-            momentum = 0.9 * momentum + slope.mT @ x / len(x)
-            weight -= rates * (0.5 + 0.5 * math.cos(math.pi * step / total)) * momentum
-            step += 1
+    train_x, test_x = (F.pad(x, (0, 1), value=1.0) for x in standardize(train_x, test_x))
+    num_classes = int(train_y.max()) + 1
 
-    def accuracies(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return ((F.pad(x, (0, 1), value=1.0) @ weight.mT).argmax(dim=-1) == y).float().mean(dim=-1)
+    def train(rows: torch.Tensor, rates: Sequence[float]) -> torch.Tensor:
+        """Weights (rates, classes, d + 1), the last column the bias."""
+        x, y = train_x[rows], train_y[rows]
+        rate = torch.tensor(rates, device=x.device)[:, None, None]
+        weight = torch.zeros(len(rates), num_classes, x.shape[1], device=x.device)
+        momentum = torch.zeros_like(weight)
+        generator = torch.Generator().manual_seed(seed)
+        total, step = epochs * -(-len(x) // batch_size), 0
+        for _ in range(epochs):
+            for batch in torch.randperm(len(x), generator=generator).split(batch_size):
+                slope = torch.softmax(x[batch] @ weight.mT, dim=-1)  # gradient of the cross-entropy by the logits: (rates, batch, classes)
+                slope[:, torch.arange(len(batch)), y[batch]] -= 1
+                momentum = 0.9 * momentum + slope.mT @ x[batch] / len(batch)
+                weight -= rate * (0.5 + 0.5 * math.cos(math.pi * step / total)) * momentum
+                step += 1
+        return weight
 
-    best = int(accuracies(val_x, val_y).argmax())
-    return accuracies(test_x, test_y)[best].item(), learning_rates[best]
+    best = 0
+    if len(learning_rates) > 1:
+        classes = (train_x[val] @ train(fit, learning_rates).mT).argmax(dim=-1)
+        best = int((classes == train_y[val]).float().mean(dim=-1).argmax())
+    weight = train(torch.arange(len(train_x), device=train_x.device), learning_rates[best : best + 1])[0]
+    return (test_x @ weight.T).argmax(dim=-1), learning_rates[best]
 
 
 def nearest_neighbours(
@@ -335,7 +357,7 @@ def nearest_neighbours(
     return torch.cat([similarity for similarity, _ in found]), torch.cat([index for _, index in found])
 
 
-def knn_accuracy(
+def knn_correct(
     train_x: torch.Tensor,
     train_y: torch.Tensor,
     test_x: torch.Tensor,
@@ -343,10 +365,17 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
     **chunks: int,
-) -> float:
-    """Top-1 accuracy of weighted k nearest neighbours by cosine similarity (arXiv:1805.01978): features (N, d), labels (N,)."""
+) -> torch.Tensor:
+    """Whether weighted k nearest neighbours by cosine similarity (arXiv:1805.01978) find the class: (N, d), (N,), (M, d), (M,) -> (M,)."""
     similarity, neighbours = nearest_neighbours(train_x, test_x, k, **chunks)
-    return vote(similarity, train_y[neighbours], temperature).eq(test_y).float().mean().item()
+    return vote(similarity, train_y[neighbours], temperature).eq(test_y)
+
+
+def knn_accuracy(
+    train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Top-1 accuracy of `knn_correct`."""
+    return knn_correct(train_x, train_y, test_x, test_y, k, temperature).float().mean().item()
 
 
 def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -358,10 +387,23 @@ def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> 
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear centred kernel alignment of two sets of features of the same samples (arXiv:1905.00414): (N, d), (N, e) -> [0, 1]."""
+    """Debiased linear centred kernel alignment of two sets of features of the same samples: (N, d), (N, e), N > 3 -> at most 1.
+
+    Kernel alignment (arXiv:1905.00414) with the unbiased estimator of the Hilbert-Schmidt independence criterion (arXiv:2010.15327,
+    equation 3): features that have nothing to do with each other give 0 on average, slightly below 0 as often as above.
+    """
+    cross, own_x, own_y = (_unbiased_hsic(a, b) for a, b in ((x, y), (x, x), (y, y)))
+    return (cross / (own_x * own_y).clamp_min(0).sqrt().clamp_min(1e-30)).item()
+
+
+def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the linear kernels K of x and L of y with their diagonals set to 0, times n (n - 3), without an (n, n) matrix."""
     x, y = ((values - values.mean(dim=0)).double() for values in (x, y))
-    cross, own_x, own_y = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
-    return (cross / (own_x * own_y).sqrt().clamp_min(1e-30)).item()
+    n = len(x)
+    norms_x, norms_y = x.square().sum(dim=1), y.square().sum(dim=1)
+    trace = (x.T @ y).square().sum() - norms_x @ norms_y
+    sums_x, sums_y = (values @ values.sum(dim=0) - norms for values, norms in ((x, norms_x), (y, norms_y)))
+    return trace + sums_x.sum() * sums_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums_x @ sums_y)
 
 
 def change_under(original: torch.Tensor, transformed: torch.Tensor) -> float:
