@@ -61,7 +61,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--transform", nargs="+", default=["rotation"], help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation")
     protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
     group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
-    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.HEADS, help="regressors of r2; default: both")
+    heads = "regressors of r2; kernel is what pretraining watches, slow above 2,000 images; default: mlp linear"
+    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.ALL_HEADS, help=heads)
     poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
     group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .bad_images import BadImages, printable
-from .order import START, Order
+from .order import MAX_GROUP_SHARDS, START, Order
 from .resident import ResidentCanvases
 from .sources import Source
 from .workers import Chunk, decoded, regroup
@@ -64,8 +64,8 @@ class CanvasStream:
     `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another size, whose epoch this
     one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as then, batch size and number of workers may
     differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to the last yielded batch) and each listed once in
-    `bad_images_path` (JSON lines). `fit` as in `decode_image`. With `resident` the canvases are on its device, and each is decoded once
-    where it has room.
+    `bad_images_path` (JSON lines). `fit` as in `decode_image`. Images are mixed from up to `group_shards` shards at a time. With `resident`
+    the canvases are on its device, and each is decoded once where it has room.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class CanvasStream:
         position: dict[str, Any] | list[dict[str, Any]] | None = None,
         resident: ResidentCanvases | None = None,
         fit: str = "stretch",
+        group_shards: int = MAX_GROUP_SHARDS,
     ):
         for name, value, least in (
             ("canvas_size", canvas_size, 1),
@@ -92,6 +93,7 @@ class CanvasStream:
             ("world_size", world_size, 1),
             ("num_workers", num_workers, 0),
             ("shuffle_window", shuffle_window, 1),
+            ("group_shards", group_shards, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -101,7 +103,8 @@ class CanvasStream:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
         self.source, self.canvas_size, self.batch_size, self.num_workers = source, canvas_size, batch_size, num_workers
         self.max_bad_fraction, self._resident, self.fit = max_bad_fraction, resident, fit
-        self._order, start = Order(source, seed, rank, world_size, shuffle, shuffle_window).resumed_at(position)
+        order = Order(source, seed, rank, world_size, shuffle, shuffle_window, group_shards)
+        self._order, start = order.resumed_at(position)
         self._bad_images = BadImages(source.name, bad_images_path)
         self.position = self._order.position(start)
 

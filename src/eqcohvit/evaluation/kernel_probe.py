@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from .probes import standardize
@@ -12,10 +13,10 @@ _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the number of samples
 
 def kernel_regression(
     original: torch.Tensor,
-    moved: torch.Tensor,
+    moved: torch.Tensor | None,
     targets: torch.Tensor,
     test_original: torch.Tensor,
-    test_moved: torch.Tensor,
+    test_moved: torch.Tensor | None,
 ) -> torch.Tensor:
     """Predict targets from the features o of an image and g of its transformed version by ridge regression with a Gaussian kernel.
 
@@ -24,16 +25,14 @@ def kernel_regression(
     strict pairs of a trained model it finds an R2 of 0.1 where this finds 0.6.
 
     Args:
-        original, moved: (N, d) to fit on.
+        original, moved: (N, d) to fit on; None for `moved` where the targets are of one image.
         targets: (N, P).
         test_original, test_moved: (M, d) to test on.
 
     Returns:
         Predictions (M, P).
     """
-    train_x = torch.cat([original, moved - original], dim=-1)
-    test_x = torch.cat([test_original, test_moved - test_original], dim=-1)
-    train_x, test_x = standardize(train_x, test_x)
+    train_x, test_x = standardize(_inputs(original, moved), _inputs(test_original, test_moved))
     count, dim = train_x.shape
     mean = targets.double().mean(dim=0)
     spread = targets.double().std(dim=0).clamp_min(1e-12)
@@ -55,3 +54,23 @@ def kernel_regression(
                 best_error = error
                 best = kernel[count:] @ weight
     return (best * spread + mean).to(targets.dtype)
+
+
+def _inputs(original: torch.Tensor, moved: torch.Tensor | None) -> torch.Tensor:
+    return original if moved is None else torch.cat([original, moved - original], dim=-1)
+
+
+def kernel_regress(
+    original: torch.Tensor,
+    moved: torch.Tensor | None,
+    targets: torch.Tensor,
+    test_original: torch.Tensor,
+    test_moved: torch.Tensor | None,
+    num_seeds: int,
+) -> dict[str, np.ndarray]:
+    """`"kernel"` (S, M, P): predictions for S draws of g; `"chosen"` (S,): the name of the probe. Arguments as of `probes.regress_pair`."""
+    found = []
+    for seed in range(num_seeds):
+        own = [x[seed] if x is not None and x.ndim == 3 else x for x in (original, moved, targets, test_original, test_moved)]
+        found.append(kernel_regression(*own).cpu().numpy())
+    return {"kernel": np.stack(found), "chosen": np.array(["kernel ridge"] * num_seeds)}
