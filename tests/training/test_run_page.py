@@ -9,11 +9,17 @@ from eqcohvit.training.health import HealthWatch
 from eqcohvit.training.run_page import PAGE, render_run_page, write_run_page
 
 
-def write(folder, lines, **options):
+def write(folder, lines):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    named = {"title": "vicreg + rotation", "state": "step 2 of 4", "settings": {"max_steps": 4, "path": "a<b", "init_from": None}}
-    named |= {"watch": HealthWatch({"ssl/variance": 25.0}, 0), "about": {"torch": "2"}, "command": "python scripts/pretrain.py --path 'a<b'"}
-    path = write_run_page(folder, **(named | options))
+    path = write_run_page(
+        folder,
+        title="vicreg + rotation",
+        state="step 2 of 4",
+        settings={"max_steps": 4, "path": "a<b", "init_from": None},
+        watch=HealthWatch({"ssl/variance": 25.0}, 0),
+        about={"torch": "2"},
+        command="python scripts/pretrain.py --path 'a<b'",
+    )
     return check(path.read_text(encoding="utf-8"))
 
 
@@ -36,8 +42,9 @@ def check(text):
 
 
 def line(step, **more):
-    means = {"loss": 30.0 - step, "ssl/variance": 9.0, "recon/u_1": 0.5, "std/invariant": 0.4, "rank/invariant": 8.0, "grad_norm/encoder": 1.0}
-    return {"step": step, "learning_rate": 1e-3, **means, "samples_per_second": 100.0, "data_wait_share": 0.1, **more}
+    means = {"loss": 30.0 - step, "ssl/variance": 9.0, "recon/u_1": 0.5, "std/invariant": 0.4, "rank/invariant": 8.0}
+    speed = {"samples_per_second": 100.0, "data_wait_share": 0.1}
+    return {"step": step, "learning_rate": 1e-3, **means, "grad_norm/encoder": 1.0, **speed, **more}
 
 
 def titles(text):

@@ -60,6 +60,11 @@ def _inputs(original: torch.Tensor, moved: torch.Tensor | None) -> torch.Tensor:
     return original if moved is None else torch.cat([original, moved - original], dim=-1)
 
 
+def _draw(values: torch.Tensor, seed: int) -> torch.Tensor:
+    """Those of one seed where each has its own, (S, N, d), else all, (N, d)."""
+    return values[seed] if values.ndim == 3 else values
+
+
 def kernel_regress(
     original: torch.Tensor,
     moved: torch.Tensor | None,
@@ -71,6 +76,7 @@ def kernel_regress(
     """`"kernel"` (S, M, P): predictions for S draws of g; `"chosen"` (S,): the name of the probe. Arguments as of `probes.regress_pair`."""
     found = []
     for seed in range(num_seeds):
-        own = [x[seed] if x is not None and x.ndim == 3 else x for x in (original, moved, targets, test_original, test_moved)]
-        found.append(kernel_regression(*own).cpu().numpy())
+        fit = _draw(original, seed), None if moved is None else _draw(moved, seed), _draw(targets, seed)
+        test = _draw(test_original, seed), None if test_moved is None else _draw(test_moved, seed)
+        found.append(kernel_regression(*fit, *test).cpu().numpy())
     return {"kernel": np.stack(found), "chosen": np.array(["kernel ridge"] * num_seeds)}

@@ -26,7 +26,8 @@ def remembered(
     """
     given = [tensor for tensor in tensors if tensor is not None]
     device = torch.cuda.get_device_name() if given[0].is_cuda else "cpu"
-    identity = (torch.__version__, device, inspect.getsource(probes), inspect.getsource(sys.modules[probe.__module__]), sorted(settings.items()))
+    code = inspect.getsource(probes), inspect.getsource(sys.modules[probe.__module__])
+    identity = (torch.__version__, device, *code, sorted(settings.items()))
     key = hashlib.sha256(repr(identity).encode())
     for tensor in tensors:
         if tensor is None:

@@ -102,7 +102,11 @@ class RunProbe:
             used = found // world_size * world_size  # as many for each process
             self.images[protocol] = torch.cat(images)[rank:used:world_size].clone()
             self.parameters, self.labels = torch.cat(parameters)[:used], torch.cat(labels)[:used]
-        self.num_test = used // 3
+
+    @property
+    def num_test(self) -> int:
+        """Images that test."""
+        return len(self.labels) // 3
 
     @property
     def num_fit(self) -> int:
