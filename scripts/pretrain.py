@@ -101,6 +101,7 @@ class Pretraining:
         self.shown: Batch | None = None  # the first batch of this process, of which pictures are drawn
         self.announce(state.get("knn_start"))
         samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        self.probe_interval = args.probe_interval(accelerator.num_processes)
         self.progress = Progress(args.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
         self.bar = StepBar(args.max_steps, self.step, accelerator.is_main_process)
         self.shown_r2 = state.get("shown_r2", "")  # of the newest probe, in the progress lines
@@ -192,7 +193,7 @@ class Pretraining:
         """Guard, probe, log, draw, save and upload, each in the steps that are due for it."""
         args, step, is_main = self.args, self.step, self.accelerator.is_main_process
         done, accuracy = step == args.max_steps, None
-        figures = self.measure_probe() if step % args.probe_interval == 0 or done else {}
+        figures = self.measure_probe() if step % self.probe_interval == 0 or done else {}
         if self.guard is not None and (step % args.knn_guard_steps == 0 or done):
             accuracy = self.measure_knn(self.guard)
             self.bar.say(f"step {step}: kNN accuracy {accuracy:.3f}, {self.guard.start:.3f} at the start")
@@ -250,7 +251,7 @@ class Pretraining:
         args = self.args
         about: dict[str, Any] = {"images": self.stream.source.name, "model": describe_size(self.trained), **versions()}
         if self.probe is not None:
-            about["probes"] = f"fitted on {self.probe.num_fit} images, tested on {self.probe.num_test}, every {args.probe_interval} steps"
+            about["probes"] = f"fitted on {self.probe.num_fit} images, tested on {self.probe.num_test}, every {self.probe_interval} steps"
         state = f"step {self.step} of {args.max_steps}, {time.strftime('%Y-%m-%d %H:%M')}, {self.output_dir}"
         try:
             write_run_page(

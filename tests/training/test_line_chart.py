@@ -17,7 +17,7 @@ def draw(*args, **options):
 
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 700, [0, 200, 400, 600]), (-3, 3, [-2, 0, 2]), (0.021, 0.024, [0.021, 0.022, 0.023, 0.024])],
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 700, [0, 200, 400, 600]), (-3, 3, [-3, -2, -1, 0, 1, 2, 3]), (0.021, 0.024, [0.021, 0.022, 0.023, 0.024])],
 )
 def test_ticks_are_round_numbers(low, high, ticks):
     assert round_ticks(low, high) == pytest.approx(ticks)
@@ -32,7 +32,7 @@ def test_numbers_are_short(value, text):
 
 def test_points_lie_where_the_axes_say():
     _, (line,) = draw("R2", "R2", [Series("a", [(0, 0.0), (50, 0.5), (100, 1.0)], 0)], (0.0, 1.0), 100)
-    assert line == [(58, 214), (292, 112), (526, 10)]  # 58 to 526 across, 214 to 10 upwards
+    assert line == [(68, 214), (297, 112), (526, 10)]  # 68 to 526 across, 214 to 10 upwards
 
 
 def test_values_that_are_not_finite_leave_a_gap():

@@ -22,6 +22,7 @@ from .files import write_text_whole
 
 CLIPPING = ("none", "module", "parameter")
 DROP_PATH_SCHEDULES = ("uniform", "linear")
+_SAMPLES_BETWEEN_PROBES = 15_000  # so that they take about 2 % of the time of a small model, and less of a larger one
 LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
 
 
@@ -119,8 +120,8 @@ class PretrainArguments:
     save_total_limit: int = _setting(2, "newest checkpoints to keep")
     keep_every_steps: int = _setting(0, "besides, keep the checkpoints at multiples of this step; 0 keeps none")
     sample_steps: int = _setting(350, "steps between pictures of reconstructions")
-    probe_samples: int = _setting(576, "images, not trained on, that tell what the parts know of the path while it trains; 0 is off")
-    probe_steps: int | None = _setting(None, "steps between these probes; by default a fifth of max_steps")
+    probe_samples: int = _setting(288, "images, not trained on, that tell what the parts know of the path while it trains; 0 is off")
+    probe_steps: int | None = _setting(None, "steps between these probes; by default 50 in a run, but at least 15,000 samples apart")
     report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
     push_training_state: bool = _setting(False, "put the training state into the model folder too: others can go on exactly from there")
@@ -148,10 +149,10 @@ class PretrainArguments:
             self.model_preset, self.image_size, self.patch_size, backbone_type=self.backbone, backbone_kwargs=backbone_kwargs, **head
         )
 
-    @property
-    def probe_interval(self) -> int:
+    def probe_interval(self, num_processes: int) -> int:
         """Steps between two probes."""
-        return self.probe_steps or -(-self.max_steps // 5)
+        samples_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * num_processes
+        return self.probe_steps or max(math.ceil(self.max_steps / 50), math.ceil(_SAMPLES_BETWEEN_PROBES / samples_per_step))
 
     @property
     def canvas_size(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 MAX_SERIES = 8  # in one chart
 _WIDTH, _HEIGHT = 540, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 14, 10, 36
 _MAX_POINTS = 400  # of a line; of more, evenly spread ones are drawn
 _MAX_MARKED = 40  # points of a line that are marked each
 _LOG_RATIO = 100  # of the largest to the smallest value, from which on a logarithmic axis is easier to read
@@ -103,7 +103,7 @@ class _LogAxis(_Axis):
         return (math.log10(value) - self.low) / (self.high - self.low)
 
 
-def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
+def round_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """At most `most` multiples of 1, 2 or 5 times a power of ten between two numbers."""
     size = 10.0 ** math.floor(math.log10((high - low) / most))
     size = next(size * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (size * factor) < most - 0.999)

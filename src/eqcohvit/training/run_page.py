@@ -124,7 +124,7 @@ def _charts(spec: _Chart, history: Sequence[dict[str, float]], max_step: int) ->
     for start in range(0, len(names), MAX_SERIES):
         lines = []
         for index, name in enumerate(names[start : start + MAX_SERIES]):
-            label = name.removeprefix(f"{spec.prefix}/")
+            label = spec.title.lower() if name == spec.prefix else name.removeprefix(f"{spec.prefix}/")
             points = [(line["step"], _number(line[name])) for line in history if name in line]
             lines.append(Series(label, points, _COLORS.get(label, index % MAX_SERIES)))
         yield line_chart(spec.title if start == 0 else f"{spec.title}, continued", spec.unit, lines, spec.limits, max_step)
