@@ -120,7 +120,7 @@ class PretrainArguments:
     save_total_limit: int = _setting(2, "newest checkpoints to keep")
     keep_every_steps: int = _setting(0, "besides, keep the checkpoints at multiples of this step; 0 keeps none")
     sample_steps: int = _setting(350, "steps between pictures of reconstructions")
-    probe_samples: int = _setting(288, "images, not trained on, that tell what the parts know of the path while it trains; 0 is off")
+    probe_samples: int = _setting(256, "images, not trained on, that tell what the parts know of the path while it trains; 0 is off")
     probe_steps: int | None = _setting(None, "steps between these probes; by default 50 in a run, but at least 15,000 samples apart")
     report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
