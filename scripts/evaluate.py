@@ -33,7 +33,7 @@ from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
 from eqcohvit.evaluation.pairs import PROTOCOLS
 from eqcohvit.evaluation.report import write_report
-from eqcohvit.evaluation.results import Row, format_table, tables, versions, write_results
+from eqcohvit.evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
 from eqcohvit.transforms import PATHS, make_path
 
 # Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
@@ -157,8 +157,12 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
     rows: list[Row] = []
     for name in args.task:
         rows += [row for row in evaluation.run(TASKS[name]) if row not in rows]
+    rows += training_seeds(rows)
     prune_cache(args.cache_dir, args.cache_gb * 1e9)
-    print("\n\n".join(map(format_table, tables([row for row in rows if row.headline]))))
+    headline = [row for row in rows if row.headline]
+    print("\n\n".join(map(format_table, tables(headline))))
+    if any(row.half is not None for row in headline):
+        print(f"\n{INTERVAL}")
     if args.output:
         seconds = round(time.time() - started, 1)
         command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])

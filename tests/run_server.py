@@ -64,9 +64,7 @@ class RunServer:
         assert answer, "the server of runs has died"
         return json.loads(answer)
 
-    def start(
-        self, argv: list[str], record: Path, num_processes: int = 1, stall: str | None = None, script: str = "pretrain"
-    ) -> list[Run]:
+    def start(self, argv: list[str], record: Path, num_processes: int = 1, stall: str | None = None, script: str = "pretrain") -> list[Run]:
         """Start a run of one or several processes; `record` is a folder that all lives of a run share.
 
         `stall`: say "stalled" and wait for ever, before the batch of this number, or instead of writing a "checkpoint".
@@ -87,9 +85,7 @@ class RunServer:
             runs.append(run)
         return runs
 
-    def run(
-        self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 300, script: str = "pretrain"
-    ) -> list[Run]:
+    def run(self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 300, script: str = "pretrain") -> list[Run]:
         """Start a run and see it through to exit code 0."""
         runs = self.start(argv, record, num_processes, script=script)
         for run in runs:

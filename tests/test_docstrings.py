@@ -9,7 +9,9 @@ import pytest
 import eqcohvit
 
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(eqcohvit.__path__, "eqcohvit.") if not module.name.endswith(".app")  # pages of metrics
+    module.name
+    for module in pkgutil.walk_packages(eqcohvit.__path__, "eqcohvit.")
+    if not module.name.endswith(".app")  # pages of metrics
 )
 
 

@@ -193,6 +193,7 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, name, pla
 
 # Places that cannot be written
 
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 3 MB of its own, or none (None) where this user may not mount one."""

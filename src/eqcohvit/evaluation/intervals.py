@@ -23,7 +23,7 @@ def student(degrees: int) -> float:
     """The 97.5 % quantile of Student's t."""
     if degrees <= len(_STUDENT):
         return _STUDENT[degrees - 1]
-    z = NORMAL  # Cornish and Fisher's expansion, right to .0001 from 11 degrees on
+    z = NORMAL  # Cornish and Fisher's expansion, within .002 from 11 degrees on
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 

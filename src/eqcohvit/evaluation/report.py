@@ -13,7 +13,7 @@ from typing import Any
 from ..training.html_page import facts, page
 from .context import Figure
 from .features import PIXELS, RANDOM
-from .results import LOWER, Row, tables
+from .results import ALONE, INTERVAL, LOWER, Row, tables
 
 _HOW_TO_READ = {
     "R2": "<b>R2</b> of the transformation's parameters, regressed from frozen features of an image and of its transformed version: 1 is "
@@ -22,9 +22,12 @@ _HOW_TO_READ = {
     "pooled features, which is easy even for raw pixels and random weights.",
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",
     "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features; held-out training images chose its learning rate.",
+    "alone": "<b>g alone</b>: the same probe on the transformed image without the original: what the protocol gives away.",
     "change": "<b>change</b>: squared distance that features move under the transformation, relative to two different images.",
-    "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action.",
-    "CKA": "<b>CKA</b>: similarity of two parts' features over the test images: 0 is unrelated, 1 the same up to rotation and scale.",
+    "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action. "
+    "<i>shuffled</i>: the same figure of another image's movement, for comparison; it is not 0.",
+    "CKA": "<b>CKA</b>: debiased similarity of two parts over the test images: 0 is unrelated, 1 the same but for rotation and scale. "
+    "<i>shuffled</i>: of features of different images.",
 }
 
 
@@ -58,6 +61,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     tested = dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith((RANDOM, PIXELS)))
     names = ", ".join([model["name"] for model in results.get("models", [])] or tested)
     kinds = {re.split("[ -]", row.metric)[0] for row in rows}
+    kinds |= {"alone"} if any(row.part.endswith(ALONE) for row in rows) else set()
     read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
     beside = f", beside {' and '.join(controls)}" if controls else ""
@@ -65,6 +69,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}</p>",
         *(_table(cells, headline) for cells in tables(headline)),
         *(f"<p class='faint'>{text}</p>" for text in read),
+        *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
         *(_figure(figure, png) for figure, png in figures),
     ]
     if details:
@@ -80,7 +85,7 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     best = {
         metric: (min if metric.endswith(LOWER) else max)(value for (_, _, name), value in means.items() if name == metric)
         for metric in cells[0][2:]
-        if not metric.startswith(("change", "CKA"))
+        if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
     }
     lines, previous = [], None
     for encoder, part, *values in cells[1:]:

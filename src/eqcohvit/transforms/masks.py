@@ -42,9 +42,7 @@ class BlockMasking:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, got {self.probability}")
         if not (self.ratio_variance >= 0 and self.ratio - self.ratio_variance >= 0 and self.ratio + self.ratio_variance < 1):
-            raise ValueError(
-                f"mask_ratio +- mask_ratio_variance must lie between 0 and 1, got {self.ratio} +- {self.ratio_variance}"
-            )
+            raise ValueError(f"mask_ratio +- mask_ratio_variance must lie between 0 and 1, got {self.ratio} +- {self.ratio_variance}")
 
     @property
     def max_masked_views(self) -> int:

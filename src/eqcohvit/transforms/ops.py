@@ -152,9 +152,7 @@ def solarize(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
     return images + (torch.minimum(images, 1 - images) - images) * _per_image(apply)
 
 
-def adjust_color(
-    images: torch.Tensor, factors: torch.Tensor, pivot: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def adjust_color(images: torch.Tensor, factors: torch.Tensor, pivot: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Brightness, contrast, saturation, hue in this order by `factors` (N, 4): three factors about 1, and turns.
 
     `pivot` (N,) is the luminance that contrast leaves unchanged, before the brightness; by default the images' own mean. The pivot

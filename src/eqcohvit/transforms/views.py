@@ -212,9 +212,7 @@ class ViewRenderer:
         """How far along the path each target lies: k / (K + 1), and 1 where the final state is one."""
         return intermediate_fractions(self.num_intermediates) + [1.0] * self.include_final
 
-    def sample(
-        self, epochs: torch.Tensor, keys: torch.Tensor, sizes: torch.Tensor
-    ) -> tuple[ViewParameters, ViewParameters, SampledPath]:
+    def sample(self, epochs: torch.Tensor, keys: torch.Tensor, sizes: torch.Tensor) -> tuple[ViewParameters, ViewParameters, SampledPath]:
         """Parameters of the first view, of the second view's base, and of the path, for sample keys (B,) in epochs (B,)."""
         draws = self._draw(epochs, keys, [_FIRST, _SECOND, _PATH], max(_NUM_DRAWS, self.path.num_parameters))
         first, second = (sample_view(a, draws[:, i, :_NUM_DRAWS], sizes, self.image_size) for i, a in enumerate(self.augmentations))
@@ -256,9 +254,7 @@ class ViewRenderer:
         draws = self._draw(epochs, keys, list(range(_LOCAL, _LOCAL + number)), _NUM_DRAWS)
         drawn = sample_view(self.local_augmentation, draws.flatten(0, 1), sizes.repeat_interleave(number, dim=0), self.image_size)
         parameters = ViewParameters(*(getattr(drawn, f.name).unflatten(0, (-1, number)) for f in dataclasses.fields(drawn)))
-        return _joined(
-            self._render_local(canvases[rows], parameters[rows]) for rows in _parts(canvases, number * self.local_crops.size**2)
-        )
+        return _joined(self._render_local(canvases[rows], parameters[rows]) for rows in _parts(canvases, number * self.local_crops.size**2))
 
     def _render_local(self, canvases: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S), parameters (B, L, ...) -> local crops (B, L, 3, h, h), all read in one launch."""
