@@ -3,9 +3,8 @@
 `paper`: the central square of the image, and that square after g with empty (black) pixels where it has left the frame.
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border gives g away.
 
-Resampling leaves traces of its own, which turn and shift with g. So a strict view is read from a canvas of twice its density, and the
-canvas is first smoothed by a Gaussian of 0.8 pixels, of the canvas or of the original, whichever is coarser, which also undoes what
-bicubic interpolation does along x and y. What remains, as R2 from the transformed image alone: scripts/guides/evaluate.md.
+Resampling leaves traces of its own, which turn and shift with g. So a strict view is read from a canvas of twice its density, which is
+lightly smoothed first. What remains, as R2 from the transformed image alone, stands in scripts/guides/evaluate.md.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from ..transforms.random import uniforms
 PROTOCOLS = ("paper", "strict")
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
 _CANVAS_DENSITY = 2  # pixels of the canvas for each pixel of a strict view, along x and along y
-_SMOOTHING = 0.8  # standard deviation of the Gaussian, in pixels of the canvas or of the original
-_REACH = 4  # of the kernel, in standard deviations
-_HIGHEST_FREQUENCY = 0.7  # in periods a pixel of the canvas or of the original: beyond, the Gaussian lets 0.2 % through
+_SMOOTHING = 0.6  # standard deviation of the Gaussian, in pixels of the canvas
+_REACH = 4  # of the Gaussian, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -66,35 +64,16 @@ def given_away(path: TransformationPath, protocol: str) -> str:
     return "sharpness tells it" if "zoom" in path.name.split("+") else ""
 
 
-def smooth(images: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    """Canvases (B, 3, S, S), sides (B,) of the originals in pixels -> canvases without the detail that shows how they were resampled."""
-    coarseness = (images.shape[-1] / sides.to(images.dtype)).clamp_min(1.0)
+def smooth(images: torch.Tensor) -> torch.Tensor:
+    """Canvases (B, 3, S, S), lightly blurred, so that a view of half their density shows no trace of how it was sampled."""
     batch, channels, side, _ = images.shape
-    radius = min(math.ceil(_REACH * _SMOOTHING * float(coarseness.max())), side - 1)
-    distance = torch.arange(-radius, radius + 1, dtype=images.dtype) / coarseness[:, None]
-    weights = _smoothing_kernel(distance).repeat_interleave(channels, dim=0)
+    radius = min(math.ceil(_REACH * _SMOOTHING), side - 1)
+    distance = torch.arange(-radius, radius + 1, dtype=images.dtype)
+    weights = torch.softmax(-0.5 * (distance / _SMOOTHING) ** 2, dim=0).expand(batch * channels, 1, 1, -1)
     planes = images.reshape(1, batch * channels, side, side)
-    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), weights[:, None, None, :], groups=len(weights))
-    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), weights[:, None, :, None], groups=len(weights))
+    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), weights, groups=len(weights))
+    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), weights.mT, groups=len(weights))
     return planes.view_as(images)
-
-
-def _smoothing_kernel(distance: torch.Tensor) -> torch.Tensor:
-    """Weights (B, R) at distances (B, R) in pixels: their spectrum is that of the Gaussian over that of bicubic interpolation."""
-    frequency = torch.linspace(0, _HIGHEST_FREQUENCY, 141)
-    gaussian = torch.exp(-2 * (math.pi * _SMOOTHING * frequency) ** 2)
-    waves = torch.cos(2 * math.pi * distance[..., None] * frequency)
-    weights = (waves * gaussian / _bicubic_response(frequency)).sum(dim=-1)
-    return weights / weights.sum(dim=-1, keepdim=True)
-
-
-def _bicubic_response(frequency: torch.Tensor, a: float = -0.5) -> torch.Tensor:
-    """The spectrum of the bicubic kernel (Keys, doi:10.1109/TASSP.1981.1163711), 1 at frequency 0; in periods a pixel."""
-    f = frequency.clamp_min(0.02)  # below, rounding would outweigh the difference to 1
-    first, second, fourth = (torch.sinc(factor * f) for factor in (1, 2, 4))
-    inner = 3 * (first.square() - second)
-    outer = 2 * a * (3 * second.square() - 2 * second - fourth)
-    return (inner + outer) / (math.pi * f).square()
 
 
 def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_size: int, seed: int = 0) -> Pair:
@@ -110,7 +89,7 @@ def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_siz
     step = drawn.at(1.0)
     canvases = batch.canvases.float() / 255
     if strict:
-        canvases = smooth(canvases, batch.sizes[:, 0])
+        canvases = smooth(canvases)
     identity = torch.eye(3).expand(len(canvases), 1, 3, 3)
     motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
     crop = strict_crop(path) if strict else 1.0
