@@ -64,7 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
-    parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")
+    parser.add_argument("--output", help="results.json to write; results.html and plots go into the same folder")
     parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
     parser.add_argument("--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")
@@ -73,7 +73,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--transform", nargs="+", default=["rotation"], help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation")
     protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
     group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
-    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.HEADS, help="regressors of r2; default: both")
+    heads = "regressors of r2; kernel is what pretraining watches, slow above 2,000 images; default: mlp linear"
+    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.ALL_HEADS, help=heads)
     poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
     group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
-    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 3"
+    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 3 --probe_samples 0"
 ).split()
 
 

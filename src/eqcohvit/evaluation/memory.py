@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import BadZipFile
@@ -25,7 +26,8 @@ def remembered(
     """
     given = [tensor for tensor in tensors if tensor is not None]
     device = torch.cuda.get_device_name() if given[0].is_cuda else "cpu"
-    identity = (torch.__version__, device, inspect.getsource(probes), inspect.getsource(probe), sorted(settings.items()))
+    code = inspect.getsource(probes), inspect.getsource(sys.modules[probe.__module__])
+    identity = (torch.__version__, device, *code, sorted(settings.items()))
     key = hashlib.sha256(repr(identity).encode())
     for tensor in tensors:
         if tensor is None:

@@ -10,39 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..training.html_page import facts, page
 from ..transforms import make_path
 from .context import Figure
 from .features import PIXELS, RANDOM
 from .pairs import moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
 
-_STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa; --line: #d1d9e0; --best: #0a7a4f; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --faint: #9198a1; --back: #0d1117; --panel: #161b22; --line: #3d444d; --best: #4cc38a; }
-}
-body { font: 15px/1.55 system-ui, sans-serif; color: var(--text); background: var(--back); }
-body { max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-.faint { color: var(--faint); }
-.wide { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { background: var(--panel); font-weight: 600; vertical-align: bottom; white-space: normal; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-tr.first td { border-top: 2px solid var(--line); }
-td.best { font-weight: 700; color: var(--best); }
-figure { margin: 1.6rem 0; }
-figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
-figcaption { color: var(--faint); font-size: 13.5px; max-width: 60rem; }
-code, pre { font: 13px/1.45 ui-monospace, monospace; background: var(--panel); border-radius: 6px; }
-pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-details { margin: .8rem 0; }
-summary { cursor: pointer; color: var(--faint); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
-dt { color: var(--faint); }
-dd { margin: 0; overflow-wrap: anywhere; }
+_SUITE_STYLE = """
 small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
 table.suite th[colspan] { text-align: center; }
 table.suite td { line-height: 1.25; vertical-align: top; }
@@ -73,10 +48,10 @@ _LATENTS = (
 
 
 def report_paths(output: str | Path) -> tuple[Path, Path]:
-    """Page and folder of plots beside a results file: report.html and plots/ for results.json, NAME_report.html ... for NAME.json."""
+    """Page and folder of plots beside a results file: results.html and plots/ for results.json, NAME.html and NAME_plots/ for NAME.json."""
     output = Path(output)
     prefix = "" if output.stem == "results" else f"{output.stem}_"
-    return output.with_name(f"{prefix}report.html"), output.with_name(f"{prefix}plots")
+    return output.with_suffix(".html"), output.with_name(f"{prefix}plots")
 
 
 def write_report(output: str | Path, results: dict[str, Any], rows: Sequence[Row], figures: Sequence[Figure]) -> Path:
@@ -123,9 +98,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
         body.append("<details><summary>All numbers: each parameter, head, pooling</summary>")
         body += [*(_table(cells, details) for cells in tables(details)), "</details>"]
     body.append("<h2>How it was measured</h2>" + _facts(results))
-    title = html.escape(f"Evaluation of {names}")
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title><style>{_STYLE}</style>"
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    return page(f"Evaluation of {names}", body, _SUITE_STYLE)
 
 
 def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
@@ -202,9 +175,4 @@ def _facts(results: dict[str, Any]) -> str:
     for model in results.get("models", []):
         text = f"{model['image_size']} px, mean {model['mean']}, std {model['std']}, weights {model['fingerprint'][:12]}"
         lines.append((model["name"], text))
-    items = "".join(f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(_text(value))}</dd>" for key, value in lines)
-    return f"<dl>{items}</dl><pre>{html.escape(results.get('command', ''))}</pre>"
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{facts(dict(lines))}<pre>{html.escape(results.get('command', ''))}</pre>"

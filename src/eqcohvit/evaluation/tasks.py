@@ -20,6 +20,7 @@ from .extraction import CentralView, Features, PairView, progress
 from .features import LAST, PIXELS, Feature, part_name, parts_of, select
 from .figures import neighbours_figure, pca_figure, scatter_figure
 from .intervals import accuracy_resampled, half_width, r2_resampled
+from .kernel_probe import kernel_regress
 from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
 from .probes import HEADS as MLP_HEADS
@@ -35,6 +36,7 @@ from .probes import (
 from .results import ALONE, Row
 
 HEADS = ("mlp", "linear")
+ALL_HEADS = (*HEADS, "kernel")
 
 
 def r2(evaluation: Evaluation) -> list[Row]:
@@ -58,7 +60,7 @@ def r2(evaluation: Evaluation) -> list[Row]:
                 tensors = (*fit, *tested[:2])
                 if alone:
                     tensors = (fit[1], None, fit[2], tested[1], None)
-                known[key] = remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds, heads=tuple(heads))
+                known[key] = predictions(evaluation, *tensors)
             found, true = known[key], tested[2].cpu().numpy()
             if pooling == poolings[0] and layer == LAST and not alone:
                 shown[encoder, part] = found[heads[0]][0]
@@ -90,6 +92,17 @@ def _r2_jobs(train: dict[str, Features], poolings: Sequence[str]) -> Iterator[tu
 
 def _first_key(features: dict[str, Features]) -> tuple[str, str]:
     return parts_of(next(iter(features.values())).vectors)[0]
+
+
+def predictions(evaluation: Evaluation, *tensors: torch.Tensor | None) -> dict[str, np.ndarray]:
+    """What the heads that the settings name find, as `regress` gives it, also `"kernel"` (S, M, P); its tensors."""
+    heads = evaluation.settings["head"]
+    found: dict[str, np.ndarray] = {}
+    if "kernel" in heads:
+        found |= remembered(evaluation.cache_dir, kernel_regress, *tensors, num_seeds=evaluation.seeds)
+    if fitted := tuple(head for head in heads if head in HEADS):
+        found |= remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds, heads=fitted)
+    return found
 
 
 def regress(
