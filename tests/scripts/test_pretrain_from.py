@@ -253,7 +253,7 @@ def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(
     assert "loss, " in error and "not finite at step 2" in error and "nonfinite" in error
     report = json.loads((tmp_path / "run" / "nonfinite" / "step-2-rank-0.json").read_text())
     assert "loss" in report["not_finite"] and len(report["keys"]) == 6
-    assert load_file(tmp_path / "run" / "nonfinite" / "step-2-rank-0.safetensors")["canvases"].shape == (6, 3, 20, 20)
+    assert load_file(tmp_path / "run" / "nonfinite" / "step-2-rank-0.safetensors")["canvases"].shape == (6, 3, 24, 24)
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
 
