@@ -13,7 +13,7 @@ from typing import Any
 from ..transforms import make_path
 from .context import Figure
 from .features import PIXELS, RANDOM
-from .pairs import moves
+from .pairs import PROTOCOLS, given_away, moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
 
 _STYLE = """
@@ -72,6 +72,14 @@ _LATENTS = (
 )
 
 
+def protocol_notes(rows: Sequence[Row]) -> list[str]:
+    """A line for each transformation and protocol of the rows that gives g away, such as "zoom, strict: sharpness tells it"."""
+    settings = [row.settings for row in rows if row.settings.get("protocol") in PROTOCOLS]
+    pairs = dict.fromkeys((own["transform"], own["protocol"]) for own in settings)
+    found = {pair: given_away(make_path(pair[0]), pair[1]) for pair in pairs}
+    return [f"{transform}, {protocol}: {reason}" for (transform, protocol), reason in found.items() if reason]
+
+
 def report_paths(output: str | Path) -> tuple[Path, Path]:
     """Page and folder of plots beside a results file: report.html and plots/ for results.json, NAME_report.html ... for NAME.json."""
     output = Path(output)
@@ -116,6 +124,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
         *headline_tables,
         *(f"<p class='faint'>{text}</p>" for text in read),
+        *(f"<p class='faint'>{html.escape(note)}</p>" for note in protocol_notes(headline)),
         *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
         *(_figure(figure, png) for figure, png in figures),
     ]
