@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -59,11 +60,12 @@ def test_heads_are_fitted_for_an_encoder_and_for_random_weights(evaluate, encode
 
 
 def test_finetuned_model_is_scored_as_it_is(evaluate, encoder_folder, files, tmp_path, capsys):
+    test_files = shutil.copy(files, tmp_path / "test.parquet")  # the same file for both is refused
     flags = ["--task", "segmentation", "--model", encoder_folder, "--num_labels", "2", "--head", "linear", "--max_steps", "2"]
-    flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", files]
+    flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", str(test_files)]
     assert load_script("finetune").cli([*flags, "--output_dir", str(tmp_path / "run")]) == 0
     model = str(tmp_path / "run" / "model")
-    assert run(evaluate, model, files, tmp_path / "results.json", "--test_data_files", files, "--task", "segmentation") == 0
+    assert run(evaluate, model, files, tmp_path / "results.json", "--test_data_files", str(test_files), "--task", "segmentation") == 0
     finetuned = {row["metric"]: row["values"] for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
     rows = rows_of(tmp_path / "results.json")
     assert rows["run", "backbone", "segmentation mIoU"] == finetuned["mIoU"]
