@@ -69,7 +69,7 @@ def test_whole_suite_gives_the_same_numbers_twice(evaluate, encoder_folder, vit,
     assert first["protocol_version"] == PROTOCOL_VERSION and first["suite"] == "r2"
     own = [row for row in first["rows"] if row["headline"] and (row["encoder"], row["part"]) == ("vit", "backbone")]
     assert len(own) == 12 and own[0]["metric"] == "R2 rotation, strict"
-    page = (tmp_path / "a" / "report.html").read_text()
+    page = (tmp_path / "a" / "results.html").read_text()
     assert f"suite r2, protocol version {PROTOCOL_VERSION}" in page and page.count("<table class=suite>") == 1
     assert page.count("<th>strict</th>") == 7 and page.count("<th>paper</th>") == 4
 
@@ -82,7 +82,7 @@ def test_models_of_an_earlier_run_stand_in_the_same_table(evaluate, encoder_fold
     flags = ["--output", str(second), "--beside", str(first)]
     assert evaluate.cli(command([encoder_folder], tmp_path / "cache", *flags)) == 0
     assert "| vit " in capsys.readouterr().out
-    page = (tmp_path / "second_report.html").read_text()
+    page = (tmp_path / "second.html").read_text()
     assert "<td>vit</td>" in page and "<td>tiny</td>" in page
     assert {row["encoder"] for row in read(second)["rows"]} == {"tiny", "random weights", "raw pixels"}
 
