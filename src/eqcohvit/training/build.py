@@ -83,7 +83,7 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    return PretrainModule(model, objective, args.recon_weight, args.recon_from, masking.max_masked_views if masking else 0)
+    return PretrainModule(model, objective, args.recon_weight, args.recon_from, masking.max_masked_views if masking else 0, args.separation)
 
 
 def build_renderer(

@@ -10,6 +10,7 @@ from torch import nn
 from ..hub.decoders_eqcohvit import reconstruction_losses
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens
 from ..objectives import Objective, ObjectiveInputs, Tokens
+from ..objectives.separation import Separation
 from ..transforms import Views
 from .health import rankme
 from .schedules import StepValues
@@ -35,6 +36,7 @@ class PretrainModule(nn.Module):
         recon_weight: float,
         recon_from: str = "unmasked",
         max_masked_views: int = 2,
+        separation: float = 0.0,
     ):
         super().__init__()
         if recon_weight < 0:
@@ -43,6 +45,7 @@ class PretrainModule(nn.Module):
             raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
         self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
         self.max_masked_views = max_masked_views
+        self.separation = Separation(model.config.hidden_size, separation) if separation else None
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
@@ -54,7 +57,10 @@ class PretrainModule(nn.Module):
         errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
         In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
         """
-        terms, pooled = self._compute(views, values.teacher_temperature)
+        terms, pooled, tokens = self._compute(views, values.teacher_temperature)
+        if self.separation is not None and self.training:
+            self.separation.update(*tokens)
+            terms["separation/num_kept"] = self.separation.num_kept.float()
         if values.is_logged:
             with torch.no_grad():
                 terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
@@ -64,11 +70,11 @@ class PretrainModule(nn.Module):
         """Compile what every step computes by `torch.compile`, in place; logged steps need no graph of their own."""
         self._compute = torch.compile(self._compute, **kwargs)
 
-    def _compute(self, views: Views, teacher_temperature: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _compute(self, views: Views, teacher_temperature: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
         """All terms but the ranks, and the pooled parts (2 B, d)."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
-        invariant, equivariant = self._encode(images, masks)
+        invariant, equivariant, hidden = self._encode(images, masks)
         inputs = ObjectiveInputs(
             invariant=self._tokens(invariant),
             equivariant=self._tokens(equivariant),
@@ -90,13 +96,16 @@ class PretrainModule(nn.Module):
         with torch.no_grad():
             pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
-        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}
+        with torch.no_grad():
+            prefix = self.model.eqcohvit.num_prefix_tokens
+            summary = torch.stack([pool_tokens(hidden, prefix, how) for how in ("cls", "mean")], dim=1).unflatten(0, (2, -1))
+        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, summary
 
     def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d)."""
         kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
         outputs = self.model.eqcohvit(images, **kwargs)
-        return outputs.invariant_features, outputs.equivariant_features
+        return outputs.invariant_features, outputs.equivariant_features, outputs.last_hidden_state
 
     def _encode_unmasked(self, equivariant: torch.Tensor, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Equivariant features of images (2 B, 3, H, H) with nothing hidden, given those of the masked ones, (2 B, P + N, d_equi) both.
@@ -114,7 +123,7 @@ class PretrainModule(nn.Module):
 
     def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
         """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
-        invariant, _ = self._encode(crops.transpose(0, 1).flatten(0, 1), None)
+        invariant, _, _ = self._encode(crops.transpose(0, 1).flatten(0, 1), None)
         return self._pool(invariant).unflatten(0, (crops.shape[1], -1))
 
     @torch.no_grad()
@@ -141,5 +150,8 @@ class PretrainModule(nn.Module):
 
     def update_teacher(self, momentum: float) -> None:
         """To be called after each optimizer step."""
+        if self.separation is not None:
+            head = self.model.eqcohvit.feature_head
+            self.separation.apply_to(head.weight[: self.model.config.invariant_dim].detach())
         if self.teacher:
             self.teacher.update(self.model.eqcohvit, self.objective.head, momentum)
