@@ -34,7 +34,7 @@ from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
 from eqcohvit.training.lora import merged
 from eqcohvit.training.monitor import MetricsLog, Progress, describe_size, save_samples
-from eqcohvit.training.optim import make_optimizer, set_step
+from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
@@ -146,7 +146,7 @@ class Pretraining:
             values = step_values(self.step, args)
             set_step(self.optimizer, values)
             ranks = self.optimize(taken, values)
-            self.trained.update_teacher(values.teacher_momentum)
+            self.trained.after_step(values.teacher_momentum)
             self.step, self.position = self.step + 1, taken[-1].position
             self.after_step(values, ranks)
         self.end()
@@ -160,10 +160,11 @@ class Pretraining:
                 terms = self.module(views, values)
                 self.accelerator.backward(terms["loss"])
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.args.max_grad_norm)
-                    assert norm is not None  # where DeepSpeed would clip alone
-                    # With fp16 an infinite norm is no trouble: the scaler leaves the step out and lowers its scale.
-                    terms["grad_norm"] = norm.nan_to_num(0.0, 0.0, 0.0) if self.accelerator.mixed_precision == "fp16" else norm
+                    self.accelerator.unscale_gradients()
+                    norms = clip_gradients(self.trained.parts(), self.args.clip_gradients, self.args.max_grad_norm)
+                    if self.accelerator.mixed_precision == "fp16":  # an infinite norm: the scaler leaves the step out, lowers its scale
+                        norms = {name: norm.nan_to_num(0.0, 0.0, 0.0) for name, norm in norms.items()}
+                    terms |= norms
                 check_step(self.accelerator, self.output_dir, self.step + 1, terms, taken, self.trained)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

@@ -69,7 +69,7 @@ CONTROLS: dict[str, tuple[Control, ...]] = {
         _scaled("saturation", "Saturation", "%", _LIMITS["color_jitter"][2], _PERCENT, 1, 0),
         _scaled("hue", "Hue", "°", _LIMITS["color_jitter"][3], 360.0, 1, 30),
     ),
-    "gaussian_blur": (_scaled("blur", "Blur", "pixels of the model's image", (0.0, _LIMITS["gaussian_blur"][0][1]), 1.0, 0.1, 1.8),),
+    "gaussian_blur": (_scaled("blur", "Blur", "pixels of a 224-pixel image", (0.0, _LIMITS["gaussian_blur"][0][1]), 1.0, 0.1, 1.8),),
 }  # fmt: skip
 _LABELS = {
     "rotation": "Turn",

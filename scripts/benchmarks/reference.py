@@ -24,7 +24,7 @@ from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.transforms import SampledPath, ViewRenderer
 from eqcohvit.transforms.views import ViewParameters
 
-_BILINEAR = Image.Resampling.BILINEAR
+_BICUBIC = Image.Resampling.BICUBIC
 
 
 def plain_views(
@@ -35,33 +35,41 @@ def plain_views(
     The parameters are those of one sample, as `renderer.sample` draws them.
     """
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    pivot = float(np.asarray(image.convert("L")).mean())  # contrast is about the mean of the whole image, in all views
-    base = _augment(image, second, pivot, renderer.image_size)
+    base = _augment(image, second, renderer.image_size)
     degrees = math.degrees(path.parameters.item())
     fractions = [k / (renderer.num_intermediates + 1) for k in range(1, renderer.num_intermediates + 2)]
-    moved = [_to_tensor(base.rotate(t * degrees, _BILINEAR), renderer) for t in fractions]
-    return _to_tensor(_augment(image, first, pivot, renderer.image_size), renderer), moved[-1], torch.stack(moved[:-1])
+    moved = [_to_tensor(base.rotate(t * degrees, _BICUBIC), renderer) for t in fractions]
+    return _to_tensor(_augment(image, first, renderer.image_size), renderer), moved[-1], torch.stack(moved[:-1])
 
 
-def _augment(image: Image.Image, view: ViewParameters, pivot: float, size: int) -> Image.Image:
+def _augment(image: Image.Image, view: ViewParameters, size: int) -> Image.Image:
     """Crop, flip, colour jitter, blur, solarisation: the usual order of the transforms."""
-    (scale_x, _, shift_x), (_, scale_y, shift_y), _ = view.crop[0].tolist()
-    half_width, half_height = image.width / 2, image.height / 2
-    left, right = sorted((shift_x + sign * abs(scale_x) + 1) * half_width for sign in (-1, 1))
-    top, bottom = ((shift_y + sign * scale_y + 1) * half_height for sign in (-1, 1))
-    box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-    out = image.resize((size, size), _BILINEAR, box=box)
-    if scale_x < 0:
+    left, top, width, height = view.box[0].tolist()
+    out = image.crop((left, top, left + width, top + height)).resize((size, size), _BICUBIC)
+    if view.flip.item():
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    brightness, contrast, saturation, turns = view.color[0].tolist()
-    if (brightness, contrast, saturation, turns) != (1, 1, 1, 0):
-        out = ImageEnhance.Brightness(out).enhance(brightness)
-        level = round(min(pivot * brightness, 255))
-        out = Image.blend(Image.new("RGB", out.size, (level,) * 3), out, contrast)
-        out = _turn_hue(ImageEnhance.Color(out).enhance(saturation), turns)
+    factors = view.color[0].tolist()
+    if factors != [1, 1, 1, 0]:
+        operations = (_brightness, _contrast, _saturation, _turn_hue)
+        for operation in view.order[0].tolist():
+            out = operations[operation](out, factors[operation])
+    if view.grey.item():
+        out = out.convert("L").convert("RGB")
     if view.sigma.item() > 0:
         out = out.filter(ImageFilter.GaussianBlur(view.sigma.item()))
     return ImageOps.solarize(out, 128) if view.solarize.item() else out
+
+
+def _brightness(image: Image.Image, factor: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def _contrast(image: Image.Image, factor: float) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(factor)
+
+
+def _saturation(image: Image.Image, factor: float) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(factor)
 
 
 def _turn_hue(image: Image.Image, turns: float) -> Image.Image:

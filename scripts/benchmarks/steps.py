@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_model, build_module, build_renderer
-from eqcohvit.training.optim import make_optimizer
+from eqcohvit.training.optim import clip_gradients, make_optimizer
 from eqcohvit.training.schedules import step_values
 from eqcohvit.transforms import Views
 
@@ -51,12 +51,12 @@ class Step:
         with self.setup.autocast():
             loss = self.forward(views, values)["loss"]
         self.update(loss)
-        self.module.update_teacher(values.teacher_momentum)
+        self.module.after_step(values.teacher_momentum)
 
     def update(self, loss: torch.Tensor) -> None:
         """Backward pass, clipping, optimizer."""
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.args.max_grad_norm)
+        clip_gradients(self.module.parts(), self.args.clip_gradients, self.args.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

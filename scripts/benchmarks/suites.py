@@ -93,7 +93,7 @@ def overhead(setup: Setup) -> list[Case]:
     else:
         cases = [(_settings("small", 2), 1.05)]
         recipes, batch_size = {objective: f"cifar10_{objective}" for objective in ("simclr", "ibot", "dinov2")}, 8
-    cases += [(_recipe(name, batch_size), None) for name in recipes.values()]
+    cases += [(_recipe(name, batch_size, "--recon_from", "unmasked"), None) for name in recipes.values()]
     cases.append((_recipe(recipes["ibot"], batch_size, "--recon_from", "masked"), None))
     return [Case(_name(args), partial(_overhead, setup, args, limit, setup.seconds / len(cases))) for args, limit in cases]
 

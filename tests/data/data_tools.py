@@ -25,7 +25,7 @@ class Numbers:
     def read_shard(self, shard, epoch):
         return (Record(number, number, number % 3) for number in self.shards[shard])
 
-    def decode_batch(self, payloads, canvas_size):
+    def decode_batch(self, payloads, canvas_size, fit="native"):
         shape = (3, canvas_size, canvas_size)
         drawn = (Decoded(np.full(shape, number % 256, np.uint8), (number, 7)) for number in payloads)
         return [BadImage("spoiled") if number in self.bad else canvas for number, canvas in zip(payloads, drawn, strict=True)]

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from eqcohvit.data.decode import BadImage, decode_image, image_extensions
 
@@ -55,7 +55,7 @@ def test_decode_image_applies_exif_orientation(image_format, orientation):
     }  # fmt: skip
     canvas, size, _ = decode_image(encode(Image.fromarray(quadrants), image_format, exif=exif), 32)
     assert size == ((16, 32) if orientation < 5 else (32, 16))
-    assert corner_colors(canvas) == expected[orientation]
+    assert corner_colors(canvas[:, : size[0], : size[1]]) == expected[orientation]
 
 
 def test_decode_image_lays_transparency_on_white():
@@ -108,7 +108,22 @@ def test_decode_image_takes_the_first_frame_of_an_animation(image_format):
 def test_decode_image_allows_extreme_sizes(size):
     canvas, original, _ = decode_image(encode(Image.new("RGB", size, (10, 200, 30)), "PNG"), 24)
     assert original == size[::-1]
-    assert (canvas == np.array([10, 200, 30], dtype=np.uint8)[:, None, None]).all()
+    height, width = (min(side, 24) for side in original)
+    assert (canvas[:, :height, :width] == np.array([10, 200, 30], dtype=np.uint8)[:, None, None]).all()
+    assert not canvas[:, height:].any() and not canvas[:, :, width:].any()
+
+
+def test_decode_image_keeps_the_pixels_of_an_image_that_fits():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    canvas = decode_image(encode(Image.fromarray(pixels), "PNG"), 32).canvas
+    assert (canvas[:, :20, :31] == pixels.transpose(2, 0, 1)).all()
+
+
+def test_decode_image_reduces_the_axis_that_is_too_long_and_no_other():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    canvas = decode_image(encode(Image.fromarray(pixels), "PNG"), 32).canvas.astype(int)
+    expected = np.asarray(Image.fromarray(pixels).resize((32, 20), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(canvas[:, :20] - expected).max() <= 1
 
 
 def test_decode_image_reduced_jpeg_keeps_size_and_content():
@@ -118,6 +133,45 @@ def test_decode_image_reduced_jpeg_keeps_size_and_content():
     full = np.asarray(Image.fromarray(smooth).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert size == (600, 1000)
     assert np.abs(canvas.astype(int) - full).max() <= 6
+
+
+@pytest.mark.parametrize("size", [(16, 24), (24, 16), (16, 21), (21, 16), (16, 16)])
+def test_square_fit_cuts_the_central_square_of_the_original(size):
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    top, left = (height - 16) // 2, (width - 16) // 2
+    canvas, found, _ = decode_image(encode(Image.fromarray(pixels), "PNG"), 16, fit="square")
+    assert found == (16, 16)
+    assert (canvas == pixels[top : top + 16, left : left + 16].transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(8, 13), (13, 8)])
+def test_square_fit_of_a_turned_image_is_that_of_the_upright_one(orientation, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    upright = encode(ImageOps.exif_transpose(Image.open(io.BytesIO(turned))), "PNG")
+    canvas, found, _ = decode_image(turned, 8, fit="square")
+    assert found == (8, 8)
+    assert (canvas == decode_image(upright, 8, fit="square").canvas).all()
+
+
+def test_square_fit_of_a_reduced_jpeg_is_isotropic_and_has_the_canvas_resolution():
+    """Stripes of four pixels survive only where no side was decoded below the canvas."""
+    x = np.broadcast_to(np.arange(960), (240, 960))
+    stripes = (127.5 + 100 * np.cos(2 * np.pi * x / 4)).astype(np.uint8)
+    canvas, found, _ = decode_image(encode(Image.fromarray(stripes), "JPEG", quality=95), 200, fit="square")
+    expected = np.asarray(Image.fromarray(stripes[:, 360:600]).resize((200, 200), Image.Resampling.BICUBIC))
+    assert found == (240, 240)
+    assert np.abs(canvas[0].astype(int) - expected).max() <= 6
+    assert canvas[0].std() > 40
+
+
+def test_unknown_fit_is_refused():
+    with pytest.raises(ValueError, match="unknown fit 'crop'; known: native, square"):
+        decode_image(JPEG, 8, fit="crop")
 
 
 JPEG = encode(Image.fromarray(RED_LEFT).resize((64, 64)), "JPEG")

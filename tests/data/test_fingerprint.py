@@ -1,10 +1,10 @@
+import os
 import shutil
 
-import pytest
 from datasets import Dataset
 
 from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, hold_out
-from eqcohvit.data.fingerprint import digest, file_mark
+from eqcohvit.data.fingerprint import file_mark
 
 
 def test_fingerprint_of_a_folder_follows_its_files(photos, tmp_path):
@@ -35,14 +35,34 @@ def test_fingerprints_of_sprites_and_parts_differ():
     assert len({source.fingerprint for source in sources}) == len(sources)
 
 
-@pytest.mark.parametrize("size", [10, 3000])
-def test_file_mark_sees_beginning_and_end(tmp_path, size):
-    path, content = tmp_path / "x", bytearray(size)
+def test_file_mark_of_a_small_file_sees_each_byte_and_no_time(tmp_path):
+    path = tmp_path / "x"
     marks = set()
-    for place in (None, 0, size - 1):
-        changed = bytearray(content)
+    for place in (None, 0, 1500, 2999):
+        content = bytearray(3000)
         if place is not None:
-            changed[place] = 1
-        path.write_bytes(changed)
-        marks.add(digest([file_mark(str(path), num_bytes=1000)]))
-    assert len(marks) == 3
+            content[place] = 1
+        path.write_bytes(content)
+        marks.add(file_mark(str(path)))
+        os.utime(path, ns=(1, 1))
+        marks.add(file_mark(str(path)))
+    assert len(marks) == 4
+
+
+def test_file_mark_of_a_large_file_sees_samples_and_its_time(tmp_path):
+    """10,000 bytes in 64 samples of 10: the first one of bytes 0 to 9, the second one of 158 to 167."""
+    path = tmp_path / "x"
+
+    def mark(place=None, time=5):
+        content = bytearray(10_000)
+        if place is not None:
+            content[place] = 1
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+        return file_mark(str(path), whole_bytes=1000, sample_bytes=10)
+
+    before = mark()
+    assert mark() == before
+    assert before not in {mark(0), mark(160), mark(9999)}
+    assert mark(50) == before  # between two samples, and the time restored: what can be missed
+    assert mark(50, time=6) != before

@@ -27,7 +27,7 @@ class Pictures:
     def read_shard(self, shard, epoch):
         return (Record(number, number, -1) for number in range(shard, self.number, self.num_shards))
 
-    def decode_batch(self, payloads, canvas_size):
+    def decode_batch(self, payloads, canvas_size, fit="native"):
         self.decoded += payloads
         return [BadImage("spoiled") if number in self.bad else self._draw(number, canvas_size) for number in payloads]
 

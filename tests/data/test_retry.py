@@ -54,12 +54,12 @@ class Deadly(Numbers):
         super().__init__(*arguments, **options)
         self.folder, self.times = folder, times
 
-    def decode_batch(self, payloads, canvas_size):
+    def decode_batch(self, payloads, canvas_size, fit="native"):
         deaths = len(os.listdir(self.folder))
         if 37 in payloads and deaths < self.times:
             (self.folder / str(deaths)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().decode_batch(payloads, canvas_size)
+        return super().decode_batch(payloads, canvas_size, fit)
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["decoded", "resident"])

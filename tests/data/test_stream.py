@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.data.data_tools import Numbers, assert_same, flat, make_stream, png, take
 
 from eqcohvit.data import CanvasStream, DatasetSource, FolderSource, SpritesSource, TooManyBadImages, sequential
@@ -280,3 +281,18 @@ def test_sequential_leaves_bad_images_out_with_a_warning():
         list(sequential(Numbers([4], bad=range(4)), 2, 5))
     with pytest.raises(ValueError, match="max_samples must be at least 1, got 0"):
         sequential(Numbers([4]), 2, 5, max_samples=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_fit_reaches_the_decoder_in_every_way_of_reading(tmp_path, num_workers):
+    """A wide image whose central square is white and whose sides are black: squeezed to 8 x 8, a third of the canvas is white."""
+    pixels = np.zeros((8, 24), dtype=np.uint8)
+    pixels[:, 8:16] = 255
+    for index in range(4):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    source = FolderSource(tmp_path)
+    for fit, size, white in (("native", [8, 24], 1 / 3), ("square", [8, 8], 1.0)):
+        stream = CanvasStream(source, 8, 4, num_workers=num_workers, fit=fit)
+        for batch in (take(stream, 1)[0], next(sequential(source, 8, 4, num_workers=num_workers, fit=fit))):
+            assert batch.sizes.tolist() == [size] * 4
+            assert batch.canvases.float().mean().item() / 255 == pytest.approx(white, abs=0.02)

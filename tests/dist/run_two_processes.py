@@ -20,21 +20,27 @@ from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.training.schedules import StepValues
 from eqcohvit.transforms import Views
 
+# An objective, with further options after a colon.
+RUNS = [*OBJECTIVES, "dinov2:targets=sinkhorn,heads=separate,norm_last_layer=true"]
 VALUES = StepValues(1e-2, 1e-2, 0.0, teacher_momentum=0.5, teacher_temperature=0.05)
 
 
-def make_module(objective: str) -> PretrainModule:
+def make_module(run: str) -> PretrainModule:
     """A tiny module with the objective and the reconstruction; the same in every process."""
     torch.manual_seed(0)
-    options = "num_prototypes=10,bottleneck_dim=6,mask_probability=1" if OBJECTIVES[objective].uses_teacher else ""
+    objective, _, more = run.partition(":")
+    options = ""
+    if OBJECTIVES[objective].uses_teacher:  # up to all patches may be hidden
+        options = f"num_prototypes=10,bottleneck_dim=6,mask_probability=1,mask_ratio=0.6,mask_ratio_variance=0.3,{more}"
     args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
     backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": bool(options)}
     config = EqCohViTConfig.from_preset("micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
     return build_module(args, EqCohViTForPreTraining(config))
 
 
-def make_views(objective: str) -> Views:
+def make_views(run: str) -> Views:
     """Views of 8 images, with what the objective asks for."""
+    objective = run.partition(":")[0]
     generator = torch.Generator().manual_seed(1)
     first, end, targets, local = (
         torch.randn(8, *shape, generator=generator) for shape in ((3, 8, 8), (3, 8, 8), (2, 3, 8, 8), (2, 3, 4, 4))
@@ -64,7 +70,7 @@ def train_step(module: torch.nn.Module, views: Views) -> dict:
     trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
     gradients = {name: whole(p.grad).clone() for name, p in trained.items()}
     torch.optim.SGD(trained.values(), lr=VALUES.learning_rate).step()
-    own.update_teacher(VALUES.teacher_momentum)
+    own.after_step(VALUES.teacher_momentum)
     state = {name: whole(value) for name, value in own.state_dict().items() if name not in trained}
     return {"loss": loss.detach(), "gradients": gradients, "state": state}
 
@@ -96,16 +102,16 @@ if __name__ == "__main__":
     rank = dist.get_rank()
     check_gradients_of_a_sum()
     results = {}
-    for objective in OBJECTIVES:
-        module = torch.nn.parallel.DistributedDataParallel(make_module(objective), broadcast_buffers=False)
-        results[objective] = result = train_step(module, part_of(make_views(objective), rank))
+    for run in RUNS:
+        module = torch.nn.parallel.DistributedDataParallel(make_module(run), broadcast_buffers=False)
+        results[run] = result = train_step(module, part_of(make_views(run), rank))
         dist.all_reduce(result["loss"])
         result["loss"] /= 2
         for name, value in result["state"].items():  # teacher and centres are the same on both ranks
             theirs = [torch.empty_like(value) for _ in range(2)]
             dist.all_gather(theirs, value.contiguous())
-            assert torch.equal(*theirs), (objective, name)
-        results[f"{objective}, sharded"] = result = train_step(sharded(make_module(objective)), part_of(make_views(objective), rank))
+            assert torch.equal(*theirs), (run, name)
+        results[f"{run} sharded"] = result = train_step(sharded(make_module(run)), part_of(make_views(run), rank))
         dist.all_reduce(result["loss"])
         result["loss"] /= 2
     if rank == 0:

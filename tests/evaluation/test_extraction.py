@@ -1,11 +1,18 @@
+import importlib
 import os
+import sys
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from tests.data.data_tools import png
 
-from eqcohvit.data import FolderSource, SpritesSource
-from eqcohvit.evaluation import extraction
+from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, decode
+from eqcohvit.evaluation import extraction, features, pairs
+from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.extraction import (
     BLOCK_SIZE,
     BLOCKS_PER_CHUNK,
@@ -13,11 +20,14 @@ from eqcohvit.evaluation.extraction import (
     FeatureCache,
     PairView,
     Samples,
+    check_test_data,
+    code_hash,
     extract,
+    missing_classes,
     prune_cache,
 )
 from eqcohvit.evaluation.features import PixelEncoder
-from eqcohvit.transforms import make_path
+from eqcohvit.transforms import make_path, ops
 
 CHUNK = BLOCK_SIZE * BLOCKS_PER_CHUNK
 
@@ -55,7 +65,7 @@ class Counting(PixelEncoder):
 def run(tmp_path, encoder, num_workers=0, num=2 * CHUNK + 40, source=None, view=None):
     source = source or SpritesSource()
     samples = Samples(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
-    return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "strict"), tmp_path)[encoder.name]
+    return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "paper"), tmp_path)[encoder.name]
 
 
 def equal(a, b):
@@ -93,8 +103,8 @@ def test_other_images_views_or_encoders_do_not_find_old_features(tmp_path):
         {"encoder": Counting(24)},
         {"num": 41},
         {"source": SpritesSource(seed=1)},
-        {"view": PairView(make_path("rotation", 0.5), "strict")},
-        {"view": PairView(make_path("rotation"), "paper")},
+        {"view": PairView(make_path("rotation", 0.5), "paper")},
+        {"view": PairView(make_path("rotation"), "strict")},
         {"view": CentralView()},
     )
     for other in others:
@@ -118,7 +128,7 @@ def test_central_view_of_a_square_image_is_the_image(photos):
     samples = Samples(FolderSource(str(photos)), SpritesSource(), 8, 8)
     batch, _ = next(samples.blocks("test", 16))
     images, _ = CentralView()(batch, 16)
-    assert torch.allclose(images[0], batch.canvases.float() / 255, atol=1e-5)
+    assert torch.equal(images[0], batch.canvases.float() / 255)
 
 
 def test_a_source_without_images_left_is_an_error(photos, tmp_path):
@@ -144,6 +154,107 @@ def test_features_used_longest_ago_go_first_and_those_in_use_stay(tmp_path):
     assert prune_cache(tmp_path, 550) == 500 and left() == {"c", "d", "m"}
     assert prune_cache(tmp_path, 0) == 100 and left() == {"d", "m"}
     assert prune_cache(tmp_path / "nothing", 0) == 0
+
+
+def test_the_same_file_for_fitting_and_testing_is_refused(tmp_path):
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "a.parquet")
+    (tmp_path / "hard.parquet").hardlink_to(tmp_path / "b.parquet")
+    a, b, c = (str(tmp_path / f"{name}.parquet") for name in "abc")
+
+    def check(data_files, test_data_files, dataset_name=None, train_dir=None):
+        check_test_data(dataset_name, "train", None, data_files, test_data_files, train_dir)
+
+    check(f"{a},{b}", c)
+    check("hf://one.parquet", "hf://two.parquet")
+    twice = [(a, a), (a, str(tmp_path / "link.parquet")), (f"{a},{b}", str(tmp_path / "*.parquet")), (b, str(tmp_path / "hard.parquet"))]
+    twice += [(a, str(tmp_path / "x" / ".." / "a.parquet")), ("hf://one.parquet", "hf://one.parquet")]
+    (tmp_path / "x").mkdir()
+    for data_files, test_data_files in twice:
+        with pytest.raises(ValueError, match="test_data_files must share no file with data_files, but .* is in both") as error:
+            check(data_files, test_data_files)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="share no file with data_files, but .*a.parquet is in both"):
+        check("a.parquet", "?.parquet", dataset_name=str(tmp_path))
+    with pytest.raises(ValueError, match="share no file with train_dir"):
+        check(None, a, train_dir=str(tmp_path))
+
+
+def sorted_files(folder, num_files, num_rows, num_classes=10, row_group_size=None):
+    """Parquet files of tiny pictures whose gray value is the class; the rows of all files together are sorted by class."""
+    total = num_files * num_rows
+    labels = [index * num_classes // total for index in range(total)]
+    for file in range(num_files):
+        own = labels[file * num_rows : (file + 1) * num_rows]
+        rows = {"image": [png(value) for value in own], "label": own}
+        columns = Features({"image": Image(), "label": ClassLabel(num_classes=num_classes)})
+        Dataset.from_dict(rows, features=columns).to_parquet(folder / f"{file}.parquet", batch_size=row_group_size)
+    return DatasetSource("parquet", data_files=str(folder / "*.parquet"))
+
+
+@pytest.mark.parametrize(("num_files", "num_rows"), [(1, 5000), (20, 250)])
+def test_images_of_sorted_data_are_of_all_classes(tmp_path, num_files, num_rows):
+    source = sorted_files(tmp_path, num_files, num_rows, row_group_size=num_rows)
+    samples = Samples(source, source, num_train=200, num_test=100)
+    for part in ("train", "test"):
+        labels = torch.cat([batch.labels for batch, _ in samples.blocks(part, 4)])
+        counts = labels.bincount(minlength=10)
+        assert (counts > 0).all() and counts.max() < len(labels) / 4
+        assert missing_classes(labels, 10) == ""
+
+
+def test_missing_classes_are_told_in_one_line(tmp_path):
+    assert missing_classes(torch.arange(1000) % 4, 10) == (
+        "labels of 4 of 10 classes in 1000 images: the data seem to be sorted by class, shuffle them"
+    )
+    assert missing_classes(torch.randint(100, (100,), generator=torch.Generator().manual_seed(0)), 100) == ""  # 63 of them expected
+    assert missing_classes(torch.full((50,), -1), 10) == ""
+
+
+def test_an_evaluation_warns_once_of_a_part_without_some_classes(tmp_path):
+    """Test files of four classes, sorted into files; the images to fit on are of all ten."""
+    (tmp_path / "some").mkdir()
+    train = sorted_files(tmp_path, 2, 100)
+    sorted_files(tmp_path / "some", 5, 20)
+    test = DatasetSource("parquet", data_files=[str(tmp_path / "some" / f"{file}.parquet") for file in range(2)])
+    evaluation = Evaluation([], lambda: Samples(train, test, 100, 40), cache_dir=tmp_path / "cache")
+    view, encoders = CentralView(), [PixelEncoder(8)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for part in ("train", "test", "test"):
+            evaluation.features(part, view, encoders)
+    lines = [str(one.message) for one in caught if "classes" in str(one.message)]
+    assert len(lines) == 1
+    assert "to test on: labels of 4 of 10 classes in 40 images" in lines[0] and "\n" not in lines[0]
+
+
+def test_a_change_of_the_code_changes_the_key(tmp_path, monkeypatch):
+    """Features of one encoder, samples and view go to another folder where a file of the code has changed."""
+    run(tmp_path / "cache", PixelEncoder(16), num=8)
+    for module in (pairs, features, ops, decode):
+        changed = tmp_path / "changed.py"
+        changed.write_text(Path(module.__file__).read_text().replace("return", "return 0 or", 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__file__", str(changed))
+            before = set((tmp_path / "cache").iterdir())
+            run(tmp_path / "cache", PixelEncoder(16), num=8)
+            assert len(set((tmp_path / "cache").iterdir()) - before) == 1, module.__name__
+
+
+def test_a_change_of_the_class_of_a_model_changes_the_key(tmp_path, monkeypatch):
+    file = tmp_path / "remote_model.py"
+    code = "import torch\nclass Remote(torch.nn.Module):\n    def forward(self, x):\n        return {}\n"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hashes = set()
+    for result in ("x", "2 * x"):
+        file.write_text(code.format(result))
+        importlib.invalidate_caches()
+        sys.modules.pop("remote_model", None)
+        encoder = PixelEncoder(16)
+        encoder.model = torch.nn.Sequential(importlib.import_module("remote_model").Remote())
+        hashes.add(code_hash(encoder))
+    assert len(hashes) == 2
 
 
 def test_files_that_vanish_while_the_cache_is_pruned_are_no_error(tmp_path):

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
-from eqcohvit.data import FolderSource, SpritesSource, hold_out
+from eqcohvit.data import FolderSource, SpritesSource, hold_out, sequential
+from eqcohvit.evaluation.extraction import CentralView, Samples
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 
 MEAN_STD = ((0.5,) * 3, (0.25,) * 3)
@@ -39,6 +40,21 @@ def test_guard_lets_equal_weights_pass_and_stops_at_ruined_ones(shades):
             parameter.zero_()
     with pytest.raises(AccuracyFell, match=r"fell from 1.000 at the start to 0\.\d+ at step 20, by more than knn_guard_drop=0.1"):
         guard.check(guard.measure(model, *MEAN_STD), 20)
+
+
+def test_guard_and_evaluation_see_the_same_images_of_wide_photographs(tmp_path):
+    """Each is 40 x 16 pixels; both take the central square."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 40, 3), dtype=np.uint8)).save(tmp_path / str(number % 2) / f"{number}.png")
+    source = FolderSource(tmp_path, labels=True)
+    guard = KnnGuard(source, 24, 16, max_drop=0.1)
+    seen = dict(zip([batch.keys for batch in sequential(source, 16, 24)][0].tolist(), guard.images, strict=True))
+    for batch, _ in Samples(source, source, 8, 16).blocks("test", 16):
+        images, _ = CentralView()(batch, 16)
+        for key, image in zip(batch.keys.tolist(), images[0], strict=True):
+            assert torch.equal(image, seen[key].float() / 255)
 
 
 def test_guard_measures_in_evaluation_mode():

@@ -53,14 +53,14 @@ def test_multi_crop_loss_pairs_every_view_with_every_other_teacher_view(num_loca
 
 def test_masked_patch_loss_averages_over_a_views_patches_then_over_views():
     temperature = 0.2
-    targets, logits = probabilities(2, 4, 6), randn(2, 4, 6, seed=1)
-    views = [[[0, 1, 2], [3]], [[0], []]]  # places of the hidden patches of both views of two images; 3 places are padding
+    targets, logits = probabilities(7, 6), randn(7, 6, seed=1)
+    views = [[0, 1, 2], [3], [4], []]  # rows of the hidden patches of four views; the last two rows are padding
     losses = [
-        sum(entropy_against(targets[image, m], logits[image, m], temperature) for m in places) / max(1, len(places))
-        for image in range(2) for places in views[image]
+        sum(entropy_against(targets[m], logits[m], temperature) for m in rows) / max(1, len(rows))
+        for rows in views
     ]  # fmt: skip
-    weights = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 1], [1, 0, 0, 0]])
-    ours = masked_patch_loss(targets, logits, weights, temperature, num_views=2)
+    weights = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1, 1, 0, 0])
+    ours = masked_patch_loss(targets, logits, weights, temperature, num_views=4)
     assert_same_value_and_gradients(ours, sum(losses) / 4, logits)
 
 
@@ -95,6 +95,16 @@ def test_update_center_moves_by_exactly_its_share_of_the_mean():
     center = torch.tensor([1.0, 0.0])
     update_center(center, torch.tensor([[[2.0, 1.0], [4.0, 1.0]], [[0.0, 3.0], [2.0, 3.0]]]), momentum=0.75)  # mean (2, 2)
     assert torch.allclose(center, torch.tensor([0.75 * 1 + 0.25 * 2, 0.25 * 2]))
+
+
+def test_update_center_counts_the_valid_logits_alone():
+    center = torch.tensor([1.0, 0.0])
+    logits = torch.tensor([[2.0, 1.0], [8.0, 8.0], [4.0, 3.0]])
+    update_center(center, logits, 0.75, torch.tensor([1, 0, 1]))  # mean (3, 2)
+    assert torch.allclose(center, torch.tensor([0.75 * 1 + 0.25 * 3, 0.25 * 2]))
+    before = center.clone()
+    update_center(center, logits, 0.75, torch.zeros(3))
+    assert torch.equal(center, before)
 
 
 def test_sinkhorn_targets_by_hand():

@@ -6,14 +6,14 @@ import torch
 
 from eqcohvit.objectives import OBJECTIVES, ObjectiveInputs, ObjectiveSizes, Tokens, parse_options
 
-PATCHES, DIM, MAX_MASKED = 16, 8, 16
+PATCHES, DIM = 16, 8
 OPTIONS = {"ibot": "num_prototypes=12,bottleneck_dim=6", "dinov2": "num_prototypes=12,bottleneck_dim=6"}
 
 
 def make_objective(name, options=""):
     torch.manual_seed(0)
     sizes = ObjectiveSizes(
-        invariant_dim=DIM, equivariant_dim=6, projector_dim=16, patch_size=4, max_masked=MAX_MASKED, parameter_limits=((-1.0, 1.0),)
+        invariant_dim=DIM, equivariant_dim=6, projector_dim=16, patch_size=4, parameter_limits=((-1.0, 1.0),)
     )
     text = ",".join(filter(None, (OPTIONS.get(name, ""), options)))
     return OBJECTIVES[name](sizes, parse_options(OBJECTIVES[name].Options, text))
@@ -85,13 +85,52 @@ def test_patch_features_of_the_view_itself_are_the_target(name):
     assert right < wrong
 
 
+@pytest.mark.parametrize("heads", ["shared", "separate"])
+@pytest.mark.parametrize("targets", ["centering", "sinkhorn"])
+def test_ibot_and_dinov2_are_one_class_with_other_defaults(targets, heads):
+    options = f"targets={targets},heads={heads},koleo_weight=0.3,centered_patches=all,norm_last_layer=true"
+    ibot, dinov2 = (make_objective(name, options) for name in ("ibot", "dinov2"))
+    assert (ibot.head.patch is None) == (heads == "shared")
+    assert set(dict(ibot.named_buffers())) == ({"cls_center", "patch_center"} if targets == "centering" else set())
+    for _ in range(2):  # in the second step with centres that have moved
+        terms = run(ibot, make_inputs())
+        assert set(terms) == {"ssl/cls", "ssl/patch", "ssl/koleo", "teacher/entropy"}
+        assert all(torch.equal(value, terms[name]) for name, value in run(dinov2, make_inputs()).items())
+
+
+def test_defaults_are_those_of_the_published_runs():
+    ibot, dinov2 = (OBJECTIVES[name].Options() for name in ("ibot", "dinov2"))
+    for options in (ibot, dinov2):
+        assert (options.targets, options.heads, options.norm_last_layer) == ("centering", "shared", False)
+    assert (ibot.num_prototypes, ibot.min_masked_patches, ibot.koleo_weight, ibot.teacher_momentum) == (8192, 16, 0, 0.996)
+    assert (dinov2.num_prototypes, dinov2.min_masked_patches, dinov2.koleo_weight) == (65536, 4, 0.1)
+    assert (ibot.centered_patches, dinov2.centered_patches, dinov2.teacher_momentum) == ("all", "hidden", 0.992)
+
+
+def test_patch_center_of_hidden_patches_by_hand():
+    objective, inputs = make_objective("dinov2", "center_momentum=0"), make_inputs()
+    run(objective, inputs)
+    logits = objective.head.cls(inputs.teacher.patches[inputs.masks])
+    assert torch.allclose(objective.patch_center, logits.mean(dim=0), atol=1e-6)
+
+
+def test_centers_stay_in_evaluation():
+    objective = make_objective("dinov2").eval()
+    run(objective, make_inputs())
+    assert objective.cls_center.abs().sum() == objective.patch_center.abs().sum() == 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("num_prototype=3", "got 'num_prototype=3'; did you mean 'num_prototypes'"),
         ("num_prototypes", "must be name=value pairs"),
         ("num_prototypes=many", "num_prototypes must be a value of type int, got 'many'"),
-        ("shared_head=maybe", "shared_head must be true or false, got 'maybe'"),
+        ("norm_last_layer=maybe", "norm_last_layer must be true or false, got 'maybe'"),
+        ("targets=sinkhron", "targets must be one of centering, sinkhorn, got 'sinkhron'; did you mean 'sinkhorn'"),
+        ("heads=both", "heads must be one of shared, separate, got 'both'$"),
+        ("head=shared", "got 'head=shared'; did you mean 'heads'"),
+        ("min_masked_patches=0", "min_masked_patches must be positive and finite, got 0"),
         ("teacher_momentum=2", "teacher_momentum must lie between 0 and 1, got 2.0"),
         ("teacher_temperature=0", "teacher_temperature must be positive and finite, got 0.0"),
         ("num_prototypes=0", "num_prototypes must be positive and finite, got 0"),
@@ -121,8 +160,8 @@ def test_options_that_would_spoil_the_loss_are_refused(name, text, message):
 
 
 def test_parse_options_reads_each_type():
-    options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, shared_head=false ,teacher_momentum=0.5")
-    assert (options.num_prototypes, options.shared_head, options.teacher_momentum) == (7, False, 0.5)
+    options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, norm_last_layer=true ,teacher_momentum=0.5,heads=separate")
+    assert (options.num_prototypes, options.norm_last_layer, options.teacher_momentum, options.heads) == (7, True, 0.5, "separate")
     assert parse_options(OBJECTIVES["ibot"].Options, "") == OBJECTIVES["ibot"].Options()
 
 

@@ -76,6 +76,7 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
         ("--train_dir nowhere", "nowhere"),
         ("--test_data_files a.parquet", "test_data_files needs data to fit on"),
         ("--data_files a.parquet --test_split test", "test_split needs dataset_name without data_files"),
+        ("--data_files {folder}/*.json --test_data_files {folder}/config.json", "test_data_files must share no file with data_files"),
         ("--radius -1", "radius must not be negative, got -1"),
         ("--context_frames -1", "context_frames must not be negative, got -1"),
         ("--num_workers -1", "num_workers must not be negative, got -1"),
@@ -85,7 +86,7 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(evaluate, folder, tmp_path, capsys, flags, message):
-    assert run(evaluate, folder, tmp_path / "r.json", *flags.split()) == 2
+    assert run(evaluate, folder, tmp_path / "r.json", *flags.format(folder=folder).split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "r.json").exists()

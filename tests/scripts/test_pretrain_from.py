@@ -271,7 +271,7 @@ def test_collapsed_parts_and_a_loss_that_does_not_move_are_warned_of(pretrain, c
     assert len(warnings) == 3 and all("at step 2" in warning for warning in warnings)  # once each, though they last
     assert "ssl/contrast sits at 2.398, its value for features that tell nothing (2.398)" in warnings[0]
     assert "the invariant part has collapsed" in warnings[1] and "the equivariant part has collapsed" in warnings[2]
-    assert {"rank/invariant", "rank/equivariant", "std/invariant", "grad_norm"} <= set(metrics(tmp_path / "run")[0])
+    assert {"rank/invariant", "rank/equivariant", "std/invariant", "grad_norm/encoder"} <= set(metrics(tmp_path / "run")[0])
 
 
 def test_infinite_weight_in_a_start_is_named(pretrain, continued, photos, tmp_path, capsys):

@@ -18,11 +18,12 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
 
 def test_options_of_an_objective_are_a_mapping_in_a_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("objective: ibot\nobjective_options:\n  num_prototypes: 32\n  shared_head: false\n  teacher_momentum: 0.9\n")
+    options = "num_prototypes: 32, heads: separate, norm_last_layer: true, teacher_momentum: 0.9"
+    recipe.write_text(f"objective: ibot\nobjective_options: {{{options}}}\n")
     options = parse_arguments(["--config", str(recipe)]).parsed_objective_options()
-    assert (options.num_prototypes, options.shared_head, options.teacher_momentum) == (32, False, 0.9)
+    assert (options.num_prototypes, options.heads, options.norm_last_layer, options.teacher_momentum) == (32, "separate", True, 0.9)
     args = parse_arguments(["--config", str(recipe), "--objective_options", "num_prototypes=8"])  # a flag replaces the whole
-    assert args.parsed_objective_options().num_prototypes == 8 and args.parsed_objective_options().shared_head
+    assert args.parsed_objective_options().num_prototypes == 8 and args.parsed_objective_options().heads == "shared"
 
 
 def test_saved_settings_are_a_recipe(tmp_path):
@@ -44,7 +45,6 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--max_bad_fraction 2", "max_bad_fraction must lie between 0 and 1"),
         ("--per_device_train_batch_size 1", "must be at least 2"),
         ("--recon_weight nan", "recon_weight must be a finite number, got nan"),
-        ("--canvas_scale 0.5", "canvas_scale must be at least 1"),
         ("--push_to_hub", "push_to_hub needs hub_model_id"),
         ("--objective ibot --backbone vit_mae", "hides patches behind a mask token, which the encoder of vit_mae has not"),
         ("--objective ibot --objective_options mask_ratio=0.9", "must lie between 0 and 1, got 0.9"),
@@ -54,6 +54,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--objective ibot --local_crops_number -1", "local_crops_number must not be negative, got -1"),
         ("--objective ibot --local_crops_number 2 --local_crops_size 12", "must be a multiple of patch_size = 8, got 12"),
         ("--backbone vit --drop_path_rate 0.1", "drop_path_rate needs one of the backbones dinov2, .*, got vit"),
+        ("--layerscale_value -1", "layerscale_value must not be negative, got -1"),
         ("--weight_decay_end -1", "weight_decay_end must not be negative, got -1"),
         ("--peft lora", "peft=lora needs init_from"),
         ("--knn_guard_split test", "need knn_guard_steps"),

@@ -31,6 +31,13 @@ def test_progress_gives_means_since_the_last_line():
     assert progress.means()["loss"] == 9.0
 
 
+def test_progress_line_has_one_norm_of_the_gradients_and_the_figures_have_all():
+    norms = {"grad_norm/encoder": 1.0, "grad_norm/objective": 2.0, "grad_norm/decoders": 3.0}
+    text, figures = Progress(max_steps=10, samples_per_step=4).line(2, norms, num_steps=2)
+    assert "grad_norm/encoder 1  " in text and text.count("grad_norm") == 1
+    assert norms.items() <= figures.items()
+
+
 def test_progress_averages_what_accumulated_batches_know_once_over_the_steps():
     progress = Progress(max_steps=10, samples_per_step=4)
     for loss, norm in ((1.0, None), (2.0, 4.0), (3.0, None), (6.0, 8.0)):  # two steps of two batches

@@ -2,12 +2,14 @@ import re
 
 import pytest
 import torch
+from tests.training.test_pretrain_module import VALUES, make_module, views_for
 from torch import nn
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.objectives.heads import DINOHead
-from eqcohvit.training.optim import learning_rate_scales, make_optimizer, set_step
+from eqcohvit.training.optim import clip_gradients, learning_rate_scales, make_optimizer, set_step
 from eqcohvit.training.schedules import StepValues, backbone_warmup
 
 
@@ -15,16 +17,16 @@ def values(learning_rate, backbone_factor=1.0, weight_decay=0.05):
     return StepValues(learning_rate, learning_rate, weight_decay, backbone_factor)
 
 
-def test_weight_decay_spares_biases_norms_tokens_and_positions():
-    model = EqCohViTModel(EqCohViTConfig.from_preset("micro"))
+def test_weight_decay_spares_vectors_but_neither_tokens_nor_positions():
+    model = EqCohViTModel(EqCohViTConfig.from_preset("micro", backbone_kwargs={"use_mask_token": True}))
     groups = make_optimizer(model, 1e-3, 0.05).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, spared = ([p for group in groups if group["weight_decay"] == decay for p in group["params"]] for decay in (0.05, 0))
-    tokens = {"backbone.embeddings.cls_token", "backbone.embeddings.position_embeddings"}
-    assert tokens | {"feature_head.bias"} <= {names[id(p)] for p in spared}
-    assert "feature_head.weight" in {names[id(p)] for p in decayed}
-    assert all(p.ndim >= 2 for p in decayed)
-    assert len(decayed) + len(spared) == len(names)
+    decayed, spared = ({names[id(p)] for g in groups if g["weight_decay"] == decay for p in g["params"]} for decay in (0.05, 0))
+    tokens = {f"backbone.embeddings.{name}" for name in ("cls_token", "position_embeddings", "mask_token")}
+    assert tokens | {"feature_head.weight"} <= decayed
+    first = "backbone.encoder.layer.0"
+    assert {"feature_head.bias", "backbone.layernorm.weight", f"{first}.norm1.weight", f"{first}.layer_scale1.lambda1"} <= spared
+    assert decayed | spared == set(names.values()) and not decayed & spared
 
 
 def test_optimizer_leaves_frozen_parameters_out():
@@ -79,15 +81,94 @@ def test_frozen_backbone_stays_bit_by_bit_while_the_heads_learn():
 
 
 def test_set_step_reaches_all_groups_and_can_freeze_the_prototypes():
-    head = DINOHead(4, 8, 4, 6)
+    head = DINOHead(4, 8, 4, 6, norm_last_layer=False)
     optimizer = make_optimizer(head, 1e-3, 0.05)
     set_step(optimizer, StepValues(learning_rate=0.5, last_layer_learning_rate=0.0, weight_decay=0.3))
     names = {id(p): name for name, p in head.named_parameters()}
     groups = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
-    assert groups["prototypes.weight"]["lr"] == 0 and groups["mlp.0.weight"]["lr"] == groups["mlp.0.bias"]["lr"] == 0.5
+    assert groups["prototypes.weight"]["lr"] == groups["prototypes.gain"]["lr"] == 0
+    assert groups["mlp.0.weight"]["lr"] == groups["mlp.0.bias"]["lr"] == 0.5
     assert groups["mlp.0.weight"]["weight_decay"] == 0.3 and groups["mlp.0.bias"]["weight_decay"] == 0
     before = {name: p.detach().clone() for name, p in head.named_parameters()}
     head(torch.randn(5, 4)).square().sum().backward()
     optimizer.step()
     changed = {name for name, p in head.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == set(before) - {"prototypes.weight"}
+    assert changed == set(before) - {"prototypes.weight", "prototypes.gain"}
+
+
+def parts_with_gradients(**gradients):
+    """A part for each name, whose parameters have the given gradients."""
+    parts = {}
+    for name, values in gradients.items():
+        parts[name] = nn.ParameterList([nn.Parameter(torch.zeros(len(value))) for value in values])
+        for parameter, value in zip(parts[name], values, strict=True):
+            parameter.grad = torch.tensor(value)
+    return parts
+
+
+def gradients_of(part):
+    return [p.grad.tolist() for p in part.parameters()]
+
+
+# Parts of the norms 5 (parameters of 3 and 4), 13 (5 and 12) and 0.5.
+@pytest.mark.parametrize(
+    ("clipping", "encoder", "decoders"),
+    [
+        ("none", [[3.0], [0.0, 4.0]], [[5.0], [12.0]]),
+        ("module", [[1.2], [0.0, 1.6]], [[10 / 13], [24 / 13]]),
+        ("parameter", [[2.0], [0.0, 2.0]], [[2.0], [2.0]]),
+    ],
+)
+def test_each_part_is_clipped_by_its_own_norm_or_by_that_of_each_parameter(clipping, encoder, decoders):
+    parts = parts_with_gradients(encoder=[[3.0], [0.0, 4.0]], objective=[[0.3, 0.4]], decoders=[[5.0], [12.0]])
+    norms = clip_gradients(parts, clipping, max_norm=2.0)
+    assert {name: norm.item() for name, norm in norms.items()} == pytest.approx(
+        {"grad_norm/encoder": 5.0, "grad_norm/objective": 0.5, "grad_norm/decoders": 13.0}
+    )
+    for name, expected in (("encoder", encoder), ("objective", [[0.3, 0.4]]), ("decoders", decoders)):
+        for found, value in zip(gradients_of(parts[name]), expected, strict=True):
+            assert found == pytest.approx(value, rel=1e-5)
+
+
+def test_parts_without_gradients_are_left_out_and_norms_that_are_not_finite_are_told():
+    parts = parts_with_gradients(encoder=[[float("inf"), 1.0]], objective=[[1.0]]) | {"decoders": nn.Linear(2, 2)}
+    norms = clip_gradients(parts, "module", 1.0)
+    assert list(norms) == ["grad_norm/encoder", "grad_norm/objective"] and not norms["grad_norm/encoder"].isfinite()
+    with pytest.raises(ValueError, match="clipping must be one of none, module, parameter, got 'whole'"):
+        clip_gradients(parts, "whole", 1.0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_parts_hold_each_trained_parameter_once(objective):
+    module = make_module(objective)
+    held = [id(p) for part in module.parts().values() for p in part.parameters()]
+    trained = [id(p) for p in module.parameters() if p.requires_grad]
+    assert len(held) == len(set(held)) and set(trained) <= set(held)
+
+
+@pytest.mark.parametrize(("clipping", "max_norm"), [("module", 1e-3), ("parameter", 1e-4)])
+def test_the_weight_of_the_reconstruction_leaves_the_clipped_gradient_of_the_heads_as_it_is(clipping, max_norm):
+    clipped = {}
+    for weight in (1.0, 100.0):
+        module = make_module("vicreg", recon_weight=weight)
+        module(views_for(module), VALUES)["loss"].backward()
+        norms = clip_gradients(module.parts(), clipping, max_norm)
+        assert all(norm > max_norm for norm in norms.values())  # all of them are clipped
+        clipped[weight] = [p.grad for p in module.objective.parameters()], norms["grad_norm/decoders"]
+    assert clipped[100.0][1] > 50 * clipped[1.0][1]
+    for one, other in zip(clipped[1.0][0], clipped[100.0][0], strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("clipping", ["module", "parameter"])
+def test_the_decoders_own_gradient_does_not_scale_that_of_the_encoder(clipping):
+    clipped = []
+    for factor in (1.0, 1000.0):
+        module = make_module("vicreg")
+        module(views_for(module), VALUES)["loss"].backward()
+        for p in module.model.decoders.parameters():
+            p.grad *= factor
+        clip_gradients(module.parts(), clipping, 1e-3)
+        clipped.append([p.grad for p in module.model.eqcohvit.parameters() if p.grad is not None])
+    assert len(clipped[0]) > 10
+    assert all(torch.equal(one, other) for one, other in zip(*clipped, strict=True))

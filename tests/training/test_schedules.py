@@ -22,13 +22,14 @@ def test_backbone_warmup_by_hand():
 
 
 def test_linear_warmup_by_hand():
-    assert [linear_warmup(step, 4, 0.04, 0.08) for step in (0, 1, 4, 9)] == pytest.approx([0.04, 0.05, 0.08, 0.08])
+    assert [linear_warmup(step, 5, 0.04, 0.08) for step in (0, 1, 4, 5, 9)] == pytest.approx([0.04, 0.05, 0.08, 0.08, 0.08])
+    assert [linear_warmup(step, 1, 0.04, 0.08) for step in (0, 1)] == [0.04, 0.08]
     assert linear_warmup(0, 0, 0.04, 0.08) == 0.08
 
 
 def test_step_values_of_a_teacher_by_hand():
     flags = "--objective ibot --max_steps 100 --warmup_steps 10 --learning_rate 0.1 --weight_decay 0.04 --weight_decay_end 0.4"
-    options = "teacher_momentum=0.9,teacher_temperature_steps=20,freeze_last_layer_steps=5,num_prototypes=8"
+    options = "teacher_momentum=0.9,teacher_temperature_steps=21,freeze_last_layer_steps=5,num_prototypes=8"
     args = parse_arguments([*flags.split(), "--objective_options", options])
     start, later, half = (step_values(step, args) for step in (0, 10, 50))
     assert start.learning_rate == pytest.approx(0.01) and start.last_layer_learning_rate == 0

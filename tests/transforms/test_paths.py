@@ -125,13 +125,14 @@ def test_homography_of_equal_points_is_the_identity():
 
 def test_color_jitter_at_one_applies_the_factors(images):
     parameters = torch.tensor([[0.3, -0.2, 0.4, 0.05]], dtype=torch.float64).expand(5, 4)
-    expected, _ = ops.adjust_color(images, torch.tensor([[1.3, 0.8, 1.4, 0.05]], dtype=torch.float64).expand(5, 4))
+    expected = ops.adjust_color(images, torch.tensor([[1.3, 0.8, 1.4, 0.05]], dtype=torch.float64).expand(5, 4))
     assert torch.equal(make_path("color_jitter").at(parameters, 1.0)(images), expected)
 
 
 def test_gaussian_blur_at_t_has_t_times_sigma(images):
     sigma = torch.full((5, 1), 1.8, dtype=torch.float64)
-    expected = ops.gaussian_blur(images, torch.full((5,), 0.6, dtype=torch.float64))
+    of_32_pixels = 0.6 * 32 / 224  # stated for an image of 224
+    expected = ops.gaussian_blur(images, torch.full((5,), of_32_pixels, dtype=torch.float64))
     assert torch.allclose(make_path("gaussian_blur").at(sigma, 1 / 3)(images), expected)
 
 

@@ -1,7 +1,8 @@
-"""One image, in any format that Pillow reads, to one canvas: uint8 RGB, stretched to S x S, upright.
+"""One image, in any format that Pillow reads, to one canvas: uint8 RGB, S x S, upright.
 
-Stretching keeps the canvas a plain tensor for every aspect ratio; the original (height, width) travels with it, so that
-rotations can be composed in true pixel geometry. Whatever is wrong with the data ends in `BadImage`, never in another exception.
+The image lies in the upper left corner at its own resolution, so that crops of it are as sharp as those of the file; only an axis of more
+than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which follows from the original (height, width) that
+travels with the canvas. Whatever is wrong with the data ends in `BadImage`, never in another exception.
 """
 
 import io
@@ -25,8 +26,13 @@ _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _COMMON_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
 # EXIF orientation -> the dimensions of (3, height, width) that are reversed to make the stored image upright, from 5 on after exchanging
-# height and width (EXIF 2.3, tag 0x0112); applied to the canvas, because it commutes with the stretch.
+# height and width (EXIF 2.3, tag 0x0112); applied to the content of the canvas, because it commutes with the resampling.
 _REVERSED = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
+# EXIF orientations whose stored columns, and whose stored rows, run against the upright image.
+_COLUMNS_REVERSED = (2, 3, 7, 8)
+_ROWS_REVERSED = (3, 4, 6, 7)
+
+FITS = ("native", "square")
 
 
 class BadImage(Exception):
@@ -34,7 +40,8 @@ class BadImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """canvas: uint8 (3, S, S), RGB. size: (height, width) of the upright original, in pixels. label: where decoding is what tells it."""
+    """canvas: uint8 (3, S, S), RGB, black beyond the image. size: (height, width) of the upright original, in pixels. label: where decoding
+    is what tells it."""
 
     canvas: np.ndarray
     size: tuple[int, int]
@@ -55,8 +62,12 @@ def image_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+def decode_image(data: bytes | Image.Image, canvas_size: int, fit: str = "native") -> Decoded:
     """Decode the file content `data` (or convert an open Pillow image) to a canvas of `canvas_size` x `canvas_size` pixels.
+
+    `fit="native"` puts the whole image at its own resolution into the top left corner, smaller along an axis that exceeds the canvas.
+    `fit="square"` cuts the central square of the upright original before any resampling, and resamples it to the whole canvas, by the
+    same factor along x and y; the size is then that of the square.
 
     EXIF orientation is applied. Transparency is laid on white. The first frame of an animation counts. Single-channel images of
     more than 8 bits are scaled: 16-bit by their full range; 32-bit and float by [0, 1], [0, 255] or [0, 65535] if that holds all
@@ -64,12 +75,14 @@ def decode_image(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     """
     if canvas_size < 1:
         raise ValueError(f"canvas_size must be a positive number of pixels, got {canvas_size}")
+    if fit not in FITS:
+        raise ValueError(f"unknown fit {fit!r}; known: {', '.join(FITS)}")
     if isinstance(data, (bytes, bytearray, memoryview)) and len(data) == 0:
         raise BadImage("empty file (0 bytes)")
     try:
         with warnings.catch_warnings():  # Pillow warns about oddities of single files; one line per web image would bury the log
             warnings.simplefilter("ignore")
-            return _decode(data, canvas_size)
+            return _decode(data, canvas_size, fit)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -86,7 +99,7 @@ def one_line(error: Exception, limit: int = 200) -> str:
     return " ".join(text.split())[:limit]
 
 
-def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
+def _decode(data: bytes | Image.Image, canvas_size: int, fit: str) -> Decoded:
     if isinstance(data, Image.Image):
         image = data
     elif isinstance(data, (bytes, bytearray, memoryview)):
@@ -102,26 +115,42 @@ def _decode(data: bytes | Image.Image, canvas_size: int) -> Decoded:
     if not drafted:
         width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
     orientation = _orientation(image)
+    if fit == "square":
+        image = _central_square(image, orientation)
+        width = height = min(width, height)
     image = _to_8_bit(image)
-    canvas = _stretch(image, canvas_size)
+    if fit == "square":
+        content = _resized(image, canvas_size, canvas_size)
+    else:
+        content = _resized(image, min(height, canvas_size), min(width, canvas_size))
     if orientation in _REVERSED:
         if orientation >= 5:
-            canvas, width, height = canvas.transpose(1, 2), height, width
-        canvas = canvas.flip(_REVERSED[orientation])
-    return Decoded(canvas.contiguous().numpy(), (height, width))
+            content, width, height = content.transpose(1, 2), height, width
+        content = content.flip(_REVERSED[orientation])
+    canvas = torch.zeros(3, canvas_size, canvas_size, dtype=torch.uint8)
+    canvas[:, : content.shape[1], : content.shape[2]] = content
+    return Decoded(canvas.numpy(), (height, width))
 
 
-def _stretch(image: Image.Image, size: int) -> torch.Tensor:
-    """Modes RGB, L, RGBa -> (3, size, size), as Pillow's bicubic `resize` up to rounding; transparency lies on white.
+def _central_square(image: Image.Image, orientation: int) -> Image.Image:
+    """The largest central square. An odd margin is one pixel wider on the right or at the bottom of the upright image."""
+    side = min(image.size)
+    left = (image.width - side + (orientation in _COLUMNS_REVERSED)) // 2
+    top = (image.height - side + (orientation in _ROWS_REVERSED)) // 2
+    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
+
+
+def _resized(image: Image.Image, height: int, width: int) -> torch.Tensor:
+    """Modes RGB, L, RGBa -> (3, height, width), as Pillow's bicubic `resize` up to rounding; transparency lies on white.
 
     For the interleaved 8-bit channels that Pillow gives, torch has vectorised kernels; it holds more copies, so large images come smaller.
     """
-    if image.width * image.height > 16 * size**2:
-        halfway = (min(image.width, 2 * size), min(image.height, 2 * size))
+    if image.width * image.height > 16 * width * height:
+        halfway = (min(image.width, 2 * width), min(image.height, 2 * height))
         image = image.resize(halfway, Image.Resampling.BICUBIC, reducing_gap=2.0)
     pixels = torch.from_numpy(np.asarray(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)  # read only
-    if pixels.shape[1:] != (size, size):
-        pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
+    if pixels.shape[1:] != (height, width):
+        pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
     if image.mode == "RGBa":
         color, opacity = pixels.to(torch.int16).split([3, 1])
         pixels = (color + 255 - opacity).clamp_max(255).to(torch.uint8)

@@ -45,6 +45,7 @@ class Order:
     world_size: int = 1
     shuffle: bool = True
     shuffle_window: int = 2048
+    group_shards: int = MAX_GROUP_SHARDS
     handover: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -126,7 +127,7 @@ class Order:
         shards = self._generator(epoch).permutation(num_shards).tolist() if self.shuffle else list(range(num_shards))
         if not self.splits_rows:
             shards = shards[(self.rank + epoch) % self.world_size :: self.world_size]
-        size = max(1, min(MAX_GROUP_SHARDS, num_shards // self.world_size)) if self.shuffle else 1
+        size = max(1, min(self.group_shards, num_shards // self.world_size)) if self.shuffle else 1
         return [shards[start : start + size] for start in range(0, len(shards), size)]
 
     def group_samples(self, epoch: int, group: int, skip: int = 0) -> Iterator[Sample]:

@@ -47,8 +47,8 @@ class Source(Protocol):
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         """The records of a shard, in the same order each time; `epoch` matters to sources without end."""
 
-    def decode_batch(self, payloads: Sequence[Any], canvas_size: int) -> list[Decoded | BadImage]:
-        """Payloads of records -> canvases of S x S pixels, or what is wrong with them."""
+    def decode_batch(self, payloads: Sequence[Any], canvas_size: int, fit: str = "native") -> list[Decoded | BadImage]:
+        """Payloads of records -> canvases of S x S pixels, or what is wrong with them. `fit` as in `decode_image`."""
 
     def where(self, record: Record) -> str:
         """Where a bad record lies, for the list of bad images."""
@@ -58,13 +58,13 @@ class Source(Protocol):
 class ImageSource(Source):
     """Shared by the sources whose payload is the content of an image file, or the path of one."""
 
-    def decode_batch(self, payloads: Sequence[Any], canvas_size: int) -> list[Decoded | BadImage]:
-        return [_decode_or_bad(payload, canvas_size) for payload in payloads]
+    def decode_batch(self, payloads: Sequence[Any], canvas_size: int, fit: str = "native") -> list[Decoded | BadImage]:
+        return [_decode_or_bad(payload, canvas_size, fit) for payload in payloads]
 
 
-def _decode_or_bad(payload: Any, canvas_size: int) -> Decoded | BadImage:
+def _decode_or_bad(payload: Any, canvas_size: int, fit: str) -> Decoded | BadImage:
     try:
-        return decode_image(_read_file(payload) if isinstance(payload, str) else payload, canvas_size)
+        return decode_image(_read_file(payload) if isinstance(payload, str) else payload, canvas_size, fit)
     except BadImage as error:
         return error
 
@@ -193,7 +193,7 @@ class SpritesSource(Source):
         for index in range(start + first, start + min(first + ROWS_PER_VIRTUAL_SHARD, self.num_samples)):
             yield Record(index, index, -1)
 
-    def decode_batch(self, payloads: Sequence[int], canvas_size: int) -> list[Decoded | BadImage]:
+    def decode_batch(self, payloads: Sequence[int], canvas_size: int, fit: str = "native") -> list[Decoded | BadImage]:
         from .sprites import render_sprites
 
         scenes = render_sprites(np.asarray(payloads, dtype=np.int64), canvas_size, self.seed)

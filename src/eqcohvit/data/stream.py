@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .bad_images import BadImages, printable
-from .order import START, Order
+from .order import MAX_GROUP_SHARDS, START, Order
 from .resident import ResidentCanvases
 from .sources import Source
 from .workers import Chunk, decoded, regroup
@@ -64,7 +64,8 @@ class CanvasStream:
     `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another size, whose epoch this
     one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as then, batch size and number of workers may
     differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to the last yielded batch) and each listed once in
-    `bad_images_path` (JSON lines). With `resident` the canvases are on its device, and each is decoded once where it has room.
+    `bad_images_path` (JSON lines). `fit` as in `decode_image`. Images are mixed from up to `group_shards` shards at a time. With `resident`
+    the canvases are on its device, and each is decoded once where it has room.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class CanvasStream:
         bad_images_path: str | Path | None = None,
         position: dict[str, Any] | list[dict[str, Any]] | None = None,
         resident: ResidentCanvases | None = None,
+        fit: str = "native",
+        group_shards: int = MAX_GROUP_SHARDS,
     ):
         for name, value, least in (
             ("canvas_size", canvas_size, 1),
@@ -90,6 +93,7 @@ class CanvasStream:
             ("world_size", world_size, 1),
             ("num_workers", num_workers, 0),
             ("shuffle_window", shuffle_window, 1),
+            ("group_shards", group_shards, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -98,8 +102,9 @@ class CanvasStream:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
         self.source, self.canvas_size, self.batch_size, self.num_workers = source, canvas_size, batch_size, num_workers
-        self.max_bad_fraction, self._resident = max_bad_fraction, resident
-        self._order, start = Order(source, seed, rank, world_size, shuffle, shuffle_window).resumed_at(position)
+        self.max_bad_fraction, self._resident, self.fit = max_bad_fraction, resident, fit
+        order = Order(source, seed, rank, world_size, shuffle, shuffle_window, group_shards)
+        self._order, start = order.resumed_at(position)
         self._bad_images = BadImages(source.name, bad_images_path)
         self.position = self._order.position(start)
 
@@ -119,9 +124,9 @@ class CanvasStream:
         depth = max(4, self._order.shuffle_window // self.batch_size)  # the next window is read while this one is decoded
         how = (self.source, self.canvas_size, self.batch_size, self.num_workers, depth)
         if (resident := self._resident) is None:
-            chunks = decoded(samples, *how)
+            chunks = decoded(samples, *how, fit=self.fit)
         else:
-            chunks = map(resident.filled, decoded(samples, *how, prepare=resident.without_kept))
+            chunks = map(resident.filled, decoded(samples, *how, prepare=resident.without_kept, fit=self.fit))
         for chunk in regroup(self._without_bad(chunks, start["num_seen"], start["num_bad"]), self.batch_size):
             state = dict(zip(START, chunk.meta[-1, 2:].tolist(), strict=True))
             self.position = self._order.position(state)
@@ -148,7 +153,14 @@ class CanvasStream:
             yield chunk
 
 
-def sequential(source: Source, canvas_size: int, batch_size: int, max_samples: int | None = None, num_workers: int = 0) -> Iterator[Batch]:
+def sequential(
+    source: Source,
+    canvas_size: int,
+    batch_size: int,
+    max_samples: int | None = None,
+    num_workers: int = 0,
+    fit: str = "native",
+) -> Iterator[Batch]:
     """One pass in the order of the source, without shuffling; the last batch may be smaller. For evaluation.
 
     `max_samples` counts the rows read. Bad images are left out, and a warning at the end says how many; none but bad ones is an error.
@@ -157,7 +169,7 @@ def sequential(source: Source, canvas_size: int, batch_size: int, max_samples: i
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
     order = Order(source, shuffle=False)
     samples = (sample for group in range(order.num_groups(0)) for sample in order.group_samples(0, group))
-    chunks = decoded(islice(samples, max_samples), source, canvas_size, batch_size, num_workers, depth=4)
+    chunks = decoded(islice(samples, max_samples), source, canvas_size, batch_size, num_workers, depth=4, fit=fit)
     return _one_pass(chunks, batch_size, source.name)
 
 

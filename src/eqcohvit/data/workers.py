@@ -56,12 +56,12 @@ class Chunk:
 class Decoder(Dataset[Chunk]):
     """A map-style dataset whose "indices" are the raw samples themselves."""
 
-    def __init__(self, source: Source, canvas_size: int):
-        self.source, self.canvas_size = source, canvas_size
+    def __init__(self, source: Source, canvas_size: int, fit: str = "native"):
+        self.source, self.canvas_size, self.fit = source, canvas_size, fit
 
     def __getitems__(self, samples: list[Sample]) -> Chunk:
         fresh = [index for index, sample in enumerate(samples) if sample.record.payload is not KEPT]
-        decoded = self.source.decode_batch([samples[index].record.payload for index in fresh], self.canvas_size)
+        decoded = self.source.decode_batch([samples[index].record.payload for index in fresh], self.canvas_size, self.fit)
         good = [item for item in decoded if not isinstance(item, BadImage)]
         canvases = torch.empty((len(good), 3, self.canvas_size, self.canvas_size), dtype=torch.uint8)
         for canvas, item in zip(canvases.numpy(), good, strict=True):
@@ -86,13 +86,14 @@ def decoded(
     num_workers: int,
     depth: int,
     prepare: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
+    fit: str = "native",
 ) -> Iterator[Chunk]:
     """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it is handed out.
 
     Raises:
         ReadError: workers have died again and again at the samples that it names.
     """
-    decoder, reader = Decoder(source, canvas_size), BackgroundIterator(_lists(samples, chunk_size), depth)
+    decoder, reader = Decoder(source, canvas_size, fit), BackgroundIterator(_lists(samples, chunk_size), depth)
     handed_out: deque[list[Sample]] = deque()  # to workers, and not come back
     again: deque[list[Sample]] = deque()
     patience = Patience()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .extraction import DEFAULT_CACHE, Features, Samples, View, extract
+import torch
+
+from .extraction import DEFAULT_CACHE, Features, Samples, View, extract, missing_classes
 from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
 from .results import Row
 
@@ -44,6 +47,8 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     _rows: dict[Callable, list[Row]] = field(default_factory=dict)
+    _labels: dict[str, torch.Tensor] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
 
     @cached_property
     def samples(self) -> Samples:
@@ -93,7 +98,22 @@ class Evaluation:
 
     def features(self, part: str, view: View, encoders: Sequence[Encoder] | None = None) -> dict[str, Features]:
         """Features of the encoders (by default all of them) for the `"train"` or `"test"` images, by name."""
-        return extract(self.encoders if encoders is None else encoders, self.samples, part, view, self.cache_dir)
+        found = extract(self.encoders if encoders is None else encoders, self.samples, part, view, self.cache_dir)
+        self._labels[part] = next(iter(found.values())).labels
+        self._warn_of_missing_classes()
+        return found
+
+    def _warn_of_missing_classes(self) -> None:
+        """One line for each part whose images are of too few classes, of those that the sources name or that any part has shown."""
+        sources = {part: getattr(self.samples, part) for part in self._labels}
+        named = [len(source.label_names or ()) for source in sources.values()]
+        shown = [int(labels.max()) + 1 for labels in self._labels.values()]
+        for part, source in sources.items():
+            problem = missing_classes(self._labels[part], max(named + shown))
+            if problem and part not in self._warned:
+                self._warned.add(part)
+                use = "fit on" if part == "train" else "test on"
+                warnings.warn(f"images of {source.name} to {use}: {problem}", stacklevel=4)
 
 
 def short_names(models: Sequence[str]) -> list[str]:

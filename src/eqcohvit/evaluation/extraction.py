@@ -6,7 +6,9 @@ second task on the same features reads them in seconds, and no number depends on
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -28,10 +30,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from ..data import Batch, CanvasStream, Source
-from ..transforms import TransformationPath
+from ..data import Batch, CanvasStream, Source, decode, order, sources, stream, workers
+from ..transforms import TransformationPath, ops, paths, random
+from . import features, pairs, preprocessing
 from .features import Encoder, Feature
-from .pairs import canvas_size, central_view, render_pair
+from .pairs import canvas_size, moves, render_pair
 
 BLOCK_SIZE = 32
 BLOCKS_PER_CHUNK = 8
@@ -39,7 +42,14 @@ DEFAULT_CACHE = Path(HF_HOME) / "eqcohvit" / "features"
 TEST_SPRITES = 1 << 40  # number of the first sprite to test on: no training run reaches it
 _FOLDER_NAME = re.compile("[0-9a-f]{32}")
 _IN_USE_SECONDS = 3600
-_FORMAT = 1  # part of the key: a change of rendering or pooling must not find old features
+GROUP_SHARDS = 64  # read side by side, so that the images come from all over the data
+_WINDOW_BYTES = 1 << 28  # of undecoded images that are shuffled together
+_ROW_BYTES = 1 << 9  # of a path or an index, at least
+_LEAST_WINDOW = 2048  # images
+_ENOUGH_CLASSES = 0.8
+# What makes features of an image file, besides the model: a change of this code must not find old features.
+_FEATURE_CODE = (decode, order, sources, stream, workers, pairs, features, preprocessing, ops, paths, random, sys.modules[__name__])
+_LIBRARIES = ("torch", "transformers")  # their versions are part of the key
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,23 @@ class Samples:
     def blocks(self, part: str, canvas: int, seen: int = 0, position: dict | None = None) -> Iterator[tuple[Batch, int]]:
         """The images of `"train"` or `"test"` as canvases of side `canvas`, in a fixed shuffled order, each once, in blocks of up to 32.
 
+        They are mixed from up to 64 shards, and from as many rows as `shuffle_window` says: data may be sorted by class.
         With each block comes how many images of the stream were read so far; with its `position` that says where to go on.
         """
         start = self.num_test if self.train is self.test and part == "train" else 0
         stop = start + getattr(self, f"num_{part}")
-        for batch in CanvasStream(getattr(self, part), canvas, BLOCK_SIZE, num_workers=self.num_workers, position=position):
+        source = getattr(self, part)
+        batches = CanvasStream(
+            source,
+            canvas,
+            BLOCK_SIZE,
+            num_workers=self.num_workers,
+            shuffle_window=shuffle_window(source),
+            group_shards=GROUP_SHARDS,
+            position=position,
+            fit="square",
+        )
+        for batch in batches:
             first_epoch = batch.epochs == 0
             index = torch.arange(seen, seen + len(batch))
             wanted = first_epoch & (index >= start) & (index < stop)
@@ -77,6 +99,26 @@ class Samples:
                 yield Batch(canvases, sizes, keys, batch.epochs[wanted], batch.labels[wanted], batch.position), seen
             if seen >= stop or not first_epoch.all():
                 return
+
+
+def shuffle_window(source: Source) -> int:
+    """How many undecoded images to shuffle at a time: as many as 256 MiB hold, judged by the first one; paths and indices all at once."""
+    record = next(iter(source.read_shard(0, 0)), None)
+    payload = record.payload if record is not None else None
+    num_bytes = len(payload) if isinstance(payload, (bytes, bytearray, memoryview)) else _ROW_BYTES
+    return max(_LEAST_WINDOW, _WINDOW_BYTES // max(num_bytes, _ROW_BYTES))
+
+
+def missing_classes(labels: torch.Tensor, num_classes: int) -> str:
+    """What is wrong with labels (N,) of too few classes, in one line; empty where they are as many as a random choice would hold.
+
+    Of C classes a random choice of N images holds C (1 - (1 - 1/C)^N) on average; less than 4/5 of that is too few.
+    """
+    seen = labels[labels >= 0].unique()
+    expected = num_classes * (1 - (1 - 1 / max(num_classes, 1)) ** len(labels))
+    if not len(seen) or len(seen) >= _ENOUGH_CLASSES * expected:
+        return ""
+    return f"labels of {len(seen)} of {num_classes} classes in {len(labels)} images: the data seem to be sorted by class, shuffle them"
 
 
 def check_test_data(
@@ -98,6 +140,37 @@ def check_test_data(
             raise ValueError(f"test_split needs dataset_name without data_files, got test_split={test_split!r} beside files: {allowed}")
         if test_split == dataset_split:
             raise ValueError(f"test_split must be another split than dataset_split, got {test_split!r} for both")
+    if test_data_files:
+        folder = dataset_name if dataset_name and os.path.isdir(dataset_name) else "."
+        _check_no_file_twice(folder, {"train_dir": train_dir, "data_files": data_files}, test_data_files)
+
+
+def _check_no_file_twice(folder: str, fitting: dict[str, str | None], test_data_files: str) -> None:
+    """Raise a `ValueError` where a test file is one of those that are fitted on, or lies in their folder, by whatever path or link."""
+    tested = _real_files(folder, test_data_files)
+    for name, value in fitting.items():
+        fitted = _real_files(folder, value) if value else {}
+        common = sorted(fitted.keys() & tested.keys(), key=str)
+        if common:
+            path = fitted[common[0]]
+            rest = f" and {len(common) - 1} more" if len(common) > 1 else ""
+            raise ValueError(f"test_data_files must share no file with {name}, but {path}{rest} is in both: give other files to test on")
+
+
+def _real_files(folder: str, patterns: str) -> dict[tuple[int, int] | str, str]:
+    """Identity of each file that comma-separated patterns and folders name -> its path. What is not on this machine is its own identity."""
+    found: dict[tuple[int, int] | str, str] = {}
+    for pattern in [patterns] if os.path.exists(patterns) else patterns.split(","):
+        pattern = pattern.strip()
+        if "://" in pattern:
+            found[pattern] = pattern
+            continue
+        for match in glob.glob(os.path.join(folder, os.path.expanduser(pattern)), recursive=True):
+            inside = [match] if os.path.isfile(match) else glob.glob(os.path.join(glob.escape(match), "**"), recursive=True)
+            for path in filter(os.path.isfile, inside):
+                status = os.stat(path)
+                found[status.st_dev, status.st_ino] = os.path.normpath(path)
+    return found
 
 
 class View(Protocol):
@@ -113,7 +186,7 @@ class View(Protocol):
 
 
 class CentralView:
-    """The central square of each image."""
+    """The central square of each image, as the kNN guard of a training run sees it."""
 
     name = "central square"
 
@@ -122,7 +195,7 @@ class CentralView:
         return image_size
 
     def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return central_view(batch, image_size).unsqueeze(0), torch.zeros(len(batch), 0)
+        return batch.canvases.float().unsqueeze(0) / 255, torch.zeros(len(batch), 0)
 
 
 class PairView:
@@ -130,9 +203,7 @@ class PairView:
 
     def __init__(self, path: TransformationPath, protocol: str, seed: int = 0):
         self.path, self.protocol, self.seed = path, protocol, seed
-        moves = path.sample(torch.full((1, path.num_parameters), 0.5)).at(1.0).matrix is not None
-        # Where nothing moves, the protocols are the same.
-        self.name = f"{path.name} {path.limits} {protocol if moves else 'in place'} {seed}"
+        self.name = f"{path.name} {path.limits} {protocol if moves(path) else 'in place'} {seed}"
 
     def canvas_size(self, image_size: int) -> int:
         """What the protocol needs."""
@@ -160,12 +231,27 @@ class Features:
         return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
 
 
+def code_hash(encoder: Encoder | None = None) -> str:
+    """SHA-256 of the code that makes features: of the pipeline, or with an encoder of its own class and of its model's classes.
+
+    Classes of torch and transformers are left out, whose versions tell; classes from a model's repository are not.
+    """
+    if encoder is None:
+        files = {module.__file__ for module in _FEATURE_CODE}
+    else:
+        classes = {type(encoder), *(type(module) for module in getattr(encoder, "model", torch.nn.Module()).modules())}
+        own = {kind for kind in classes if kind.__module__.split(".")[0] not in _LIBRARIES}  # remote code: transformers_modules
+        files = {inspect.getsourcefile(kind) for kind in own}
+    contents = sorted(Path(file).read_bytes() for file in files if file is not None)
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
+
+
 class FeatureCache:
     """Chunks of features of one (encoder, samples, view), in files chunk-00000.safetensors ... that are written whole or not at all."""
 
     def __init__(self, root: str | Path, *identity: str):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        parts = (str(_FORMAT), torch.__version__, transformers.__version__, device, *identity)
+        parts = (code_hash(), torch.__version__, transformers.__version__, device, *identity)
         self.folder = Path(root) / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def state(self, index: int) -> dict | None:
@@ -224,7 +310,11 @@ def extract(encoders: Sequence[Encoder], samples: Samples, part: str, view: View
     Raises:
         ValueError: the source has no images for this part.
     """
-    caches = {e.name: FeatureCache(cache_dir, e.fingerprint, samples.fingerprint(part), view.name, str(e.image_size)) for e in encoders}
+    images = samples.fingerprint(part)
+    caches = {
+        encoder.name: FeatureCache(cache_dir, encoder.fingerprint, code_hash(encoder), images, view.name, str(encoder.image_size))
+        for encoder in encoders
+    }
     for size in sorted({encoder.image_size for encoder in encoders}):
         group = [encoder for encoder in encoders if encoder.image_size == size]
         done = {encoder.name: caches[encoder.name].num_done() for encoder in group}

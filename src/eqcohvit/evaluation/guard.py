@@ -36,7 +36,7 @@ class KnnGuard:
     def __init__(self, source: Source, num_samples: int, image_size: int, max_drop: float, start: float | None = None):
         if not source.has_labels:
             raise ValueError(f"the kNN guard needs labelled images, but {source.name} has no label column: give --knn_guard_steps 0")
-        batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples))
+        batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples, fit="square"))
         self.images, self.labels = torch.cat([b.canvases for b in batches]), torch.cat([b.labels for b in batches])
         if len(self.labels) < 0.9 * num_samples or (self.labels < 0).any() or len(self.labels.unique()) < 2:  # some may be unreadable
             found = f"{int((self.labels >= 0).sum())} of {len(self.labels.unique())} classes"

@@ -9,8 +9,9 @@ import dataclasses
 import difflib
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -59,7 +60,6 @@ class ObjectiveSizes:
         invariant_dim, equivariant_dim: widths of both parts.
         projector_dim: hidden width of the projection heads.
         patch_size: side of a patch in pixels.
-        max_masked: the most patches that are hidden in both views of an image together; 0 where nothing is masked.
         parameter_limits: (low, high) of each parameter of g.
     """
 
@@ -67,7 +67,6 @@ class ObjectiveSizes:
     equivariant_dim: int
     projector_dim: int
     patch_size: int
-    max_masked: int = 0
     parameter_limits: tuple[tuple[float, float], ...] = ()
 
 
@@ -76,11 +75,28 @@ class NoOptions:
     """Options of an objective without any; the base of all options."""
 
     def check(self) -> None:
-        """Raise a `ValueError` of one line for the first value that cannot work; here, a negative `..._weight` or `..._steps`."""
+        """Raise a `ValueError` of one line for the first value that cannot work.
+
+        Here: a negative `..._weight` or `..._steps`, or a value that is not among the choices of its field (`choice`).
+        """
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if f.name.endswith(("_weight", "_steps")) and not 0 <= value < math.inf:
                 raise ValueError(f"{f.name} must be at least 0 and finite, got {value}")
+            choices = f.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def choice(default: str, *others: str) -> Any:
+    """A field of options that holds one of these strings."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known name that is nearest to the text, or nothing."""
+    near = difflib.get_close_matches(text, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != text else ""
 
 
 def check_positive(options: NoOptions, *names: str) -> None:
@@ -98,8 +114,9 @@ class TeacherOptions(NoOptions):
         teacher_momentum: of the EMA at the first step; rises to 1 along a half cosine.
         teacher_temperature: after its warm-up; `teacher_temperature_start` before, linear over `teacher_temperature_steps`.
         freeze_last_layer_steps: steps in which the prototypes are not trained (an epoch in the papers).
-        mask_probability: share of the global views in which patches are hidden from the student; 0 hides none.
+        mask_probability: of each global view to have patches hidden from the student; 0 hides none.
         mask_ratio, mask_ratio_variance: share of the patches that are hidden in such a view, uniform about the ratio.
+        min_masked_patches: area of the smallest block of hidden patches; at most (g // 3)^2 of g x g patches.
     """
 
     teacher_momentum: float = 0.996
@@ -110,12 +127,13 @@ class TeacherOptions(NoOptions):
     mask_probability: float = 0.5
     mask_ratio: float = 0.3
     mask_ratio_variance: float = 0.2
+    min_masked_patches: int = 4
 
     def check(self) -> None:
         super().check()
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
-        check_positive(self, "teacher_temperature", "teacher_temperature_start")
+        check_positive(self, "teacher_temperature", "teacher_temperature_start", "min_masked_patches")
 
 
 class Objective(nn.Module, ABC):
@@ -161,9 +179,8 @@ def parse_options(options_class: type[NoOptions], text: str) -> NoOptions:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, separator, value = (part.strip() for part in item.partition("="))
         if name not in fields or not separator:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
             known = ", ".join(fields) or "none"
+            hint = did_you_mean(name, fields)
             raise ValueError(f"objective_options must be name=value pairs of this objective's options ({known}), got {item!r}{hint}")
         values[name] = _convert(name, value, type(fields[name].default))
     options = options_class(**values)

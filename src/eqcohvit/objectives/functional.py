@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 
-from .distributed import all_max, all_sum, gather, world_size
+from .distributed import all_max, all_sum, gather
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -34,18 +34,30 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 def vicreg_terms(
     first: torch.Tensor, end: torch.Tensor, invariance_weight: float, variance_weight: float, covariance_weight: float
 ) -> dict[str, torch.Tensor]:
-    """The three weighted terms of VICReg (arXiv:2105.04906, equations 1 to 6) for embeddings (B, d) of both views."""
+    """The three weighted terms of VICReg (arXiv:2105.04906, equations 1 to 6) for embeddings (B, d) of both views.
+
+    The variance term has half the hinge of each view, see `variance_penalty`.
+    """
     first, end = gather(first.float()), gather(end.float())
     return {
         "ssl/invariance": invariance_weight * F.mse_loss(first, end),
-        "ssl/variance": variance_weight * (variance_hinge(first) + variance_hinge(end)),
+        "ssl/variance": variance_weight * variance_penalty(first, end),
         "ssl/covariance": covariance_weight * (covariance_penalty(first) + covariance_penalty(end)),
     }
 
 
-def variance_hinge(embeddings: torch.Tensor) -> torch.Tensor:
-    """Hinge that keeps each dimension's standard deviation at 1 or above, on gathered embeddings (B, d) (arXiv:2105.04906, equation 1)."""
-    return F.relu(1 - (embeddings.var(dim=0) + 1e-4).sqrt()).mean()
+def variance_penalty(*views: torch.Tensor) -> torch.Tensor:
+    """Half the sum of the views' hinges, which keep each dimension's standard deviation at 1 or above.
+
+    views: gathered embeddings (B, d) of each.
+
+    Equation 6 of arXiv:2105.04906 sums the hinges of both views (equation 1). The official code halves each one
+    (https://github.com/facebookresearch/vicreg, main_vicreg.py), as does SIE's
+    (https://github.com/facebookresearch/SIE): published weights and results are those of the halves, so they are taken
+    here. Twice the weight gives the term of the paper's equation.
+    """
+    hinges = [F.relu(1 - (embeddings.var(dim=0) + 1e-4).sqrt()).mean() for embeddings in views]
+    return torch.stack(hinges).sum() / 2
 
 
 @in_float32
@@ -76,18 +88,28 @@ def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: flo
 
 
 @torch.no_grad()
-def update_center(center: torch.Tensor, logits: torch.Tensor, momentum: float) -> None:
-    """Move the centre (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294, equation 4)."""
-    mean = all_sum(logits.float().flatten(0, -2).mean(dim=0)) / world_size()
-    center.lerp_(mean, 1 - momentum)
+def update_center(
+    center: torch.Tensor, logits: torch.Tensor, momentum: float, valid: torch.Tensor | None = None
+) -> None:
+    """Move the centre (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294, equation 4).
+
+    With `valid` (...) in {0, 1} the mean is over the logits with 1. The centre stays where it is if there are none.
+    """
+    rows = logits.float().flatten(0, -2)
+    counted = rows.new_ones(len(rows)) if valid is None else valid.flatten().to(rows.dtype)
+    count = all_sum(counted.sum())
+    mean = all_sum((rows * counted[:, None]).sum(dim=0)) / count.clamp_min(1)
+    center.lerp_(mean, (1 - momentum) * (count > 0))
 
 
 @torch.no_grad()
-def sinkhorn_targets(logits: torch.Tensor, valid: torch.Tensor, temperature: float, num_iterations: int = 3) -> torch.Tensor:
+def sinkhorn_targets(
+    logits: torch.Tensor, valid: torch.Tensor, temperature: float, num_iterations: int = 3
+) -> torch.Tensor:
     """The teacher's targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): every prototype gets an equal share of the batch.
 
-    logits (M, K) of this process, valid (M,) in {0, 1}: rows with 0 are padding and take no part. Shares are equal over the rows of all
-    processes. Returns probabilities (M, K), each valid row summing to 1.
+    logits (M, K) of this process, valid (M,) in {0, 1}: rows with 0 are padding and take no part. Shares are equal over
+    the rows of all processes. Returns probabilities (M, K), each valid row summing to 1.
     """
     logits = logits.float() / temperature
     scores = torch.exp(logits - all_max(logits.amax().reshape(1))) * valid[:, None]
@@ -104,11 +126,13 @@ def cross_entropy(targets: torch.Tensor, logits: torch.Tensor, temperature: floa
 
 
 @in_float32
-def multi_crop_loss(targets: torch.Tensor, logits: torch.Tensor, local_logits: torch.Tensor | None, temperature: float) -> torch.Tensor:
+def multi_crop_loss(
+    targets: torch.Tensor, logits: torch.Tensor, local_logits: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
     """DINO's loss on CLS (arXiv:2104.14294, equation 3): every student view against every other view of the teacher.
 
-    targets (V, B, K) of the teacher's global views, logits (V, B, K) of the student's same views, local_logits (L, B, K) of its local crops
-    or None -> the mean over the V (V - 1) + L V pairs and the batch.
+    targets (V, B, K) of the teacher's global views, logits (V, B, K) of the student's same views, local_logits (L, B,
+    K) of its local crops or None -> the mean over the V (V - 1) + L V pairs and the batch.
     """
     log_probabilities = (logits.float() / temperature).log_softmax(dim=-1)
     if local_logits is not None:
@@ -124,23 +148,29 @@ def masked_patch_loss(
 ) -> torch.Tensor:
     """iBOT's loss on hidden patches (arXiv:2111.07832, equation 2): mean over each view's hidden patches, then over all views.
 
-    targets, logits (B, M, K) for M patches of an image's views, weights (B, M): 1 over the number of hidden patches of the patch's view, 0
-    for padding. A view without hidden patches counts with a loss of 0.
+    targets, logits (M, K) for the hidden patches of a batch of `num_views` views, all images together; weights (M,): 1
+    over the number of hidden patches of the patch's view, 0 for padding. A view without hidden patches counts with a
+    loss of 0.
     """
-    return (cross_entropy(targets, logits, temperature) * weights).sum() / (num_views * len(weights))
+    return (cross_entropy(targets, logits, temperature) * weights).sum() / num_views
 
 
 @in_float32
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """KoLeo regulariser (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbour on the sphere.
 
-    features (B, d); neighbours are sought among those of all processes, which makes the loss independent of how the batch is split.
-    `eps` is added to the squared distance, so that equal features give a finite loss and gradient.
+    features (B, d). `eps` is added where the official code adds it (https://github.com/facebookresearch/dinov2,
+    loss/koleo_loss.py): to each coordinate of the difference, as `torch.nn.PairwiseDistance` does, and to the distance.
+    Equal features give a finite loss.
+
+    The official code takes the CLS token of the backbone, and seeks neighbours among the images of one process. The
+    features here are those of the invariant part, because no SSL loss may reach the equivariant one; neighbours are
+    sought among the images of all processes, which makes the loss independent of how the batch is split.
     """
     features = gather(F.normalize(features.float(), dim=-1, eps=eps))
     with torch.no_grad():
         similarity = features @ features.T
         similarity.fill_diagonal_(-2)
         nearest = similarity.argmax(dim=1)
-    distance = (features - features[nearest]).square().sum(dim=-1)
-    return -0.5 * torch.log(distance + eps).mean()
+    distance = torch.linalg.vector_norm(features - features[nearest] + eps, dim=-1)
+    return -torch.log(distance + eps).mean()

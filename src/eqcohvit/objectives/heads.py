@@ -42,33 +42,40 @@ def projector(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn
 
 
 class Prototypes(nn.Module):
-    """The last layer of a DINO head: cosines with prototypes of unit length (weight normalisation with its gain fixed to 1).
+    """The last layer of a DINO head, with weight normalisation: cosines with K prototypes, times a gain of each.
+
+    The gain, (K, 1), begins with 1. It stays 1 if `norm_last_layer`, else it is trained, as in
+    https://github.com/facebookresearch/dinov2 and for the ViT-S of https://github.com/bytedance/ibot.
 
     In float32, also under autocast: the temperatures stretch what rounding would do to a cosine.
     """
 
-    def __init__(self, in_dim: int, num_prototypes: int):
+    def __init__(self, in_dim: int, num_prototypes: int, norm_last_layer: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        self.gain = None if norm_last_layer else nn.Parameter(torch.ones(num_prototypes, 1))
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., in_dim) -> (..., num_prototypes) in [-1, 1]."""
+        """(..., in_dim) -> (..., K)."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(F.normalize(features.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+            prototypes = F.normalize(self.weight.float(), dim=-1)
+            if self.gain is not None:
+                prototypes = self.gain.float() * prototypes
+            return F.linear(F.normalize(features.float(), dim=-1), prototypes)
 
 
 class DINOHead(nn.Module):
     """MLP of three layers with GELU to a bottleneck, then prototypes (arXiv:2104.14294, section 3.1): (..., in_dim) -> (..., K)."""
 
-    def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int):
+    def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, norm_last_layer: bool):
         super().__init__()
         widths = (in_dim, hidden_dim, hidden_dim, bottleneck_dim)
         layers: list[nn.Module] = []
         for width, next_width in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(width, next_width), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
-        self.prototypes = Prototypes(bottleneck_dim, num_prototypes)
+        self.prototypes = Prototypes(bottleneck_dim, num_prototypes, norm_last_layer)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -90,10 +97,18 @@ class HeadOutputs:
 class TokenHeads(nn.Module):
     """Heads for CLS and for patch features: one for both, or one for each."""
 
-    def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, shared: bool):
+    def __init__(
+        self,
+        shared: bool,
+        in_dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        num_prototypes: int,
+        norm_last_layer: bool,
+    ):
         super().__init__()
-        self.cls = DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes)
-        self.patch = None if shared else DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes)
+        self.cls = DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)
+        self.patch = None if shared else DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)
 
     def forward(self, cls: torch.Tensor, local: torch.Tensor | None, patches: torch.Tensor | None) -> HeadOutputs:
         """CLS features (V, B, d) of the global views and (L, B, d) of the local crops, patch features (..., d) -> their logits."""

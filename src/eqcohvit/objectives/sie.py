@@ -16,7 +16,7 @@ from torch import nn
 
 from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
 from .distributed import gather
-from .functional import covariance_penalty, variance_hinge
+from .functional import covariance_penalty, variance_penalty
 from .heads import projector
 
 
@@ -24,7 +24,7 @@ from .heads import projector
 class SIEOptions(NoOptions):
     """The weights of that command; its `--equi-factor 0.45` (the default there is 4.5) is a factor on the weight of the invariance.
 
-    As there, the variance term has half the hinge of each view and of the prediction.
+    As there, the variance term has half the hinge of each view and of the prediction (`functional.variance_penalty`).
     """
 
     invariance_weight: float = 10.0
@@ -82,10 +82,9 @@ class SIE(Objective):
         equivariant = self.equivariant_expander(inputs.equivariant.cls.flatten(0, 1)).float().chunk(2)
         predicted = self.predictor(equivariant[0], inputs.parameters)
         whole = [gather(torch.cat(parts, dim=1)) for parts in zip(invariant, equivariant, strict=True)]
-        hinges = torch.stack([variance_hinge(embeddings) for embeddings in (*whole, gather(predicted.float()))])
         return {
             "ssl/invariance": options.invariance_weight * F.mse_loss(*invariant),
             "ssl/equivariance": options.equivariance_weight * F.mse_loss(predicted.float(), equivariant[1]),
-            "ssl/variance": options.variance_weight * hinges.sum() / 2,
+            "ssl/variance": options.variance_weight * variance_penalty(*whole, gather(predicted.float())),
             "ssl/covariance": options.covariance_weight * torch.stack([*map(covariance_penalty, whole)]).sum(),
         }

@@ -15,7 +15,12 @@ from .heads import projector
 
 @dataclass(frozen=True)
 class VICRegOptions(NoOptions):
-    """The weights of the paper (section 4.2 and appendix D)."""
+    """The weights of the paper (section 4.2 and appendix D) and of https://github.com/facebookresearch/vicreg.
+
+    They belong to the variance term of that code, which has half the hinge of each view; the paper's equation 6 has the
+    whole hinges (`functional.variance_penalty`). The weights that https://github.com/facebookresearch/SIE uses for
+    VICReg, the "SIE setting" of arXiv:2503.18753, are `invariance_weight=10,variance_weight=10,covariance_weight=1`.
+    """
 
     invariance_weight: float = 25.0
     variance_weight: float = 25.0
@@ -44,5 +49,5 @@ class VICReg(Objective):
         return {"ssl/variance": self._variance_value((1 / 2 - 1 / (2 * math.pi)) / 3)}
 
     def _variance_value(self, variance: float) -> float:
-        """The variance term of both views for embeddings whose dimensions have this variance."""
-        return 2 * self.weights[1] * max(0.0, 1 - math.sqrt(variance + 1e-4))
+        """The variance term, half of each view, for embeddings whose dimensions have this variance."""
+        return self.weights[1] * max(0.0, 1 - math.sqrt(variance + 1e-4))

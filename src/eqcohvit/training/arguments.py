@@ -16,9 +16,12 @@ import yaml
 
 from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
 from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
-from ..transforms import AUGMENTATIONS, BlockMasking, make_path
+from ..transforms import AUGMENTATIONS, BlockMasking, MultiCrop, make_path, training_canvas_size
 from ..transforms.ops import BORDERS
 from .files import write_text_whole
+
+CLIPPING = ("none", "module", "parameter")
+DROP_PATH_SCHEDULES = ("uniform", "linear")
 
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -58,7 +61,8 @@ class PretrainArguments:
     image_size: int = _setting(32, "side of the views in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
     drop_path_rate: float = _setting(0.0, "stochastic depth, 0 to 1 (DINOv2-style backbones)")
-    layerscale_value: float = _setting(1.0, "start of the learned scale of each residual branch (DINOv2-style backbones)")
+    drop_path_schedule: str = _setting("uniform", "that rate in all layers, or from 0 in the first to it in the last", DROP_PATH_SCHEDULES)
+    layerscale_value: float = _setting(1.0, "start of the learned scale of each residual branch (DINOv2-style backbones); 0: none")
     feature_dim: int = _setting(256, "d_patch: width of the linear feature head")
     equivariant_dim: int = _setting(128, "d_equi: how many of these dimensions are the equivariant part")
     num_intermediates: int = _setting(2, "K: number of intermediate states to reconstruct")
@@ -76,7 +80,6 @@ class PretrainArguments:
     border: str = _setting("zeros", "what lies outside a moved view: the photograph itself, black, or its mirror image", BORDERS)
     local_crops_number: int = _setting(0, "number of small crops for the student alone, where the objective uses them (ibot, dinov2)")
     local_crops_size: int = _setting(16, "side of the local crops in pixels")
-    canvas_scale: float = _setting(1.25, "side of the decoded canvas over image_size")
 
     # Objective
     objective: str = _setting("vicreg", "SSL loss on the invariant part", tuple(OBJECTIVES))
@@ -97,10 +100,11 @@ class PretrainArguments:
     warmup_steps: int = _setting(60, "steps of linear warm-up")
     layer_decay: float = _setting(1.0, "factor of the learning rate from each backbone layer to the one below it; 1 treats all alike")
     head_warmup_steps: int = _setting(0, "first steps, in which the backbone stays as it is and only the heads learn")
-    weight_decay: float = _setting(0.05, "weight decay of matrices; biases, norms, tokens and positions have none")
+    weight_decay: float = _setting(0.05, "weight decay of matrices, tokens and positions; biases, norms and LayerScale have none")
     weight_decay_end: float | None = _setting(None, "weight decay at the end of a cosine; by default it stays as it is")
     patch_embed_lr_scale: float = _setting(1.0, "further factor on the learning rate of the patch embedding")
-    max_grad_norm: float = _setting(3.0, "gradients are clipped to this norm")
+    clip_gradients: str = _setting("module", "by the norm of encoder, objective's heads and decoders apart, or of each parameter", CLIPPING)
+    max_grad_norm: float = _setting(3.0, "norm that gradients are clipped to")
     mixed_precision: str | None = _setting(None, "by default bf16 on GPUs that have it, else no", ("no", "bf16", "fp16"))
     compile: bool = _setting(False, "compile the step by torch.compile: minutes at the start for faster steps; on GPUs the rendering too")
     gradient_checkpointing: bool = _setting(False, "keep the backbone's layers' inputs alone and compute the rest again: less memory")
@@ -143,8 +147,8 @@ class PretrainArguments:
 
     @property
     def canvas_size(self) -> int:
-        """Side of the decoded canvas in pixels."""
-        return round(self.image_size * self.canvas_scale)
+        """Side of the decoded canvas in pixels, which follows from the smallest crops."""
+        return training_canvas_size(self.augmentation, self.image_size, self.multi_crop())
 
     def _backbone_kwargs(self, family: str) -> dict[str, Any]:
         """Fields of the backbone's configuration that these settings change, for a backbone of this model type."""
@@ -156,8 +160,8 @@ class PretrainArguments:
                     "choose another backbone, or --objective_options mask_probability=0"
                 )
             kwargs["use_mask_token"] = True
-        for name, neutral in (("drop_path_rate", 0.0), ("layerscale_value", 1.0)):
-            if getattr(self, name) != neutral:
+        for name, neutral in (("drop_path_rate", (0.0,)), ("layerscale_value", (0.0, 1.0))):
+            if getattr(self, name) not in neutral:
                 if family not in _DINO_BACKBONES:
                     raise ValueError(f"{name} needs one of the backbones {', '.join(_DINO_BACKBONES)}, got {family}")
                 kwargs[name] = getattr(self, name)
@@ -172,7 +176,11 @@ class PretrainArguments:
         options = self.parsed_objective_options()
         if not isinstance(options, TeacherOptions) or options.mask_probability == 0:
             return None
-        return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance)
+        return BlockMasking(options.mask_probability, options.mask_ratio, options.mask_ratio_variance, options.min_masked_patches)
+
+    def multi_crop(self) -> MultiCrop | None:
+        """Number and size of the local crops; None for none."""
+        return MultiCrop(self.local_crops_number, self.local_crops_size) if self.local_crops_number else None
 
     def _check_local_crops(self) -> None:
         if self.local_crops_number < 0:
@@ -191,7 +199,7 @@ class PretrainArguments:
         make_path(self.path, self.path_magnitude)
         positive = (
             "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm projector_dim "
-            "patch_embed_lr_scale layerscale_value lora_rank knn_guard_samples "
+            "patch_embed_lr_scale lora_rank knn_guard_samples "
             "logging_steps save_steps save_total_limit sample_steps"
         )
         for name, value in self.to_dict().items():
@@ -201,7 +209,7 @@ class PretrainArguments:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         not_negative = (
-            "recon_weight warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers "
+            "recon_weight layerscale_value warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers "
             "keep_every_steps knn_guard_steps"
         )
         for name in not_negative.split():
@@ -217,8 +225,6 @@ class PretrainArguments:
         if self.per_device_train_batch_size < 2:
             size = self.per_device_train_batch_size
             raise ValueError(f"per_device_train_batch_size must be at least 2, because the objectives compare images, got {size}")
-        if self.canvas_scale < 1:
-            raise ValueError(f"canvas_scale must be at least 1, got {self.canvas_scale}")
         if self.keep_every_steps % self.save_steps:
             raise ValueError(f"keep_every_steps must be a multiple of save_steps={self.save_steps}, got {self.keep_every_steps}")
         if self.peft and not self.init_from and not self.resume_from_checkpoint:

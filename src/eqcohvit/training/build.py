@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
-from ..transforms import MultiCrop, ViewRenderer, make_path
+from ..transforms import ViewRenderer, make_path
 from .arguments import PretrainArguments
 from .checkpoint import read_state
 from .lora import add_lora
@@ -46,11 +48,30 @@ def build_model(args: PretrainArguments, start: Start | None = None, checkpoint:
         config = args.model_config(start.backbone_config.to_dict() if start else None)
     model = EqCohViTForPreTraining(config)
     start_positions(model.eqcohvit)
+    if args.drop_path_schedule == "linear":
+        make_drop_path_linear(model.eqcohvit.backbone)
     if start is not None:
         fill_model(model, start, args.init_heads)
     if args.peft == "lora":
         add_lora(model.eqcohvit.backbone, args.lora_rank)
     return model
+
+
+def make_drop_path_linear(backbone: nn.Module) -> None:
+    """Let stochastic depth rise from 0 in the first layer to the configured rate in the last, in place of that rate in all.
+
+    The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate (`drop_path_uniform: true`).
+    """
+    layers: list[Any] = [module for module in backbone.modules() if hasattr(module, "drop_prob")]  # one a layer, none at a rate of 0
+    for index, layer in enumerate(layers):
+        layer.drop_prob = layer.drop_prob * index / max(1, len(layers) - 1)
+
+
+def freeze_layer_scale(backbone: nn.Module) -> None:
+    """Keep the scales of all residual branches as they are: 1 in a new backbone, as if there were none (iBOT)."""
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("lambda1"):
+            parameter.requires_grad_(False)
 
 
 def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -> list[str]:
@@ -72,18 +93,19 @@ def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -
 
 def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> PretrainModule:
     """The model with a freshly initialised objective, and a teacher that starts as a copy of both."""
-    config, masking = model.config, args.masking()
-    num_patches = (config.square_image_size // config.square_patch_size) ** 2
+    config = model.config
     sizes = ObjectiveSizes(
         invariant_dim=config.invariant_dim,
         equivariant_dim=config.equivariant_dim,
         projector_dim=args.projector_dim,
         patch_size=config.square_patch_size,
-        max_masked=masking.max_masked(num_patches) if masking else 0,
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    return PretrainModule(model, objective, args.recon_weight, args.recon_from, masking.max_masked_views if masking else 0, args.separation)
+    module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.separation)
+    if args.layerscale_value == 0:
+        freeze_layer_scale(model.eqcohvit.backbone)  # after the teacher is made, which shares what is frozen before: it is kept whole
+    return module
 
 
 def build_renderer(
@@ -99,7 +121,7 @@ def build_renderer(
         mean=tuple(image_mean),
         std=tuple(image_std),
         include_final=args.include_final,
-        local_crops=MultiCrop(args.local_crops_number, args.local_crops_size) if args.local_crops_number else None,
+        local_crops=args.multi_crop(),
         masking=args.masking(),
         patch_size=args.patch_size,
         seed=args.seed,

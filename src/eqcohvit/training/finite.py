@@ -21,7 +21,7 @@ _SHOWN = 3  # names in the message; the file has them all
 def check_step(
     accelerator: Accelerator, output_dir: Path, step: int, terms: dict[str, torch.Tensor], batches: Sequence[Batch], module: nn.Module
 ) -> None:
-    """To be called after the backward pass and before the optimizer: raise where a term, or the gradient's norm, is not finite.
+    """To be called after the backward pass and before the optimizer: raise where a term, or a norm of the gradient, is not finite.
 
     One flag is read in every step. On a GPU that waits until the backward pass is done, but only the launch of the next kernels is
     late: in return the batch at hand is the culprit, the weights are still those that met it, and no checkpoint can hold broken ones.
@@ -56,7 +56,7 @@ def check_step(
         cause = "the weights were still finite"
     raise FloatingPointError(
         f"{terms_text} not finite at step {step}; {cause}. The batch is in {path}. Go on with --init_from of an "
-        "earlier checkpoint and a lower learning_rate or max_grad_norm"
+        "earlier checkpoint and a lower learning_rate or max_grad_norm (with clip_gradients other than none)"
     )
 
 

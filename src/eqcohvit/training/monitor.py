@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .files import write_text_whole
 from .pretrain_module import PretrainModule
 
+_FIGURES_ONLY = ("grad_norm/objective", "grad_norm/decoders")  # kept in metrics.jsonl, left out of the progress line
+
 
 class MetricsLog:
     """Appends one JSON object per logged step to a file; entries after `resume_step` are dropped first."""
@@ -73,12 +75,15 @@ class Progress:
         return {name: value / self.counts[name] for name, value in self.sums.items()}
 
     def line(self, step: int, means: dict[str, float], num_steps: int) -> tuple[str, dict[str, float]]:
-        """The progress line after `step`, `num_steps` after the last one, and its figures; starts the next interval."""
+        """The progress line after `step`, `num_steps` after the last one, and all figures; starts the next interval.
+
+        Of the gradients' norms the line has that of the encoder.
+        """
         seconds = time.perf_counter() - self.since
         samples_per_second = num_steps * self.samples_per_step / seconds
         remaining = round(seconds / num_steps * (self.max_steps - step))
         wait_share = self.waited / seconds
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name not in _FIGURES_ONLY)
         text = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {terms}  {samples_per_second:.0f} samples/s  "
         text += f"data wait {wait_share:.0%}  ETA {remaining // 60}:{remaining % 60:02d}"
         self._restart()

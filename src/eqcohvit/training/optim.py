@@ -1,18 +1,20 @@
-"""AdamW with the usual rules for weight decay and for learning rates per layer; the values of a step are set from outside."""
+"""AdamW with the usual rules for weight decay, learning rates per layer and clipping; the values of a step are set from outside."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..objectives.heads import Prototypes
+from .arguments import CLIPPING
 from .schedules import StepValues
 
 _BACKBONE = re.compile(r"(?:^|\.)backbone\.(.+)")
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-_NOT_DECAYED = ("position_embeddings", "cls_token", "mask_token", "register_tokens", "distillation_token")
 
 
 def make_optimizer(
@@ -23,7 +25,10 @@ def make_optimizer(
     patch_embed_lr_scale: float = 1.0,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters; biases, norms, tokens and position embeddings are not decayed.
+    """AdamW on the trainable parameters; vectors (biases, norms, scales of LayerScale) are not decayed, all else is.
+
+    So are tokens and position embeddings, as in the official code of DINO, iBOT, DINOv2 (`get_params_groups` there) and VICReg
+    (`exclude_bias_and_norm`).
 
     Each group has an `lr_scale` (`learning_rate_scales`), and says whether it `is_backbone`, `is_last_layer` (the prototypes of a head) and
     `is_decayed`, which `set_step` reads.
@@ -33,8 +38,7 @@ def make_optimizer(
     groups: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_decayed = parameter.ndim >= 2 and not name.endswith(_NOT_DECAYED)
-            key = (_BACKBONE.search(name) is not None, id(parameter) in last_layers, is_decayed, scales[name])
+            key = (_BACKBONE.search(name) is not None, id(parameter) in last_layers, parameter.ndim >= 2, scales[name])
             groups.setdefault(key, []).append(parameter)
     settings = [
         {
@@ -83,3 +87,39 @@ def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
         rate = values.last_layer_learning_rate if group["is_last_layer"] else values.learning_rate
         group["lr"] = rate * group["lr_scale"] * (values.backbone_factor if group["is_backbone"] else 1.0)
         group["weight_decay"] = values.weight_decay if group["is_decayed"] else 0.0
+
+
+@torch.no_grad()
+def clip_gradients(parts: Mapping[str, nn.Module], clipping: str, max_norm: float) -> dict[str, torch.Tensor]:
+    """Clip the gradients of each part apart, in place; returns `grad_norm/<part>`, its norm before.
+
+    To be called once in a step of the optimizer: after gradients are summed up over batches and processes and, with fp16, unscaled.
+    A part without gradients is left out.
+
+    With parts apart, the decoders' own gradient does not scale that of the encoder or of the objective's heads. The encoder's norm still
+    has the part of the reconstruction's gradient that comes through the features: with `"module"`, a reconstruction with a large weight
+    leaves the SSL gradient in the encoder a smaller share of `max_norm`.
+
+    Args:
+        parts: modules that share no parameter (`PretrainModule.parts`).
+        clipping: `"none"`; `"module"`, the norm of each part (as in https://github.com/facebookresearch/dinov2, `train/train.py`);
+            `"parameter"`, the norm of each parameter (as in https://github.com/bytedance/ibot, `utils.clip_gradients`).
+        max_norm: what these norms are clipped to.
+
+    Raises:
+        ValueError: an unknown `clipping`.
+    """
+    if clipping not in CLIPPING:
+        raise ValueError(f"clipping must be one of {', '.join(CLIPPING)}, got {clipping!r}")
+    norms = {}
+    for name, part in parts.items():
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        if not gradients:
+            continue
+        each = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+        norm = torch.linalg.vector_norm(each)
+        if clipping != "none":
+            factors = max_norm / ((each if clipping == "parameter" else norm.expand_as(each)) + 1e-6)
+            torch._foreach_mul_(gradients, list(factors.clamp(max=1).unbind()))
+        norms[f"grad_norm/{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norms

@@ -26,7 +26,8 @@ class PretrainModule(nn.Module):
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
         recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the `"unmasked"` views,
             or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
-        max_masked_views: the most views of an image in which patches are hidden. If one, the second pass is over one view of each image.
+        separation: smallest correlation between both views of a direction of the tokens that the invariant part reads
+            (`objectives.separation`); 0 leaves the part as the SSL loss makes it, as in the paper.
     """
 
     def __init__(
@@ -35,7 +36,6 @@ class PretrainModule(nn.Module):
         objective: Objective,
         recon_weight: float,
         recon_from: str = "unmasked",
-        max_masked_views: int = 2,
         separation: float = 0.0,
     ):
         super().__init__()
@@ -44,11 +44,14 @@ class PretrainModule(nn.Module):
         if recon_from not in ("masked", "unmasked"):
             raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
         self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
-        self.max_masked_views = max_masked_views
-        self.separation = Separation(model.config.hidden_size, separation) if separation else None
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
+        self.separation = Separation(model.config.hidden_size, separation) if separation else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules that hold all trained parameters, each in one of them: what is clipped apart (`optim.clip_gradients`)."""
+        return {"encoder": self.model.eqcohvit, "objective": self.objective, "decoders": self.model.decoders}
 
     def forward(self, views: Views, values: StepValues) -> dict[str, torch.Tensor]:
         """The views of B images and the values of the step -> terms.
@@ -60,7 +63,7 @@ class PretrainModule(nn.Module):
         terms, pooled, tokens = self._compute(views, values.teacher_temperature)
         if self.separation is not None and self.training:
             self.separation.update(*tokens)
-            terms["separation/num_kept"] = self.separation.num_kept.float()
+            terms["separation/kept"] = self.separation.num_kept.float()
         if values.is_logged:
             with torch.no_grad():
                 terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
@@ -70,8 +73,10 @@ class PretrainModule(nn.Module):
         """Compile what every step computes by `torch.compile`, in place; logged steps need no graph of their own."""
         self._compute = torch.compile(self._compute, **kwargs)
 
-    def _compute(self, views: Views, teacher_temperature: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-        """All terms but the ranks, and the pooled parts (2 B, d)."""
+    def _compute(
+        self, views: Views, teacher_temperature: float
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        """All terms but the ranks, the pooled parts (2 B, d), and the backbone's tokens, CLS and mean of the patches, (2, B, 2, D)."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
         invariant, equivariant, hidden = self._encode(images, masks)
@@ -89,37 +94,22 @@ class PretrainModule(nn.Module):
         loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
         if self.recon_weight > 0:
             if masks is not None and self.recon_from == "unmasked":
-                equivariant = self._encode_unmasked(equivariant, images, masks)
+                _, equivariant, _ = self._encode(images, None)
             errors = self._reconstruction_errors(equivariant, views)
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
         with torch.no_grad():
             pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
-        with torch.no_grad():
-            prefix = self.model.eqcohvit.num_prefix_tokens
-            summary = torch.stack([pool_tokens(hidden, prefix, how) for how in ("cls", "mean")], dim=1).unflatten(0, (2, -1))
-        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, summary
+            tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(0, (2, -1))
+        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, tokens
 
-    def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d)."""
+    def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d), and the
+        backbone's tokens, (V * B, P + N, D)."""
         kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
         outputs = self.model.eqcohvit(images, **kwargs)
         return outputs.invariant_features, outputs.equivariant_features, outputs.last_hidden_state
-
-    def _encode_unmasked(self, equivariant: torch.Tensor, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Equivariant features of images (2 B, 3, H, H) with nothing hidden, given those of the masked ones, (2 B, P + N, d_equi) both.
-
-        Of the two views of each image at most `max_masked_views` are encoded again, always as many, so that no shape depends on the masks.
-        A view without a mask keeps its features, and with them the draw of stochastic depth that the SSL loss sees.
-        """
-        if self.max_masked_views == 2:
-            return self._encode(images, None)[1]
-        is_end = masks[1].any(dim=-1)[:, None, None]  # else the first view, also where both are whole
-        first, end = images.chunk(2)
-        again = self._encode(torch.where(is_end[..., None], end, first), None)[1]
-        first, end = equivariant.chunk(2)
-        return torch.cat([torch.where(is_end, first, again), torch.where(is_end, again, end)])
 
     def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
         """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
@@ -135,8 +125,10 @@ class PretrainModule(nn.Module):
 
     def _tokens(self, features: torch.Tensor) -> Tokens:
         """(V * B, P + N, d) -> CLS (V, B, d) and patches (V, B, N, d)."""
-        patches = pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "patches")
-        return Tokens(self._pool(features).unflatten(0, (2, -1)), patches.unflatten(0, (2, -1)))
+        return Tokens(self._pool(features).unflatten(0, (2, -1)), self._patches(features).unflatten(0, (2, -1)))
+
+    def _patches(self, features: torch.Tensor) -> torch.Tensor:
+        return pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "patches")
 
     def _reconstruction_errors(self, equivariant: torch.Tensor, views: Views) -> dict[str, torch.Tensor]:
         config = self.model.config
@@ -148,10 +140,10 @@ class PretrainModule(nn.Module):
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
         return dict(zip(names, errors, strict=True))
 
-    def update_teacher(self, momentum: float) -> None:
-        """To be called after each optimizer step."""
+    def after_step(self, teacher_momentum: float) -> None:
+        """To be called after each optimizer step: separates the parts and moves the teacher."""
         if self.separation is not None:
-            head = self.model.eqcohvit.feature_head
-            self.separation.apply_to(head.weight[: self.model.config.invariant_dim].detach())
+            with torch.no_grad():
+                self.separation.apply_to(self.model.eqcohvit.feature_head.weight[: self.model.config.invariant_dim])
         if self.teacher:
-            self.teacher.update(self.model.eqcohvit, self.objective.head, momentum)
+            self.teacher.update(self.model.eqcohvit, self.objective.head, teacher_momentum)

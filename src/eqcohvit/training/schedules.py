@@ -13,8 +13,9 @@ from .arguments import PretrainArguments
 class StepValues:
     """The values of one step.
 
-    `last_layer_learning_rate` is that of the prototypes of a head, 0 while they are frozen; `backbone_factor` scales the learning rate of
-    the backbone. `is_logged`: whether a progress line comes after it, so that what is costly to measure is measured.
+    `last_layer_learning_rate` is that of the prototypes of a head, 0 while they are frozen; `backbone_factor` scales
+    the learning rate of the backbone. `is_logged`: whether a progress line comes after it, so that what is costly to
+    measure is measured.
     """
 
     learning_rate: float
@@ -27,7 +28,11 @@ class StepValues:
 
 
 def warmup_cosine(step: int, max_steps: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Linear from 0 to `peak` over `warmup_steps`, then a half cosine to `final` at `max_steps`; step counts from 0."""
+    """Linear from 0 to `peak` over `warmup_steps`, then a half cosine to `final` at `max_steps`; step counts from 0.
+
+    The official codes of VICReg, iBOT and DINOv2 begin with a step at a rate of 0, which changes no weight. This
+    warm-up leaves that step out, so it is ahead of theirs by at most `peak / warmup_steps`.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
@@ -35,8 +40,12 @@ def warmup_cosine(step: int, max_steps: int, warmup_steps: int, peak: float, fin
 
 
 def linear_warmup(step: int, num_steps: int, start: float, end: float) -> float:
-    """Linear from `start` at step 0 to `end` at step `num_steps`, and there it stays."""
-    return end if step >= num_steps else start + (end - start) * step / num_steps
+    """Linear from `start` at step 0 to `end` at step `num_steps` - 1, where it stays.
+
+    So it is in https://github.com/facebookresearch/dinov2. https://github.com/bytedance/ibot takes the same values by
+    the epoch in place of the step.
+    """
+    return end if step >= num_steps else start + (end - start) * step / max(1, num_steps - 1)
 
 
 def backbone_warmup(step: int, head_warmup_steps: int, warmup_steps: int) -> float:

@@ -2,7 +2,7 @@
 
 from .masks import BlockMasking
 from .paths import PATHS, SampledPath, Transformation, TransformationPath, intermediate_fractions, make_path
-from .views import AUGMENTATIONS, Augmentation, MultiCrop, ViewRenderer, Views
+from .views import AUGMENTATIONS, Augmentation, MultiCrop, ViewRenderer, Views, training_canvas_size
 
 __all__ = [
     "AUGMENTATIONS",
@@ -17,4 +17,5 @@ __all__ = [
     "Views",
     "intermediate_fractions",
     "make_path",
+    "training_canvas_size",
 ]

@@ -1,8 +1,10 @@
 """Block-wise masks of patches, drawn by the counter-based generator like everything else of a sample.
 
-Blocks as in BEiT (arXiv:2106.08254, algorithm 1) with the random ratio of iBOT (arXiv:2111.07832, section 4.1): of the views to mask, each
-has its own share of masked patches, uniform about `ratio`. Which views are masked is balanced within a sample: with a probability of 1/2 it
-is one of the two, never both or none, as DINOv2 balances it within a batch. So the number of hidden patches has a small bound.
+Blocks as in BEiT (arXiv:2106.08254, algorithm 1), the share of hidden patches as in iBOT (arXiv:2111.07832, section
+4.1). Each view is masked or left whole on its own, so at a probability of 1/2 an image has 0, 1 or 2 masked views in
+25, 50 and 25 % of the cases, as in https://github.com/bytedance/ibot. https://github.com/facebookresearch/dinov2
+balances a batch instead: exactly half of its views are masked, and their shares are spread evenly. A mask here depends
+on its sample alone, so the batch cannot be balanced; each view has the same distribution.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import torch
 from .random import uniforms
 
 _NUM_VIEWS = 2
-_DRAWS_PER_BLOCK = 4
-_MIN_BLOCK = 4  # patches
+_NUM_TRIES = 10  # places of a block, of which the first that fits is taken
+_DRAWS_PER_TRY = 4
 _LOG_ASPECT = math.log(0.3)
 
 
@@ -25,75 +27,83 @@ class BlockMasking:
     """How the student's global views are masked.
 
     Args:
-        probability: share of the views that are masked at all.
-        ratio, ratio_variance: a masked view hides a share of its patches that is uniform in ratio - variance to ratio + variance.
-        num_blocks: blocks drawn at most; later ones fill up what the earlier ones left.
+        probability: of each view to be masked at all.
+        ratio, ratio_variance: a masked view hides a share of its patches, uniform in ratio - variance to ratio + variance.
+        min_patches: area of the smallest block, as long as so many patches are still to be hidden. At most (g // 3)^2
+            of g x g patches, which is iBOT's own rule, so that blocks fit into small grids.
+        num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3 % of the masks.
 
     Raises:
-        ValueError: `probability` does not lie in [0, 1], or a share of patches not in [0, 1).
+        ValueError: `probability` does not lie in [0, 1], a share of patches not in [0, 1), or `min_patches` is not
+            positive.
     """
 
     probability: float = 0.5
     ratio: float = 0.3
     ratio_variance: float = 0.2
+    min_patches: int = 4
     num_blocks: int = 12
 
     def __post_init__(self):
         if not 0 <= self.probability <= 1:
             raise ValueError(f"mask_probability must lie between 0 and 1, got {self.probability}")
-        if not (self.ratio_variance >= 0 and self.ratio - self.ratio_variance >= 0 and self.ratio + self.ratio_variance < 1):
+        if not (
+            self.ratio_variance >= 0 and self.ratio - self.ratio_variance >= 0 and self.ratio + self.ratio_variance < 1
+        ):
             raise ValueError(
                 f"mask_ratio +- mask_ratio_variance must lie between 0 and 1, got {self.ratio} +- {self.ratio_variance}"
             )
-
-    @property
-    def max_masked_views(self) -> int:
-        """The most views of an image that are masked: one up to a probability of 1/2, and two above."""
-        return math.ceil(_NUM_VIEWS * self.probability)
-
-    def max_masked(self, num_patches: int) -> int:
-        """The most patches that are hidden in both views of an image together."""
-        return self.max_masked_views * self._max_in_view(num_patches)
-
-    def _max_in_view(self, num_patches: int) -> int:
-        return max(1, round((self.ratio + self.ratio_variance) * num_patches))
+        if self.min_patches < 1:
+            raise ValueError(f"min_masked_patches must be at least 1, got {self.min_patches}")
 
     def sample(self, seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int, grid_size: int) -> torch.Tensor:
-        """Masks (B, 2, grid_size^2) of both views of each sample, true where a patch is hidden; keys, epochs int64 (B,)."""
-        per_view = 1 + _DRAWS_PER_BLOCK * self.num_blocks
-        draws = uniforms(seed, epochs, keys, stream, 2 + _NUM_VIEWS * per_view)
-        number, order = draws[:, 0], draws[:, 1]
-        draws = draws[:, 2:].unflatten(1, (_NUM_VIEWS, per_view))
-        share = self.ratio + self.ratio_variance * (2 * draws[..., 0] - 1)
-        target = (share * grid_size**2).round().clamp_max(self._max_in_view(grid_size**2)).long()
-        # 2 p on average; a draw next to 1 may be rounded up.
-        num_masked = (_NUM_VIEWS * self.probability + number).floor().clamp_max(self.max_masked_views)
-        rank = torch.stack([order < 0.5, order >= 0.5], dim=1)  # 0 for the view that is masked first
-        target = target * (rank < num_masked[:, None])
-        blocks = draws[..., 1:].unflatten(-1, (self.num_blocks, _DRAWS_PER_BLOCK))
-        return block_masks(blocks.flatten(0, 1), target.flatten(), grid_size).unflatten(0, (len(keys), _NUM_VIEWS))
+        """Masks (B, 2, grid_size^2) of both views of each sample, true where a patch is hidden.
+
+        keys, epochs: int64 (B,).
+        """
+        per_block = _NUM_TRIES * _DRAWS_PER_TRY
+        per_view = 2 + self.num_blocks * per_block
+        draws = uniforms(seed, epochs, keys, stream, _NUM_VIEWS * per_view).unflatten(1, (_NUM_VIEWS, per_view))
+        is_masked = draws[..., 0] < self.probability
+        share = self.ratio + self.ratio_variance * (2 * draws[..., 1] - 1)
+        most = math.floor((self.ratio + self.ratio_variance) * grid_size**2)
+        target = (share * grid_size**2).floor().clamp_max(most).long() * is_masked
+        blocks = draws[..., 2:].unflatten(-1, (self.num_blocks, _NUM_TRIES, _DRAWS_PER_TRY))
+        min_patches = min(self.min_patches, max(1, (grid_size // 3) ** 2))
+        masks = block_masks(blocks.flatten(0, 1), target.flatten(), grid_size, min_patches)
+        return masks.unflatten(0, (len(keys), _NUM_VIEWS))
 
 
-def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """Uniform draws (B, blocks, 4) and numbers of patches to hide (B,) -> masks (B, grid_size^2).
+def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int, min_patches: int) -> torch.Tensor:
+    """Uniform draws (B, blocks, tries, 4) and numbers of patches to hide (B,) -> masks (B, grid_size^2).
 
-    Each block has an area between 4 patches and what is still to hide, an aspect ratio between 0.3 and 1 / 0.3 (uniform in the logarithm),
-    and a place. The block that would hide too much is cut off in reading order, so that the number is met.
+    A block has an area between `min_patches` and the number of patches that are still to be hidden, an aspect ratio
+    between 0.3 and 1 / 0.3 (uniform in the logarithm), and a place. It fits if it is smaller than the grid, and hides
+    at least one more patch, but not too many. Of the tries for a block the first that fits is taken. If none fits, the
+    mask is finished and may hide less than its target.
     """
-    batch = len(target)
     position = torch.arange(grid_size, device=draws.device)
-    masks = torch.zeros(batch, grid_size**2, dtype=torch.bool, device=draws.device)
+    masks = torch.zeros(len(target), grid_size, grid_size, device=draws.device)
+    remaining = target[:, None].to(draws.dtype)
+    is_open = torch.ones_like(remaining)
     for block in draws.unbind(dim=1):
-        area_draw, aspect_draw, top_draw, left_draw = block.unbind(dim=-1)
-        remaining = target - masks.sum(dim=1)
-        area = _MIN_BLOCK + area_draw * (remaining - _MIN_BLOCK).clamp_min(0)
+        area_draw, aspect_draw, top_draw, left_draw = block.unbind(dim=-1)  # (B, tries) each
+        area = min_patches + area_draw * (remaining - min_patches)
         aspect = torch.exp(_LOG_ASPECT * (1 - 2 * aspect_draw))
-        height = (area * aspect).sqrt().round().clamp(1, grid_size)
-        width = (area / aspect).sqrt().round().clamp(1, grid_size)
+        height = (area * aspect).sqrt().round()
+        width = (area / aspect).sqrt().round()
         top = (top_draw * (grid_size - height + 1)).floor()
         left = (left_draw * (grid_size - width + 1)).floor()
-        rows = (position >= top[:, None]) & (position < (top + height)[:, None])
-        columns = (position >= left[:, None]) & (position < (left + width)[:, None])
-        new = (rows[:, :, None] & columns[:, None, :]).flatten(1) & ~masks
-        masks = masks | (new & (new.cumsum(dim=1) <= remaining[:, None]))
-    return masks
+        rows = ((position >= top[..., None]) & (position < (top + height)[..., None])).to(
+            draws.dtype
+        )  # (B, tries, grid_size)
+        columns = ((position >= left[..., None]) & (position < (left + width)[..., None])).to(draws.dtype)
+        num_new = height * width - ((rows @ masks) * columns).sum(dim=-1)
+        fits = (height < grid_size) & (width < grid_size) & (num_new > 0) & (num_new <= remaining)
+        first = fits.byte().argmax(dim=1, keepdim=True)
+        is_open = is_open * fits.gather(1, first)
+        place = first[..., None].expand(-1, 1, grid_size)
+        chosen = rows.gather(1, place).transpose(1, 2) * columns.gather(1, place)  # (B, grid_size, grid_size)
+        masks = torch.maximum(masks, chosen * is_open[..., None])
+        remaining = remaining - num_new.gather(1, first) * is_open
+    return masks.flatten(1).bool()

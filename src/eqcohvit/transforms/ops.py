@@ -2,19 +2,23 @@
 
 Images are float (N, C, H, W) in [0, 1]. Coordinates are normalised: x to the right, y down, [-1, 1] from edge to edge. A geometric
 operation is a 3 x 3 homogeneous matrix that maps output coordinates to input coordinates.
+
+Resampling along the axes and blur are products with matrices of weights. Where a GPU may round their factors to TF32, as training allows
+it to, a result differs by up to 1e-3, a quarter of an 8-bit level; maps of coordinates are composed without such products.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's "L"
 BORDERS = ("canvas", "zeros", "reflection")
+_GROUP = 16  # outputs of a filter that a CPU computes together
 
 
 def affine(rows: list[list[torch.Tensor | float]], like: torch.Tensor) -> torch.Tensor:
@@ -55,23 +59,18 @@ def sampling_grid(
         moved = _map_centres(motion * to_pixels, size, projective)
         inside_x, inside_y = ((0.5 + size / 2 - position.abs()).clamp(0, 1) for position in moved)
         coverage = (inside_x * inside_y).unsqueeze(2)
-    if projective or torch.compiler.is_compiling():
-        return torch.stack(_map_centres(compose(crop, motion), size, projective), dim=-1), coverage
-    return _affine_grid(compose(crop, motion), size), coverage
+    return torch.stack(_map_centres(compose(crop, motion), size, projective), dim=-1), coverage
+
+
+def magnification(motion: torch.Tensor) -> torch.Tensor:
+    """By how much a motion (..., 3, 3), output -> input, enlarges what is in the middle of its view: the root of the area's factor."""
+    (xx, xy, x0), (yx, yy, y0), (ox, oy, _) = (row.unbind(dim=-1) for row in (motion / motion[..., 2:, 2:]).unbind(dim=-2))
+    jacobian = (xx - x0 * ox) * (yy - y0 * oy) - (xy - x0 * oy) * (yx - y0 * ox)
+    return jacobian.abs().clamp_min(1e-6).rsqrt()
 
 
 def _centres(size: int, like: torch.Tensor) -> torch.Tensor:
     return torch.arange(1 - size, size, 2, device=like.device, dtype=like.dtype) / size
-
-
-def _affine_grid(matrix: torch.Tensor, size: int) -> torch.Tensor:
-    """Images of the pixel centres under affine matrices (..., 3, 3): (..., size, size, 2).
-
-    With x + iy as one complex number it is a single addition, a tenth of the time of joining two planes.
-    """
-    of_x, of_y, shift = torch.view_as_complex(matrix[..., :2, :].transpose(-1, -2).contiguous())[..., None].unbind(dim=-2)
-    centres = _centres(size, matrix)
-    return torch.view_as_real((of_x * centres).unsqueeze(-2) + (of_y * centres + shift).unsqueeze(-1))
 
 
 def _map_centres(matrix: torch.Tensor, size: int, projective: bool) -> tuple[torch.Tensor, ...]:
@@ -98,6 +97,88 @@ def sample(images: torch.Tensor, grid: torch.Tensor, outside: str = "reflection"
     batch, views, height, width, _ = grid.shape
     out = F.grid_sample(images, grid.reshape(batch, views * height, width, 2), mode="bilinear", padding_mode=outside, align_corners=False)
     return out.unflatten(2, (views, height)).transpose(1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------- resampling along the axes
+
+
+class Filter(NamedTuple):
+    """What the outputs along one axis are made of, in groups: those of a group are weighted sums of neighbouring input pixels.
+
+    first: int64 (B, G), index of the first pixel that a group reads. weights: (B, G, outputs of a group, pixels that it reads).
+    """
+
+    first: torch.Tensor
+    weights: torch.Tensor
+
+
+def bicubic_filter(
+    centers: torch.Tensor,
+    width: torch.Tensor,
+    limits: tuple[torch.Tensor, torch.Tensor],
+    num_pixels: int,
+    bounds: tuple[float, float],
+    sharpening: tuple[torch.Tensor, torch.Tensor],
+) -> Filter:
+    """Weights of bicubic interpolation (a = -0.5), antialiased as Pillow's and torch's are, at any places along an axis.
+
+    Where pixels outside of the limits would have a weight, the others share it. Sharpening (a, d) takes a times the second difference at
+    the distance d away, which undoes what another interpolation takes from the finest details.
+
+    Args:
+        centers: (B, n) where the outputs lie, in pixels from the edge of the axis.
+        width: (B,) factor on the width of the filter: how many pixels are between two pixels of the result, at least 1.
+        limits: two of (B,), between which pixels are read.
+        num_pixels: of the axis.
+        bounds: on the distance of neighbouring centers, and on the width.
+        sharpening: two of (B,), amount and distance in pixels, the latter at most the width.
+    """
+    number = centers.shape[1]
+    # A GPU is faster with one large product; a CPU leaves out pixels that cannot have a weight.
+    group = _GROUP if centers.device.type == "cpu" else number
+    groups = math.ceil(number / group)
+    reads = num_pixels
+    if groups > 1:
+        max_step, max_width = bounds
+        reads = min(num_pixels, math.ceil((group - 1) * max_step + 6 * max_width) + 2)
+    index = torch.arange(groups * group, device=centers.device).clamp_max(number - 1)
+    centers = centers[:, index].unflatten(1, (groups, group))
+    amount, distance, scale, low, high = (t[:, None, None, None] for t in (*sharpening, width, *limits))
+    lowest = centers.amin(dim=-1) - 2 * width[:, None] - sharpening[1][:, None]
+    first = lowest.floor().clamp(0, num_pixels - reads)
+    pixels = first[:, :, None, None] + torch.arange(reads, device=centers.device) + 0.5
+    offset = (pixels - centers[..., None]) / scale
+    shift = distance / scale
+    weights = (1 + 2 * amount) * _cubic(offset) - amount * (_cubic(offset - shift) + _cubic(offset + shift))
+    weights = weights * ((pixels > low) & (pixels < high))
+    return Filter(first.long(), weights / weights.sum(dim=-1, keepdim=True))
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic convolution kernel with a = -0.5 (doi 10.1109/TASSP.1981.1163711)."""
+    x = x.abs()
+    to_two = (2 - x).clamp_min(0)
+    to_one = (1 - x).clamp_min(0)
+    return 0.5 * to_two**2 * (to_two - 1) + to_one**2 * (1 - 2 * to_one)
+
+
+def apply_filter(images: torch.Tensor, axis_filter: Filter, number: int) -> torch.Tensor:
+    """Filter images (B, S, ...) of any type along S, by the filters (B * L, ...) of L views of each: float (B * L, number, ...)."""
+    batch, num_pixels = images.shape[:2]
+    first, weights = axis_filter
+    views, groups, group, reads = len(weights) // batch, *weights.shape[1:]
+    lines = images.reshape(batch, num_pixels, -1)
+    if reads == num_pixels:
+        out = weights.reshape(batch, -1, reads) @ lines.float()
+    else:
+        start = first + num_pixels * torch.arange(batch, device=images.device).repeat_interleave(views)[:, None]
+        index = start[..., None] + torch.arange(reads, device=images.device)
+        read = lines.flatten(0, 1).index_select(0, index.flatten()).float()
+        out = weights.flatten(0, 1) @ read.unflatten(0, (-1, reads))
+    return out.reshape(batch * views, groups * group, *images.shape[2:])[:, :number]
+
+
+# ------------------------------------------------------------------------------------------------------------------ colour and blur
 
 
 def luminance(images: torch.Tensor) -> torch.Tensor:
@@ -152,62 +233,77 @@ def solarize(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
     return images + (torch.minimum(images, 1 - images) - images) * _per_image(apply)
 
 
-def adjust_color(
-    images: torch.Tensor, factors: torch.Tensor, pivot: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Brightness, contrast, saturation, hue in this order by `factors` (N, 4): three factors about 1, and turns.
+def adjust_color(images: torch.Tensor, factors: torch.Tensor, pivot: torch.Tensor | None = None) -> torch.Tensor:
+    """Brightness, contrast, saturation, hue, always in this order, by `factors` (N, 4): three factors about 1, and turns.
 
-    `pivot` (N,) is the luminance that contrast leaves unchanged, before the brightness; by default the images' own mean. The pivot
-    after all four operations is returned too, so that further views of the same picture can share it.
+    `pivot` (N,) is the luminance that contrast leaves unchanged, before the brightness; by default the images' own mean.
     """
     brightness, contrast, saturation, hue = factors.unbind(dim=-1)
     pivot = luminance(images).mean(dim=(1, 2, 3)) if pivot is None else pivot
-    pivot = (pivot * brightness).clamp(0, 1)
-    images = adjust_contrast(adjust_brightness(images, brightness), contrast, pivot)
-    images = adjust_saturation(images, saturation)
-    return where(hue * saturation != 0, adjust_hue, images, hue), pivot
+    images = adjust_contrast(adjust_brightness(images, brightness), contrast, (pivot * brightness).clamp(0, 1))
+    return adjust_hue(adjust_saturation(images, saturation), hue)
 
 
-def can_choose(images: torch.Tensor) -> bool:
-    """Whether what to compute may depend on values: a GPU would have to be waited for, and a compiled graph knows none."""
-    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 
 
-def where(chosen: torch.Tensor, operation: Callable[..., torch.Tensor], images: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-    """An operation on images (N, C, H, W) that leaves them as they are but where `chosen` (N,): there a CPU need not compute it."""
-    if not can_choose(images) or torch.is_grad_enabled():
-        return operation(images, *parameters)
-    rows = chosen.nonzero()[:, 0]
-    if len(rows) in (0, len(images)):
-        return operation(images, *parameters) if len(rows) else images
-    return images.index_copy(0, rows, operation(images[rows], *(parameter[rows] for parameter in parameters)))
+def jitter_color(
+    images: torch.Tensor, factors: torch.Tensor, order: torch.Tensor, pivots: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Brightness, contrast, saturation and hue of each image by `factors` (N, 4), in an order of its own.
 
+    All but the hue are blends of the image, its luminance and a number. Three of them before the hue and three after it serve every order;
+    those which an order does not use change nothing.
 
-def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, max_sigma: float | None = None) -> torch.Tensor:
-    """Blur by a Gaussian of standard deviation `sigma` in pixels, mirrored at the border; 0 leaves the image as it is.
+    Args:
+        order: int64 (N, 4), a permutation: 0 for brightness, 1 for contrast, 2 for saturation, 3 for hue.
+        pivots: (N, 6) luminances that the contrast leaves unchanged, one for each blend; by default the images' own means at that point.
 
-    `sigma` is (N,), or (N, 2) along x and along y. `max_sigma` is a bound on it that fixes how far the weights reach (4 standard
-    deviations, 6e-5 of the weight lies beyond); without it the largest sigma is read back from the device.
+    Returns:
+        The images and the pivots, so that further views of the same picture can share these.
     """
-    along_x, along_y = sigma.to(images.dtype).expand(2, -1) if sigma.ndim == 1 else sigma.to(images.dtype).unbind(dim=-1)
-    for dim, along in ((-1, along_x), (-2, along_y)):
-        reach = along.max().item() if max_sigma is None else max_sigma
-        images = _blur_along(images, along, min(math.ceil(4 * reach), images.shape[dim]), dim)
-    return images
+    place_of_hue = (order == _HUE).long().argmax(dim=1)
+    used = []
+    for places, after in (((0, 1, 2), False), ((1, 2, 3), True)):
+        if after and not _idle(factors[:, _HUE] == 0):
+            images = adjust_hue(images, factors[:, _HUE])
+        for place in places:
+            operation = order[:, place]
+            active = place > place_of_hue if after else place < place_of_hue
+            factor = torch.where(active, factors.gather(1, operation[:, None])[:, 0], 1.0)
+            if _idle(factor == 1):
+                used.append(torch.zeros_like(factor))
+                continue
+            grey = luminance(images)
+            pivot = grey.mean(dim=(1, 2, 3)) if pivots is None else pivots[:, len(used)]
+            used.append(pivot)
+            of_grey = (1 - factor) * (operation == _SATURATION)
+            constant_part = (1 - factor) * (operation == _CONTRAST) * pivot
+            rest = (grey * _per_image(of_grey)).add_(_per_image(constant_part))
+            images = (images * _per_image(factor)).add_(rest).clamp_(0, 1)
+    return images, torch.stack(used, dim=1)
 
 
-def _blur_along(images: torch.Tensor, sigma: torch.Tensor, radius: int, dim: int) -> torch.Tensor:
-    """A weighted sum of shifted images: less work than a product with a matrix, and one kernel when compiled."""
-    if radius == 0:
+def _idle(neutral: torch.Tensor) -> bool:
+    """Whether a CPU may leave out an operation that is neutral for all images; a GPU would have to be waited for to know."""
+    return neutral.device.type == "cpu" and not torch.compiler.is_compiling() and bool(neutral.all())
+
+
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it is."""
+    sigma = sigma.to(images.dtype)
+    if _idle(sigma == 0):
         return images
-    length = images.shape[dim]
-    before, after = images.narrow(dim, 0, radius).flip(dim), images.narrow(dim, length - radius, radius).flip(dim)
-    padded = torch.cat([before, images, after], dim=dim)
-    distance = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
-    weights = torch.softmax(-0.5 * (distance / sigma.clamp_min(1e-4)[:, None]) ** 2, dim=-1)[:, :, None, None, None]
-    blurred = images * weights[:, radius]
-    numbers = weights.flatten().tolist() if len(images) == 1 and can_choose(images) and not torch.is_grad_enabled() else None
-    for shift in range(radius):
-        pair = padded.narrow(dim, shift, length) + padded.narrow(dim, 2 * radius - shift, length)
-        blurred = blurred + pair * weights[:, shift] if numbers is None else blurred.add_(pair, alpha=numbers[shift])
-    return blurred
+    blurred = _gaussian_weights(sigma, images.shape[-2]) @ images @ _gaussian_weights(sigma, images.shape[-1]).transpose(-1, -2)
+    return torch.where(_per_image(sigma) > 0, blurred, images)
+
+
+def _gaussian_weights(sigma: torch.Tensor, size: int) -> torch.Tensor:
+    """(N,) -> (N, 1, size, size): how much each pixel takes of each one, by itself and by its two mirror images."""
+    distance = torch.arange(1 - 2 * size, 2 * size, device=sigma.device, dtype=sigma.dtype)
+    bell = torch.exp(-0.5 * (distance / sigma.clamp_min(1e-3)[:, None]) ** 2)
+    itself = bell[:, size : 3 * size - 1].unfold(1, size, 1).flip(-1)  # of the distance i - j
+    before = bell[:, 2 * size : 4 * size - 1].unfold(1, size, 1)  # i + j + 1
+    after = bell[:, : 2 * size - 1].unfold(1, size, 1)  # i + j + 1 - 2 size
+    weights = itself + before + after
+    return (weights / weights.sum(dim=-1, keepdim=True)).unsqueeze(1)

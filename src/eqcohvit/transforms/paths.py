@@ -14,6 +14,7 @@ import torch
 
 from .ops import adjust_color, affine, compose, constant, gaussian_blur, luminance, sample, sampling_grid
 
+SIGMA_SIZE = 224  # side in pixels of the images in whose pixels blurs are stated
 _PARTS = ("matrix", "color", "sigma")
 
 
@@ -24,7 +25,7 @@ class Transformation:
     Args:
         matrix: (B, 3, 3), output -> input in normalised coordinates.
         color: (B, 4) brightness, contrast and saturation factors, hue in turns.
-        sigma: (B,) standard deviation of the blur in pixels.
+        sigma: (B,) standard deviation of the blur, in pixels of a 224-pixel image: on a side of H pixels it is H / 224 times that.
         projective: whether the last row of the matrix may be other than (0, 0, 1).
     """
 
@@ -43,6 +44,11 @@ class Transformation:
         parts = {name: [getattr(step, name) for step in steps] for name in _PARTS}
         stacked = {name: None if part[0] is None else torch.stack(part, dim=1) for name, part in parts.items()}
         return Transformation(**stacked, projective=steps[0].projective)
+
+    @property
+    def num_states(self) -> int:
+        """V, of a stack."""
+        return next(part.shape[1] for part in (self.matrix, self.color, self.sigma) if part is not None)
 
     def then(self, other: Transformation) -> Transformation:
         """This transformation followed by `other`. Factors multiply, hues add, variances add."""
@@ -68,9 +74,9 @@ class Transformation:
             grid, coverage = sampling_grid(identity, matrix, images.shape[-1], border, self.projective)
             images = sample(images, grid).squeeze(1)
         if self.color is not None:
-            images, _ = adjust_color(images, self.color, pivot)
+            images = adjust_color(images, self.color, pivot)
         if self.sigma is not None:
-            images = gaussian_blur(images, self.sigma)
+            images = gaussian_blur(images, self.sigma * (images.shape[-1] / SIGMA_SIZE))
         return images if coverage is None else images * coverage.squeeze(1)
 
 
@@ -209,7 +215,7 @@ def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class ColorJitter(TransformationPath):
-    """Brightness, contrast and saturation, by their factor minus 1, and hue in full turns."""
+    """Brightness, contrast and saturation, by their factor minus 1, and hue in full turns; applied in this order, not in a random one."""
 
     name = "color_jitter"
     parameter_names = ("brightness", "contrast", "saturation", "hue")
@@ -223,7 +229,10 @@ class ColorJitter(TransformationPath):
 
 
 class GaussianBlur(TransformationPath):
-    """Blur by a standard deviation in pixels."""
+    """Blur by a standard deviation in pixels of a 224-pixel image; on a side of H pixels it is H / 224 times that.
+
+    So the range of the paper (arXiv:2503.18753, section 4), which is for 224 pixels, holds at each image size.
+    """
 
     name = "gaussian_blur"
     parameter_names = ("sigma",)

@@ -12,6 +12,7 @@ from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.evaluation.dense.video import (
     VIDEO_TASKS,
     ObjectScore,
+    PartScore,
     PatchEncoder,
     PixelPatches,
     Video,
@@ -23,7 +24,7 @@ from eqcohvit.evaluation.features import ModelEncoder, load_encoder
 from eqcohvit.evaluation.preprocessing import Preprocessing
 
 
-def video_rows(num_frames=4, step=8, name="band", size=(40, 96)):
+def video_rows(num_frames=4, step=8, name="band", size=(40, 128)):
     """A band of noise, as high as the frame and 24 pixels wide, that moves over a plain ground by `step` pixels a frame."""
     generator = np.random.default_rng(0)
     background = np.full((*size, 3), (200, 40, 90), dtype=np.uint8)
@@ -54,7 +55,7 @@ def test_labels_follow_the_band_exactly(task, step):
     values = results.values["raw pixels", "pixels"]
     assert all(value == 1 for value in values.values()), values
     assert lines == ["video 1/1 band: 4 frames, raw pixels"]
-    assert len(results.pictures) == 1 and len(results.pictures[0]) == 4 and results.pictures[0][0].size == (96, 40)
+    assert len(results.pictures) == 1 and len(results.pictures[0]) == 4 and results.pictures[0][0].size == (128, 40)
 
 
 def test_parts_of_a_split_model_and_of_a_plain_vit(encoder_folder, tmp_path):
@@ -100,11 +101,11 @@ def test_object_score_is_the_mean_over_objects_without_first_and_last_frames():
     assert values["J recall"] == pytest.approx(0.75)
 
 
-def test_numbers_that_no_object_has_are_not_counted_as_found():
-    """Objects 1 and 3: the first one is found, the other one missed; there is no second one."""
+def test_a_number_that_no_object_has_scores_one_as_in_the_official_code():
+    """Objects 1 and 3: the first one is found, the other one missed; the second one is neither there nor predicted."""
     frames = []
     for left in (0, 8, 16):
-        image, label = np.zeros((40, 96, 3), dtype=np.uint8), np.zeros((40, 96), dtype=np.uint8)
+        image, label = np.zeros((40, 128, 3), dtype=np.uint8), np.zeros((40, 128), dtype=np.uint8)
         image[:, :24], label[:, :24] = (255, 0, 0), 1
         image[:, 48 + left : 72 + left], label[:, 48:72] = (0, 255, 0), 3
         frames.append((image, label))
@@ -112,21 +113,34 @@ def test_numbers_that_no_object_has_are_not_counted_as_found():
     columns = dict(zip(("image", "annotation"), map(list, zip(*frames, strict=True)), strict=True))
     videos = read_videos(make_rows(**columns, sequence=["v"] * 3, frame=[0, 1, 2]))
     results = propagate_videos(VIDEO_TASKS["video_segmentation"], [PixelPatches(8)], videos, shorter_side=40)
-    assert results.values["raw pixels", "pixels"]["J"] == pytest.approx(0.5)
+    assert results.values["raw pixels", "pixels"]["J"] == pytest.approx((1 + 1 + 0) / 3)
 
 
-def test_pixels_that_do_not_count_are_left_out():
+def test_void_pixels_are_background_for_objects_and_do_not_count_for_parts():
     true = np.zeros((10, 10), dtype=np.int64)
     true[:, :4], true[:, 4:] = 1, 255
     predicted = np.ones_like(true)
-    score = ObjectScore()
-    score.add(Video("v", lambda: iter(()), 2), 1, predicted, true, [1])
-    assert score.result()["J"] == 1
+    values = []
+    for score in (ObjectScore(), PartScore()):
+        score.add(Video("v", lambda: iter(()), 2), 1, predicted, true, [1])
+        values.append(score.result())
+    assert values[0]["J"] == pytest.approx(40 / 100)
+    assert values[1]["mIoU"] == 1
 
 
-def test_frames_are_resized_to_whole_patches():
-    assert resize_frame(Image.new("RGB", (854, 480)), 480, 16).shape == (3, 480, 848)
-    assert resize_frame(Image.new("RGB", (480, 854)), 240, 8).shape == (3, 424, 240)
+@pytest.mark.parametrize(
+    ("size", "shorter_side", "patch_size", "expected"),
+    [
+        ((854, 480), 480, 16, (480, 832)),  # as DINO's evaluation of DAVIS
+        ((910, 480), 480, 8, (480, 896)),
+        ((480, 854), 240, 8, (384, 240)),  # in proportion 427
+        ((854, 480), 480, 14, (476, 826)),
+        ((500, 480), 480, 16, (480, 480)),
+        ((96, 40), 40, 8, (40, 64)),
+    ],
+)
+def test_frames_have_the_size_of_dinos_protocol(size, shorter_side, patch_size, expected):
+    assert resize_frame(Image.new("RGB", size), shorter_side, patch_size).shape == (3, *expected)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +152,13 @@ def test_frames_are_resized_to_whole_patches():
             lambda c: c.update(annotation=[np.zeros_like(a) for a in c["annotation"]]),
             "video band: the annotation of the first frame is empty",
         ),
-        (lambda c: c.update(annotation=[255 * a for a in c["annotation"]]), "from 1, 255 does not count, and this frame has 0, 255"),
+        (lambda c: c.update(annotation=[255 * a for a in c["annotation"]]), "from 1, 255 is void, and this frame has 0, 255"),
         (lambda c: c.update(frame=[3, 2, None, 0]), "video row 2: column frame must hold whole numbers, got None"),
         (
             lambda c: c.update({k: [a[:24] if i == 1 else a for i, a in enumerate(c[k])] for k in ("image", "annotation")}),
-            "video band: frame 2 is of 96 x 24 pixels, the first one of 96 x 40",
+            "video band: frame 2 is of 128 x 24 pixels, the first one of 128 x 40",
         ),
-        (lambda c: c.update(annotation=[a[:20] for a in c["annotation"]]), "the annotation is of 96 x 20 pixels, its frame of 96 x 40"),
+        (lambda c: c.update(annotation=[a[:20] for a in c["annotation"]]), "the annotation is of 128 x 20 pixels, its frame of 128 x 40"),
         (lambda c: c.update(annotation=c["image"]), "single-channel images of class indices, got one of mode RGB"),
     ],
 )

@@ -5,8 +5,11 @@ import pytest
 
 import eqcohvit
 import evaluate
+from eqcohvit.evaluation.metrics.corner_error.corners import corner_error
 from eqcohvit.evaluation.metrics.davis_j_and_f.masks import contour_accuracy, mask_boundary, region_similarity
+from eqcohvit.evaluation.metrics.depth_errors.depths import depth_errors
 from eqcohvit.evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
+from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 
 
 def test_confusion_matrix_and_iou_by_hand():
@@ -112,3 +115,35 @@ def test_module_is_loaded_by_evaluate_and_computes(name):
     inputs, expected = LOADED[name]
     values = evaluate.load(str(folder)).compute(**inputs)
     assert {key: values[key] for key in expected} == pytest.approx(expected)
+
+
+EMPTY = {
+    "mean_iou": ({"num_labels": 3}, "expected at least one label map, got none"),
+    "davis_j_and_f": ({}, "expected at least one mask, got none"),
+    "pck": ({"sizes": []}, "expected a labelled keypoint in the references, got none"),
+    "corner_error": ({}, r"expected two arrays of corners \(..., 4, 2\) of the same shape, got \(0,\) and \(0,\)"),
+    "depth_errors": ({}, "expected at least one depth map, got none"),
+    "r2": ({}, r"expected two arrays \(N, P\) of the same shape, got \(0,\) and \(0,\)"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_module_refuses_empty_inputs_in_one_line(name):
+    folder = Path(eqcohvit.__file__).parent / "evaluation" / "metrics" / name
+    extra, message = EMPTY[name]
+    module = evaluate.load(str(folder))
+    with pytest.raises(ValueError, match=message) as error:
+        module._compute(predictions=[], references=[], **extra)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_refuse_arrays_without_content():
+    for score in (region_similarity, contour_accuracy):
+        with pytest.raises(ValueError, match=r"expected masks of at least one pixel, got the shape \(0, 4\)"):
+            score(np.zeros((0, 4)), np.zeros((0, 4)))
+    with pytest.raises(ValueError, match="expected at least one homography, got none"):
+        corner_error(np.zeros((0, 4, 2)), np.zeros((0, 4, 2)))
+    with pytest.raises(ValueError, match="no pixel of the reference has a depth"):
+        depth_errors(np.zeros((0, 4)), np.zeros((0, 4)))
+    with pytest.raises(ValueError, match=r"expected at least one sample and one parameter, got arrays of shape \(0, 3\)"):
+        r2_per_parameter(np.zeros((0, 3)), np.zeros((0, 3)))

@@ -37,7 +37,7 @@ def test_plain_views_are_the_fused_ones_up_to_interpolation_and_rounding(referen
     errors = []
     for key in range(12):
         data = photo(key)
-        decoded = decode_image(data, 96)
+        decoded = decode_image(data, 152)
         canvas, size = torch.from_numpy(decoded.canvas)[None], torch.tensor([decoded.size])
         ours = renderer(canvas, size, torch.tensor([3]), torch.tensor([key]))
         drawn = renderer.sample(torch.tensor([3]), torch.tensor([key]), size)

@@ -13,13 +13,14 @@ from PIL import Image
 from ..features import PIXELS, ModelEncoder, part_name, part_order, square_side
 from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
 from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
-from .base import resize_to_patches, row_errors
+from .base import row_errors
 from .pictures import overlay
 from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
 from .rows import Rows, check_size, find_column, read_image, read_labels
 
 VOID = 255
 _OTHER_PATCH_SIZE = 32  # of models without patches, such as convolutional ones: their usual stride
+_LONGER_SIDE_MULTIPLE = 64  # pixels, as in DINO's protocol
 
 
 # --------------------------------------------------------------------------------------------------------------- features
@@ -68,7 +69,7 @@ class PixelPatches:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 where it does not count."""
+    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 where nobody labelled it."""
 
     name: str
     frames: Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]
@@ -109,7 +110,7 @@ def _reader(rows: Rows, order: list[int], image_column: str, target_column: str)
                 image, labels = read_image(rows[index], image_column), read_labels(rows[index], target_column)
                 wrong = labels[(labels < 0) | (labels > VOID)]
                 if wrong.size:
-                    raise ValueError(f"the annotation has the value {wrong[0]}, expected 0 .. {VOID}, of which {VOID} does not count")
+                    raise ValueError(f"the annotation has the value {wrong[0]}, expected 0 .. {VOID}, of which {VOID} is void")
                 check_size(labels, image, of="frame")
             yield image, labels
 
@@ -117,8 +118,19 @@ def _reader(rows: Rows, order: list[int], image_column: str, target_column: str)
 
 
 def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torch.Tensor:
-    """RGB image -> float (3, H, W) in [0, 1]: the shorter side as given, the other one in proportion, both whole numbers of patches."""
-    pixels = np.asarray(resize_to_patches(image, shorter_side, patch_size), dtype=np.float32) / 255
+    """RGB image -> float (3, H, W) in [0, 1], of the frame size of DINO's protocol: 832 x 480 for the 854 x 480 of DAVIS.
+
+    The shorter side is as given. The longer one is in proportion and rounded down to a multiple of 64 pixels. Then both are rounded to
+    whole patches, which changes nothing for patches of 8, 16 and 32 pixels.
+    """
+    scale = shorter_side / min(image.size)
+    step = _LONGER_SIDE_MULTIPLE
+    in_proportion = int(scale * max(image.size) + 1e-6)
+    longer_side = max(in_proportion // step * step, shorter_side)
+    sides = [shorter_side if side == min(image.size) else longer_side for side in image.size]
+    width, height = (max(1, round(side / patch_size)) * patch_size for side in sides)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    pixels = np.asarray(resized, dtype=np.float32) / 255
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -128,20 +140,20 @@ def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torc
 class ObjectScore:
     """J and F of each object of each video, mean over its frames, then over all objects (DAVIS-2017, arXiv:1704.00675).
 
-    The objects are those of the first frame, which is given. It and, as in that benchmark, the last one of a video do not count (the last
-    one does where there are only two).
+    As in the official semi-supervised code (github.com/davisvideochallenge/davis2017-evaluation), the objects are 1 .. the highest number
+    of the first frame, also where it leaves some out: one that is neither there nor predicted scores 1. Void pixels are background.
+    The first frame, which is given, and the last one of a video do not count (the last one does where there are only two).
     """
 
     def __init__(self):
         self.objects: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
     def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, objects: Sequence[int]) -> None:
-        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none, and the numbers of the video's objects."""
+        """Take a frame's labels: predicted and true (H, W), and the numbers of the video's objects."""
         if frame == video.num_frames - 1 and video.num_frames > 2:
             return
-        counts = true != VOID
         for label in objects:
-            masks = (predicted == label) & counts, (true == label) & counts
+            masks = predicted == label, true == label
             scores = self.objects.setdefault((video.name, label), [])
             scores.append((region_similarity(*masks), contour_accuracy(*masks)))
 
@@ -266,12 +278,12 @@ def _propagate(
 
 
 def _find_objects(video: Video, truth: np.ndarray) -> list[int]:
-    """Numbers of the objects of a first frame, from the lowest; they may leave some out."""
-    objects = [label for label in np.unique(truth).tolist() if label not in (0, VOID)]
-    if not objects:
+    """Numbers of the objects: 1 .. the highest of the first frame."""
+    highest = int(np.where(truth == VOID, 0, truth).max())
+    if highest == 0:
         values = ", ".join(map(str, np.unique(truth)))
         raise ValueError(
             f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate: objects are numbered from 1, "
-            f"{VOID} does not count, and this frame has {values}"
+            f"{VOID} is void, and this frame has {values}"
         )
-    return objects
+    return list(range(1, highest + 1))

@@ -36,6 +36,8 @@ class DavisJAndF(evaluate.Metric):
 
     def _compute(self, predictions, references, tolerance=0.008):
         pairs = list(zip(predictions, references, strict=True))
+        if not pairs:
+            raise ValueError("expected at least one mask, got none")
         region = sum(region_similarity(*pair) for pair in pairs) / len(pairs)
         contour = sum(contour_accuracy(*pair, tolerance) for pair in pairs) / len(pairs)
         return {"j": region, "f": contour, "j_and_f": (region + contour) / 2}

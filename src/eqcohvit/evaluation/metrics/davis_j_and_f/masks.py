@@ -37,4 +37,6 @@ def _two_masks(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.
     predicted, true = np.asarray(predicted).astype(bool), np.asarray(true).astype(bool)
     if predicted.shape != true.shape or predicted.ndim != 2:
         raise ValueError(f"expected two masks (height, width) of the same shape, got {predicted.shape} and {true.shape}")
+    if not true.size:
+        raise ValueError(f"expected masks of at least one pixel, got the shape {true.shape}")
     return predicted, true

@@ -34,4 +34,6 @@ class DepthErrors(evaluate.Metric):
 
     def _compute(self, predictions, references):
         errors = [depth_errors(*pair) for pair in zip(predictions, references, strict=True)]
+        if not errors:
+            raise ValueError("expected at least one depth map, got none")
         return {name: sum(one[name] for one in errors) / len(errors) for name in ("RMSE", "AbsRel", "delta1")}

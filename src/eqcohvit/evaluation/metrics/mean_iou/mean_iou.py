@@ -37,6 +37,8 @@ class MeanIoU(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, num_labels, ignore_index=255):
-        pairs = zip(predictions, references, strict=True)
+        pairs = list(zip(predictions, references, strict=True))
+        if not pairs:
+            raise ValueError("expected at least one label map, got none")
         counts = (confusion_matrix(predicted, true, num_labels, ignore_index) for predicted, true in pairs)
         return iou_scores(sum(counts, start=np.zeros((num_labels, num_labels), dtype=np.int64)))
