@@ -51,7 +51,6 @@ class Separation(nn.Module):
         self.register_buffer("projection", torch.eye(dim, dtype=torch.float64))
         self.register_buffer("num_kept", torch.tensor(dim))
         self.register_buffer("num_updates", torch.tensor(0))
-        self.register_buffer("num_steps", torch.tensor(0))
 
     @torch.no_grad()
     def update(self, first: torch.Tensor, end: torch.Tensor) -> None:
@@ -66,18 +65,15 @@ class Separation(nn.Module):
         within = all_sum(difference.T @ difference) / (2 * degrees)
         self.num_updates += 1
         # The plain mean at first, so that the zeros at the start do not count.
-        weight = torch.maximum(1 / self.num_updates, torch.tensor(1 - self.momentum, device=first.device)).double()
+        weight = (1 / self.num_updates.double()).clamp_min(1 - self.momentum)
         self.total.lerp_(total, weight)
         self.within.lerp_(within, weight)
 
     @torch.no_grad()
-    def apply_to(self, weight: torch.Tensor) -> None:
-        """Project the invariant rows of the feature head, (d_inv, D), in place. To be called after each optimizer step."""
-        if self.num_updates == 0:
-            return
-        if self.num_steps % self.steps_between == 0:
+    def apply_to(self, weight: torch.Tensor, step: int) -> None:
+        """Project the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from 0."""
+        if step % self.steps_between == 0:
             self._renew()
-        self.num_steps += 1
         weight.copy_((weight.double() @ self.projection).to(weight.dtype))
 
     def _renew(self) -> None:

@@ -140,10 +140,10 @@ class PretrainModule(nn.Module):
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
         return dict(zip(names, errors, strict=True))
 
-    def after_step(self, teacher_momentum: float) -> None:
-        """To be called after each optimizer step: separates the parts and moves the teacher."""
+    def after_step(self, step: int, teacher_momentum: float) -> None:
+        """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been made."""
         if self.separation is not None:
             with torch.no_grad():
-                self.separation.apply_to(self.model.eqcohvit.feature_head.weight[: self.model.config.invariant_dim])
+                self.separation.apply_to(self.model.eqcohvit.feature_head.weight[: self.model.config.invariant_dim], step)
         if self.teacher:
             self.teacher.update(self.model.eqcohvit, self.objective.head, teacher_momentum)
