@@ -3,6 +3,10 @@
 
     python scripts/evaluate.py --model outputs/pretrain/model --task r2 knn --output results.json
     python scripts/evaluate.py --model runs/a/model --task video_segmentation --data_files 'davis/*.parquet' --output runs/a/davis.json
+    python scripts/evaluate.py --suite r2 --model runs/a/model facebook/dinov2-small timm/vit_small_patch16_224.augreg_in1k \\
+        --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output suite/results.json
+    python scripts/evaluate.py --model runs/a/model --task r2 --target_columns pose hue --quaternion_columns pose --group_column object \\
+        --data_files 'renders/*.parquet' --output runs/a/renders.json
     python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
         --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
 
@@ -31,9 +35,12 @@ from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
 from eqcohvit.evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
+from eqcohvit.evaluation.latent_tasks import latent_r2
+from eqcohvit.evaluation.latents import parse_circular
 from eqcohvit.evaluation.pairs import PROTOCOLS
 from eqcohvit.evaluation.report import write_report
-from eqcohvit.evaluation.results import Row, format_table, tables, versions, write_results
+from eqcohvit.evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
+from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
 from eqcohvit.transforms import PATHS, make_path
 
 # Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
@@ -48,11 +55,16 @@ TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", nargs="+", required=True, help="folders or repositories: ours, or any transformers vision model")
+    models = "folders or repositories: ours, any transformers vision model, or timm/NAME for a model of timm"
+    parser.add_argument("--model", nargs="+", required=True, help=models)
+    suites = "benchmark with fixed settings, to compare models by; leave out the flags that it fixes"
+    parser.add_argument("--suite", choices=list(SUITES), help=suites)
+    beside = "results.json files of earlier runs of the suite on the same images, whose models stand in the table too"
+    parser.add_argument("--beside", nargs="+", default=[], metavar="FILE", help=beside)
     parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
-    parser.add_argument("--output", help="results.json to write; report.html and plots go into the same folder")
+    parser.add_argument("--output", help="results.json to write; results.html and plots go into the same folder")
     parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
     parser.add_argument("--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")
@@ -61,11 +73,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--transform", nargs="+", default=["rotation"], help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation")
     protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
     group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
-    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.HEADS, help="regressors of r2; default: both")
+    heads = "regressors of r2; kernel is what pretraining watches, slow above 2,000 images; default: mlp linear"
+    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.ALL_HEADS, help=heads)
     poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
     group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
     group.add_argument("--temperature", type=float, default=0.07, help="of the weights exp(similarity / temperature) of knn; default: 0.07")
+
+    group = parser.add_argument_group("columns of numbers as targets (r2)")
+    columns = "regress these columns in place of transformations: numbers, or lists of numbers of one length"
+    group.add_argument("--target_columns", nargs="+", metavar="COLUMN", help=columns)
+    pairs = "object or scene of a picture: whole groups are held out, and the change between two pictures of a group is regressed too"
+    group.add_argument("--group_column", metavar="COLUMN", help=pairs)
+    quaternions = "target columns that are rotations as quaternions (x, y, z, w); a change is the rotation between the two"
+    group.add_argument("--quaternion_columns", nargs="+", default=[], metavar="COLUMN", help=quaternions)
+    circular = "target columns that start again after a period, such as yaw=360 or hue=1; regressed as cosine and sine"
+    group.add_argument("--circular_columns", nargs="+", default=[], metavar="COLUMN=PERIOD", help=circular)
 
     group = parser.add_argument_group(
         "dense tasks",
@@ -92,12 +115,31 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
     group.add_argument("--image_column", help="image column, where there are several")
     group.add_argument("--label_column", help="label column; with train_dir 'folder', whose name is the class")
-    group.add_argument("--max_samples", type=int, default=4096, help="images to fit probes and heads on; default: 4096")
-    group.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
+    group.add_argument("--max_samples", type=int, help="images to fit probes and heads on; default: 4096, or the suite's")
+    group.add_argument("--max_test_samples", type=int, help="images to test them on; default: 2048, or the suite's")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
+    if args.suite:
+        apply_suite(args, parser)
+    args.max_samples = 4096 if args.max_samples is None else args.max_samples
+    args.max_test_samples = 2048 if args.max_test_samples is None else args.max_test_samples
     check(args)
     return args
+
+
+def apply_suite(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Set the flags that the suite fixes; raise a `ValueError` where one was given another value."""
+    suite = SUITES[args.suite]
+    for name, value in suite.fixed().items():
+        given = getattr(args, name)
+        if given not in (parser.get_default(name), value):
+            raise ValueError(f"suite {args.suite} fixes {name} to {value}, got {given}: leave it out, or give --task without --suite")
+        setattr(args, name, value)
+    if args.target_columns:
+        raise ValueError(f"suite {args.suite} regresses transformations: give target_columns without --suite")
+    for name in ("max_samples", "max_test_samples"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(suite, name))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -110,6 +152,9 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     if args.temperature <= 0:
         raise ValueError(f"temperature must be positive, got {args.temperature}")
+    if args.beside and not args.suite:
+        raise ValueError("beside needs a suite, whose settings are the same in all files: give --suite r2")
+    check_columns(args)
     args.transform = list(PATHS) if "all" in args.transform else args.transform
     for name in args.transform:
         make_path(name)
@@ -118,6 +163,22 @@ def check(args: argparse.Namespace) -> None:
     if args.output:
         check_writable("output", Path(args.output))
     check_writable("cache_dir", Path(args.cache_dir))
+
+
+def check_columns(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` where the flags of target columns contradict each other."""
+    circular = parse_circular(args.circular_columns)
+    for flag, columns in (("quaternion_columns", args.quaternion_columns), ("circular_columns", list(circular))):
+        unknown = [column for column in columns if column not in (args.target_columns or [])]
+        if unknown:
+            raise ValueError(f"{flag} must be among target_columns, got {', '.join(unknown)}")
+    both = [column for column in args.quaternion_columns if column in circular]
+    if both:
+        raise ValueError(f"a column is a quaternion or circular, got both for {', '.join(both)}")
+    if args.group_column and not args.target_columns:
+        raise ValueError("group_column needs target_columns")
+    if args.target_columns and args.task != ["r2"]:
+        raise ValueError(f"target_columns needs --task r2 alone, got {' '.join(args.task)}")
 
 
 def check_writable(name: str, path: Path) -> None:
@@ -153,18 +214,31 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
         trust_remote_code=args.trust_remote_code,
         settings=vars(args),
     )
+    version = {"protocol_version": PROTOCOL_VERSION, "suite": args.suite}
+    beside: list[Row] = []
+    if args.beside:
+        others = read_beside(args.beside)
+        evaluation.open()  # so that a difference is known before the work
+        check_comparable({"this command": version | evaluation.facts()} | others)
+        beside = rows_beside(others, [encoder.name for encoder in evaluation.model_encoders])
     rows: list[Row] = []
     for name in args.task:
-        rows += [row for row in evaluation.run(TASKS[name]) if row not in rows]
+        task = latent_r2 if args.target_columns else TASKS[name]
+        rows += [row for row in evaluation.run(task) if row not in rows]
+    rows += training_seeds(rows)
     prune_cache(args.cache_dir, args.cache_gb * 1e9)
-    print("\n\n".join(map(format_table, tables([row for row in rows if row.headline]))))
+    shown = [*rows, *beside]
+    headline = [row for row in shown if row.headline]
+    print("\n\n".join(map(format_table, tables(headline))))
+    if any(row.half is not None for row in headline):
+        print(f"\n{INTERVAL}")
     if args.output:
         seconds = round(time.time() - started, 1)
         command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
         measured = {"settings": vars(args), "seconds": seconds, **evaluation.facts(), "versions": versions()}
-        results = {"command": command, **measured, "rows": rows}
+        results = {"command": command, **version, **measured, "rows": rows}
         write_results(args.output, results)
-        page = write_report(args.output, results, rows, [*figures_of_rows(rows), *evaluation.figures])
+        page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
         print(f"\nReport: {page}   Numbers: {args.output}")
 
 

@@ -6,13 +6,15 @@
     accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_vicreg.yaml
     accelerate launch scripts/pretrain.py --init_from facebook/dinov2-small --train_dir ~/photos --output_dir runs/continued
 
-Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds metrics.jsonl, samples/, checkpoints/ and model/.
+Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds report.html (curves, what the parts know, pictures),
+metrics.jsonl, samples/, checkpoints/ and model/.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,6 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, hold_out, open_source
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
+from eqcohvit.evaluation.results import versions
+from eqcohvit.evaluation.run_probe import RunProbe, open_probe
 from eqcohvit.export import push_hub_folder, save_hub_folder
 from eqcohvit.model_card import read_run, render_card
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
@@ -33,13 +37,16 @@ from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
 from eqcohvit.training.lora import merged
-from eqcohvit.training.monitor import MetricsLog, Progress, describe_size, save_samples
+from eqcohvit.training.monitor import MetricsLog, Progress, StepBar, describe_size, save_samples
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
+from eqcohvit.training.run_page import write_run_page
 from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
 from eqcohvit.training.start import describe_run
 from eqcohvit.training.start_settings import complete_settings
+from eqcohvit.training.trackers import Trackers
+from eqcohvit.transforms import make_path
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
@@ -47,12 +54,12 @@ CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 class Pretraining:
     """One process of a run: `__init__` makes its parts, `train` is the loop, and the methods after it are what the loop calls."""
 
-    def __init__(self, args: PretrainArguments, stop: StopSignals):
-        self.args, self.stop, self.output_dir = args, stop, Path(args.output_dir)
+    def __init__(self, args: PretrainArguments, stop: StopSignals, command: str = ""):
+        self.args, self.stop, self.output_dir, self.command = args, stop, Path(args.output_dir), command
         # -------------------------------------------------------------- what can be wrong is found before anything is written
         with stop.interruptible():
-            source, self.guard = open_sources(args)
             self.accelerator = accelerator = make_accelerator(args)
+            source, self.probe, self.guard = open_sources(args, accelerator)
             resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
             set_seed(args.seed)
             built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
@@ -94,7 +101,14 @@ class Pretraining:
         self.shown: Batch | None = None  # the first batch of this process, of which pictures are drawn
         self.announce(state.get("knn_start"))
         samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        self.probe_interval = args.probe_interval(accelerator.num_processes)
         self.progress = Progress(args.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
+        self.bar = StepBar(args.max_steps, self.step, accelerator.is_main_process)
+        self.shown_r2 = state.get("shown_r2", "")  # of the newest probe, in the progress lines
+        if self.step == 0:
+            self.write_figures(self.measure_probe())  # what the model knows before it has learnt anything
+            if self.shown_r2:
+                self.bar.say(f"step 0/{args.max_steps}  {self.shown_r2}")
 
     def prepare(self) -> None:
         """Wrap model and optimizer for this device and the other processes."""
@@ -112,7 +126,8 @@ class Pretraining:
     def announce(self, knn_start: float | None) -> None:
         """Open the logs and say what is about to run, on what, and which figures to expect of it."""
         args, accelerator = self.args, self.accelerator
-        self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.step) if accelerator.is_main_process else None
+        self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.step or -1) if accelerator.is_main_process else None
+        self.trackers = Trackers(accelerator, lambda text: self.bar.say(text))
         if args.report_to != "none":
             accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
         compared = args.per_device_train_batch_size * accelerator.num_processes
@@ -123,7 +138,7 @@ class Pretraining:
         )
         for name, value in self.trained.objective.start_values(compared).items():
             accelerator.print(f"expected at the start, with new heads: {name} about {value:.4g}")
-        self.watch = HealthWatch(self.trained.objective.uninformed_values(compared), args.head_warmup_steps + args.warmup_steps)
+        self.watch = self.make_watch()
         if self.guard is not None:
             self.guard.start = self.measure_knn(self.guard) if knn_start is None else knn_start
             drop = f"the run stops if it falls by more than {args.knn_guard_drop:g}"
@@ -148,6 +163,7 @@ class Pretraining:
             ranks = self.optimize(taken, values)
             self.trained.after_step(self.step, values.teacher_momentum)
             self.step, self.position = self.step + 1, taken[-1].position
+            self.bar.advance()
             self.after_step(values, ranks)
         self.end()
 
@@ -174,20 +190,25 @@ class Pretraining:
         return ranks
 
     def after_step(self, values: StepValues, ranks: dict[str, torch.Tensor]) -> None:
-        """Guard, log, draw, save and upload, each in the steps that are due for it."""
+        """Guard, probe, log, draw, save and upload, each in the steps that are due for it."""
         args, step, is_main = self.args, self.step, self.accelerator.is_main_process
         done, accuracy = step == args.max_steps, None
+        figures = self.measure_probe() if step % self.probe_interval == 0 or done else {}
         if self.guard is not None and (step % args.knn_guard_steps == 0 or done):
             accuracy = self.measure_knn(self.guard)
-            self.accelerator.print(f"step {step}: kNN accuracy {accuracy:.3f}, {self.guard.start:.3f} at the start")
+            self.bar.say(f"step {step}: kNN accuracy {accuracy:.3f}, {self.guard.start:.3f} at the start")
+            figures["guard/knn"] = accuracy
         if values.is_logged:
-            self.write_line(values, ranks, {} if accuracy is None else {"probe/knn": accuracy})
+            self.write_line(values, ranks, figures)
+        else:
+            self.write_figures(figures)
         if self.guard is not None and accuracy is not None:
             self.guard.check(self.accelerator.reduce(torch.tensor(accuracy, device=self.accelerator.device), reduction="mean").item(), step)
         if is_main and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
-            self.draw_samples()
+            self.trackers.log_picture("samples", self.draw_samples(), step)
         if step % args.save_steps == 0 or done:
             self.save()
+            self.write_page()
             if is_main and args.push_to_hub and not done:
                 self.export(may_fail=True)
 
@@ -196,23 +217,63 @@ class Pretraining:
         """kNN accuracy of the model as it is now."""
         return guard.measure(self.trained.model.eqcohvit, self.renderer.mean, self.renderer.std)
 
+    def measure_probe(self) -> dict[str, float]:
+        """What the parts know of the path as the model is now, on the main process; nothing on the others and without a probe."""
+        if self.probe is None:
+            return {}
+        how = (self.renderer.mean, self.renderer.std, self.accelerator.gather, self.accelerator.is_main_process)
+        figures = self.probe.measure(self.trained.model.eqcohvit, *how)
+        if figures:
+            self.shown_r2 = f"R2 equi {figures['probe/r2/equivariant']:.3f} inv {figures['probe/r2/invariant']:.3f}"
+        return figures
+
     def write_line(self, values: StepValues, ranks: dict[str, torch.Tensor], extra: dict[str, float]) -> None:
         """The progress line, its figures in metrics.jsonl and the trackers, and warnings about them."""
         terms = self.accelerator.reduce({**self.progress.means(), **ranks}, reduction="mean")
         means = {name: value.item() for name, value in terms.items()}
-        line, figures = self.progress.line(self.step, means, self.step - max(self.logged_step, self.first_step))
+        line, figures = self.progress.line(self.step, means, self.step - max(self.logged_step, self.first_step), self.shown_r2)
         self.logged_step = self.step
-        self.accelerator.print(line)
-        figures = {"learning_rate": values.learning_rate, **figures, **extra}
-        self.accelerator.log(figures, step=self.step)
-        if self.log:
-            self.log.write(self.step, figures)
+        self.bar.say(line)
+        self.write_figures({"learning_rate": values.learning_rate, **figures, **extra})
         for warning in self.watch.warnings(self.step, means):
-            self.accelerator.print(warning)
+            self.bar.say(warning)
+
+    def write_figures(self, figures: dict[str, float]) -> None:
+        """Figures of this step for metrics.jsonl and the trackers."""
+        if self.log and figures:
+            self.log.write(self.step, figures)
+            self.trackers.log(figures, self.step)
+
+    def write_page(self) -> None:
+        """report.html, with the history of the run until now; a run survives where it cannot be written."""
+        if not self.accelerator.is_main_process:
+            return
+        args = self.args
+        about: dict[str, Any] = {"images": self.stream.source.name, "model": describe_size(self.trained), **versions()}
+        if self.probe is not None:
+            about["probes"] = f"fitted on {self.probe.num_fit} images, tested on {self.probe.num_test}, every {self.probe_interval} steps"
+        state = f"step {self.step} of {args.max_steps}, {time.strftime('%Y-%m-%d %H:%M')}, {self.output_dir}"
+        try:
+            write_run_page(
+                self.output_dir,
+                title=f"{args.objective} + {args.path}",
+                state=state,
+                settings=args.to_dict(),
+                watch=self.make_watch(),
+                about=about,
+                command=self.command,
+            )
+        except OSError as error:
+            self.bar.say(f"cannot write report.html: {error}")
+
+    def make_watch(self) -> HealthWatch:
+        """What warns of a run that learns nothing."""
+        compared = self.args.per_device_train_batch_size * self.accelerator.num_processes
+        return HealthWatch(self.trained.objective.uninformed_values(compared), self.args.head_warmup_steps + self.args.warmup_steps)
 
     @torch.no_grad()
-    def draw_samples(self, num_samples: int = 6) -> None:
-        """Picture of the first samples of the first batch, with the model as it is now."""
+    def draw_samples(self, num_samples: int = 6) -> Path:
+        """Picture of the first samples of the first batch, with the model as it is now; returns its file."""
         batch, model, renderer = self.shown, self.trained.model, self.renderer
         assert batch is not None  # a step has been made
         canvases, sizes, epochs, keys = (t[:num_samples] for t in (batch.canvases, batch.sizes, batch.epochs, batch.keys))
@@ -222,13 +283,16 @@ class Pretraining:
         reconstructions = model(views.first, views.end).reconstructions
         model.train()
         targets = (views.intermediates, reconstructions, renderer.mean, renderer.std, renderer.target_fractions)
-        save_samples(self.output_dir / "samples" / f"step-{self.step}.png", views.first, views.end, *targets)
+        path = self.output_dir / "samples" / f"step-{self.step}.png"
+        save_samples(path, views.first, views.end, *targets)
+        return path
 
     # ------------------------------------------------------------------ what is kept
     def save(self) -> None:
         """A checkpoint of all processes."""
         accelerator, args = self.accelerator, self.args
         state: dict[str, Any] = {"step": self.step, "logged_step": self.logged_step, "knn_start": self.guard.start if self.guard else None}
+        state["shown_r2"] = self.shown_r2
         state |= {"image_mean": list(self.renderer.mean), "image_std": list(self.renderer.std)}
         state |= {"ranks": gather_object([{"position": self.position, "progress": self.progress.state()}])}
 
@@ -262,17 +326,20 @@ class Pretraining:
         """Save what the last checkpoint does not have, and leave."""
         if self.step > self.saved_step:
             self.save()
+            self.write_page()
+        self.bar.close()
         self.accelerator.print(self.stop.message(self.step))
-        self.accelerator.end_training()
+        self.trackers.finish()
         raise StopRequested
 
     def end(self) -> None:
         """Export the model and say where everything is."""
+        self.bar.close()
         if self.accelerator.is_main_process:
             self.export()
-            places = f"model in {self.output_dir / 'model'}, pictures in {self.output_dir / 'samples'}"
+            places = f"model in {self.output_dir / 'model'}, curves and pictures in {self.output_dir / 'report.html'}"
             print(f"{places}, bad images skipped: {self.stream.num_bad}")
-        self.accelerator.end_training()
+        self.trackers.finish()
 
 
 def make_accelerator(args: PretrainArguments) -> Accelerator:
@@ -289,12 +356,17 @@ def make_accelerator(args: PretrainArguments) -> Accelerator:
     )
 
 
-def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
-    """The images to train on, and the guard with labelled images that are not among them, where it is asked for."""
+def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Source, RunProbe | None, KnnGuard | None]:
+    """The images to train on, and the probe and the guard with images that are not among them, where they are asked for."""
     columns = (args.train_dir, args.image_column, args.label_column)
     source = open_source(args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, *columns)
+    probe = None
+    if args.probe_samples:
+        path = make_path(args.path, args.path_magnitude)
+        how = (args.max_bad_fraction, args.dataloader_num_workers, accelerator.process_index, accelerator.num_processes)
+        source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=accelerator.print)
     if args.knn_guard_steps == 0:
-        return source, None
+        return source, probe, None
     files = args.knn_guard_data_files
     if files and Path(files).is_dir():
         labelled = open_source(train_dir=files, label_column="folder")
@@ -305,11 +377,12 @@ def open_sources(args: PretrainArguments) -> tuple[Source, KnnGuard | None]:
         labelled = open_source(args.dataset_name, args.dataset_config_name, split, files or args.data_files, *columns)
     else:
         source, labelled = hold_out(source, args.knn_guard_samples)
-    return source, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
+    return source, probe, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
 
 
 def main(argv: list[str] | None, stop: StopSignals) -> None:
-    Pretraining(parse_arguments(argv, complete_settings), stop).train()
+    command = shlex.join(["python", "scripts/pretrain.py", *(sys.argv[1:] if argv is None else argv)])
+    Pretraining(parse_arguments(argv, complete_settings), stop, command).train()
 
 
 def cli(argv: list[str] | None = None) -> int:

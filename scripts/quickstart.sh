@@ -22,5 +22,5 @@ cat <<MSG
 
 paper:  the rotated image shows empty corners.   strict: real pixels fill them, nothing but the content tells the angle.
 Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s.
-Reconstructions: $output/equivariant/samples/     Report: $output/report.html     Model: $output/equivariant/model
+Reconstructions: $output/equivariant/samples/     Report: $output/results.html     Model: $output/equivariant/model
 MSG

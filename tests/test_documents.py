@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import load_script
+from tests.evaluation.latent_renders import write_3diebench
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
 from eqcohvit.export import save_hub_folder
@@ -112,6 +113,8 @@ def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, name)
     if (path.parent / "config.json").is_file():  # the card of a released checkpoint, which it calls by the name of its folder
         shutil.copytree(path.parent, path.parent.name)
+    if "3DIEBench" in text:
+        write_3diebench(tmp_path, {"train": 2, "val": 1})
     for name in re.findall(r'"([\w./-]+\.(?:jpg|png))"', text):
         Image.fromarray(np.full((40, 52, 3), 99, dtype=np.uint8)).save(name)
     exec(compile(text, str(path), "exec"), {"__name__": "document"})

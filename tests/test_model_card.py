@@ -73,7 +73,7 @@ def test_card_has_valid_front_matter_with_the_models_own_metrics(run_dir, tmp_pa
     assert {result.metric_type for result in parsed.eval_results} == {"r2"}
     for heading in ("How to use", "How it was trained", "Data", "Results", "Limits", "Citation"):
         assert f"\n## {heading}\n" in card
-    assert "| encoder | part | R2 rotation, strict | kNN-20 |" in card and "| run-7 | equivariant | 0.720 ± 0.014 |  |" in card
+    assert "| encoder | part | R2 rotation, strict | kNN-20 |" in card and "| run-7 | equivariant | 0.720 ± 0.127 |  |" in card
     assert "| raw pixels | pixels |  | 0.375 |" in card
 
 
@@ -81,7 +81,7 @@ def test_card_holds_no_number_that_the_run_did_not_produce(run_dir):
     run = read_run(run_dir)
     card = render_card(TEMPLATE, run, run["results"])
     produced = numbers(TEMPLATE) | numbers(json.dumps([run["settings"], run["metrics"], RESULTS])) | {130.0}  # 250 - 120 dimensions
-    produced |= {0.72, 0.014, 0.15, 0.057, 0.28, 0.375}  # means and deviations of the rows, by hand
+    produced |= {95.0, 0.72, 0.127, 0.15, 0.508, 0.28, 0.375}  # means and 95 % intervals of the rows, by hand
     assert numbers(card) <= produced, numbers(card) - produced
 
 
@@ -157,6 +157,6 @@ def test_details_of_an_evaluation_stay_out_of_the_card(run_dir):
     control = {**row, "encoder": "random weights (run-7)", "values": [0.25]}
     detail = {**row, "metric": "R2 rotation, strict, linear head", "values": [0.3125], "headline": False}
     card = render_card(TEMPLATE, read_run(run_dir), {"protocol": {"seeds": 2}, "rows": [row, control, detail]})
-    assert "0.600 ± 0.141" in card and "0.250" in card and "0.312" not in card and "linear head" not in card
+    assert "0.600 ± 1.271" in card and "0.250" in card and "0.312" not in card and "linear head" not in card
     (result,) = check_card(card)["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 0.6

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eqcohvit.evaluation.results import Row, format_table
+from eqcohvit.evaluation.suite import check_same_version
 
 METHODS = {"vicreg": "VICReg", "simclr": "SimCLR", "ibot": "iBOT", "dinov2": "DINOv2"}
 PATHS = {  # key of a run's name -> its label, its flags
@@ -136,18 +138,20 @@ class Results:
         return [json.loads(file.read_text()) for file in files if file.is_file()]
 
     def cell(self, name: str, encoder: str | None, part: str, *metrics: str) -> str:
-        """A number as it stands in a table: over training seeds where there are several, else over the probe's seeds. Of several metrics
-        it is their mean, and nothing where one is missing."""
+        """A number as it stands in a table; of several metrics it is their mean, and nothing where one is missing.
+
+        Of one training run: with its interval. Of several: mean and standard deviation over them.
+        """
         runs = []
         for results in self.read(name):
             own = encoder or results["models"][0]["name"]
-            values = {row["metric"]: row["values"] for row in results["rows"] if (row["encoder"], row["part"]) == (own, part)}
-            if all(metric in values for metric in metrics):
-                by_seed = zip(*(values[metric] for metric in metrics), strict=True)
+            known = {row["metric"]: row for row in results["rows"] if (row["encoder"], row["part"]) == (own, part)}
+            if len(metrics) == 1 and metrics[0] in known:
+                runs.append(Row(**known[metrics[0]]))
+            elif all(metric in known for metric in metrics):
+                by_seed = zip(*(known[metric]["values"] for metric in metrics), strict=True)
                 runs.append(Row(own, part, metrics[0], [sum(each) / len(metrics) for each in by_seed]))
-        if len(runs) < 2:
-            return "".join(map(str, runs))
-        return f"{Row(name, part, metrics[0], [row.mean for row in runs])} ({len(runs)} runs)"
+        return _over_runs(runs)
 
     def dense_cell(self, run: Run, task: str, metric: str) -> str:
         """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another run's file."""
@@ -158,7 +162,15 @@ class Results:
         for results in found:
             own = [Row(**row) for row in results["rows"] if (row["part"], row["metric"]) == ("backbone", metric)]
             rows += [row for row in own if encoder is None or row.encoder == encoder][:1]
-        return "" if not rows else str(Row(run.name, "backbone", metric, [row.mean for row in rows]) if len(rows) > 1 else rows[0])
+        return _over_runs(rows)
+
+
+def _over_runs(rows: Sequence[Row]) -> str:
+    """One row as it is; the mean and standard deviation of several training runs; nothing of none."""
+    if len(rows) < 2:
+        return "".join(map(str, rows))
+    means = [row.mean for row in rows]
+    return f"{statistics.mean(means):.3f} ± {statistics.stdev(means):.3f} ({len(rows)} runs)"
 
 
 def r2_columns(transforms: Sequence[str]) -> dict[str, str]:
@@ -184,8 +196,14 @@ def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, .
 
 
 def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
-    """Markdown of the tables that have numbers, from the results.json files below `folder` alone."""
+    """Markdown of the tables that have numbers, from the results.json files below `folder` alone.
+
+    Raises:
+        ValueError: the results of tables A to C were measured with different versions of the protocol.
+    """
     results, sections = Results(folder), []
+    names = dict.fromkeys(run.name for name in "ABC" if name in tables for run in TABLES[name])
+    check_same_version((name, found) for name in names for found in results.read(name))
     rotation = [(heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()]
     by_part = [(f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS]
     classes = [(f"{name}: {part}", part, metric) for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear")) for part in PARTS]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .base_model import LICENSE_PATTERN, describe_base, hub_id, license_of
-from .evaluation.results import Row, tables
+from .evaluation.results import INTERVAL, Row, tables
 
 _CONTROLS = ("random weights", "raw pixels")
 _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
@@ -197,6 +197,7 @@ def _describe_results(rows: list[Row], results: dict) -> str:
     protocol = _shown(_protocol(results))
     shown = _table(["protocol", ""], [[f"`{key}`", f"`{value}`"] for key, value in protocol.items()])
     versions = ", ".join(f"{key} {value}" for key, value in results.get("versions", {}).items())
+    measured += [INTERVAL] if any(row.half is not None for row in rows) else []
     return "\n\n".join([*measured, *([shown] if protocol else []), *([f"Measured with {versions}."] if versions else [])])
 
 

@@ -9,13 +9,14 @@ import torch
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 from eqcohvit.evaluation.probes import (
     change_under,
+    hold_out,
     knn_accuracy,
     linear_cka,
     linear_classification,
     linear_regression,
-    mlp_regression,
     nearest_neighbours,
     predictability,
+    regress_pair,
     standardize,
 )
 
@@ -26,9 +27,16 @@ def make(num=1200, seed=0, dim=12):
 
 
 def scores(x, y, num_train, num_seeds=1):
-    """R2 (S, P) of the MLPs and of their linear paths."""
-    heads = mlp_regression(x[:num_train], y[:num_train], x[num_train:], num_seeds)
-    return [np.stack([r2_per_parameter(p.numpy(), y[num_train:].numpy()) for p in predictions]) for predictions in heads]
+    """R2 (S, P) of the chosen heads and of ridge regression, of features of one picture."""
+    found = regress_pair(x[:num_train], None, y[:num_train], x[num_train:], None, num_seeds)
+    true = y[num_train:].numpy()
+    return [np.stack([r2_per_parameter(p.numpy(), true) for p in found[head]]) for head in ("mlp", "linear")]
+
+
+def pair_scores(o, g, y, num_train, num_seeds=1):
+    """R2 (S,) pooled over the targets, of the chosen heads and of ridge regression."""
+    found = regress_pair(o[:num_train], g[:num_train], y[:num_train], o[num_train:], g[num_train:], num_seeds)
+    return [[r2_per_parameter(p.numpy(), y[num_train:].numpy()).mean() for p in found[head]] for head in ("mlp", "linear")]
 
 
 @pytest.mark.parametrize("dim", [0, 12, 300])
@@ -38,32 +46,110 @@ def test_heads_find_parameters_that_the_features_contain(dim):
         assert (score > 0.999).all()
 
 
-def test_mlp_finds_what_a_linear_head_cannot():
-    y, noise = make(2400)
-    mlp, linear = scores(torch.cat([y.square(), y[:, :1] * y[:, 1:], 0.1 * noise[:, :2]], dim=1), y.square() * 2 - y.pow(4), 2000)
-    assert (mlp > 0.99).all() and (linear < 0.98).all()
+def test_a_target_linear_in_both_features_is_found_by_ridge():
+    o, g = torch.randn(2, 700, 5, generator=torch.Generator().manual_seed(0))
+    y = (2 * o[:, :1] - 3 * g[:, 1:2]) / 4
+    mlp, linear = pair_scores(o, g, y, 500)
+    assert linear[0] > 0.9999 and mlp[0] > 0.9999
+
+
+def test_a_target_that_needs_a_product_is_found_by_the_mlp_alone():
+    """y = o1 g1: every linear function of o and g has R2 0."""
+    o, g = torch.randn(2, 2000, 2, generator=torch.Generator().manual_seed(0))
+    mlp, linear = pair_scores(o, g, o[:, :1] * g[:, :1], 1700)
+    assert mlp[0] > 0.9 and abs(linear[0]) < 0.05
+
+
+def test_the_angle_between_two_pictures_is_found_and_a_shuffled_one_is_not():
+    """g is o turned by the angle in two of its planes."""
+    generator = torch.Generator().manual_seed(0)
+    o, angle = torch.randn(1500, 4, generator=generator), torch.rand(1500, 1, generator=generator) - 0.5
+    x, y = o[:, :2], o[:, 2:]
+    g = torch.cat([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=1)
+    assert pair_scores(o, g, angle, 1000)[0][0] > 0.9
+    mlp, linear = pair_scores(o, g, angle[torch.randperm(1500, generator=generator)], 1000)
+    assert -0.1 < mlp[0] < 0.05 and -0.1 < linear[0] < 0.05
 
 
 def test_heads_find_nothing_in_independent_features():
-    y, noise = make(4000)
-    for score in scores(noise, y, 2000, num_seeds=3):
-        assert score.shape == (3, 2) and (score <= 0.02).all()
+    y, noise = make(1500)
+    for score in scores(noise, y, 1000, num_seeds=2):
+        assert score.shape == (2, 2) and (score <= 0.02).all()
 
 
-def test_mlp_is_deterministic_and_leaves_the_global_generator_alone():
+def test_probes_are_deterministic_and_leave_the_global_generator_alone():
     y, noise = make(300)
     x, state = torch.cat([y.sin(), noise], dim=1), torch.get_rng_state()
-    first, linear = mlp_regression(x[:200], y[:200], x[200:], num_seeds=2, num_steps=9)
-    again, _ = mlp_regression(x[:200], y[:200], x[200:], num_seeds=2, num_steps=9)
-    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(linear[1], linear_regression(x[:200], y[:200], x[200:], seed=1)[0])
-    assert not torch.equal(first[0], first[1])
+    first, again = (regress_pair(x[:200], x[:200].sin(), y[:200], x[200:], x[200:].sin(), 2) for _ in range(2))
+    assert torch.equal(first["mlp"], again["mlp"]) and torch.equal(torch.get_rng_state(), state)
+    assert first["chosen"] == again["chosen"] and len(first["chosen"]) == 2
+    assert not torch.equal(first["mlp"][0], first["mlp"][1])
+
+
+def test_each_seed_has_the_draw_of_its_index():
+    """The moved features and the targets of the second seed are others."""
+    y, o = make(400, dim=2)
+    targets, moved = torch.stack([y, -y]), torch.stack([o + y, o - 3 * y])
+    found = regress_pair(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:], 2)
+    for seed in range(2):
+        assert (r2_per_parameter(found["linear"][seed].numpy(), targets[seed, 300:].numpy()) > 0.999).all()
+
+
+@pytest.mark.parametrize("num, dim, targets", [(10, 1, 1), (12, 40, 8), (60, 700, 3)])
+def test_few_samples_and_many_dimensions(num, dim, targets):
+    x = torch.randn(num + 5, dim, generator=torch.Generator().manual_seed(0))
+    y = x[:, :1] * torch.arange(1.0, targets + 1)
+    found = regress_pair(x[:num], x[:num] + y[:num, :1], y[:num], x[num:], x[num:] + y[num:, :1], 2)
+    assert found["mlp"].shape == found["linear"].shape == (2, 5, targets) and found["mlp"].isfinite().all()
+
+
+def test_both_moved_or_neither():
+    x = torch.zeros(12, 2)
+    with pytest.raises(ValueError, match="expected moved and test_moved, or neither"):
+        regress_pair(x, x, x, x, None)
+
+
+def test_a_dead_dimension_does_not_explode():
+    """A dimension that is 0 in all samples to fit on, and 0.05 in one to test on: no prediction may move much."""
+    y, noise = make(700)
+    x = torch.cat([y.sin(), noise, torch.zeros(700, 1)], dim=1)
+    alive = scores(x, y, 500)
+    x[600, -1] = 0.05
+    for score, before in zip(scores(x, y, 500), alive, strict=True):
+        assert (score > 0.9).all() and np.array_equal(score, before)
+
+
+def test_wide_features_give_the_same_ridge_regression():
+    """More dimensions than samples are solved in the space of the samples: the same as with the Gram matrix of the dimensions."""
+    x = torch.randn(60, 50, generator=torch.Generator().manual_seed(0))
+    y = x[:, :2] + 0.1 * x[:, 2:4]
+    (narrow,) = linear_regression(x[:40], y[:40], x[40:])  # 30 are fitted on
+    padded = torch.cat([x, torch.zeros(60, 1)], dim=1)
+    (wide,) = linear_regression(padded[:40], y[:40], padded[40:])
+    assert torch.allclose(narrow, wide, atol=1e-5)
+    fit, val = hold_out(40, 0)
+    z, test = (values.double() for values in standardize(x[:40], x[40:]))
+    centred = z[fit] - z[fit].mean(dim=0)
+    target = (y[fit] - y[fit].mean(dim=0)).double()
+    errors, predictions = [], []
+    for penalty in (10.0**exponent for exponent in range(-4, 3)):
+        weight = torch.linalg.solve(centred.T @ centred + penalty * len(fit) * torch.eye(50, dtype=torch.float64), centred.T @ target)
+        predicted = (torch.cat([z[val], test]) - z[fit].mean(dim=0)) @ weight + y[fit].mean(dim=0)
+        errors.append(((predicted[: len(val)] - y[val]) / y[fit].std(dim=0)).square().mean())
+        predictions.append(predicted[len(val) :])
+    assert torch.allclose(predictions[int(torch.stack(errors).argmin())].float(), narrow, atol=1e-4)
 
 
 def test_standardize_uses_the_training_statistics():
     train, test = torch.tensor([[0.0, 5.0], [2.0, 5.0]]), torch.tensor([[1.0, 5.0]])
     a, b = standardize(train, test)
     assert torch.allclose(a[:, 0], torch.tensor([-1.0, 1.0]) / math.sqrt(2)) and torch.equal(b, torch.zeros(1, 2))
+
+
+def test_standardize_holds_samples_within_thrice_the_range():
+    train, test = torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [100.0], [-100.0]])
+    _, found = standardize(train, test)
+    assert torch.allclose(found[:, 0] * math.sqrt(2) + 1, torch.tensor([3.0, 4.0, -2.0]))
 
 
 def test_knn_by_hand():
@@ -104,27 +190,59 @@ def blobs(num, dim=6, classes=3, noise=0.3, seed=0):
     return torch.eye(dim)[labels] + noise * torch.randn(num, dim, generator=generator), labels
 
 
+def accuracy(x, y, num_train, **settings):
+    classes, rate = linear_classification(x[:num_train], y[:num_train], x[num_train:], **settings)
+    return (classes == y[num_train:]).float().mean().item(), rate
+
+
 def test_linear_classification_separates_classes_and_not_noise():
     x, y = blobs(900)
-    accuracy, rate = linear_classification(x[:600], y[:600], x[600:], y[600:])
-    assert accuracy > 0.97 and rate > 0
+    found, rate = accuracy(x, y, 600)
+    assert found > 0.97 and rate > 0
     noise = torch.randn(900, 6, generator=torch.Generator().manual_seed(1))
-    assert linear_classification(noise[:600], y[:600], noise[600:], y[600:])[0] < 0.45
+    assert accuracy(noise, y, 600)[0] < 0.45
 
 
 def test_linear_classification_chooses_the_learning_rate_by_validation():
     x, y = blobs(900, noise=0.6)
-    accuracy, rate = linear_classification(x[:600], y[:600], x[600:], y[600:], learning_rates=(0.0, 0.1), epochs=5)
+    found, rate = accuracy(x, y, 600, learning_rates=(0.0, 0.1), epochs=5)
     assert rate == 0.1
-    alone = linear_classification(x[:600], y[:600], x[600:], y[600:], learning_rates=(0.1,), epochs=5)
-    assert accuracy == alone[0]  # the rates of a sweep do not disturb each other
+    assert found == accuracy(x, y, 600, learning_rates=(0.1,), epochs=5)[0]  # the rates of a sweep do not disturb each other
 
 
-def test_cka_is_one_for_rotated_features_and_small_for_others():
-    x, y = (torch.randn(2000, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+def test_linear_classification_is_fitted_on_all_samples_in_the_end():
+    """A class that is in the held-out samples alone is known nevertheless."""
+    x, y = blobs(40, dim=8, classes=2, noise=0.1)
+    _, val = hold_out(40, 0)
+    x[val], y[val] = torch.eye(8)[7] + 0.1 * x[val], torch.tensor(2)
+    classes, _ = linear_classification(x, y, torch.eye(8)[7:], learning_rates=(0.1, 0.3))
+    assert classes.tolist() == [2]
+
+
+def test_cka_is_one_for_rotated_features():
+    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
     rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(2))).Q
     assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1)
-    assert linear_cka(x, y) < 0.05
+
+
+@pytest.mark.parametrize("num, dim", [(1024, 256), (300, 384)])
+def test_cka_of_independent_features_is_about_zero(num, dim):
+    """The biased estimator gives 0.20 and 0.56 there."""
+    x, y = (torch.randn(num, dim, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert abs(linear_cka(x, y)) < 0.02
+
+
+def test_cka_is_the_unbiased_estimator_of_its_definition():
+    """From the kernels with empty diagonals, as the paper writes it."""
+    x, y = (torch.randn(7, dim, generator=torch.Generator().manual_seed(dim)).double() + 2 for dim in (3, 2))
+    y = y + x[:, :2]
+
+    def hsic(a, b):
+        k, m, one, n = (a @ a.T).fill_diagonal_(0), (b @ b.T).fill_diagonal_(0), torch.ones(7, dtype=torch.float64), 7
+        cross = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        return (torch.trace(k @ m) + cross - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
+
+    assert linear_cka(x, y) == pytest.approx((hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()).item())
 
 
 def test_change_under_is_zero_for_the_same_and_one_for_other_images():

@@ -32,7 +32,7 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     parts = ("equivariant", "invariant", "both", "backbone")
     assert found == {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
     assert results["settings"]["transform"] == ["rotation"] and results["versions"]["torch"]
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "results.html").read_text()
     assert "<script" not in page and page.count("data:image/png;base64,") == len(list((tmp_path / "plots").glob("*.png"))) == 4
     assert results["protocol"]["data_fingerprint"] and results["models"][0]["name"] == "tiny"
 
@@ -46,7 +46,7 @@ def test_layers_and_disentanglement_reach_tables_and_plots(evaluate, folder, tmp
         assert text in table
     plots = {path.name for path in (tmp_path / "x_plots").iterdir()}
     names = ("r2_bars", "r2_by_layer", "scatter_zoom", "pca_maps", "neighbours")
-    assert plots == {f"{name}.png" for name in names} and (tmp_path / "x_report.html").is_file()
+    assert plots == {f"{name}.png" for name in names} and (tmp_path / "x.html").is_file()
 
 
 def test_same_command_twice_gives_the_same_numbers(evaluate, folder, tmp_path):

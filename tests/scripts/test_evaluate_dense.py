@@ -46,7 +46,7 @@ def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder_folder,
     assert {key[:2] for key in rows} == {*parts, ("raw pixels", "pixels")}
     assert rows["raw pixels", "pixels", "video segmentation J"][0] > 0.8
     results = json.loads(output.read_text())
-    assert "DAVIS" in (tmp_path / "report.html").read_text() and results["command"] and results["versions"]["torch"]
+    assert "DAVIS" in (tmp_path / "results.html").read_text() and results["command"] and results["versions"]["torch"]
     assert (tmp_path / "plots" / "video_segmentation.png").is_file()
 
 

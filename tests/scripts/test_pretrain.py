@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
-    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 3"
+    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 3 --probe_samples 0"
 ).split()
 
 
@@ -95,7 +95,7 @@ def test_high_resolution_phase_goes_on_from_the_end_of_a_run(pretrain, photos, t
     low, high = tmp_path / "low", tmp_path / "high"
     options = ["--local_crops_size", "8", "--objective_options", "num_prototypes=16,teacher_momentum=0.5", "--max_steps", "2"]
     assert pretrain.cli([*flags, *options, "--output_dir", str(low)]) == 0
-    options = ["--local_crops_size", "12", "--objective_options", "num_prototypes=16,teacher_momentum=1", "--max_steps", "1"]
+    options = ["--local_crops_size", "12", "--objective_options", "num_prototypes=16,teacher_momentum=1,center_momentum=1", "--max_steps", "1"]
     options += ["--init_from", str(low / "checkpoints" / "step-2"), "--image_size", "32", "--learning_rate", "1e-12"]
     assert pretrain.cli([*flags, *options, "--min_learning_rate", "0", "--output_dir", str(high)]) == 0
     before, after = (load_file(folder / "checkpoints" / step / "model.safetensors") for folder, step in ((low, "step-2"), (high, "step-1")))

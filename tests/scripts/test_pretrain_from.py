@@ -222,7 +222,7 @@ def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path
 def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_path):
     flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
     assert run(pretrain, *flags, "--learning_rate", "1e-5", "--head_warmup_steps", "2") == 0
-    assert all(0.75 <= line["probe/knn"] <= 1 for line in metrics(tmp_path / "run"))
+    assert all(0.75 <= line["guard/knn"] <= 1 for line in metrics(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
@@ -237,7 +237,7 @@ def test_guard_takes_labelled_images_from_elsewhere(pretrain, vit, stripes, phot
     flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, "--max_steps", "2"]
     flags += ["--knn_guard_steps", "2", "--knn_guard_samples", "160", "--knn_guard_data_files", source, "--learning_rate", "1e-6"]
     assert run(pretrain, *flags) == 0
-    assert metrics(tmp_path / "run")[0]["probe/knn"] > 0.7
+    assert metrics(tmp_path / "run")[0]["guard/knn"] > 0.7
 
 
 def test_guard_without_labels_is_refused_at_the_start(pretrain, photos, tmp_path, capsys):
@@ -253,7 +253,7 @@ def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(
     assert "loss, " in error and "not finite at step 2" in error and "nonfinite" in error
     report = json.loads((tmp_path / "run" / "nonfinite" / "step-2-rank-0.json").read_text())
     assert "loss" in report["not_finite"] and len(report["keys"]) == 6
-    assert load_file(tmp_path / "run" / "nonfinite" / "step-2-rank-0.safetensors")["canvases"].shape == (6, 3, 20, 20)
+    assert load_file(tmp_path / "run" / "nonfinite" / "step-2-rank-0.safetensors")["canvases"].shape == (6, 3, 24, 24)
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
 

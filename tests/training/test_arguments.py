@@ -59,6 +59,8 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--peft lora", "peft=lora needs init_from"),
         ("--knn_guard_split test", "need knn_guard_steps"),
         ("--knn_guard_drop 2", "knn_guard_drop must lie between 0 and 1, got 2"),
+        ("--probe_samples 95", "probe_samples must be 0 or at least 96, got 95"),
+        ("--probe_steps 0", "probe_steps must be positive, got 0; probe_samples 0 turns the probes off"),
         ("--layer_decay 0", r"layer_decay must lie in \(0, 1\], got 0"),
         ("--config missing.yaml", "cannot read the recipe missing.yaml: No such file"),
     ],
@@ -101,6 +103,13 @@ def test_resume_refuses_settings_that_change_the_run():
     check_resumable(args, dataclasses.asdict(PretrainArguments(max_steps=5, logging_steps=1, learning_rate=0.1)))
     with pytest.raises(ValueError, match="learning_rate was 0.5, is 0.1; seed was 3, is 0"):
         check_resumable(args, dataclasses.asdict(PretrainArguments(learning_rate=0.5, seed=3)))
+
+
+def test_probes_are_at_most_50_and_at_least_15000_samples_apart():
+    assert PretrainArguments(max_steps=700, per_device_train_batch_size=64).probe_interval(1) == 235
+    assert PretrainArguments(max_steps=700, per_device_train_batch_size=64).probe_interval(4) == 59
+    assert PretrainArguments(max_steps=125_000, per_device_train_batch_size=64).probe_interval(32) == 2500
+    assert PretrainArguments(probe_steps=7).probe_interval(1) == 7
 
 
 def test_every_setting_is_explained():

@@ -5,7 +5,7 @@ from PIL import Image
 
 from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_model, build_module
-from eqcohvit.training.monitor import MetricsLog, Progress, describe_size, save_samples
+from eqcohvit.training.monitor import MetricsLog, Progress, StepBar, describe_size, duration, read_metrics, save_samples
 
 
 def test_metrics_log_drops_what_the_resumed_run_will_write_again(tmp_path):
@@ -26,16 +26,50 @@ def test_progress_gives_means_since_the_last_line():
     means = {name: value.item() for name, value in progress.means().items()}
     text, figures = progress.line(2, means, num_steps=2)
     assert means == {"loss": 2.0} and figures["loss"] == 2.0
-    assert text.startswith("step  2/10  loss 2  ") and "data wait 0%" in text
+    assert text.startswith("step  2/10  loss 2  ") and "wait 0%" in text
     progress.add_terms({"loss": torch.tensor(9.0)})
     assert progress.means()["loss"] == 9.0
 
 
-def test_progress_line_has_one_norm_of_the_gradients_and_the_figures_have_all():
-    norms = {"grad_norm/encoder": 1.0, "grad_norm/objective": 2.0, "grad_norm/decoders": 3.0}
-    text, figures = Progress(max_steps=10, samples_per_step=4).line(2, norms, num_steps=2)
-    assert "grad_norm/encoder 1  " in text and text.count("grad_norm") == 1
-    assert norms.items() <= figures.items()
+def test_progress_lines_fit_100_columns():
+    progress = Progress(max_steps=1_250_000, samples_per_step=2048)
+    progress.since -= 100 * 0.35
+    means = {"loss": 12.345, **{f"ssl/{name}": 1.0 for name in "abcdef"}, "grad_norm/encoder": 3.0}
+    text, figures = progress.line(124_950, means, num_steps=100, shown="R2 equi -0.123 inv -0.012")
+    assert text.startswith("step  124950/1250000  loss 12.35  R2 equi -0.123 inv -0.012  58")
+    assert text.endswith(" samples/s  wait 0%  ETA 109 h 22")
+    assert len(text) <= 100 and set(means) < set(figures)
+
+
+def test_durations_are_short():
+    assert [duration(seconds) for seconds in (0, 65.4, 3599.6, 7384)] == ["0:00", "1:05", "1 h 00", "2 h 03"]
+
+
+def test_lines_are_plain_in_a_log(capsys):
+    bar = StepBar(10, 3, is_main=True)
+    bar.advance()
+    bar.say("step 4/10")
+    StepBar(10, 3, is_main=False).say("of another process")
+    bar.close()
+    assert capsys.readouterr() == ("step 4/10\n", "")
+
+
+def test_lines_stay_above_the_bar_of_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    bar = StepBar(10, 3, is_main=True)
+    bar.say("step 4/10")
+    bar.advance()
+    bar.close()
+    out, err = capsys.readouterr()
+    assert out == "step 4/10\n" and "3/10" in err
+
+
+def test_metrics_are_read_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    MetricsLog(path).write(0, {"probe/r2/equivariant": float("nan")})
+    path.open("a").write('{"step": 20, "lo')
+    assert [line["step"] for line in read_metrics(path)] == [0]
 
 
 def test_progress_averages_what_accumulated_batches_know_once_over_the_steps():
@@ -46,11 +80,6 @@ def test_progress_averages_what_accumulated_batches_know_once_over_the_steps():
     resumed = Progress(10, 4, json.loads(json.dumps(progress.state())))
     resumed.add_terms({"loss": torch.tensor(8.0)})
     assert {name: value.item() for name, value in resumed.means().items()} == {"loss": 4.0, "grad_norm": 6.0}
-
-
-def test_progress_reads_the_state_of_older_checkpoints():
-    progress = Progress(10, 4, {"batches": 2, "sums": {"loss": 6.0}})
-    assert progress.means() == {"loss": 3.0}
 
 
 def test_metrics_log_survives_a_line_cut_short_by_a_kill(tmp_path):

@@ -5,11 +5,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from .decode import one_line
 from .fingerprint import digest, file_mark
 from .sources import ROWS_PER_VIRTUAL_SHARD, FolderSource, ImageSource, Record, Source, SpritesSource
 
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
+ROWS_PER_COLUMN_READ = 1024  # of columns without images
 FEW_SHARDS = 64  # a dataset with fewer is split by row group; finding the row groups costs one small read per file
 MAX_VIRTUAL_SHARDS = 256  # row groups are often of 100 rows; shuffling wants larger shards
 
@@ -51,15 +54,16 @@ class DatasetSource(ImageSource):
             dataset = self._load(path, name, split, files, columns=columns)
         dataset = dataset.cast_column(self._image_column, datasets.Image(decode=False)).select_columns(columns)
 
+        self.features = features
         self._opened = (path, name, split, files)
         self._records: list[tuple[Any, int]] | None = None
         self._dataset, self.num_shards = dataset, dataset.num_shards
         if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are mere paths
             self._records = list(self._read(dataset))
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
-        elif dataset.num_shards < FEW_SHARDS and hasattr(dataset, "reshard"):
-            self._dataset = dataset.reshard()
-            self.num_shards = min(self._dataset.num_shards, MAX_VIRTUAL_SHARDS)
+        else:
+            self._dataset = _split_further(dataset)
+            self.num_shards = min(self._dataset.num_shards, max(dataset.num_shards, MAX_VIRTUAL_SHARDS))
         self.cheap_rows = self._records is not None
 
     def _load(self, path: str, name: str | None, split: str, data_files: Any, **options: Any) -> Any:
@@ -111,10 +115,45 @@ class DatasetSource(ImageSource):
             for row in dataset:
                 yield [row[self._image_column]], [row[self._label_column] if self.has_labels else None]
 
+    def read_columns(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, list[Any]]]:
+        """Columns of all rows, without their images: the keys of the records, int64 (N,), and the values by column, N each.
+
+        Raises:
+            ValueError: a name is not a column.
+        """
+        missing = [name for name in names if name not in self.features]
+        if missing:
+            raise ValueError(f"{self.name} has no column {', '.join(missing)}; its columns: {', '.join(self.features)}")
+        columns = list(names)
+        options = {"columns": columns} if self._dataset.info.builder_name == "parquet" else {}
+        dataset = self._load(*self._opened, **options).select_columns(columns)
+        values: dict[str, list[Any]] = {name: [] for name in columns}
+        if self._records is not None:
+            for row in dataset:
+                for name in columns:
+                    values[name].append(row[name])
+            index = np.arange(len(self._records))
+            return (index % self.num_shards) << 32 | index // self.num_shards, values
+        keys = []
+        dataset = _split_further(dataset)
+        for shard in range(self.num_shards):
+            count = 0
+            for block in dataset.shard(num_shards=self.num_shards, index=shard).iter(batch_size=ROWS_PER_COLUMN_READ):
+                for name in columns:
+                    values[name].extend(block[name])
+                count += len(block[columns[0]])
+            keys.append(shard << 32 | np.arange(count))
+        return np.concatenate(keys), values
+
     def where(self, record: Record) -> str:
         if isinstance(record.payload, str):
             return record.payload
         return f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+
+
+def _split_further(dataset: Any) -> Any:
+    """A dataset of few shards by Parquet row group; any other as it is."""
+    return dataset.reshard() if dataset.num_shards < FEW_SHARDS and hasattr(dataset, "reshard") else dataset
 
 
 def expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -205,33 +206,39 @@ class SpritesSource(Source):
 
 
 class _PartOfSource:
-    """Some rows of each shard of a source, `num_rows` of them held out, or all the others; keys stay the same."""
+    """Some rows of each shard of a source, `num_rows` of them held out (at most 1 / `share`), or all the others; keys stay the same."""
 
-    def __init__(self, source: Source, num_rows: int, held_out: bool):
+    def __init__(self, source: Source, num_rows: int, share: int, held_out: bool):
         self.name, self.num_shards, self.cheap_rows = source.name, source.num_shards, source.cheap_rows
         self.has_labels, self.label_names = source.has_labels, source.label_names
         self.decode_batch, self.where = source.decode_batch, source.where
-        self._source, self._num_rows, self._held_out = source, num_rows, held_out
+        self._source, self._num_rows, self._share, self._held_out = source, num_rows, share, held_out
 
     @property
     def fingerprint(self) -> str:
-        return digest([self._source.fingerprint, self._num_rows, self._held_out])
+        return digest([self._source.fingerprint, self._num_rows, self._share, self._held_out])
+
+    def __length_hint__(self) -> int:
+        """How many images there are, up to what short shards have less; 0 where the source does not say."""
+        number = length_hint(self._source)
+        held_out = min(self._num_rows * self.num_shards, number // self._share)
+        return held_out if self._held_out else number - held_out
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         records = self._source.read_shard(shard, epoch)
         if self.cheap_rows:
             first = list(records)
-            num_rows = min(self._num_rows, len(first) // 2)
+            num_rows = min(self._num_rows, len(first) // self._share)
             rows = {i * len(first) // num_rows for i in range(num_rows)}  # evenly spread: paths are often sorted by class
         else:  # the beginning of the shard, so that no more than that has to be read for the few
-            first = list(islice(records, 2 * self._num_rows))
-            rows = range(min(self._num_rows, len(first) // 2))
+            first = list(islice(records, self._share * self._num_rows))
+            rows = range(min(self._num_rows, len(first) // self._share))
         yield from (record for row, record in enumerate(first) if (row in rows) == self._held_out)
         if not self._held_out:
             yield from records
 
 
-def hold_out(source: Source, num_samples: int) -> tuple[Source, Source]:
-    """(the rest, `num_samples` or slightly more images) of a source; all shards have their share in what is held out, half at most."""
+def hold_out(source: Source, num_samples: int, share: int = 2) -> tuple[Source, Source]:
+    """(the rest, `num_samples` or slightly more images) of a source; of each shard at most 1 / `share` is held out."""
     num_rows = -(-num_samples // source.num_shards)
-    return _PartOfSource(source, num_rows, held_out=False), _PartOfSource(source, num_rows, held_out=True)
+    return _PartOfSource(source, num_rows, share, held_out=False), _PartOfSource(source, num_rows, share, held_out=True)

@@ -67,6 +67,10 @@ class Evaluation:
         models = self.model_encoders
         return [*models, *random_controls(models), PixelEncoder(models[0].image_size)]
 
+    def open(self) -> None:
+        """Open models and images now, and not when a task first asks."""
+        _ = self.model_encoders, self.samples
+
     def facts(self) -> dict[str, Any]:
         """What results.json tells about models, images and protocol, of what the tasks have opened."""
         facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds}}

@@ -64,6 +64,7 @@ class Samples:
     num_train: int
     num_test: int
     num_workers: int = 0
+    max_bad_fraction: float = 0.01
 
     def fingerprint(self, part: str) -> str:
         """Changes when other images could come: of another source, or others of it."""
@@ -86,6 +87,7 @@ class Samples:
             num_workers=self.num_workers,
             shuffle_window=shuffle_window(source),
             group_shards=GROUP_SHARDS,
+            max_bad_fraction=self.max_bad_fraction,
             position=position,
             fit="square",
         )

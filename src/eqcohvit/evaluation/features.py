@@ -91,6 +91,23 @@ class ModelEncoder:
         self.device = next(model.parameters()).device
         self.layers = resolve_layers(layers, self._num_hidden_states() if tuple(layers) != (LAST,) else 0)
 
+    @property
+    def architecture(self) -> str:
+        """Class and configuration, without names and places."""
+        return f"{type(self.model).__name__} {_architecture(self.model.config)}"
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a patch in pixels; None for models without patches."""
+        return square_side(getattr(self.model.config, "patch_size", None))
+
+    def with_random_weights(self) -> ModelEncoder:
+        """The same model as torch's random state draws it."""
+        model = type(self.model)(self.model.config)
+        if self.is_split:
+            start_positions(model)  # as training starts
+        return ModelEncoder(self.name, model.to(self.device), self.preprocessing, self.layers)
+
     @cached_property
     def fingerprint(self) -> str:
         """Weights, preprocessing and layers."""
@@ -107,8 +124,7 @@ class ModelEncoder:
                 states |= {("equivariant", LAST): equivariant, ("invariant", LAST): invariant}
                 states["both", LAST] = torch.cat([invariant, equivariant], dim=-1)
             states["backbone", LAST] = outputs.last_hidden_state
-        patch_size = square_side(getattr(self.model.config, "patch_size", None))
-        return {key: split_tokens(state.float(), images.shape[-2:], patch_size) for key, state in states.items()}
+        return {key: split_tokens(state.float(), images.shape[-2:], self.patch_size) for key, state in states.items()}
 
     def __call__(self, images: torch.Tensor) -> dict[Feature, torch.Tensor]:
         vectors = {}
@@ -121,9 +137,8 @@ class ModelEncoder:
 
     def _run(self, images: torch.Tensor, **kwargs: Any) -> Any:
         if self.model.config.model_type == "vit_mae":  # it shuffles its patches by this noise
-            patch_size = square_side(self.model.config.patch_size)
-            assert patch_size is not None
-            patches = math.prod(side // patch_size for side in images.shape[-2:])
+            assert self.patch_size is not None
+            patches = math.prod(side // self.patch_size for side in images.shape[-2:])
             kwargs["noise"] = torch.arange(patches, device=self.device, dtype=torch.float32).expand(len(images), -1)
         pixel_values = self.preprocessing.normalize(images.to(self.device)).to(self.model.dtype)
         return self.model(pixel_values, **self._interpolation(images.shape[-2:]), **kwargs)
@@ -186,8 +201,12 @@ def project_grid(grid: torch.Tensor) -> torch.Tensor:
 
 def weights_hash(model: PreTrainedModel) -> str:
     """SHA-256 of the weights and of the configuration, without names and places."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    digest.update(_architecture(model.config).encode())
+    return hash_weights(model, f"{type(model).__name__} {_architecture(model.config)}")
+
+
+def hash_weights(model: torch.nn.Module, architecture: str) -> str:
+    """SHA-256 of the weights and of what names the architecture."""
+    digest = hashlib.sha256(architecture.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -209,9 +228,16 @@ def load_encoder(
 ) -> ModelEncoder:
     """The model of a folder or repository, with the image size and normalisation of its image processor.
 
+    `timm/NAME`, `hf-hub:USER/REPO` and folders in timm's format are models of timm (see `timm_encoder`).
+
     Raises:
         ValueError: there is no model under this name, or it is no vision model.
     """
+    from .timm_encoder import find_timm_name, load_timm_encoder
+
+    timm_name = find_timm_name(str(name_or_path))
+    if timm_name is not None:
+        return load_timm_encoder(name or str(name_or_path), timm_name, list(layers), _device())
     try:
         # Torch's default dtype would follow the checkpoint; probes compare encoders in one precision.
         model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=trust_remote_code)
@@ -226,10 +252,9 @@ def random_encoder(like: ModelEncoder, seed: int = 0) -> ModelEncoder:
     """Control: the model of `like` with fresh random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = type(like.model)(like.model.config)
-    if like.is_split:
-        start_positions(model)  # as training starts
-    return ModelEncoder(RANDOM, model.to(_device()), like.preprocessing, like.layers)
+        control = like.with_random_weights()
+    control.name = RANDOM
+    return control
 
 
 def _device() -> torch.device:
@@ -240,7 +265,7 @@ def random_controls(encoders: list[ModelEncoder]) -> list[ModelEncoder]:
     """One control per architecture and preprocessing among the encoders; named after a model where there are several."""
     distinct: dict[str, ModelEncoder] = {}
     for encoder in encoders:
-        distinct.setdefault(f"{type(encoder.model)} {_architecture(encoder.model.config)} {encoder.preprocessing}", encoder)
+        distinct.setdefault(f"{encoder.architecture} {encoder.preprocessing}", encoder)
     controls = [random_encoder(encoder) for encoder in distinct.values()]
     if len(controls) > 1:
         for control, like in zip(controls, distinct.values(), strict=True):

@@ -29,7 +29,7 @@ def figures_of_rows(rows: Sequence[Row]) -> list[Figure]:
     layers = [row for row in pooled if row.settings["layer"].isdigit() or row.part == "pixels"]
     figures = []
     if bars:
-        caption = "R2 by transformation and part, mean and standard deviation over the seeds; bars below -0.25 are cut."
+        caption = "R2 by transformation and part, mean and 95 % interval; bars below -0.25 are cut."
         figures.append(Figure("r2_bars", caption, lambda: _plots().r2_bars(bars)))
     if len({row.settings["layer"] for row in layers}) > 2:
         caption = "R2 of the backbone's pooled hidden states by layer; dashed: random weights, dotted: raw pixels."

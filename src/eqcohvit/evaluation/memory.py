@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,17 +17,22 @@ from . import probes
 
 
 def remembered(
-    cache_dir: str | Path, probe: Callable[..., dict[str, np.ndarray]], *tensors: torch.Tensor, **settings: object
+    cache_dir: str | Path, probe: Callable[..., dict[str, np.ndarray]], *tensors: torch.Tensor | None, **settings: object
 ) -> dict[str, np.ndarray]:
     """`probe(*tensors, **settings)`, arrays by name, from `cache_dir` where the same was asked before.
 
     The key is the content of the tensors, the settings, the code of the probes, and what computes. So the controls, which many commands
     share, are fitted once, and an interrupted command goes on at the probe where it was.
     """
-    device = torch.cuda.get_device_name() if tensors[0].is_cuda else "cpu"
-    identity = (torch.__version__, device, inspect.getsource(probes), inspect.getsource(probe), sorted(settings.items()))
+    given = [tensor for tensor in tensors if tensor is not None]
+    device = torch.cuda.get_device_name() if given[0].is_cuda else "cpu"
+    code = inspect.getsource(probes), inspect.getsource(sys.modules[probe.__module__])
+    identity = (torch.__version__, device, *code, sorted(settings.items()))
     key = hashlib.sha256(repr(identity).encode())
     for tensor in tensors:
+        if tensor is None:
+            key.update(b"None")
+            continue
         key.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         key.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     path = Path(cache_dir) / "probes" / f"{key.hexdigest()[:32]}.npz"

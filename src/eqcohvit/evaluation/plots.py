@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .features import PIXELS, RANDOM
-from .results import Row
+from .results import ALONE, Row
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PART_COLORS = {"equivariant": "#D55E00", "invariant": "#0072B2", "both": "#CC79A7", "backbone": "#009E73", "pixels": "#777777"}
@@ -25,7 +25,7 @@ def color_of(part: str) -> str:
 
 
 def r2_bars(rows: Sequence[Row]) -> Figure:
-    """R2 by transformation (columns) and protocol (lines): a bar for each encoder and part, with the deviation over the seeds."""
+    """R2 by transformation (columns) and protocol (lines): a bar for each encoder and part, with its 95 % interval."""
     transforms = list(dict.fromkeys(row.settings["transform"] for row in rows))
     protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))
     encoders = list(dict.fromkeys(row.encoder for row in rows))
@@ -46,7 +46,9 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
                 if (row.settings["transform"], row.settings["protocol"]) == (transform, protocol):
                     place = places[row.encoder, row.part]
                     height = min(max(row.mean, _FLOOR), 1.05)
-                    axis.bar(place, height, 0.85, color=color_of(row.part), yerr=row.std, ecolor="black", capsize=1.5, error_kw={"lw": 0.8})
+                    style = {"hatch": "////", "edgecolor": "white"} if row.part.endswith(ALONE) else {}
+                    style |= {"yerr": row.half, "ecolor": "black", "capsize": 1.5, "error_kw": {"lw": 0.8}}
+                    axis.bar(place, height, 0.85, color=color_of(row.part), **style)
             axis.axhline(0, color="black", linewidth=0.8)
             axis.set_title(f"{transform}, {protocol}", fontsize=10)
             axis.set_ylim(_FLOOR, 1.05)
@@ -58,7 +60,8 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
     for line in axes:
         line[0].set_ylabel("R2")
     labels = list(dict.fromkeys(part for _, part in parts))
-    handles, fitting = [Patch(color=color_of(part)) for part in labels], max(2, int(figure.get_figwidth() / 1.3))
+    handles = [Patch(facecolor=color_of(part), hatch="////" if part.endswith(ALONE) else None, edgecolor="white") for part in labels]
+    fitting = max(2, int(figure.get_figwidth() / 1.3))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)), frameon=False, fontsize=9)
     return figure
 
@@ -86,11 +89,11 @@ def r2_by_layer(rows: Sequence[Row]) -> Figure:
             own = sorted((row for row in own if row.settings["layer"].isdigit()), key=lambda row: int(row.settings["layer"]))
             if own:
                 x, y = [int(row.settings["layer"]) for row in own], np.array([row.mean for row in own])
-                deviation = np.array([row.std or 0.0 for row in own])
+                half = np.array([row.half or 0.0 for row in own])
                 style = "--" if encoder.startswith(RANDOM) else "-"
                 (line,) = axis.plot(x, y, style, marker="o", markersize=3.5, label=encoder, color="gray" if style == "--" else None)
-                axis.fill_between(x, y - deviation, y + deviation, alpha=0.2, color=line.get_color())
-        pixels = [r.mean for r in rows if r.encoder == PIXELS and (r.settings["transform"], r.settings["protocol"]) == panel]
+                axis.fill_between(x, y - half, y + half, alpha=0.2, color=line.get_color())
+        pixels = [r.mean for r in rows if r.part == "pixels" and (r.settings["transform"], r.settings["protocol"]) == panel]
         if pixels:
             axis.axhline(pixels[0], color="#777777", linestyle=":", label=PIXELS)
         axis.set_title(", ".join(panel), fontsize=10)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +16,67 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 _PENALTIES = tuple(10.0**exponent for exponent in range(-4, 3))  # of ridge regression, relative to the number of samples
 
 
+@dataclass(frozen=True)
+class Head:
+    """An MLP that held-out samples may choose.
+
+    Args:
+        basis: its inputs: `"[o, g]"`, `"[o, g - o]"`, or the former whitened.
+        widths: of its hidden layers.
+        dropout: after each hidden layer.
+        weight_decay: of AdamW.
+        learning_rate: the highest of a one-cycle schedule.
+        beside_ridge: whether it learns what the ridge regression leaves over, or the targets themselves.
+    """
+
+    basis: str
+    widths: tuple[int, ...]
+    dropout: float
+    weight_decay: float
+    learning_rate: float
+    beside_ridge: bool = False
+
+    def __str__(self) -> str:
+        ridge = ", beside ridge" if self.beside_ridge else ""
+        return f"MLP {'-'.join(map(str, self.widths))} of {self.basis}, dropout {self.dropout}, decay {self.weight_decay}{ridge}"
+
+
+BASES = ("[o, g]", "[o, g - o]")  # of ridge regression
+WHITENED = "whitened [o, g]"
+# Chosen by a larger search, see scripts/guides/evaluate.md.
+HEADS = (
+    Head("[o, g]", (256, 256), 0.1, 0.05, 3e-3),
+    Head("[o, g - o]", (256, 256), 0.1, 0.05, 3e-3),
+    Head(WHITENED, (256, 256), 0.1, 0.05, 3e-3),
+)
+_BATCH_SIZE = 256
+_STEPS, _EPOCHS = 168, 10  # of the chosen head: at least so many of both
+_SCREENED = 0.5  # share of the steps that every head is given before the choice
+_SHRINKAGE = 0.1  # of the covariance towards the identity, before whitening
+
+
 def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Shift and scale all (N, d) by the mean and standard deviation of `train`; constant dimensions become 0."""
-    mean, std = train.mean(dim=0), train.std(dim=0)
-    return tuple((x - mean) / std.clamp_min(1e-6) for x in (train, *others))
+    """Shift and scale all (..., N, d) by the mean and standard deviation of `train` over its N samples.
+
+    Dimensions that are constant in `train` become 0. The others are held within the range of `train`, widened by its width on each side,
+    so that a dimension which hardly varies there cannot outweigh all others in a test sample.
+    """
+    mean, std = train.mean(dim=-2, keepdim=True), train.std(dim=-2, keepdim=True)
+    low, high = train.amin(dim=-2, keepdim=True), train.amax(dim=-2, keepdim=True)
+    alive = std > 1e-6 * torch.maximum(mean.abs(), std.amax(dim=-1, keepdim=True))
+    scale = torch.where(alive, 1 / std.clamp_min(1e-30), torch.zeros_like(std))
+    width = high - low
+    return tuple((torch.minimum(torch.maximum(x, low - width), high + width) - mean) * scale for x in (train, *others))
+
+
+def _whiten(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardize (N, d) and (M, d), and take the correlations of `train` out of both, as far as `_SHRINKAGE` lets it."""
+    train, test = standardize(train, test)
+    correlation = train.T @ train / len(train)
+    identity = torch.eye(len(correlation), dtype=train.dtype, device=train.device)
+    factor = torch.linalg.cholesky(correlation + _SHRINKAGE * identity)
+    train, test = (torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (train, test))
+    return train, test
 
 
 def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,90 +99,185 @@ def linear_regression(train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.T
     fit_y, val_y = train_y[fit].double(), train_y[val].double()
     x_mean, y_mean, y_std = train_x[fit].mean(dim=0), fit_y.mean(dim=0), fit_y.std(dim=0).clamp_min(1e-12)
     fit_x = train_x[fit] - x_mean
-    gram, moment = fit_x.T @ fit_x, fit_x.T @ (fit_y - y_mean)
-    best_error, best_weight = ((val_y - y_mean) / y_std).square().mean().item(), torch.zeros_like(moment)
+    is_wide = fit_x.shape[1] > len(fit)  # then the weights are fit_x.T @ dual, from the smaller of the two Gram matrices
+    gram = fit_x @ fit_x.T if is_wide else fit_x.T @ fit_x
+    moment = fit_y - y_mean if is_wide else fit_x.T @ (fit_y - y_mean)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    best_error = ((val_y - y_mean) / y_std).square().mean().item()
+    best_weight = fit_x.new_zeros(fit_x.shape[1], train_y.shape[1])
     for penalty in _PENALTIES:
-        factor = torch.linalg.cholesky(gram + penalty * len(fit) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        weight = torch.cholesky_solve(moment, factor)
+        solved = torch.cholesky_solve(moment, torch.linalg.cholesky(gram + penalty * len(fit) * identity))
+        weight = fit_x.T @ solved if is_wide else solved
         error = (((train_x[val] - x_mean) @ weight + y_mean - val_y) / y_std).square().mean().item()
         if error < best_error:
             best_error, best_weight = error, weight
     return tuple(((x - x_mean) @ best_weight + y_mean).to(train_y.dtype) for x in inputs)
 
 
-def mlp_regression(
-    train_x: torch.Tensor,
-    train_y: torch.Tensor,
-    test_x: torch.Tensor,
+def regress_pair(
+    original: torch.Tensor,
+    moved: torch.Tensor | None,
+    targets: torch.Tensor,
+    test_original: torch.Tensor,
+    test_moved: torch.Tensor | None,
     num_seeds: int = 1,
-    hidden_dim: int = 128,
-    num_steps: int = 240,
-    batch_size: int = 512,
-    learning_rate: float = 4e-3,
-    weight_decay: float = 0.05,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict parameters with S light MLPs, the paper's head h, one for each seed: (N, d), (N, P), (M, d) -> (S, M, P), and (S, M, P) of
-    their linear paths alone.
+    heads: Sequence[Head] = HEADS,
+) -> dict[str, Any]:
+    """Predict targets from the features o of an image and g of its transformed version, by S probes, one for each seed.
 
-    One hidden layer with dropout, and a linear path beside it, which is the ridge regression: the MLP learns what that leaves over. Some
-    of the training samples (`hold_out`), others for each seed, choose the penalty and the epoch, or no MLP at all.
+    Held-out samples (`hold_out`, others for each seed) choose, in the same way for every encoder: the inputs and the penalty of a ridge
+    regression; the best of `heads`, each trained for a part of the steps with the first seed; and for each seed the epoch of that head,
+    or the ridge regression where no epoch is better. The test samples choose nothing.
+
+    Args:
+        original: o of the N samples to fit on, (N, d), or (S, N, d) where each seed has its own.
+        moved: g, likewise; None where the targets are of one image.
+        targets: (N, P) or (S, N, P).
+        test_original: o of the M samples to test on, (M, d) or (S, M, d).
+        test_moved: their g; None where `moved` is.
+        heads: to choose from; with none of them `"mlp"` is the ridge regression too, which takes a fraction of the time.
+
+    Returns:
+        `"mlp"` (S, M, P): predictions of the chosen heads. `"linear"` (S, M, P): those of the ridge regression alone.
+        `"chosen"`: the name of the head of each seed.
+
+    Raises:
+        ValueError: there are fewer than 10 samples to fit on, or one of `moved` and `test_moved` is missing.
     """
-    seeds, device = range(num_seeds), train_x.device
-    splits = [hold_out(len(train_x), seed) for seed in seeds]
-    fit, val = (torch.stack(rows).to(device) for rows in zip(*splits, strict=True))
-    linear = [linear_regression(train_x, train_y, train_x, test_x, seed=seed) for seed in seeds]
-    linear_train, linear_test = (torch.stack(predictions) for predictions in zip(*linear, strict=True))
-    train_x, test_x = standardize(train_x, test_x)
-    residual = train_y - linear_train
-    scale = _rows(residual, fit).std(dim=1, keepdim=True).clamp_min(1e-6)
-    target = residual / scale
-    weight = (scale / train_y.std(dim=0).clamp_min(1e-6)).square()  # errors count in the units of the parameters' spread
-    fit_y, val_x, val_y = _rows(target, fit), train_x[val], _rows(target, val)
-    best_error, best = (val_y.square() * weight).mean(dim=(1, 2)), torch.zeros_like(linear_test)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with torch.random.fork_rng(devices=[device] if train_x.is_cuda else []):
-        torch.manual_seed(0)
-        head = _StackedMLP(num_seeds, train_x.shape[1], hidden_dim, train_y.shape[1]).to(device)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
-        count = fit.shape[1]
-        steps_per_epoch = -(-count // batch_size)
-        epochs = -(-num_steps // steps_per_epoch)
-        check_every = max(1, 8 // steps_per_epoch)  # epochs; those of few samples are short
-        total = epochs * steps_per_epoch
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=total, pct_start=0.1)
-        for epoch in range(1, epochs + 1):
-            head.train()
-            order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
-            for rows in order.split(batch_size, dim=1):
-                # The sum over the seeds leaves each head the gradient that it would have alone.
-                loss = (head(train_x[fit.gather(1, rows)]) - _rows(fit_y, rows)).square().mean(dim=(1, 2)).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            if epoch % check_every and epoch < epochs:
-                continue
-            head.eval()
-            with torch.no_grad():
-                error = ((head(val_x) - val_y).square() * weight).mean(dim=(1, 2))
-                if (error < best_error).any():
-                    better = (error < best_error)[:, None, None]
-                    best = torch.where(better, head(test_x.expand(num_seeds, -1, -1)), best)
-                    best_error = torch.minimum(error, best_error)
-    return linear_test + best * scale, linear_test
+    if (moved is None) != (test_moved is None):
+        raise ValueError("expected moved and test_moved, or neither of them, got one")
+    seeds = range(num_seeds)
+    task = _Task(original, moved, targets, test_original, test_moved, num_seeds)
+    bases, candidates = BASES, list(heads)
+    if moved is None:
+        bases = ("[o]",)
+        alone = (replace(head, basis="whitened [o]" if head.basis == WHITENED else "[o]") for head in heads)
+        candidates = list(dict.fromkeys(alone))
+    basis = bases[0]
+    if len(bases) > 1:
+        basis = min(bases, key=lambda name: task.ridge(name, seeds[:1])[2].item())
+    fitted, linear, ridge_error = task.ridge(basis, seeds)
+    if not candidates:
+        return {"mlp": linear, "linear": linear, "chosen": [f"ridge of {basis}"] * num_seeds}
+    chosen = candidates[0]
+    if len(candidates) > 1:
+        chosen = min(candidates, key=lambda head: task.train(head, fitted[:1], linear[:1], seeds[:1], _SCREENED)[1].item())
+    found, error = task.train(chosen, fitted, linear, seeds)
+    better = error < ridge_error
+    names = [str(chosen) if is_better else f"ridge of {basis}" for is_better in better.tolist()]
+    return {"mlp": torch.where(better[:, None, None], found, linear), "linear": linear, "chosen": names}
+
+
+class _Task:
+    """What the heads of one regression share: inputs by basis, targets, and the samples to fit on and to choose by, for S seeds."""
+
+    def __init__(
+        self,
+        original: torch.Tensor,
+        moved: torch.Tensor | None,
+        targets: torch.Tensor,
+        test_original: torch.Tensor,
+        test_moved: torch.Tensor | None,
+        num_seeds: int,
+    ):
+        self.pairs = [[x for x in pair if x is not None] for pair in ((original, moved), (test_original, test_moved))]
+        self.targets = targets if targets.ndim == 3 else targets.expand(num_seeds, -1, -1)
+        splits = [hold_out(self.targets.shape[1], seed) for seed in range(num_seeds)]
+        self.fit, self.val = (torch.stack(rows).to(targets.device) for rows in zip(*splits, strict=True))
+        self.spread = self.targets.std(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def inputs(self, basis: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Standardized inputs to fit on (N, D) and to test on (M, D)."""
+        fit, test = ([x if x.ndim == 2 else x[seed] for x in pair] for pair in self.pairs)
+        if len(fit) == 2 and basis == "[o, g - o]":
+            fit, test = ([o, g - o] for o, g in (fit, test))
+        prepare = _whiten if basis.startswith("whitened") else standardize
+        train_x, test_x = prepare(torch.cat(fit, dim=-1), torch.cat(test, dim=-1))
+        return train_x, test_x
+
+    def ridge(self, basis: str, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predictions of ridge regression: (S, N, P) and (S, M, P), and the error (S,) of the held-out samples."""
+        found = []
+        for seed in seeds:
+            train, test = self.inputs(basis, seed)
+            found.append(linear_regression(train, self.targets[seed], train, test, seed=seed))
+        fitted, tested = (torch.stack(predictions) for predictions in zip(*found, strict=True))
+        residual = (self.targets[list(seeds)] - fitted) / self.spread[list(seeds)]
+        return fitted, tested, _rows(residual, self.val[list(seeds)]).square().mean(dim=(1, 2))
+
+    def train(
+        self, head: Head, fitted: torch.Tensor, linear: torch.Tensor, seeds: Sequence[int], share: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) of the held-out samples there.
+
+        Args:
+            fitted, linear: predictions of ridge regression, (S, N, P) and (S, M, P).
+            share: of the steps.
+        """
+        index = list(seeds)
+        train_x, test_x = (torch.stack(x) for x in zip(*(self.inputs(head.basis, seed) for seed in seeds), strict=True))
+        device, num_seeds, num_targets = train_x.device, len(index), self.targets.shape[2]
+        spread, fit, val = self.spread[index], self.fit[index], self.val[index]
+        offset = fitted if head.beside_ridge else self.targets[index].mean(dim=1, keepdim=True).expand_as(fitted)
+        residual = self.targets[index] - offset
+        scale = _rows(residual, fit).std(dim=1, keepdim=True).clamp_min(1e-12)
+        fit_x, val_x = _rows(train_x, fit), _rows(train_x, val)
+        fit_y, val_y = _rows(residual / scale, fit), _rows(residual / scale, val)
+        weight = (scale / spread).square()  # errors count in the units of the targets' spread
+        test_offset = linear if head.beside_ridge else offset[:, :1]
+        best_error = (val_y.square() * weight).mean(dim=(1, 2))  # of no MLP at all
+        best = test_x.new_zeros(num_seeds, test_x.shape[1], num_targets)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with torch.random.fork_rng(devices=[device] if train_x.is_cuda else []):
+            torch.manual_seed(0)
+            mlp = _StackedMLP(num_seeds, (train_x.shape[2], *head.widths, num_targets), head.dropout).to(device)
+            optimizer = torch.optim.AdamW(mlp.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay, fused=True)
+            count = fit.shape[1]
+            steps_per_epoch = -(-count // _BATCH_SIZE)
+            epochs = math.ceil(share * max(_EPOCHS, math.ceil(_STEPS / steps_per_epoch)))
+            check_every = max(2, 16 // steps_per_epoch)  # epochs; those of few samples are short
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=head.learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.1
+            )
+            for epoch in range(1, epochs + 1):
+                mlp.train()
+                order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
+                for rows in order.split(_BATCH_SIZE, dim=1):
+                    # The sum over the seeds leaves each head the gradient that it would have alone.
+                    loss = (mlp(_rows(fit_x, rows)) - _rows(fit_y, rows)).square().mean(dim=(1, 2)).sum()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                if epoch % check_every and epoch < epochs:
+                    continue
+                mlp.eval()
+                with torch.no_grad():
+                    error = ((mlp(val_x) - val_y).square() * weight).mean(dim=(1, 2))
+                    better = error < best_error
+                    if better.any():
+                        best = torch.where(better[:, None, None], mlp(test_x), best)
+                        best_error = torch.minimum(error, best_error)
+        return test_offset + best * scale, best_error
 
 
 class _StackedMLP(nn.Module):
-    """S independent MLPs with one hidden layer, run together: (S, B, d) -> (S, B, P)."""
+    """S independent MLPs of one shape, run together: (S, B, d) -> (S, B, P)."""
 
-    def __init__(self, count: int, in_dim: int, hidden_dim: int, out_dim: int):
+    def __init__(self, count: int, dims: Sequence[int], dropout: float):
         super().__init__()
-        self.first, self.first_bias = _stacked_linear(count, in_dim, hidden_dim)
-        self.second, self.second_bias = _stacked_linear(count, hidden_dim, out_dim)
+        layers = [_stacked_linear(count, *pair) for pair in itertools.pairwise(dims)]
+        self.weights = nn.ParameterList([weight for weight, _ in layers])
+        self.biases = nn.ParameterList([bias for _, bias in layers])
+        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = F.dropout(F.gelu(torch.baddbmm(self.first_bias, x, self.first)), 0.1, self.training)
-        return torch.baddbmm(self.second_bias, hidden, self.second)
+        last = len(self.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if index < last:
+                x = F.dropout(F.gelu(x), self.dropout, self.training)
+        return x
 
 
 def _stacked_linear(count: int, in_dim: int, out_dim: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -133,47 +289,50 @@ def _stacked_linear(count: int, in_dim: int, out_dim: int) -> tuple[nn.Parameter
 
 def _rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """(S, N, P) at (S, n) -> (S, n, P)."""
-    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[-1]))
+    return torch.stack([own[rows] for own, rows in zip(values, index, strict=True)])
 
 
 def linear_classification(
     train_x: torch.Tensor,
     train_y: torch.Tensor,
     test_x: torch.Tensor,
-    test_y: torch.Tensor,
     seed: int = 0,
     learning_rates: tuple[float, ...] = LEARNING_RATES,
     epochs: int = 30,
     batch_size: int = 256,
-) -> tuple[float, float]:
-    """Top-1 accuracy of a linear classifier on frozen features (N, d) with labels (N,), and its learning rate.
+) -> tuple[torch.Tensor, float]:
+    """Classes (M,) that a linear classifier predicts for features (M, d), fitted on (N, d) with labels (N,), and its learning rate.
 
     One classifier for each learning rate is trained in the same pass over the features (SGD with momentum 0.9, cosine schedule, as in
-    arXiv:2304.07193, appendix B.3); held-out training samples choose among them.
+    arXiv:2304.07193, appendix B.3). Held-out training samples choose among them, and the best rate is used once more on all N.
     """
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
-    train_x, test_x = standardize(train_x, test_x)
-    fit_x, fit_y, val_x, val_y = train_x[fit], train_y[fit], train_x[val], train_y[val]
-    rates = torch.tensor(learning_rates, device=train_x.device)[:, None, None]
-    num_classes = int(max(train_y.max(), test_y.max())) + 1
-    weight = torch.zeros(len(learning_rates), num_classes, train_x.shape[1] + 1, device=train_x.device)  # the last column is the bias
-    momentum = torch.zeros_like(weight)
-    generator = torch.Generator().manual_seed(seed)
-    total, step = epochs * -(-len(fit_x) // batch_size), 0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(fit_x), generator=generator).split(batch_size):
-            x = F.pad(fit_x[rows], (0, 1), value=1.0)
-            slope = torch.softmax(x @ weight.mT, dim=-1)  # gradient of the cross-entropy by the logits: (rates, batch, classes)
-            slope[:, torch.arange(len(x)), fit_y[rows]] -= 1
-            momentum = 0.9 * momentum + slope.mT @ x / len(x)
-            weight -= rates * (0.5 + 0.5 * math.cos(math.pi * step / total)) * momentum
-            step += 1
+    train_x, test_x = (F.pad(x, (0, 1), value=1.0) for x in standardize(train_x, test_x))
+    num_classes = int(train_y.max()) + 1
 
-    def accuracies(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return ((F.pad(x, (0, 1), value=1.0) @ weight.mT).argmax(dim=-1) == y).float().mean(dim=-1)
+    def train(rows: torch.Tensor, rates: Sequence[float]) -> torch.Tensor:
+        """Weights (rates, classes, d + 1), the last column the bias."""
+        x, y = train_x[rows], train_y[rows]
+        rate = torch.tensor(rates, device=x.device)[:, None, None]
+        weight = torch.zeros(len(rates), num_classes, x.shape[1], device=x.device)
+        momentum = torch.zeros_like(weight)
+        generator = torch.Generator().manual_seed(seed)
+        total, step = epochs * -(-len(x) // batch_size), 0
+        for _ in range(epochs):
+            for batch in torch.randperm(len(x), generator=generator).split(batch_size):
+                slope = torch.softmax(x[batch] @ weight.mT, dim=-1)  # gradient of the cross-entropy by the logits: (rates, batch, classes)
+                slope[:, torch.arange(len(batch)), y[batch]] -= 1
+                momentum = 0.9 * momentum + slope.mT @ x[batch] / len(batch)
+                weight -= rate * (0.5 + 0.5 * math.cos(math.pi * step / total)) * momentum
+                step += 1
+        return weight
 
-    best = int(accuracies(val_x, val_y).argmax())
-    return accuracies(test_x, test_y)[best].item(), learning_rates[best]
+    best = 0
+    if len(learning_rates) > 1:
+        classes = (train_x[val] @ train(fit, learning_rates).mT).argmax(dim=-1)
+        best = int((classes == train_y[val]).float().mean(dim=-1).argmax())
+    weight = train(torch.arange(len(train_x), device=train_x.device), learning_rates[best : best + 1])[0]
+    return (test_x @ weight.T).argmax(dim=-1), learning_rates[best]
 
 
 def nearest_neighbours(
@@ -198,7 +357,7 @@ def nearest_neighbours(
     return torch.cat([similarity for similarity, _ in found]), torch.cat([index for _, index in found])
 
 
-def knn_accuracy(
+def knn_correct(
     train_x: torch.Tensor,
     train_y: torch.Tensor,
     test_x: torch.Tensor,
@@ -206,10 +365,17 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
     **chunks: int,
-) -> float:
-    """Top-1 accuracy of weighted k nearest neighbours by cosine similarity (arXiv:1805.01978): features (N, d), labels (N,)."""
+) -> torch.Tensor:
+    """Whether weighted k nearest neighbours by cosine similarity (arXiv:1805.01978) find the class: (N, d), (N,), (M, d), (M,) -> (M,)."""
     similarity, neighbours = nearest_neighbours(train_x, test_x, k, **chunks)
-    return vote(similarity, train_y[neighbours], temperature).eq(test_y).float().mean().item()
+    return vote(similarity, train_y[neighbours], temperature).eq(test_y)
+
+
+def knn_accuracy(
+    train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Top-1 accuracy of `knn_correct`."""
+    return knn_correct(train_x, train_y, test_x, test_y, k, temperature).float().mean().item()
 
 
 def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -221,10 +387,23 @@ def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> 
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear centred kernel alignment of two sets of features of the same samples (arXiv:1905.00414): (N, d), (N, e) -> [0, 1]."""
+    """Debiased linear centred kernel alignment of two sets of features of the same samples: (N, d), (N, e), N > 3 -> at most 1.
+
+    Kernel alignment (arXiv:1905.00414) with the unbiased estimator of the Hilbert-Schmidt independence criterion (arXiv:2010.15327,
+    equation 3): features that have nothing to do with each other give 0 on average, slightly below 0 as often as above.
+    """
+    cross, own_x, own_y = (_unbiased_hsic(a, b) for a, b in ((x, y), (x, x), (y, y)))
+    return (cross / (own_x * own_y).clamp_min(0).sqrt().clamp_min(1e-30)).item()
+
+
+def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the linear kernels K of x and L of y with their diagonals set to 0, times n (n - 3), without an (n, n) matrix."""
     x, y = ((values - values.mean(dim=0)).double() for values in (x, y))
-    cross, own_x, own_y = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
-    return (cross / (own_x * own_y).sqrt().clamp_min(1e-30)).item()
+    n = len(x)
+    norms_x, norms_y = x.square().sum(dim=1), y.square().sum(dim=1)
+    trace = (x.T @ y).square().sum() - norms_x @ norms_y
+    sums_x, sums_y = (values @ values.sum(dim=0) - norms for values, norms in ((x, norms_x), (y, norms_y)))
+    return trace + sums_x.sum() * sums_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums_x @ sums_y)
 
 
 def change_under(original: torch.Tensor, transformed: torch.Tensor) -> float:

@@ -10,37 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..training.html_page import facts, page
+from ..transforms import make_path
 from .context import Figure
 from .features import PIXELS, RANDOM
-from .results import LOWER, Row, tables
+from .pairs import moves
+from .results import ALONE, INTERVAL, LOWER, Row, tables
 
-_STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa; --line: #d1d9e0; --best: #0a7a4f; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --faint: #9198a1; --back: #0d1117; --panel: #161b22; --line: #3d444d; --best: #4cc38a; }
-}
-body { font: 15px/1.55 system-ui, sans-serif; color: var(--text); background: var(--back); }
-body { max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-.faint { color: var(--faint); }
-.wide { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { background: var(--panel); font-weight: 600; vertical-align: bottom; white-space: normal; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-tr.first td { border-top: 2px solid var(--line); }
-td.best { font-weight: 700; color: var(--best); }
-figure { margin: 1.6rem 0; }
-figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
-figcaption { color: var(--faint); font-size: 13.5px; max-width: 60rem; }
-code, pre { font: 13px/1.45 ui-monospace, monospace; background: var(--panel); border-radius: 6px; }
-pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-details { margin: .8rem 0; }
-summary { cursor: pointer; color: var(--faint); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
-dt { color: var(--faint); }
-dd { margin: 0; overflow-wrap: anywhere; }
+_SUITE_STYLE = """
+small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
+table.suite th[colspan] { text-align: center; }
+table.suite td { line-height: 1.25; vertical-align: top; }
+table.suite th, table.suite td { padding: .28rem .5rem; }
 """
 
 _HOW_TO_READ = {
@@ -51,17 +32,26 @@ _HOW_TO_READ = {
     "pooled features, which is easy even for raw pixels and random weights.",
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",
     "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features; held-out training images chose its learning rate.",
+    "alone": "<b>g alone</b>: the same probe on the transformed image without the original: what the protocol gives away.",
     "change": "<b>change</b>: squared distance that features move under the transformation, relative to two different images.",
-    "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action.",
-    "CKA": "<b>CKA</b>: similarity of two parts' features over the test images: 0 is unrelated, 1 the same up to rotation and scale.",
+    "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action. "
+    "<i>shuffled</i>: the same figure of another image's movement, for comparison; it is not 0.",
+    "CKA": "<b>CKA</b>: debiased similarity of two parts over the test images: 0 is unrelated, 1 the same but for rotation and scale. "
+    "<i>shuffled</i>: of features of different images.",
 }
+_LATENTS = (
+    "<b>R2</b> of columns of the dataset, in place of transformations, regressed from frozen features: 1 is perfect, 0 is "
+    "guessing the mean, below 0 is worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. "
+    "<i>change</i>: the change between two pictures of one group, from both; <i>g alone</i> sees the second picture only. "
+    "No group is both fitted and tested on."
+)
 
 
 def report_paths(output: str | Path) -> tuple[Path, Path]:
-    """Page and folder of plots beside a results file: report.html and plots/ for results.json, NAME_report.html ... for NAME.json."""
+    """Page and folder of plots beside a results file: results.html and plots/ for results.json, NAME.html and NAME_plots/ for NAME.json."""
     output = Path(output)
     prefix = "" if output.stem == "results" else f"{output.stem}_"
-    return output.with_name(f"{prefix}report.html"), output.with_name(f"{prefix}plots")
+    return output.with_suffix(".html"), output.with_name(f"{prefix}plots")
 
 
 def write_report(output: str | Path, results: dict[str, Any], rows: Sequence[Row], figures: Sequence[Figure]) -> Path:
@@ -87,22 +77,28 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     tested = dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith((RANDOM, PIXELS)))
     names = ", ".join([model["name"] for model in results.get("models", [])] or tested)
     kinds = {re.split("[ -]", row.metric)[0] for row in rows}
+    kinds |= {"alone"} if any(row.part.endswith(ALONE) for row in rows) else set()
     read = [text for kind, text in _HOW_TO_READ.items() if kind in kinds]
+    if any("kind" in row.settings for row in rows):
+        read = [_LATENTS]
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
     beside = f", beside {' and '.join(controls)}" if controls else ""
+    version = results.get("protocol_version")
+    suite = f"suite {html.escape(results['suite'])}, " if results.get("suite") else ""
+    measured = f"<br>{suite}protocol version {html.escape(version)}" if version else ""
+    headline_tables = [suite_table(headline)] if suite else [_table(cells, headline) for cells in tables(headline)]
     body = [
-        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}</p>",
-        *(_table(cells, headline) for cells in tables(headline)),
+        f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
+        *headline_tables,
         *(f"<p class='faint'>{text}</p>" for text in read),
+        *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
         *(_figure(figure, png) for figure, png in figures),
     ]
     if details:
         body.append("<details><summary>All numbers: each parameter, head, pooling</summary>")
         body += [*(_table(cells, details) for cells in tables(details)), "</details>"]
     body.append("<h2>How it was measured</h2>" + _facts(results))
-    title = html.escape(f"Evaluation of {names}")
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title><style>{_STYLE}</style>"
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    return page(f"Evaluation of {names}", body, _SUITE_STYLE)
 
 
 def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
@@ -111,7 +107,7 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     best = {
         metric: (min if metric.endswith(LOWER) else max)(value for (_, _, name), value in means.items() if name == metric)
         for metric in cells[0][2:]
-        if not metric.startswith(("change", "CKA"))
+        if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
     }
     lines, previous = [], None
     for encoder, part, *values in cells[1:]:
@@ -124,6 +120,48 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     return f"<div class='wide'><table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 
+def suite_table(rows: Sequence[Row]) -> str:
+    """One table of the R2 benchmark: a line for each encoder and part, a column for each transformation and protocol.
+
+    Where nothing moves the protocols are the same, and the first one stands alone. The first column is the mean over the
+    transformations in the first protocol.
+    """
+    protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))
+    columns: dict[str, list[str]] = {}
+    for transform in dict.fromkeys(row.settings["transform"] for row in rows):
+        columns[transform] = protocols if moves(make_path(transform)) else protocols[:1]
+    found = {(row.encoder, row.part, row.settings["transform"], row.settings["protocol"]): row for row in rows}
+    lines = list(dict.fromkeys((row.encoder, row.part) for row in rows if row.part != "both"))
+    means: dict[tuple[str, str], float] = {}
+    for line in lines:
+        own = [found[*line, transform, protocols[0]] for transform in columns if (*line, transform, protocols[0]) in found]
+        if len(own) == len(columns):
+            means[line] = sum(row.mean for row in own) / len(own)
+    cells = [(transform, protocol) for transform, chosen in columns.items() for protocol in chosen]
+    contenders = [line for line in lines if not line[1].endswith(ALONE)]
+    best = {cell: max((row.mean for line in contenders if (row := found.get((*line, *cell)))), default=None) for cell in cells}
+    top = "".join(f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items())
+    below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
+    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
+    body, previous = [], None
+    for line in lines:
+        encoder, part = line
+        mean = f"{means[line]:.3f}" if line in means else ""
+        is_best = line in contenders and line in means and means[line] == max(means.get(other, -1e9) for other in contenders)
+        numbers = [f"<td{' class=best' if is_best else ''}>{mean}</td>"]
+        for cell in cells:
+            row = found.get((*line, *cell))
+            value, _, spread = str(row).partition(" ") if row else ("", "", "")
+            small = f"<br><small>{html.escape(spread)}</small>" if spread else ""
+            mark = " class=best" if row and line in contenders and row.mean == best[cell] else ""
+            numbers.append(f"<td{mark}>{value}{small}</td>")
+        name = html.escape(encoder) if encoder != previous else ""
+        start = " class=first" if name else ""
+        body.append(f"<tr{start}><td>{name}</td><td>{html.escape(part)}</td>{''.join(numbers)}</tr>")
+        previous = encoder
+    return f"<div class='wide'><table class=suite><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
 def _figure(figure: Figure, png: bytes) -> str:
     caption = html.escape(figure.caption)
     source = base64.b64encode(png).decode()
@@ -131,14 +169,10 @@ def _figure(figure: Figure, png: bytes) -> str:
 
 
 def _facts(results: dict[str, Any]) -> str:
-    groups = {"protocol": results.get("protocol", {}), "versions": results.get("versions", {})}
+    version = {"protocol version": results["protocol_version"]} if "protocol_version" in results else {}
+    groups = {"protocol": version | results.get("protocol", {}), "versions": results.get("versions", {})}
     lines = [(key, value) for group in groups.values() for key, value in group.items()]
     for model in results.get("models", []):
         text = f"{model['image_size']} px, mean {model['mean']}, std {model['std']}, weights {model['fingerprint'][:12]}"
         lines.append((model["name"], text))
-    items = "".join(f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(_text(value))}</dd>" for key, value in lines)
-    return f"<dl>{items}</dl><pre>{html.escape(results.get('command', ''))}</pre>"
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{facts(dict(lines))}<pre>{html.escape(results.get('command', ''))}</pre>"

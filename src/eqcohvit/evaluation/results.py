@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,13 @@ from typing import Any
 import torch
 import transformers
 
+from .intervals import seeds_half_width
+
+INTERVAL = (
+    "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for R2, kNN and linear, "
+    "over the test images (bootstrap). What another training run would give is not in it, except in lines of several training seeds."
+)
+ALONE = ", g alone"  # ends the name of a part of which the probe sees the transformed image without the original
 LOWER = "↓"  # ends the name of a metric of which less is better
 _MAX_COLUMNS = 6  # of numbers in one table; more are dealt into several
 
@@ -23,6 +31,7 @@ class Row:
     """One number of a table: the values of all seeds for an encoder's part.
 
     Args:
+        half_width: of the 95 % interval about their mean; where it is not given, Student's t over the seeds (`intervals`).
         headline: whether it belongs into the printed table and the model card; the others are in the report and results.json.
         settings: what `metric` says, for programs: task, transform, protocol, head, pooling, layer ...
     """
@@ -33,6 +42,7 @@ class Row:
     values: list[float]
     headline: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
+    half_width: float | None = None
 
     @property
     def mean(self) -> float:
@@ -40,14 +50,29 @@ class Row:
         return sum(self.values) / len(self.values)
 
     @property
-    def std(self) -> float | None:
-        """Standard deviation over the seeds; None for a single value."""
-        if len(self.values) < 2:
-            return None
-        return (sum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1)) ** 0.5
+    def half(self) -> float | None:
+        """Half of the 95 % interval; None for a single value of which no more is known."""
+        return seeds_half_width(self.values) if self.half_width is None else self.half_width
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
+
+
+def training_seeds(rows: Sequence[Row]) -> list[Row]:
+    """A row for each number of models that differ by their training seed alone: the mean over them, each model's mean one value.
+
+    Such models are called alike but for `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`; `vicreg/seed-0`, `vicreg/seed-1`.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        match = re.fullmatch(r"(.*?)[-_/ ]*seed[-_=]?\d+", row.encoder)
+        if match and "(" not in match[1]:  # not the control of such a model
+            groups.setdefault((match[1] or "model", row.part, row.metric), []).append(row)
+    return [
+        Row(f"{name}, {len(group)} training seeds", part, metric, [row.mean for row in group], group[0].headline, group[0].settings)
+        for (name, part, metric), group in groups.items()
+        if len(group) > 1
+    ]
 
 
 def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
@@ -94,7 +119,12 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    rows = [json.dumps(row, default=dataclasses.asdict) for row in results.get("rows", [])]
-    rest = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1, default=dataclasses.asdict)
+    rows = [json.dumps(row, default=_row_fields) for row in results.get("rows", [])]
+    rest = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1, default=_row_fields)
     temporary.write_text(rest[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n" if rows else rest + "\n")
     temporary.replace(path)
+
+
+def _row_fields(row: Row) -> dict[str, Any]:
+    """The fields of a row for results.json, its interval with them."""
+    return dataclasses.asdict(row) | {"half_width": row.half}

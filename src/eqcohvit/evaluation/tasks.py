@@ -8,89 +8,150 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..data import Batch
 from ..transforms import TransformationPath, make_path
 from .context import Evaluation
 from .extraction import CentralView, Features, PairView, progress
-from .features import LAST, Feature, part_name, parts_of, select
+from .features import LAST, PIXELS, Feature, part_name, parts_of, select
 from .figures import neighbours_figure, pca_figure, scatter_figure
+from .intervals import accuracy_resampled, half_width, r2_resampled
+from .kernel_probe import kernel_regress
 from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
+from .probes import HEADS as MLP_HEADS
 from .probes import (
     LEARNING_RATES,
     change_under,
-    knn_accuracy,
+    knn_correct,
     linear_cka,
     linear_classification,
-    linear_regression,
-    mlp_regression,
     predictability,
+    regress_pair,
 )
-from .results import Row
+from .results import ALONE, Row
 
 HEADS = ("mlp", "linear")
+ALL_HEADS = (*HEADS, "kernel")
 
 
 def r2(evaluation: Evaluation) -> list[Row]:
     """R2 of the parameters of g from the features of the image and of the transformed image (paper, section 5).
 
-    Pooled over the parameters and for each alone; on pooled features and on the patch grid; by the MLP and by its linear path alone.
+    Pooled over the parameters and for each alone; on pooled features and on the patch grid; by the chosen head and by ridge regression.
+    Each seed of the probe has its own draw of g. Of the first pooling there is a row of the transformed image alone: it tells what of the
+    parameters shows without the original.
     """
     rows: list[Row] = []
     poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
     for path, protocol, train, test in pairs(evaluation):
-        jobs = [(encoder, *key, pooling) for encoder in train for key in parts_of(train[encoder].vectors) for pooling in poolings]
+        jobs = list(_r2_jobs(train, poolings))
         bar = progress(f"probes, {path.name}, {protocol}", len(jobs), unit="probe")
         shown, known = {}, {}
-        for encoder, part, layer, pooling in jobs:
+        for encoder, part, layer, pooling, alone in jobs:
             one_vector = Feature(part, layer, "vector") in train[encoder].vectors  # the same for every pooling
-            key = (encoder, part, layer, None if one_vector else pooling)
-            true = test[encoder].parameters.numpy()
+            key = (encoder, part, layer, None if one_vector else pooling, alone)
+            fit, tested = (draws(features[encoder], part, layer, pooling, evaluation.seeds) for features in (train, test))
             if key not in known:
-                x, test_x = (regression_inputs(features[encoder], part, layer, pooling) for features in (train, test))
-                y = to_device(train[encoder].parameters)
-                known[key] = remembered(evaluation.cache_dir, regress, x, y, test_x, num_seeds=evaluation.seeds, heads=tuple(heads))
-            scores = {head: [r2_per_parameter(seed, true).tolist() for seed in values] for head, values in known[key].items()}
-            if pooling == poolings[0] and layer == LAST:
-                shown[encoder, part] = known[key][heads[0]][0]
+                tensors = (*fit, *tested[:2])
+                if alone:
+                    tensors = (fit[1], None, fit[2], tested[1], None)
+                known[key] = predictions(evaluation, *tensors)
+            found, true = known[key], tested[2].cpu().numpy()
+            if pooling == poolings[0] and layer == LAST and not alone:
+                shown[encoder, part] = found[heads[0]][0]
             bar.update()
-            own = _r2_rows(scores, encoder, part, layer, pooling, path, protocol, is_first=pooling == poolings[0])
-            rows += [replace(row, headline=row.headline and row.settings["head"] == heads[0]) for row in own]
+            name = part_name(part, layer) + (ALONE if alone else "")
+            settings = {"task": "r2", "transform": path.name, "protocol": protocol, "pooling": pooling, "layer": layer}
+            for head in heads:
+                own = r2_rows(encoder, name, found, head, true, path.parameter_names, settings, is_first=pooling == poolings[0])
+                leads = head == heads[0] and (not alone or encoder == PIXELS)
+                rows += [replace(row, headline=row.headline and leads) for row in own]
         bar.close()
         if evaluation.settings.get("output") and protocol == evaluation.settings["protocol"][-1] and shown:
-            true = next(iter(test.values())).parameters.numpy()
+            true = draws(next(iter(test.values())), *_first_key(test), poolings[0], 1)[2][0].cpu().numpy()
             evaluation.figures.append(scatter_figure(path.name, protocol, path.parameter_names, shown, true))
             if path.name == evaluation.settings["transform"][0]:
                 evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
     return rows
 
 
-def regress(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, num_seeds: int, heads: Sequence[str]) -> dict[str, np.ndarray]:
-    """Predictions (S, M, P) of each head for S seeds: features (N, d), parameters (N, P), features to test (M, d)."""
-    if "mlp" in heads:
-        found = dict(zip(HEADS, mlp_regression(x, y, test_x, num_seeds), strict=True))
-    else:
-        found = {"linear": torch.stack([linear_regression(x, y, test_x, seed=seed)[0] for seed in range(num_seeds)])}
-    return {head: found[head].cpu().numpy() for head in heads}
+def _r2_jobs(train: dict[str, Features], poolings: Sequence[str]) -> Iterator[tuple[str, str, str, str, bool]]:
+    """Encoder, part, layer, pooling, and whether the probe sees the transformed image alone."""
+    for encoder in train:
+        for part, layer in parts_of(train[encoder].vectors):
+            for pooling in poolings:
+                yield encoder, part, layer, pooling, False
+            if layer == LAST:
+                yield encoder, part, layer, poolings[0], True
+
+
+def _first_key(features: dict[str, Features]) -> tuple[str, str]:
+    return parts_of(next(iter(features.values())).vectors)[0]
+
+
+def predictions(evaluation: Evaluation, *tensors: torch.Tensor | None) -> dict[str, np.ndarray]:
+    """What the heads that the settings name find, as `regress` gives it, also `"kernel"` (S, M, P); its tensors."""
+    heads = evaluation.settings["head"]
+    found: dict[str, np.ndarray] = {}
+    if "kernel" in heads:
+        found |= remembered(evaluation.cache_dir, kernel_regress, *tensors, num_seeds=evaluation.seeds)
+    if fitted := tuple(head for head in heads if head in HEADS):
+        found |= remembered(evaluation.cache_dir, regress, *tensors, num_seeds=evaluation.seeds, heads=fitted)
+    return found
+
+
+def regress(
+    original: torch.Tensor,
+    moved: torch.Tensor | None,
+    targets: torch.Tensor,
+    test_original: torch.Tensor,
+    test_moved: torch.Tensor | None,
+    num_seeds: int,
+    heads: Sequence[str] = HEADS,
+) -> dict[str, np.ndarray]:
+    """What `regress_pair` finds, as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,). No MLP is fitted that is not asked for."""
+    choice = MLP_HEADS if "mlp" in heads else ()
+    found = regress_pair(original, moved, targets, test_original, test_moved, num_seeds, choice)
+    return {"chosen": np.array(found.pop("chosen")), **{head: values.cpu().numpy() for head, values in found.items()}}
+
+
+class DrawsView:
+    """The image, and its transformed versions by S draws of g: images (1 + S, B, 3, H, H), parameters (B, S P) draw by draw."""
+
+    def __init__(self, path: TransformationPath, protocol: str, num_draws: int):
+        self.views = [PairView(path, protocol, seed) for seed in range(num_draws)]
+        self.name = self.views[0].name if num_draws == 1 else f"{self.views[0].name}, {num_draws} draws"
+
+    def canvas_size(self, image_size: int) -> int:
+        """What the protocol needs."""
+        return self.views[0].canvas_size(image_size)
+
+    def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [view(batch, image_size) for view in self.views]
+        images = torch.stack([pairs[0][0][0], *(images[1] for images, _ in pairs)])
+        return images, torch.cat([parameters for _, parameters in pairs], dim=-1)
 
 
 def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
-    """Path, protocol, and the features of fitting and testing pairs of all encoders, one after the other."""
+    """Path, protocol, and the features of fitting and testing images in the `DrawsView` of all encoders, one after the other."""
     for name in evaluation.settings["transform"]:
         path = make_path(name)
         for protocol in evaluation.settings["protocol"]:
-            view = PairView(path, protocol)
+            view = DrawsView(path, protocol, evaluation.seeds)
             train, test = (evaluation.features(part, view) for part in ("train", "test"))
             yield path, protocol, train, test
 
 
-def regression_inputs(features: Features, part: str, layer: str, pooling: str) -> torch.Tensor:
-    """Features of image and transformed image side by side (N, 2 d), turned so that standardising does not drown their difference."""
-    original, transformed = to_device(select(features.vectors, part, layer, pooling)).unbind(dim=1)
-    return torch.cat([original, transformed - original], dim=-1)
+def draws(features: Features, part: str, layer: str, pooling: str, num_draws: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features of the images (N, d), of their transformed versions (S, N, d), and the parameters (S, N, P)."""
+    vectors = to_device(select(features.vectors, part, layer, pooling)).transpose(0, 1)
+    parameters = to_device(features.parameters).unflatten(-1, (vectors.shape[0] - 1, -1)).transpose(0, 1)
+    return vectors[0], vectors[1 : 1 + num_draws], parameters[:num_draws]
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -98,21 +159,39 @@ def to_device(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.cuda() if torch.cuda.is_available() else tensor
 
 
-def _r2_rows(
-    scores: dict[str, list], encoder: str, part: str, layer: str, pooling: str, path: TransformationPath, protocol: str, is_first: bool
+def r2_rows(
+    encoder: str,
+    part: str,
+    found: dict[str, np.ndarray],
+    head: str,
+    true: np.ndarray,
+    names: Sequence[str],
+    settings: dict[str, Any],
+    is_first: bool = True,
 ) -> list[Row]:
-    rows = []
-    for head, values in scores.items():
-        settings = {"task": "r2", "transform": path.name, "protocol": protocol, "head": head, "pooling": pooling, "layer": layer}
-        suffix = ("" if is_first else f", {pooling}") + ("" if head == HEADS[0] else f", {head} head")
-        metric = f"R2 {path.name}, {protocol}{suffix}"
-        pooled = [sum(value) / len(value) for value in values]
-        rows.append(Row(encoder, part_name(part, layer), metric, pooled, True, {**settings, "parameter": None}))
-        if path.num_parameters > 1:
-            for index, name in enumerate(path.parameter_names):
-                own = [value[index] for value in values]
-                metric = f"R2 {path.name} {name}, {protocol}{suffix}"
-                rows.append(Row(encoder, part_name(part, layer), metric, own, False, {**settings, "parameter": name}))
+    """The rows of one probe: R2 pooled over the targets, and of each alone where there are several.
+
+    Args:
+        found: what `regress` gives.
+        true: targets (S, M, P).
+        names: of the targets.
+        settings: `task`, `transform`, `protocol` (or None), `pooling`, `layer`.
+        is_first: whether the pooling leads the table; others are named in the metric.
+    """
+    values = np.stack([r2_per_parameter(*pair) for pair in zip(found[head], true, strict=True)])
+    resampled = r2_resampled(found[head], true)
+    settings = {**settings, "head": head, "chosen": found["chosen"].tolist()}
+    place = f", {settings['protocol']}" if settings["protocol"] else ""
+    suffix = place + ("" if is_first else f", {settings['pooling']}") + ("" if head == HEADS[0] else f", {head} head")
+    title = f"R2 {settings['transform']}"
+    pooled = values.mean(axis=1).tolist()
+    half = half_width(pooled, resampled.mean(axis=1))
+    rows = [Row(encoder, part, f"{title}{suffix}", pooled, True, {**settings, "parameter": None}, half)]
+    if len(names) > 1:
+        for index, name in enumerate(names):
+            own = values[:, index].tolist()
+            half = half_width(own, resampled[:, index])
+            rows.append(Row(encoder, part, f"{title} {name}{suffix}", own, False, {**settings, "parameter": name}, half))
     return rows
 
 
@@ -147,10 +226,10 @@ def knn(evaluation: Evaluation) -> list[Row]:
     """Top-1 accuracy of weighted k nearest neighbours, k and temperature as in arXiv:2104.14294 by default."""
     k, temperature = evaluation.settings["k"], evaluation.settings["temperature"]
     settings = {"task": "knn", "k": k, "temperature": temperature, "pooling": evaluation.settings["pooling"][0]}
-    rows = [
-        Row(encoder, part, f"kNN-{k}", [knn_accuracy(*tensors, k=k, temperature=temperature)], settings=settings)
-        for encoder, part, *tensors in _classification_jobs(evaluation)
-    ]
+    rows = []
+    for encoder, part, *tensors in _classification_jobs(evaluation):
+        correct = knn_correct(*tensors, k=k, temperature=temperature).cpu().numpy()[None]
+        rows.append(_accuracy_row(encoder, part, f"kNN-{k}", correct, settings))
     if evaluation.settings.get("output"):
         evaluation.figures.append(neighbours_figure(evaluation))
     return rows
@@ -163,14 +242,21 @@ def linear(evaluation: Evaluation) -> list[Row]:
     for encoder, part, *tensors in _classification_jobs(evaluation):
         found = remembered(evaluation.cache_dir, classify, *tensors, num_seeds=evaluation.seeds)
         chosen = found["learning_rates"].tolist()
-        rows.append(Row(encoder, part, "linear", found["accuracies"].tolist(), settings={**settings, "chosen": chosen}))
+        rows.append(_accuracy_row(encoder, part, "linear", found["correct"], {**settings, "chosen": chosen}))
     return rows
 
 
 def classify(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, num_seeds: int) -> dict[str, np.ndarray]:
-    """Accuracies (S,) and chosen learning rates (S,) of S linear classifiers."""
-    found = [linear_classification(x, y, test_x, test_y, seed=seed) for seed in range(num_seeds)]
-    return dict(zip(("accuracies", "learning_rates"), np.array(found).T, strict=True))
+    """Which test images (S, M) are classified right by S linear classifiers, and their learning rates (S,)."""
+    found = [linear_classification(x, y, test_x, seed=seed) for seed in range(num_seeds)]
+    correct = torch.stack([classes == test_y for classes, _ in found])
+    return {"correct": correct.cpu().numpy(), "learning_rates": np.array([rate for _, rate in found])}
+
+
+def _accuracy_row(encoder: str, part: str, metric: str, correct: np.ndarray, settings: dict[str, Any]) -> Row:
+    """correct: (S, M), whether each test image was classified right."""
+    values = correct.mean(axis=1).tolist()
+    return Row(encoder, part, metric, values, settings=settings, half_width=half_width(values, accuracy_resampled(correct)))
 
 
 def disentanglement(evaluation: Evaluation) -> list[Row]:
@@ -188,21 +274,39 @@ def disentanglement(evaluation: Evaluation) -> list[Row]:
                 rows.append(Row(encoder, name, f"change under {path.name}, {protocol}", [moved], settings=settings))
                 scores = [predictability(fit, held_out, seed=seed) for seed in range(evaluation.seeds)]
                 rows.append(Row(encoder, name, f"linearity of {path.name}, {protocol}", scores, settings=settings))
+                control = [predictability(_unrelated(fit), _unrelated(held_out))]
+                rows.append(Row(encoder, name, f"linearity of {path.name}, {protocol}, shuffled", control, settings=settings))
     return rows + _cka_rows(test, pooling)
 
 
 def _moves(features: Features, part: str, layer: str, pooling: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Vectors of images (N, d) and of their transformed versions (N, d), and the parameters (N, P)."""
-    vectors = to_device(select(features.vectors, part, layer, pooling))
-    return vectors[:, 0], vectors[:, 1], to_device(features.parameters)
+    """Vectors of images (N, d) and of their transformed versions (N, d), and the parameters (N, P), of the first draw."""
+    original, moved, parameters = draws(features, part, layer, pooling, 1)
+    return original, moved[0], parameters[0]
+
+
+def _unrelated(moves: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same with the transformed version of another image, and its parameters: what `predictability` gives without any action."""
+    original, moved, parameters = moves
+    order = shuffled(len(original)).to(original.device)
+    return original, moved[order], parameters[order]
 
 
 def _cka_rows(test: dict[str, Features], pooling: str) -> list[Row]:
     rows = []
+    settings = {"task": "disentanglement", "pooling": pooling}
     for encoder, features in test.items():
         parts = [part for part, layer in parts_of(features.vectors) if layer == LAST and part != "both"]
-        vectors = {part: select(features.vectors, part, LAST, pooling)[:, 0] for part in parts}
+        vectors = {part: to_device(select(features.vectors, part, LAST, pooling)[:, 0]) for part in parts}
         for part, other in combinations(parts, 2):
-            value = linear_cka(to_device(vectors[part]), to_device(vectors[other]))
-            rows.append(Row(encoder, part, f"CKA with {other}", [value], settings={"task": "disentanglement", "pooling": pooling}))
+            value = linear_cka(vectors[part], vectors[other])
+            rows.append(Row(encoder, part, f"CKA with {other}", [value], settings=settings))
+            order = shuffled(len(vectors[part])).to(vectors[part].device)
+            control = linear_cka(vectors[part], vectors[other][order])
+            rows.append(Row(encoder, part, f"CKA with {other}, shuffled", [control], settings=settings))
     return rows
+
+
+def shuffled(count: int) -> torch.Tensor:
+    """A fixed random order, for controls."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,8 @@ from .files import write_text_whole
 
 CLIPPING = ("none", "module", "parameter")
 DROP_PATH_SCHEDULES = ("uniform", "linear")
+_SAMPLES_BETWEEN_PROBES = 15_000  # so that they take about 2 % of the time of a small model, and less of a larger one
+LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
 
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -118,6 +120,8 @@ class PretrainArguments:
     save_total_limit: int = _setting(2, "newest checkpoints to keep")
     keep_every_steps: int = _setting(0, "besides, keep the checkpoints at multiples of this step; 0 keeps none")
     sample_steps: int = _setting(350, "steps between pictures of reconstructions")
+    probe_samples: int = _setting(256, "images, not trained on, that tell what the parts know of the path while it trains; 0 is off")
+    probe_steps: int | None = _setting(None, "steps between these probes; by default 50 in a run, but at least 15,000 samples apart")
     report_to: str = _setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none keeps to metrics.jsonl")
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
     push_training_state: bool = _setting(False, "put the training state into the model folder too: others can go on exactly from there")
@@ -144,6 +148,11 @@ class PretrainArguments:
         return EqCohViTConfig.from_preset(
             self.model_preset, self.image_size, self.patch_size, backbone_type=self.backbone, backbone_kwargs=backbone_kwargs, **head
         )
+
+    def probe_interval(self, num_processes: int) -> int:
+        """Steps between two probes."""
+        samples_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * num_processes
+        return self.probe_steps or max(math.ceil(self.max_steps / 50), math.ceil(_SAMPLES_BETWEEN_PROBES / samples_per_step))
 
     @property
     def canvas_size(self) -> int:
@@ -210,7 +219,7 @@ class PretrainArguments:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         not_negative = (
             "recon_weight layerscale_value warmup_steps head_warmup_steps weight_decay min_learning_rate dataloader_num_workers "
-            "keep_every_steps knn_guard_steps"
+            "keep_every_steps knn_guard_steps probe_samples"
         )
         for name in not_negative.split():
             if getattr(self, name) < 0:
@@ -220,6 +229,10 @@ class PretrainArguments:
         for name in ("max_bad_fraction", "drop_path_rate", "knn_guard_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if 0 < self.probe_samples < LEAST_PROBE_SAMPLES:
+            raise ValueError(f"probe_samples must be 0 or at least {LEAST_PROBE_SAMPLES}, got {self.probe_samples}")
+        if self.probe_steps is not None and self.probe_steps < 1:
+            raise ValueError(f"probe_steps must be positive, got {self.probe_steps}; probe_samples 0 turns the probes off")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.per_device_train_batch_size < 2:
@@ -265,7 +278,7 @@ _GROUPS = {
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint", "output_dir", "max_steps", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
     "keep_every_steps", "sample_steps", "report_to", "push_to_hub", "push_training_state", "hub_model_id", "max_bad_fraction", "init_from",
-    "knn_guard_drop", "compile", "gradient_checkpointing", "resident",
+    "knn_guard_drop", "probe_steps", "compile", "gradient_checkpointing", "resident",
 }  # fmt: skip
 
 

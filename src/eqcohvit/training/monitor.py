@@ -1,19 +1,19 @@
-"""What a person sees of a run: metrics.jsonl, progress lines, and pictures of reconstructions."""
+"""What a person sees of a run: metrics.jsonl, progress lines with a bar, and pictures of reconstructions."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from .files import write_text_whole
 from .pretrain_module import PretrainModule
-
-_FIGURES_ONLY = ("grad_norm/objective", "grad_norm/decoders")  # kept in metrics.jsonl, left out of the progress line
 
 
 class MetricsLog:
@@ -29,6 +29,12 @@ class MetricsLog:
         """Append one line."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All whole lines of a metrics file, in their order; none where there is no file."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if _is_until(line, sys.maxsize)]
 
 
 def _is_until(line: str, step: int) -> bool:
@@ -48,7 +54,7 @@ class Progress:
         self.max_steps, self.samples_per_step = max_steps, samples_per_step
         self._restart()
         if state is not None:
-            self.counts = state["counts"] if "counts" in state else dict.fromkeys(state["sums"], state["batches"])  # older checkpoints
+            self.counts = state["counts"]
             self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
 
     def _restart(self) -> None:
@@ -74,20 +80,49 @@ class Progress:
         """Mean of each term since the last line, over the batches that have it."""
         return {name: value / self.counts[name] for name, value in self.sums.items()}
 
-    def line(self, step: int, means: dict[str, float], num_steps: int) -> tuple[str, dict[str, float]]:
-        """The progress line after `step`, `num_steps` after the last one, and all figures; starts the next interval.
+    def line(self, step: int, means: dict[str, float], num_steps: int, shown: str = "") -> tuple[str, dict[str, float]]:
+        """The progress line after `step`, `num_steps` after the last one, and its figures; starts the next interval.
 
-        Of the gradients' norms the line has that of the encoder.
+        The line has the loss, `shown`, speed and remaining time, in at most 100 columns; the figures have all means.
         """
         seconds = time.perf_counter() - self.since
         samples_per_second = num_steps * self.samples_per_step / seconds
-        remaining = round(seconds / num_steps * (self.max_steps - step))
         wait_share = self.waited / seconds
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name not in _FIGURES_ONLY)
-        text = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {terms}  {samples_per_second:.0f} samples/s  "
-        text += f"data wait {wait_share:.0%}  ETA {remaining // 60}:{remaining % 60:02d}"
+        remaining = duration(seconds / num_steps * (self.max_steps - step))
+        place = f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
+        speed = f"{samples_per_second:.0f} samples/s"
+        parts = [place, f"loss {means['loss']:.4g}", shown, speed, f"wait {wait_share:.0%}", f"ETA {remaining}"]
         self._restart()
-        return text, {**means, "samples_per_second": samples_per_second, "data_wait_share": wait_share}
+        return "  ".join(filter(None, parts)), {**means, "samples_per_second": samples_per_second, "data_wait_share": wait_share}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes and seconds (4:05), or as hours and minutes (12 h 03)."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
+
+
+class StepBar:
+    """A bar of the finished steps on a terminal; lines that are printed through `say` stay above it. In a log: the lines alone."""
+
+    def __init__(self, max_steps: int, step: int, is_main: bool):
+        shows = is_main and sys.stderr.isatty()
+        self.is_main = is_main
+        self.bar = tqdm(total=max_steps, initial=step, unit="step", leave=False, dynamic_ncols=True, disable=not shows)
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
+    def say(self, text: str) -> None:
+        """Print a line, on the main process alone."""
+        if self.is_main:
+            self.bar.write(text)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
 
 
 def describe_size(module: PretrainModule) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..features import PIXELS, ModelEncoder, part_name, part_order, square_side
+from ..features import PIXELS, ModelEncoder, part_name, part_order
 from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
 from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from .base import row_errors
@@ -44,7 +44,7 @@ class PatchEncoder:
 
     def __post_init__(self):
         self.name = self.encoder.name
-        self.patch_size = square_side(getattr(self.encoder.model.config, "patch_size", None)) or _OTHER_PATCH_SIZE
+        self.patch_size = self.encoder.patch_size or _OTHER_PATCH_SIZE
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         tokens = self.encoder.tokens(image[None])

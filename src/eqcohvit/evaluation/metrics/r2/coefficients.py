@@ -18,3 +18,12 @@ def r2_per_parameter(predictions: ArrayLike, references: ArrayLike) -> np.ndarra
     residual = ((references - predictions) ** 2).sum(axis=0)
     total = ((references - references.mean(axis=0)) ** 2).sum(axis=0)
     return 1 - residual / np.where(total > 0, total, np.nan)
+
+
+def pooled_r2(predictions: ArrayLike, references: ArrayLike) -> float:
+    """1 - RSS / TSS over all numbers of two arrays (N, P) at once, about their one mean.
+
+    SIE's evaluation (arXiv:2302.10283) reports this: differences between the means of the columns count as variance.
+    """
+    predictions, references = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
+    return float(1 - ((references - predictions) ** 2).sum() / ((references - references.mean()) ** 2).sum())

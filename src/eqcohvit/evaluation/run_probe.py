@@ -1,0 +1,162 @@
+"""What the parts of a model know of its run's own transformation, measured while it trains.
+
+No labels are needed: R2 of the parameters of g, as in `scripts/evaluate.py --task r2 --head kernel`, on images that the run does not
+train on. Images, g and renderings are the same in every measurement, so a curve shows the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import length_hint
+from typing import Any
+
+import torch
+
+from ..data import Source, SpritesSource, TooManyBadImages, hold_out
+from ..hub.modeling_eqcohvit import EqCohViTModel
+from ..training.arguments import LEAST_PROBE_SAMPLES
+from ..transforms import TransformationPath
+from .extraction import TEST_SPRITES, PairView, Samples
+from .features import LAST, ModelEncoder, select
+from .kernel_probe import kernel_regression
+from .metrics.r2.coefficients import r2_per_parameter
+from .preprocessing import Preprocessing
+from .probes import knn_accuracy
+
+_LARGEST_SHARE = 8  # of the training images at most 1 / 8 are held out
+_BATCH_SIZE = 64
+_PARTS = ("equivariant", "invariant", "backbone")
+_NAMES = {"strict": "probe/r2", "paper": "probe/r2_paper"}
+
+
+def open_probe(
+    source: Source, num_samples: int, *settings: Any, report: Callable[[str], None] = print, **options: Any
+) -> tuple[Source, RunProbe | None]:
+    """(images to train on, a probe of images that are not among them); all images and None where there are too few, which `report` is told.
+
+    Of the embedded sprites the test sprites are taken, and all training sprites stay. Of other sources at most an eighth is held out.
+
+    Args:
+        settings, options: as of `RunProbe`, after `num_samples`.
+    """
+    if isinstance(source, SpritesSource):
+        return source, RunProbe(SpritesSource(num_samples, source.seed, offset=TEST_SPRITES), num_samples, *settings, **options)
+    number = length_hint(source)  # 0 where only reading would tell
+    wanted = min(num_samples, number // _LARGEST_SHARE) if number else num_samples
+    rest, held_out = hold_out(source, wanted, _LARGEST_SHARE)
+    try:
+        if wanted < LEAST_PROBE_SAMPLES:
+            raise ValueError(f"expected at least {LEAST_PROBE_SAMPLES * _LARGEST_SHARE} images, found {number} in {source.name}")
+        return rest, RunProbe(held_out, num_samples, *settings, **options)
+    except (ValueError, TooManyBadImages) as error:
+        report(f"no probe while it trains: {error}")
+        return source, None
+
+
+class RunProbe:
+    """R2 of the run's path from each part, in both protocols, and kNN accuracy where the images have labels.
+
+    A third of the images tests, the others are fitted on. Of several processes each renders and encodes its share.
+
+    Args:
+        source: images that are not trained on.
+        num_samples: how many of them to take.
+        image_size: side in pixels, as in training.
+        path: the run's own.
+        max_bad_fraction: share of unreadable images above which it gives up.
+        num_workers: processes that decode.
+        rank, world_size: of this process.
+
+    Raises:
+        ValueError: the source has fewer than `LEAST_PROBE_SAMPLES` images.
+        TooManyBadImages: too many of them cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        num_samples: int,
+        image_size: int,
+        path: TransformationPath,
+        max_bad_fraction: float = 0.01,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.image_size, self.world_size = image_size, world_size
+        samples = Samples(source, source, num_samples, 0, num_workers, max_bad_fraction)
+        views = {protocol: PairView(path, protocol) for protocol in _NAMES}
+        if views["strict"].name == views["paper"].name:  # nothing moves
+            del views["paper"]
+        self.images: dict[str, torch.Tensor] = {}  # by protocol, uint8 (n, 2, 3, H, H): this process's share
+        for protocol, view in views.items():
+            images, parameters, labels = [], [], []
+            for batch, _ in samples.blocks("train", view.canvas_size(image_size)):
+                rendered, drawn = view(batch, image_size)
+                images.append((rendered.transpose(0, 1) * 255).round().to(torch.uint8))
+                parameters.append(drawn)
+                labels.append(batch.labels)
+            found = sum(map(len, labels))
+            if found < LEAST_PROBE_SAMPLES:
+                raise ValueError(f"expected at least {LEAST_PROBE_SAMPLES} images to probe with, found {found} in {source.name}")
+            used = found // world_size * world_size  # as many for each process
+            self.images[protocol] = torch.cat(images)[rank:used:world_size].clone()
+            self.parameters, self.labels = torch.cat(parameters)[:used], torch.cat(labels)[:used]
+
+    @property
+    def num_test(self) -> int:
+        """Images that test."""
+        return len(self.labels) // 3
+
+    @property
+    def num_fit(self) -> int:
+        """Images that the probes are fitted on."""
+        return len(self.labels) - self.num_test
+
+    def measure(
+        self,
+        model: EqCohViTModel,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        gather: Callable[[torch.Tensor], torch.Tensor] = lambda share: share,
+        is_main: bool = True,
+    ) -> dict[str, float]:
+        """`probe/r2/PART` (strict), `probe/r2_paper/PART` and `probe/knn/PART` of the model as it is now; nothing where not `is_main`.
+
+        To be called by all processes. No random number is drawn, and the model's mode stays what it was.
+
+        Args:
+            gather: the tensors (n, ...) of all processes, one after the other.
+        """
+        training = model.training
+        encoder = ModelEncoder("run", model, Preprocessing(self.image_size, tuple(image_mean), tuple(image_std)))
+        vectors = {protocol: self._encode(encoder, images, gather) for protocol, images in self.images.items()}
+        model.train(training)
+        if not is_main:
+            return {}
+        test, fit = slice(None, self.num_test), slice(self.num_test, None)
+        figures = {}
+        for protocol, parts in vectors.items():
+            for part, features in parts.items():
+                parameters = self.parameters.to(features.device)
+                o, g = features.unbind(dim=1)
+                predicted = kernel_regression(o[fit], g[fit], parameters[fit], o[test], g[test])
+                scores = r2_per_parameter(predicted.cpu().numpy(), self.parameters[test].numpy())
+                figures[f"{_NAMES[protocol]}/{part}"] = float(scores.mean())
+        if (self.labels >= 0).all() and len(self.labels.unique()) > 1:
+            for part, features in vectors.get("paper", vectors["strict"]).items():  # whole images
+                labels, whole = self.labels.to(features.device), features[:, 0]
+                figures[f"probe/knn/{part}"] = knn_accuracy(whole[fit], labels[fit], whole[test], labels[test])
+        return figures
+
+    def _encode(
+        self, encoder: ModelEncoder, images: torch.Tensor, gather: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Pooled features (N, 2, d) of each part, of the images of all processes in their own order."""
+        blocks: dict[str, list[torch.Tensor]] = {part: [] for part in _PARTS}
+        for block in images.split(_BATCH_SIZE // 2):
+            vectors = encoder(block.flatten(0, 1).float() / 255)
+            for part in _PARTS:
+                blocks[part].append(select(vectors, part, LAST, "cls_mean").unflatten(0, (-1, 2)).clone())
+        shares = {part: gather(torch.cat(values)) for part, values in blocks.items()}
+        return {part: share.unflatten(0, (self.world_size, -1)).transpose(0, 1).flatten(0, 1) for part, share in shares.items()}

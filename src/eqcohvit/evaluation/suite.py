@@ -1,0 +1,127 @@
+"""The benchmark that models are compared by: all that decides a figure stands here, under one version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .results import Row
+
+# Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding,
+# pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a version.
+PROTOCOL_VERSION = "2"
+_WITHOUT_VERSION = "1"  # of results that name none
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Settings by the name of their flag of scripts/evaluate.py.
+
+    `max_samples` and `max_test_samples` may be lowered for smaller data.
+    """
+
+    task: tuple[str, ...]
+    transform: tuple[str, ...]
+    protocol: tuple[str, ...]
+    pooling: tuple[str, ...]
+    head: tuple[str, ...]
+    layer: tuple[str, ...]
+    seeds: int
+    max_samples: int
+    max_test_samples: int
+
+    def fixed(self) -> dict[str, Any]:
+        """What no flag may change, lists as a command line gives them."""
+        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in settings.items() if name not in ("max_samples", "max_test_samples")}
+
+
+SUITES: dict[str, Suite] = {
+    "r2": Suite(
+        task=("r2",),
+        transform=("rotation", "translation", "perspective", "zoom", "color_jitter", "gaussian_blur"),
+        protocol=("strict", "paper"),
+        pooling=("cls_mean",),
+        head=("mlp", "linear"),
+        layer=("last",),
+        seeds=3,
+        max_samples=2048,
+        max_test_samples=1024,
+    )
+}
+
+
+def protocol_version(results: Mapping[str, Any]) -> str:
+    """The version that a results.json was measured with."""
+    return str(results.get("protocol_version", _WITHOUT_VERSION))
+
+
+def check_same_version(results: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Results with the name of their file, which are to stand side by side.
+
+    Raises:
+        ValueError: their protocol versions differ.
+    """
+    versions: dict[str, str] = {}
+    for name, found in results:
+        versions.setdefault(protocol_version(found), name)
+    if len(versions) > 1:
+        listed = ", ".join(f"{name} has {version}" for version, name in versions.items())
+        problem = "figures of different protocol versions cannot stand side by side"
+        raise ValueError(f"{problem}: {listed}; measure the older ones again")
+
+
+def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Results of the suite by the name of their file, whose rows are to stand in one table.
+
+    Raises:
+        ValueError: their protocol versions, suites, counts or test images differ.
+    """
+    check_same_version(results.items())
+    names = ("train_images", "test_images", "data_fingerprint", "test_data_fingerprint")
+    first: tuple[str, dict[str, Any]] | None = None
+    for name, found in results.items():
+        protocol = found.get("protocol", {})
+        decides = {"suite": found.get("suite"), **{key: protocol.get(key) for key in names}}
+        if first is None:
+            first = (name, decides)
+        for key, value in decides.items():
+            if value != first[1][key]:
+                difference = f"{key} is {value} and {first[1][key]}"
+                raise ValueError(f"{name} and {first[0]} cannot stand in one table: {difference}")
+
+
+def read_beside(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The content of results.json files, by path.
+
+    Raises:
+        ValueError: one is missing, or is not a results.json with rows.
+    """
+    found = {}
+    for path in paths:
+        try:
+            found[path] = json.loads(Path(path).read_text(encoding="utf-8"))
+            assert found[path]["rows"] and found[path]["models"]
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            raise ValueError(f"beside needs results.json files that --suite has written, got {path}") from None
+    return found
+
+
+def rows_beside(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Row]:
+    """The rows of the models of results.json files, without their controls, to stand beside models of `names`.
+
+    Raises:
+        ValueError: two models have one name.
+    """
+    rows, taken = [], set(names)
+    for path, found in results.items():
+        models = {model["name"] for model in found["models"]}
+        if models & taken:
+            shared = ", ".join(sorted(models & taken))
+            raise ValueError(f"two models of one name cannot stand in one table: {shared} of {path}")
+        taken |= models
+        rows += [Row(**row) for row in found["rows"] if row["encoder"] in models]
+    return rows

@@ -1,0 +1,58 @@
+"""Accelerate's experiment trackers: a run hands them its figures and pictures, and goes on where one of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+
+class Trackers:
+    """The trackers of an accelerator; each is told of by `say` once, when it first fails.
+
+    Args:
+        say: prints a line.
+    """
+
+    def __init__(self, accelerator: Accelerator, say: Callable[[str], None]):
+        self.accelerator, self.say = accelerator, say
+        self._failed: set[str] = set()
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        """Figures by name."""
+        self._each(lambda tracker: tracker.log(figures, step=step))
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        """A picture file, for the trackers that take images."""
+        if not self.accelerator.trackers:
+            return
+        pixels = np.asarray(Image.open(path).convert("RGB"))[None]  # (1, height, width, 3)
+
+        def send(tracker: Any) -> None:
+            if hasattr(tracker, "log_images"):
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: pixels}, step=step, **options)
+
+        self._each(send)
+
+    def finish(self) -> None:
+        """End them, and the training of the accelerator."""
+        self._each(lambda tracker: tracker.finish())
+        self.accelerator.trackers = []  # which it would end once more
+        self.accelerator.end_training()
+
+    def _each(self, send: Callable[[Any], None]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        for tracker in self.accelerator.trackers:
+            try:
+                send(tracker)
+            except Exception as error:  # of a library or a network; the figures are in metrics.jsonl all the same
+                if tracker.name not in self._failed:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                    self.say(f"the tracker {tracker.name} failed, the run goes on without it ({reason})")
+                self._failed.add(tracker.name)

@@ -1,0 +1,31 @@
+import json
+
+import pytest
+
+from eqcohvit.evaluation.results import Row, training_seeds, write_results
+
+
+def test_row_prints_its_interval():
+    assert str(Row("a", "backbone", "R2", [0.5], half_width=0.0123)) == "0.500 ± 0.012"
+    assert str(Row("a", "backbone", "R2", [0.5])) == "0.500"
+    assert str(Row("a", "backbone", "R2", [0.4, 0.6])) == "0.500 ± 1.271"  # 12.706 * 0.1414 / sqrt(2)
+
+
+def test_row_comes_back_from_its_file(tmp_path):
+    rows = [Row("a", "backbone", "R2", [0.4, 0.5, 0.6]), Row("a", "backbone", "kNN-20", [0.4], half_width=0.1)]
+    write_results(tmp_path / "results.json", {"command": "x", "rows": rows})
+    read = [Row(**row) for row in json.loads((tmp_path / "results.json").read_text())["rows"]]
+    assert [str(row) for row in read] == [str(row) for row in rows] and read[0].half_width == pytest.approx(4.3027 * 0.1 / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    "names, whole", [(("run-seed0", "run-seed1"), "run"), (("x/seed-0", "x/seed-12"), "x"), (("seed0", "seed1"), "model")]
+)
+def test_training_seeds_have_a_line_of_their_own(names, whole):
+    rows = [Row(name, "backbone", "R2", [value, value + 0.2]) for name, value in zip(names, (0.4, 0.6), strict=True)]
+    (found,) = training_seeds([*rows, Row("raw pixels", "pixels", "R2", [0.1])])
+    assert found.encoder == f"{whole}, 2 training seeds" and found.values == pytest.approx([0.5, 0.7])
+
+
+def test_a_single_model_has_no_line_of_training_seeds():
+    assert training_seeds([Row("run-seed0", "backbone", "R2", [0.4]), Row("other-seed1", "backbone", "R2", [0.4])]) == []
