@@ -21,7 +21,7 @@ from torch import nn
 
 from .distributed import all_sum
 
-_RIDGE = 1e-4  # relative to the mean variance; directions of less variance count as uncorrelated
+_RIDGE = 1e-4  # relative to the variance of each dimension; directions of less variance count as uncorrelated
 
 
 class Separation(nn.Module):
@@ -78,7 +78,8 @@ class Separation(nn.Module):
 
     def _renew(self) -> None:
         """Solve the generalized eigenvalue problem of the averages."""
-        ridge = _RIDGE * self.total.diagonal().mean() * torch.eye(len(self.total), dtype=torch.float64, device=self.total.device)
+        variance = self.total.diagonal()
+        ridge = torch.diag(_RIDGE * variance.clamp_min(1e-12 * variance.mean()))
         total = self.total + ridge
         factor = torch.linalg.cholesky(total)
         half = torch.linalg.solve_triangular(factor, self.within + ridge, upper=False)
