@@ -38,7 +38,7 @@ from eqcohvit.evaluation.figures import figures_of_rows
 from eqcohvit.evaluation.latent_tasks import latent_r2
 from eqcohvit.evaluation.latents import parse_circular
 from eqcohvit.evaluation.pairs import PROTOCOLS
-from eqcohvit.evaluation.report import write_report
+from eqcohvit.evaluation.report import protocol_notes, write_report
 from eqcohvit.evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
 from eqcohvit.transforms import PATHS, make_path
@@ -230,6 +230,9 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
     shown = [*rows, *beside]
     headline = [row for row in shown if row.headline]
     print("\n\n".join(map(format_table, tables(headline))))
+    notes = protocol_notes(headline)
+    if notes:
+        print("\n" + "\n".join(notes))
     if any(row.half is not None for row in headline):
         print(f"\n{INTERVAL}")
     if args.output:

@@ -16,6 +16,7 @@ echo "2/3  The same without it (reconstruction weight 0), to compare"
   --output_dir "$output/baseline" --recon_weight 0 --resume_from_checkpoint latest
 echo "3/3  What do the features know? R2 of the rotation angle (1 is perfect, 0 is guessing), and nearest neighbours' accuracy"
 .venv/bin/python scripts/evaluate.py --model "$output/equivariant/model" "$output/baseline/model" --task r2 knn --pooling cls_mean --head mlp \
+  --max_samples 2048 --max_test_samples 1024 \
   --output "$output/results.json"
 
 cat <<MSG

@@ -1,4 +1,4 @@
-from eqcohvit.evaluation.report import render_page
+from eqcohvit.evaluation.report import protocol_notes, render_page
 from eqcohvit.evaluation.results import Row
 
 
@@ -18,3 +18,15 @@ def test_page_names_the_controls_that_it_has():
     rows = [("a", "backbone", "R2 zoom, strict", [0.5]), ("random weights (a)", "backbone", "R2 zoom, strict", [0.1])]
     assert "<p class='faint'>a, beside random weights</p>" in page(*rows)
     assert "beside random weights and raw pixels</p>" in page(*rows, ("raw pixels", "pixels", "R2 zoom, strict", [0.2]))
+
+
+def test_page_tells_which_protocol_gives_g_away():
+    pairs = [("rotation", "paper"), ("rotation", "strict"), ("zoom", "strict"), ("color_jitter", "paper"), ("hue", "change")]
+    rows = [
+        Row("raw pixels", "pixels", f"R2 {name}, {protocol}", [0.5], settings={"transform": name, "protocol": protocol})
+        for name, protocol in pairs
+    ]
+    notes = ["rotation, paper: the black border tells it", "zoom, strict: sharpness tells it"]
+    assert protocol_notes(rows) == notes
+    text = render_page({}, rows, [])
+    assert all(f"<p class='faint'>{note}</p>" in text for note in notes) and text.count("tells it") == 2

@@ -16,13 +16,13 @@ def folder(tmp_path_factory):
 
 
 def run(evaluate, folder, output, *flags):
-    small = "--max_samples 100 --max_test_samples 50 --seeds 2".split()
+    small = "--max_samples 60 --max_test_samples 30 --seeds 1 --head linear".split()
     cache = ["--cache_dir", str(output.parent / "cache" / output.stem)]
     return evaluate.cli(["--model", str(folder), *small, *cache, "--output", str(output), *flags])
 
 
 def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, capsys):
-    flags = "--task r2 knn --pooling cls_mean --max_samples 60 --max_test_samples 30"
+    flags = "--task r2 knn --pooling cls_mean"
     assert run(evaluate, folder, tmp_path / "results.json", *flags.split()) == 0
     table = capsys.readouterr().out
     for text in ("tiny", "random weights", "raw pixels", "R2 rotation, paper", "R2 rotation, strict", "kNN-20", "±"):
@@ -30,7 +30,9 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     results = json.loads((tmp_path / "results.json").read_text())
     found = {(row["encoder"], row["part"]) for row in results["rows"]}
     parts = ("equivariant", "invariant", "both", "backbone")
-    assert found == {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
+    expected = {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
+    assert found == expected | {(name, f"{part}, g alone") for name, part in expected}
+    assert "\nrotation, paper: the black border tells it\n" in table and "rotation, strict: " not in table
     assert results["settings"]["transform"] == ["rotation"] and results["versions"]["torch"]
     page = (tmp_path / "results.html").read_text()
     assert "<script" not in page and page.count("data:image/png;base64,") == len(list((tmp_path / "plots").glob("*.png"))) == 4
@@ -38,7 +40,7 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
 
 
 def test_layers_and_disentanglement_reach_tables_and_plots(evaluate, folder, tmp_path, capsys):
-    flags = "--task disentanglement --transform zoom --protocol strict --pooling mean --head mlp --layer last all"
+    flags = "--task disentanglement --transform zoom --protocol strict --pooling mean --layer last all"
     small = "--max_samples 40 --max_test_samples 20 --seeds 1"
     assert run(evaluate, folder, tmp_path / "x.json", *flags.split(), *small.split()) == 0
     table = capsys.readouterr().out
@@ -65,7 +67,8 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
     assert run(evaluate, tmp_path / "vit", tmp_path / "results.json", "--protocol", "paper") == 0
     found = {(row["encoder"], row["part"]) for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
-    assert found == {("vit", "backbone"), ("random weights", "backbone"), ("raw pixels", "pixels")}
+    expected = {("vit", "backbone"), ("random weights", "backbone"), ("raw pixels", "pixels")}
+    assert found == expected | {(name, f"{part}, g alone") for name, part in expected}
 
 
 @pytest.mark.parametrize(

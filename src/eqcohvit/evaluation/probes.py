@@ -23,35 +23,26 @@ class Head:
     Args:
         basis: its inputs: `"[o, g]"`, `"[o, g - o]"`, or the former whitened.
         widths: of its hidden layers.
-        dropout: after each hidden layer.
         weight_decay: of AdamW.
         learning_rate: the highest of a one-cycle schedule.
-        beside_ridge: whether it learns what the ridge regression leaves over, or the targets themselves.
     """
 
     basis: str
     widths: tuple[int, ...]
-    dropout: float
-    weight_decay: float
-    learning_rate: float
-    beside_ridge: bool = False
+    weight_decay: float = 0.05
+    learning_rate: float = 5e-3
 
     def __str__(self) -> str:
-        ridge = ", beside ridge" if self.beside_ridge else ""
-        return f"MLP {'-'.join(map(str, self.widths))} of {self.basis}, dropout {self.dropout}, decay {self.weight_decay}{ridge}"
+        return f"MLP {'-'.join(map(str, self.widths))} of {self.basis}"
 
 
 BASES = ("[o, g]", "[o, g - o]")  # of ridge regression
 WHITENED = "whitened [o, g]"
 # Chosen by a larger search, see scripts/guides/evaluate.md.
-HEADS = (
-    Head("[o, g]", (256, 256), 0.1, 0.05, 3e-3),
-    Head("[o, g - o]", (256, 256), 0.1, 0.05, 3e-3),
-    Head(WHITENED, (256, 256), 0.1, 0.05, 3e-3),
-)
+HEADS = tuple(Head(basis, (128, 128, 128)) for basis in (*BASES, WHITENED))
 _BATCH_SIZE = 256
 _STEPS, _EPOCHS = 168, 10  # of the chosen head: at least so many of both
-_SCREENED = 0.5  # share of the steps that every head is given before the choice
+_SCREENED = 1 / 3  # share of the steps that every head is given before the choice
 _SHRINKAGE = 0.1  # of the covariance towards the identity, before whitening
 
 
@@ -153,16 +144,16 @@ def regress_pair(
         bases = ("[o]",)
         alone = (replace(head, basis="whitened [o]" if head.basis == WHITENED else "[o]") for head in heads)
         candidates = list(dict.fromkeys(alone))
-    basis = bases[0]
-    if len(bases) > 1:
-        basis = min(bases, key=lambda name: task.ridge(name, seeds[:1])[2].item())
-    fitted, linear, ridge_error = task.ridge(basis, seeds)
+    screened = {name: task.ridge(name, 0) for name in bases}
+    basis = min(bases, key=lambda name: screened[name][1].item())
+    predicted = [screened[basis], *(task.ridge(basis, seed) for seed in seeds[1:])]
+    linear, ridge_error = (torch.stack(values) for values in zip(*predicted, strict=True))
     if not candidates:
         return {"mlp": linear, "linear": linear, "chosen": [f"ridge of {basis}"] * num_seeds}
     chosen = candidates[0]
     if len(candidates) > 1:
-        chosen = min(candidates, key=lambda head: task.train(head, fitted[:1], linear[:1], seeds[:1], _SCREENED)[1].item())
-    found, error = task.train(chosen, fitted, linear, seeds)
+        chosen = min(candidates, key=lambda head: task.train(head, seeds[:1], _SCREENED)[1].item())
+    found, error = task.train(chosen, seeds)
     better = error < ridge_error
     names = [str(chosen) if is_better else f"ridge of {basis}" for is_better in better.tolist()]
     return {"mlp": torch.where(better[:, None, None], found, linear), "linear": linear, "chosen": names}
@@ -195,88 +186,83 @@ class _Task:
         train_x, test_x = prepare(torch.cat(fit, dim=-1), torch.cat(test, dim=-1))
         return train_x, test_x
 
-    def ridge(self, basis: str, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Predictions of ridge regression: (S, N, P) and (S, M, P), and the error (S,) of the held-out samples."""
-        found = []
-        for seed in seeds:
-            train, test = self.inputs(basis, seed)
-            found.append(linear_regression(train, self.targets[seed], train, test, seed=seed))
-        fitted, tested = (torch.stack(predictions) for predictions in zip(*found, strict=True))
-        residual = (self.targets[list(seeds)] - fitted) / self.spread[list(seeds)]
-        return fitted, tested, _rows(residual, self.val[list(seeds)]).square().mean(dim=(1, 2))
+    def ridge(self, basis: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions of ridge regression (M, P), and its mean squared error over the held-out samples, in units of the targets' spread."""
+        train, test = self.inputs(basis, seed)
+        val = self.val[seed]
+        held_out, tested = linear_regression(train, self.targets[seed], train[val], test, seed=seed)
+        return tested, ((self.targets[seed, val] - held_out) / self.spread[seed]).square().mean()
 
-    def train(
-        self, head: Head, fitted: torch.Tensor, linear: torch.Tensor, seeds: Sequence[int], share: float = 1.0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) of the held-out samples there.
+    def train(self, head: Head, seeds: Sequence[int], share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) of the held-out samples there, as `ridge` has it.
 
         Args:
-            fitted, linear: predictions of ridge regression, (S, N, P) and (S, M, P).
             share: of the steps.
         """
         index = list(seeds)
         train_x, test_x = (torch.stack(x) for x in zip(*(self.inputs(head.basis, seed) for seed in seeds), strict=True))
-        device, num_seeds, num_targets = train_x.device, len(index), self.targets.shape[2]
+        device, num_targets = train_x.device, self.targets.shape[2]
         spread, fit, val = self.spread[index], self.fit[index], self.val[index]
-        offset = fitted if head.beside_ridge else self.targets[index].mean(dim=1, keepdim=True).expand_as(fitted)
-        residual = self.targets[index] - offset
-        scale = _rows(residual, fit).std(dim=1, keepdim=True).clamp_min(1e-12)
+        mean = self.targets[index].mean(dim=1, keepdim=True)
+        centred = self.targets[index] - mean
+        scale = _rows(centred, fit).std(dim=1, keepdim=True).clamp_min(1e-12)
         fit_x, val_x = _rows(train_x, fit), _rows(train_x, val)
-        fit_y, val_y = _rows(residual / scale, fit), _rows(residual / scale, val)
+        fit_y, val_y = _rows(centred / scale, fit), _rows(centred / scale, val)
         weight = (scale / spread).square()  # errors count in the units of the targets' spread
-        test_offset = linear if head.beside_ridge else offset[:, :1]
-        best_error = (val_y.square() * weight).mean(dim=(1, 2))  # of no MLP at all
-        best = test_x.new_zeros(num_seeds, test_x.shape[1], num_targets)
+        best_error = (val_y.square() * weight).mean(dim=(1, 2))  # of the mean of the targets
+        learned = torch.zeros_like(best_error, dtype=torch.bool)  # whether an epoch is better
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.random.fork_rng(devices=[device] if train_x.is_cuda else []):
             torch.manual_seed(0)
-            mlp = _StackedMLP(num_seeds, (train_x.shape[2], *head.widths, num_targets), head.dropout).to(device)
-            optimizer = torch.optim.AdamW(mlp.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay, fused=True)
-            count = fit.shape[1]
-            steps_per_epoch = -(-count // _BATCH_SIZE)
-            epochs = math.ceil(share * max(_EPOCHS, math.ceil(_STEPS / steps_per_epoch)))
-            check_every = max(2, 16 // steps_per_epoch)  # epochs; those of few samples are short
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=head.learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.1
-            )
-            for epoch in range(1, epochs + 1):
-                mlp.train()
-                order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
-                for rows in order.split(_BATCH_SIZE, dim=1):
-                    # The sum over the seeds leaves each head the gradient that it would have alone.
-                    loss = (mlp(_rows(fit_x, rows)) - _rows(fit_y, rows)).square().mean(dim=(1, 2)).sum()
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                if epoch % check_every and epoch < epochs:
-                    continue
-                mlp.eval()
-                with torch.no_grad():
-                    error = ((mlp(val_x) - val_y).square() * weight).mean(dim=(1, 2))
-                    better = error < best_error
-                    if better.any():
-                        best = torch.where(better[:, None, None], mlp(test_x), best)
-                        best_error = torch.minimum(error, best_error)
-        return test_offset + best * scale, best_error
+            mlp = _StackedMLP(len(index), (train_x.shape[2], *head.widths, num_targets)).to(device)
+        best = [parameter.detach().clone() for parameter in mlp.parameters()]
+        optimizer = torch.optim.AdamW(mlp.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay, fused=True)
+        count = fit.shape[1]
+        steps_per_epoch = -(-count // _BATCH_SIZE)
+        epochs = math.ceil(share * max(_EPOCHS, math.ceil(_STEPS / steps_per_epoch)))
+        check_every = max(2, 16 // steps_per_epoch)  # epochs; those of few samples are short
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=head.learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.1
+        )
+        for epoch in range(1, epochs + 1):
+            order = torch.stack([torch.randperm(count, generator=generator) for generator in generators]).to(device)
+            for rows in order.split(_BATCH_SIZE, dim=1):
+                # The sum over the seeds leaves each head the gradient that it would have alone.
+                loss = (mlp(_rows(fit_x, rows)) - _rows(fit_y, rows)).square().mean(dim=(1, 2)).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            if epoch % check_every and epoch < epochs:
+                continue
+            with torch.no_grad():
+                error = ((mlp(val_x) - val_y).square() * weight).mean(dim=(1, 2))
+                better = error < best_error
+                best_error, learned = torch.minimum(error, best_error), learned | better
+                for kept, parameter in zip(best, mlp.parameters(), strict=True):
+                    kept[better] = parameter[better]
+        with torch.no_grad():
+            for kept, parameter in zip(best, mlp.parameters(), strict=True):
+                parameter.copy_(kept)
+            predicted = torch.where(learned[:, None, None], mlp(test_x), 0)
+        return mean + predicted * scale, best_error
 
 
 class _StackedMLP(nn.Module):
     """S independent MLPs of one shape, run together: (S, B, d) -> (S, B, P)."""
 
-    def __init__(self, count: int, dims: Sequence[int], dropout: float):
+    def __init__(self, count: int, dims: Sequence[int]):
         super().__init__()
         layers = [_stacked_linear(count, *pair) for pair in itertools.pairwise(dims)]
         self.weights = nn.ParameterList([weight for weight, _ in layers])
         self.biases = nn.ParameterList([bias for _, bias in layers])
-        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if index < last:
-                x = F.dropout(F.gelu(x), self.dropout, self.training)
+                x = F.gelu(x)
         return x
 
 

@@ -14,7 +14,7 @@ from ..training.html_page import facts, page
 from ..transforms import make_path
 from .context import Figure
 from .features import PIXELS, RANDOM
-from .pairs import moves
+from .pairs import PROTOCOLS, given_away, moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
 
 _SUITE_STYLE = """
@@ -45,6 +45,14 @@ _LATENTS = (
     "<i>change</i>: the change between two pictures of one group, from both; <i>g alone</i> sees the second picture only. "
     "No group is both fitted and tested on."
 )
+
+
+def protocol_notes(rows: Sequence[Row]) -> list[str]:
+    """A line for each transformation and protocol of the rows that gives g away, such as "zoom, strict: sharpness tells it"."""
+    settings = [row.settings for row in rows if row.settings.get("protocol") in PROTOCOLS]
+    pairs = dict.fromkeys((own["transform"], own["protocol"]) for own in settings)
+    found = {pair: given_away(make_path(pair[0]), pair[1]) for pair in pairs}
+    return [f"{transform}, {protocol}: {reason}" for (transform, protocol), reason in found.items() if reason]
 
 
 def report_paths(output: str | Path) -> tuple[Path, Path]:
@@ -91,6 +99,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
         *headline_tables,
         *(f"<p class='faint'>{text}</p>" for text in read),
+        *(f"<p class='faint'>{html.escape(note)}</p>" for note in protocol_notes(headline)),
         *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
         *(_figure(figure, png) for figure, png in figures),
     ]
