@@ -71,10 +71,15 @@ class Separation(nn.Module):
 
     @torch.no_grad()
     def apply_to(self, weight: torch.Tensor, step: int) -> None:
-        """Project the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from 0."""
+        """Project the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from 0.
+
+        Their norm stays as it is: the directions drift while the backbone learns, and each projection would take a little of the rows.
+        """
         if step % self.steps_between == 0:
             self._renew()
-        weight.copy_((weight.double() @ self.projection).to(weight.dtype))
+        projected = weight.double() @ self.projection
+        scale = weight.double().norm() / projected.norm().clamp_min(1e-12)
+        weight.copy_(projected * scale)
 
     def _renew(self) -> None:
         """Solve the generalized eigenvalue problem of the averages."""
