@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.evaluation.dense.dense_tools import make_rows
 
 FLAGS = (
     "--task keypoints --head simple --max_steps 4 --logging_steps 2 --save_steps 4 --warmup_steps 1 "  # a head without batch norms
-    "--test_data_files {files} --data_files {files} --model {model}"
+    "--test_data_files {test} --data_files {files} --model {model}"
 )
 
 
@@ -21,7 +22,8 @@ def flags(tmp_path_factory, encoder_folder):
     images = list(generator.integers(0, 255, (8, 40, 40, 3), dtype=np.uint8))
     points = generator.uniform(14, 26, (8, 3, 2)).tolist()
     make_rows(image=images, keypoints=points).to_parquet(str(folder / "train.parquet"))
-    return FLAGS.format(files=folder / "train.parquet", model=encoder_folder).split()
+    test = shutil.copy(folder / "train.parquet", folder / "test.parquet")  # the same file for both is refused
+    return FLAGS.format(files=folder / "train.parquet", test=test, model=encoder_folder).split()
 
 
 def test_two_processes_finetune_as_one_with_the_same_batch(run_server, flags, tmp_path):

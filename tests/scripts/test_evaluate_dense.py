@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def files(tmp_path_factory):
     for name in ("one", "two"):
         square = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
         for t in range(3):
-            image, label = np.full((40, 56, 3), 90, np.uint8), np.zeros((40, 56), np.uint8)
+            image, label = np.full((64, 64, 3), 90, np.uint8), np.zeros((64, 64), np.uint8)
             image[8:24, 8 + 8 * t : 24 + 8 * t], label[8:24, 8 + 8 * t : 24 + 8 * t] = square, 1
             images, labels, names = [*images, image], [*labels, label], [*names, name]
     make_rows(image=images, annotation=labels, sequence=names, frame=[0, 1, 2] * 2).to_parquet(str(path))
@@ -37,7 +38,7 @@ def rows_of(path):
 
 def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder_folder, files, tmp_path, capsys):
     output = tmp_path / "results.json"
-    assert run(evaluate, encoder_folder, files, output, "--task", "video_segmentation", "part_propagation", "--frame_size", "40") == 0
+    assert run(evaluate, encoder_folder, files, output, "--task", "video_segmentation", "part_propagation", "--frame_size", "64") == 0
     captured = capsys.readouterr()
     assert "video segmentation J&F" in captured.out and "part propagation mIoU" in captured.out
     assert "video 2/2 two: 3 frames, tiny" in captured.err
@@ -59,11 +60,12 @@ def test_heads_are_fitted_for_an_encoder_and_for_random_weights(evaluate, encode
 
 
 def test_finetuned_model_is_scored_as_it_is(evaluate, encoder_folder, files, tmp_path, capsys):
+    test_files = shutil.copy(files, tmp_path / "test.parquet")  # the same file for both is refused
     flags = ["--task", "segmentation", "--model", encoder_folder, "--num_labels", "2", "--head", "linear", "--max_steps", "2"]
-    flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", files]
+    flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", str(test_files)]
     assert load_script("finetune").cli([*flags, "--output_dir", str(tmp_path / "run")]) == 0
     model = str(tmp_path / "run" / "model")
-    assert run(evaluate, model, files, tmp_path / "results.json", "--test_data_files", files, "--task", "segmentation") == 0
+    assert run(evaluate, model, files, tmp_path / "results.json", "--test_data_files", str(test_files), "--task", "segmentation") == 0
     finetuned = {row["metric"]: row["values"] for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
     rows = rows_of(tmp_path / "results.json")
     assert rows["run", "backbone", "segmentation mIoU"] == finetuned["mIoU"]

@@ -22,7 +22,8 @@ def segmentation_files(tmp_path_factory):
     generator, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "train.parquet"
     labels = [np.kron(generator.integers(0, 3, (4, 5)), np.ones((10, 10))).astype(np.uint8) for _ in range(6)]
     make_rows(image=[np.stack([m * 100, 255 - m * 100, m * 20], axis=-1) for m in labels], annotation=labels).to_parquet(str(path))
-    return ["--data_files", str(path), "--test_data_files", str(path)]
+    copy = shutil.copy(path, path.with_name("test.parquet"))  # the same file for both is refused
+    return ["--data_files", str(path), "--test_data_files", str(copy)]
 
 
 def run(finetune, encoder_folder, files, output, *flags):

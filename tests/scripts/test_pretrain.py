@@ -95,7 +95,8 @@ def test_high_resolution_phase_goes_on_from_the_end_of_a_run(pretrain, photos, t
     low, high = tmp_path / "low", tmp_path / "high"
     options = ["--local_crops_size", "8", "--objective_options", "num_prototypes=16,teacher_momentum=0.5", "--max_steps", "2"]
     assert pretrain.cli([*flags, *options, "--output_dir", str(low)]) == 0
-    options = ["--local_crops_size", "12", "--objective_options", "num_prototypes=16,teacher_momentum=1,center_momentum=1", "--max_steps", "1"]
+    still = "num_prototypes=16,teacher_momentum=1,center_momentum=1"
+    options = ["--local_crops_size", "12", "--objective_options", still, "--max_steps", "1"]
     options += ["--init_from", str(low / "checkpoints" / "step-2"), "--image_size", "32", "--learning_rate", "1e-12"]
     assert pretrain.cli([*flags, *options, "--min_learning_rate", "0", "--output_dir", str(high)]) == 0
     before, after = (load_file(folder / "checkpoints" / step / "model.safetensors") for folder, step in ((low, "step-2"), (high, "step-1")))

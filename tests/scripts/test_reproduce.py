@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -162,7 +163,8 @@ def test_driver_runs_a_table_in_pieces_and_keeps_what_is_done(tmp_path):
 @pytest.mark.slow
 def test_budget_chooses_the_steps(tmp_path, capsys):
     write_parquet(tmp_path / "train.parquet", 300)
-    flags = f"--table B --data cifar10 --data_files {tmp_path}/train.parquet --test_data_files {tmp_path}/train.parquet".split()
+    shutil.copy(tmp_path / "train.parquet", tmp_path / "test.parquet")
+    flags = f"--table B --data cifar10 --data_files {tmp_path}/train.parquet --test_data_files {tmp_path}/test.parquet".split()
     few, many = (reproduce.Reproduction(reproduce.parse([*flags, "--output_dir", str(tmp_path / b), "--budget", b])) for b in ("20", "60"))
     assert 1.5 * few.plan["max_steps"] < many.plan["max_steps"] <= 500
     assert reproduce.cli([*flags, "--output_dir", str(tmp_path / "none"), "--budget", "0.1"]) == 2
