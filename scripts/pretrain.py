@@ -161,7 +161,7 @@ class Pretraining:
             values = step_values(self.step, args)
             set_step(self.optimizer, values)
             ranks = self.optimize(taken, values)
-            self.trained.update_teacher(values.teacher_momentum)
+            self.trained.after_step(self.step, values.teacher_momentum)
             self.step, self.position = self.step + 1, taken[-1].position
             self.bar.advance()
             self.after_step(values, ranks)

@@ -51,7 +51,7 @@ class Step:
         with self.setup.autocast():
             loss = self.forward(views, values)["loss"]
         self.update(loss)
-        self.module.update_teacher(values.teacher_momentum)
+        self.module.after_step(0, values.teacher_momentum)
 
     def update(self, loss: torch.Tensor) -> None:
         """Backward pass, clipping, optimizer."""

@@ -70,7 +70,7 @@ def train_step(module: torch.nn.Module, views: Views) -> dict:
     trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
     gradients = {name: whole(p.grad).clone() for name, p in trained.items()}
     torch.optim.SGD(trained.values(), lr=VALUES.learning_rate).step()
-    own.update_teacher(VALUES.teacher_momentum)
+    own.after_step(0, VALUES.teacher_momentum)
     state = {name: whole(value) for name, value in own.state_dict().items() if name not in trained}
     return {"loss": loss.detach(), "gradients": gradients, "state": state}
 

@@ -83,7 +83,7 @@ def test_recipe_runs_a_step_at_a_small_size(name):
     norms = clip_gradients(module.parts(), args.clip_gradients, args.max_grad_norm)
     assert all(value.isfinite() for value in (*terms.values(), *norms.values())) and len(norms) == 3
     optimizer.step()
-    module.update_teacher(values.teacher_momentum)
+    module.after_step(0, values.teacher_momentum)
     moved = [not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True) if p.requires_grad]
     assert sum(moved) > 0.9 * len(moved)
     assert all(p.isfinite().all() for p in module.parameters())

@@ -64,4 +64,4 @@ def test_combination_trains(objective, path, backbone):
         terms["loss"].backward()
         assert [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()] == []
         optimizer.step()
-        module.update_teacher(VALUES.teacher_momentum)
+        module.after_step(0, VALUES.teacher_momentum)

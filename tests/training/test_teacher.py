@@ -21,7 +21,7 @@ def test_teacher_moves_by_exactly_its_share():
     torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1).step()
     before = {name: value.clone() for name, value in module.teacher.state_dict().items()}
     student, _ = states(module)
-    module.update_teacher(0.75)
+    module.after_step(0, 0.75)
     for name, value in module.teacher.state_dict().items():
         assert torch.allclose(value, 0.75 * before[name] + 0.25 * student[name], atol=1e-7), name
 
@@ -32,9 +32,9 @@ def test_teacher_of_momentum_one_stays_and_of_zero_follows():
         for p in module.model.eqcohvit.parameters():
             p.add_(1.0)
     before = {name: value.clone() for name, value in module.teacher.state_dict().items()}
-    module.update_teacher(1.0)
+    module.after_step(0, 1.0)
     assert all(torch.equal(value, before[name]) for name, value in module.teacher.state_dict().items())
-    module.update_teacher(0.0)
+    module.after_step(0, 0.0)
     student, teacher = states(module)
     assert all(torch.equal(student[name], teacher[name]) for name in student)
 

@@ -90,6 +90,7 @@ class PretrainArguments:
         "unmasked", "where patches are hidden, the decoders read the features of a second pass or the masked views'", ("unmasked", "masked")
     )
     objective_options: str = _setting("", "further options of the objective as name=value,name=value; in a recipe also a mapping")
+    separation: float = _setting(0.0, "correlation between both views below which the invariant part drops a direction of the tokens; 0 is off")
     projector_dim: int = _setting(512, "hidden width of the objective's projection head")
 
     # Optimisation

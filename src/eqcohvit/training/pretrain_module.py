@@ -10,6 +10,7 @@ from torch import nn
 from ..hub.decoders_eqcohvit import reconstruction_losses
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens
 from ..objectives import Objective, ObjectiveInputs, Tokens
+from ..objectives.separation import Separation
 from ..transforms import Views
 from .health import rankme
 from .schedules import StepValues
@@ -25,9 +26,18 @@ class PretrainModule(nn.Module):
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
         recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the `"unmasked"` views,
             or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
+        separation: smallest correlation between both views of a direction of the tokens that the invariant part reads
+            (`objectives.separation`); 0 leaves the part as the SSL loss makes it, as in the paper.
     """
 
-    def __init__(self, model: EqCohViTForPreTraining, objective: Objective, recon_weight: float, recon_from: str = "unmasked"):
+    def __init__(
+        self,
+        model: EqCohViTForPreTraining,
+        objective: Objective,
+        recon_weight: float,
+        recon_from: str = "unmasked",
+        separation: float = 0.0,
+    ):
         super().__init__()
         if recon_weight < 0:
             raise ValueError(f"recon_weight must not be negative, got {recon_weight}")
@@ -35,6 +45,7 @@ class PretrainModule(nn.Module):
             raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
         self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
+        self.separation = Separation(model.config.hidden_size, separation) if separation else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
@@ -49,7 +60,10 @@ class PretrainModule(nn.Module):
         errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
         In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
         """
-        terms, pooled = self._compute(views, values.teacher_temperature)
+        terms, pooled, tokens = self._compute(views, values.teacher_temperature)
+        if self.separation is not None and self.training:
+            self.separation.update(*tokens)
+            terms["separation/kept"] = self.separation.num_kept.float()
         if values.is_logged:
             with torch.no_grad():
                 terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
@@ -59,11 +73,13 @@ class PretrainModule(nn.Module):
         """Compile what every step computes by `torch.compile`, in place; logged steps need no graph of their own."""
         self._compute = torch.compile(self._compute, **kwargs)
 
-    def _compute(self, views: Views, teacher_temperature: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """All terms but the ranks, and the pooled parts (2 B, d)."""
+    def _compute(
+        self, views: Views, teacher_temperature: float
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        """All terms but the ranks, the pooled parts (2 B, d), and the backbone's tokens, CLS and mean of the patches, (2, B, 2, D)."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
-        invariant, equivariant = self._encode(images, masks)
+        invariant, equivariant, hidden = self._encode(images, masks)
         inputs = ObjectiveInputs(
             invariant=self._tokens(invariant),
             equivariant=self._tokens(equivariant),
@@ -78,24 +94,26 @@ class PretrainModule(nn.Module):
         loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
         if self.recon_weight > 0:
             if masks is not None and self.recon_from == "unmasked":
-                _, equivariant = self._encode(images, None)
+                _, equivariant, _ = self._encode(images, None)
             errors = self._reconstruction_errors(equivariant, views)
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
         with torch.no_grad():
             pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
-        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}
+            tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(0, (2, -1))
+        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, tokens
 
-    def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d)."""
+    def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d), and the
+        backbone's tokens, (V * B, P + N, D)."""
         kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
         outputs = self.model.eqcohvit(images, **kwargs)
-        return outputs.invariant_features, outputs.equivariant_features
+        return outputs.invariant_features, outputs.equivariant_features, outputs.last_hidden_state
 
     def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
         """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
-        invariant, _ = self._encode(crops.transpose(0, 1).flatten(0, 1), None)
+        invariant, _, _ = self._encode(crops.transpose(0, 1).flatten(0, 1), None)
         return self._pool(invariant).unflatten(0, (crops.shape[1], -1))
 
     @torch.no_grad()
@@ -107,8 +125,10 @@ class PretrainModule(nn.Module):
 
     def _tokens(self, features: torch.Tensor) -> Tokens:
         """(V * B, P + N, d) -> CLS (V, B, d) and patches (V, B, N, d)."""
-        patches = pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "patches")
-        return Tokens(self._pool(features).unflatten(0, (2, -1)), patches.unflatten(0, (2, -1)))
+        return Tokens(self._pool(features).unflatten(0, (2, -1)), self._patches(features).unflatten(0, (2, -1)))
+
+    def _patches(self, features: torch.Tensor) -> torch.Tensor:
+        return pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "patches")
 
     def _reconstruction_errors(self, equivariant: torch.Tensor, views: Views) -> dict[str, torch.Tensor]:
         config = self.model.config
@@ -120,7 +140,10 @@ class PretrainModule(nn.Module):
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
         return dict(zip(names, errors, strict=True))
 
-    def update_teacher(self, momentum: float) -> None:
-        """To be called after each optimizer step."""
+    def after_step(self, step: int, teacher_momentum: float) -> None:
+        """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been made."""
+        if self.separation is not None:
+            with torch.no_grad():
+                self.separation.apply_to(self.model.eqcohvit.feature_head.weight[: self.model.config.invariant_dim], step)
         if self.teacher:
-            self.teacher.update(self.model.eqcohvit, self.objective.head, momentum)
+            self.teacher.update(self.model.eqcohvit, self.objective.head, teacher_momentum)
