@@ -62,6 +62,7 @@ class PretrainModule(nn.Module):
         """
         terms, pooled, tokens = self._compute(views, values.teacher_temperature)
         if self.separation is not None and self.training:
+            assert tokens is not None
             self.separation.update(*tokens)
             terms["separation/kept"] = self.separation.num_kept.float()
         if values.is_logged:
@@ -75,8 +76,8 @@ class PretrainModule(nn.Module):
 
     def _compute(
         self, views: Views, teacher_temperature: float
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-        """All terms but the ranks, the pooled parts (2 B, d), and the backbone's tokens, CLS and mean of the patches, (2, B, 2, D)."""
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
+        """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and mean, (2, B, 2, D)."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
         invariant, equivariant, hidden = self._encode(images, masks)
@@ -101,7 +102,9 @@ class PretrainModule(nn.Module):
         with torch.no_grad():
             pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
-            tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(0, (2, -1))
+            tokens = None
+            if self.separation is not None:
+                tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(0, (2, -1))
         return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, tokens
 
     def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
