@@ -16,7 +16,15 @@ VALUES = StepValues(1e-3, 1e-3, 0.0, teacher_momentum=0.9, teacher_temperature=0
 
 
 def make_module(
-    objective="vicreg", recon_weight=3.0, recon_from="masked", options="", backbone_type="dinov2", backbone=None, path="rotation", **config
+    objective="vicreg",
+    recon_weight=3.0,
+    recon_from="masked",
+    options="",
+    backbone_type="dinov2",
+    backbone=None,
+    path="rotation",
+    separation=0.0,
+    **config,
 ):
     """A tiny module through `build_module`; `backbone` and `config` are further fields of both configurations."""
     teacher = objective in TEACHERS
@@ -27,6 +35,7 @@ def make_module(
         recon_from=recon_from,
         projector_dim=16,
         path=path,
+        separation=separation,
     )
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "use_mask_token": teacher}
     sizes |= {"mlp_ratio": 2} if backbone_type.startswith("dinov2") else {"intermediate_size": 32}
@@ -178,3 +187,26 @@ def test_no_shape_depends_on_the_number_of_masked_views(objective):
         module(dataclasses.replace(make_views(local=0), masks=masks), VALUES)
     assert len(numbers) > 2 and len(rows) == 12
     assert rows == rows[:2] * 6  # CLS, then patches
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_separation_changes_the_invariant_rows_of_the_head_alone(objective):
+    module = make_module(objective, separation=0.5).train()
+    module(views_for(module), VALUES)
+    before = {name: p.detach().clone() for name, p in module.model.named_parameters()}
+    module.after_step(0, teacher_momentum=1.0)
+    changed = {name for name, p in module.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"eqcohvit.feature_head.weight"}
+    head, old = module.model.eqcohvit.feature_head.weight, before["eqcohvit.feature_head.weight"]
+    assert torch.equal(head[8:], old[8:]) and not torch.equal(head[:8], old[:8])  # 14 dimensions, 6 of them equivariant
+    assert torch.linalg.matrix_rank(head[:8]) == min(8, int(module.separation.num_kept))
+
+
+def test_gradients_do_not_depend_on_the_separation():
+    gradients = []
+    for separation in (0.0, 0.5):
+        module = make_module(separation=separation).train()
+        module(views_for(module), VALUES)["loss"].backward()
+        gradients.append({name: p.grad for name, p in module.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
