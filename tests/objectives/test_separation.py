@@ -1,4 +1,4 @@
-"""The projection that keeps the invariant part in the directions that both views share."""
+"""The restriction of the invariant part to the directions that both views have most in common."""
 
 import pytest
 import torch
@@ -17,75 +17,95 @@ def views(correlations, seed=0):
     return (rho.sqrt() * shared + own * first).unsqueeze(1), (rho.sqrt() * shared + own * end).unsqueeze(1)
 
 
-def separated(first, end, weight, min_correlation=0.5):
-    separation = Separation(first.shape[-1], min_correlation)
+def separated(first, end, weight, rank):
+    separation = Separation(first.shape[-1], rank)
     separation.update(first, end)
     weight = weight.clone()
     separation.apply_to(weight, step=0)
     return separation, weight
 
 
-def test_directions_below_the_correlation_are_removed_and_the_others_stay():
-    first, end = views([0.9, 0.7, 0.3, 0.0])
-    weight = torch.arange(8.0).unflatten(0, (2, 4)) + 1
-    separation, projected = separated(first, end, weight)
-    assert separation.num_kept == 2
-    scale = weight.norm() / weight[:, :2].norm()  # the norm stays as it was
-    assert torch.allclose(projected[:, :2], scale * weight[:, :2], rtol=0.05) and projected[:, 2:].abs().max() < 0.02 * projected.norm()
-    assert projected.norm() == pytest.approx(weight.norm().item(), rel=1e-5)
+def random_rows(num_rows, dim, seed=1):
+    return torch.randn(num_rows, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_most_correlated_directions_stay_and_the_others_are_removed():
+    first, end = views([0.3, 0.9, 0.0, 0.7])
+    separation, rows = separated(first, end, random_rows(5, 4), rank=2)
+    assert rows[:, [0, 2]].abs().max() < 0.03
+    assert torch.allclose(rows[:, [1, 3]].T @ rows[:, [1, 3]], torch.eye(2), atol=0.03)  # orthonormal columns
+    assert separation.correlation.item() == pytest.approx(0.7, abs=0.02)
+
+
+def test_features_have_variance_one_along_each_direction_whatever_the_tokens_have():
+    first, end = views([0.9, 0.8, 0.1])
+    scale = torch.tensor([100.0, 0.01, 3.0])
+    _, rows = separated(first * scale, end * scale, random_rows(6, 3), rank=2)
+    features = torch.cat([first, end]).squeeze(1) * scale @ rows.T
+    spectrum = torch.linalg.eigvalsh(torch.cov(features.T)).flip(0)
+    assert torch.allclose(spectrum[:2], torch.ones(2), atol=0.02) and spectrum[2:].abs().max() < 1e-3
 
 
 def test_mixed_tokens_are_unmixed():
     """Of tokens that mix both kinds of directions, what is left depends on the shared direction alone."""
     first, end = views([0.9, 0.0])
     mix = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
-    weight = torch.eye(2)
-    _, projected = separated(first @ mix.T, end @ mix.T, weight)
-    of_sources = projected @ mix  # (features, sources)
+    _, rows = separated(first @ mix.T, end @ mix.T, torch.eye(2), rank=1)
+    of_sources = rows @ mix  # (features, sources)
     assert of_sources[:, 1].abs().max() < 0.05 * of_sources[:, 0].abs().max()
+
+
+def test_rows_of_this_form_stay_as_they_are():
+    """So the rows move by what the optimizer did alone, and do not turn by themselves."""
+    first, end = views([0.9, 0.1, 0.6])
+    separation, once = separated(first, end, random_rows(5, 3), rank=2)
+    for step in (1, 10):
+        again = once.clone()
+        separation.apply_to(again, step)
+        assert torch.allclose(once, again, atol=1e-5)
+
+
+def test_between_two_choices_the_rows_leave_the_directions_as_little():
+    first, end = views([0.9, 0.1, 0.6])
+    separation, rows = separated(first, end, random_rows(5, 3), rank=2)
+    moved = rows + 0.1
+    separation.apply_to(moved, step=1)
+    assert torch.linalg.matrix_rank(moved, tol=1e-3) == 2
+    assert torch.linalg.matrix_rank(torch.cat([rows, moved]), tol=1e-3) == 2  # the same two
 
 
 def test_scale_and_shift_of_the_tokens_change_nothing():
     first, end = views([0.9, 0.6, 0.2])
     scale, shift = torch.tensor([100.0, 0.5, 7.0]), torch.tensor([3.0, -50.0, 0.1])
-    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    plain, kept = separated(first, end, weight)
-    scaled, kept_scaled = separated(first * scale + shift, end * scale - shift, weight)  # a shift of each view of its own
-    assert plain.num_kept == scaled.num_kept == 2
-    for projected in (kept, kept_scaled):
-        assert projected[:, 2].abs().max() < 0.05 * projected.abs().max()
-
-
-def test_a_second_projection_changes_nothing():
-    first, end = views([0.9, 0.1, 0.6])
-    separation, once = separated(first, end, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
-    twice = once.clone()
-    separation.apply_to(twice, step=1)
-    assert torch.allclose(once, twice, atol=1e-6)
+    rows = random_rows(4, 3)
+    _, plain = separated(first, end, rows, rank=2)
+    _, scaled = separated(first * scale + shift, end * scale - shift, rows / scale, rank=2)  # a shift of each view of its own
+    assert torch.allclose(scaled * scale, plain, atol=1e-3)
 
 
 def test_a_constant_dimension_is_removed():
     first, end = views([0.9, 0.9])
     first[..., 1] = end[..., 1] = 3.0
-    separation, projected = separated(first, end, torch.ones(1, 2))
-    assert separation.num_kept == 1 and projected[0, 1].abs() < 1e-3
+    _, rows = separated(first, end, torch.ones(1, 2), rank=1)
+    assert rows[0, 1].abs() < 1e-3 and rows[0, 0].abs() == pytest.approx(1, abs=0.02)
 
 
 def test_averages_follow_the_last_batches_and_travel_with_the_state():
     old, new = views([0.9, 0.0]), views([0.0, 0.9], seed=1)
-    separation = Separation(2, 0.5, momentum=0.5)
+    separation = Separation(2, 1, momentum=0.5)
     separation.update(*old)
     for _ in range(8):
         separation.update(*new)
-    copy = Separation(2, 0.5, momentum=0.5)
+    copy = Separation(2, 1, momentum=0.5)
     copy.load_state_dict(separation.state_dict())
     for each in (separation, copy):
-        weight = torch.ones(1, 2)
-        each.apply_to(weight, step=10)
-        assert weight[0, 0].abs() < 0.05 and weight[0, 1] > 1.3  # of norm sqrt(2)
+        rows = torch.ones(1, 2)
+        each.apply_to(rows, step=10)
+        assert rows[0, 0].abs() < 0.05 and rows[0, 1] == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5])
-def test_a_correlation_outside_of_0_and_1_is_refused(value):
-    with pytest.raises(ValueError, match=f"separation must lie between 0 .off. and 1, got {value}"):
-        Separation(4, value)
+@pytest.mark.parametrize("rank", [-1, 5])
+def test_more_directions_than_there_are_is_refused(rank):
+    expected = f"invariant_rank must lie between 1 and the width of the backbone, 4, or be 0 .off., got {rank}"
+    with pytest.raises(ValueError, match=expected):
+        Separation(4, rank)

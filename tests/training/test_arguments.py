@@ -61,7 +61,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--knn_guard_drop 2", "knn_guard_drop must lie between 0 and 1, got 2"),
         ("--probe_samples 95", "probe_samples must be 0 or at least 96, got 95"),
         ("--probe_steps 0", "probe_steps must be positive, got 0; probe_samples 0 turns the probes off"),
-        ("--separation 1", "separation must be at least 0 and below 1, got 1.0"),
+        ("--invariant_rank -1", "invariant_rank must not be negative, got -1; 0 turns the separation off"),
         ("--layer_decay 0", r"layer_decay must lie in \(0, 1\], got 0"),
         ("--config missing.yaml", "cannot read the recipe missing.yaml: No such file"),
     ],

@@ -23,7 +23,7 @@ def make_module(
     backbone_type="dinov2",
     backbone=None,
     path="rotation",
-    separation=0.0,
+    invariant_rank=0,
     **config,
 ):
     """A tiny module through `build_module`; `backbone` and `config` are further fields of both configurations."""
@@ -35,7 +35,7 @@ def make_module(
         recon_from=recon_from,
         projector_dim=16,
         path=path,
-        separation=separation,
+        invariant_rank=invariant_rank,
     )
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "use_mask_token": teacher}
     sizes |= {"mlp_ratio": 2} if backbone_type.startswith("dinov2") else {"intermediate_size": 32}
@@ -191,7 +191,7 @@ def test_no_shape_depends_on_the_number_of_masked_views(objective):
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_separation_changes_the_invariant_rows_of_the_head_alone(objective):
-    module = make_module(objective, separation=0.5).train()
+    module = make_module(objective, invariant_rank=3).train()
     module(views_for(module), VALUES)
     before = {name: p.detach().clone() for name, p in module.model.named_parameters()}
     module.after_step(0, teacher_momentum=1.0)
@@ -199,13 +199,13 @@ def test_separation_changes_the_invariant_rows_of_the_head_alone(objective):
     assert changed == {"eqcohvit.feature_head.weight"}
     head, old = module.model.eqcohvit.feature_head.weight, before["eqcohvit.feature_head.weight"]
     assert torch.equal(head[8:], old[8:]) and not torch.equal(head[:8], old[:8])  # 14 dimensions, 6 of them equivariant
-    assert torch.linalg.matrix_rank(head[:8]) == min(8, int(module.separation.num_kept))
+    assert torch.linalg.matrix_rank(head[:8]) == 3
 
 
 def test_gradients_do_not_depend_on_the_separation():
     gradients = []
-    for separation in (0.0, 0.5):
-        module = make_module(separation=separation).train()
+    for invariant_rank in (0, 3):
+        module = make_module(invariant_rank=invariant_rank).train()
         module(views_for(module), VALUES)["loss"].backward()
         gradients.append({name: p.grad for name, p in module.model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

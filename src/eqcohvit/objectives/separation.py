@@ -1,4 +1,4 @@
-"""Separation: the invariant part reads only what both views of an image have in common. Our addition to arXiv:2503.18753.
+"""Separation: the invariant part reads only what both views of an image have most in common. Our addition to arXiv:2503.18753.
 
 The projector behind the invariant part can hide the transformation from the SSL loss, so the features before it need not be
 invariant. And as long as their linear head has full rank, a probe can read every direction of the backbone's tokens from them, however
@@ -9,9 +9,13 @@ small its variance. So the head itself is restricted:
     S_w v = (1 - rho) S_t v      rho is the correlation of the direction v between both views (linear discriminant analysis in which
                                  the two views of an image are a class; the canonical correlations of the views)
 
-Directions whose correlation is below a threshold are removed from the invariant rows of the feature head, by a projection after each
-optimizer step. The features are then functions of the correlated directions alone, whatever the SSL loss asks for. Nothing else
-changes: no gradient, no loss term, and the equivariant part and the backbone keep what the reconstruction needs.
+The invariant rows W of the feature head may read the r directions V of the largest correlation alone. After each optimizer step they
+are projected onto them. From time to time they become W = U V^T, U the nearest matrix of orthonormal columns: the features then have
+variance 1 along each of the r directions and are uncorrelated there, so that none of them can fade. No loss term is added, and the
+equivariant part and the backbone keep what the reconstruction needs.
+
+The number of directions is fixed, not their correlation. A threshold starves itself: fewer directions get the SSL loss's gradient,
+the others lose their correlation, and in the end a single one is left.
 """
 
 from __future__ import annotations
@@ -25,31 +29,31 @@ _RIDGE = 1e-4  # relative to the variance of each dimension; directions of less 
 
 
 class Separation(nn.Module):
-    """Running covariances of pooled tokens, and the projection that they give.
+    """Running covariances of pooled tokens, and the restriction of the invariant rows that follows from them.
 
     The covariances are exponential averages over steps and sums over all processes, in float64, so that two processes equal one.
 
     Args:
         dim: width D of the backbone's tokens.
-        min_correlation: smallest correlation between both views, in (0, 1), of a direction that the invariant part may read.
+        rank: number r of directions that the invariant part may read.
         momentum: of the averages.
-        steps_between: optimizer steps between two new projections; the latest one is applied after every step.
+        steps_between: optimizer steps between two choices of the directions; the latest ones hold after every step.
 
     Raises:
-        ValueError: `min_correlation` does not lie between 0 and 1.
+        ValueError: `rank` does not lie between 1 and D.
     """
 
-    def __init__(self, dim: int, min_correlation: float, momentum: float = 0.99, steps_between: int = 10):
+    def __init__(self, dim: int, rank: int, momentum: float = 0.99, steps_between: int = 10):
         super().__init__()
-        if not 0 < min_correlation < 1:
-            raise ValueError(f"separation must lie between 0 (off) and 1, got {min_correlation}")
-        self.min_correlation = min_correlation
+        if not 1 <= rank <= dim:
+            raise ValueError(f"invariant_rank must lie between 1 and the width of the backbone, {dim}, or be 0 (off), got {rank}")
+        self.rank = rank
         self.momentum = momentum
         self.steps_between = steps_between
         self.register_buffer("total", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("within", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("projection", torch.eye(dim, dtype=torch.float64))
-        self.register_buffer("num_kept", torch.tensor(dim))
+        self.register_buffer("correlation", torch.tensor(0.0, dtype=torch.float64))  # the smallest among the chosen directions
         self.register_buffer("num_updates", torch.tensor(0))
 
     @torch.no_grad()
@@ -71,18 +75,14 @@ class Separation(nn.Module):
 
     @torch.no_grad()
     def apply_to(self, weight: torch.Tensor, step: int) -> None:
-        """Project the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from 0.
-
-        Their norm stays as it is: the directions drift while the backbone learns, and each projection would take a little of the rows.
-        """
+        """Restrict the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from 0."""
         if step % self.steps_between == 0:
-            self._renew()
-        projected = weight.double() @ self.projection
-        scale = weight.double().norm() / projected.norm().clamp_min(1e-12)
-        weight.copy_(projected * scale)
+            weight.copy_(self._renew(weight.double()))
+        else:
+            weight.copy_(weight.double() @ self.projection)
 
-    def _renew(self) -> None:
-        """Solve the generalized eigenvalue problem of the averages."""
+    def _renew(self, rows: torch.Tensor) -> torch.Tensor:
+        """Choose the directions by the averages; the rows (d_inv, D) as U V^T."""
         variance = self.total.diagonal()
         ridge = torch.diag(_RIDGE * variance.clamp_min(1e-12 * variance.mean()))
         total = self.total + ridge
@@ -90,11 +90,9 @@ class Separation(nn.Module):
         half = torch.linalg.solve_triangular(factor, self.within + ridge, upper=False)
         whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
         shares, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)  # ascending: the most correlated direction first
-        keep = 1 - shares >= self.min_correlation
-        keep[0] = True
-        # The nearest head (in the Frobenius norm) whose rows are combinations of the kept directions. The oblique projection along the
-        # others would amplify directions of little variance each time that the averages change.
-        directions = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
-        basis = torch.linalg.qr(directions).Q * keep
+        directions = torch.linalg.solve_triangular(factor.T, vectors[:, : self.rank], upper=True)  # V^T S_t V = 1
+        basis = torch.linalg.qr(directions).Q
         self.projection.copy_(basis @ basis.T)
-        self.num_kept.copy_(keep.sum())
+        self.correlation.copy_(1 - shares[self.rank - 1])
+        left, _, right = torch.linalg.svd(rows @ total @ directions, full_matrices=False)
+        return left @ right @ directions.T

@@ -90,8 +90,8 @@ class PretrainArguments:
         "unmasked", "where patches are hidden, the decoders read the features of a second pass or the masked views'", ("unmasked", "masked")
     )
     objective_options: str = _setting("", "further options of the objective as name=value,name=value; in a recipe also a mapping")
-    separation: float = _setting(
-        0.0, "correlation between both views below which the invariant part drops a direction of the tokens; 0 is off"
+    invariant_rank: int = _setting(
+        0, "directions of the backbone's tokens that the invariant part reads, those most alike in both views; 0 is all (the paper)"
     )
     projector_dim: int = _setting(512, "hidden width of the objective's projection head")
 
@@ -235,8 +235,8 @@ class PretrainArguments:
             raise ValueError(f"probe_samples must be 0 or at least {LEAST_PROBE_SAMPLES}, got {self.probe_samples}")
         if self.probe_steps is not None and self.probe_steps < 1:
             raise ValueError(f"probe_steps must be positive, got {self.probe_steps}; probe_samples 0 turns the probes off")
-        if not 0 <= self.separation < 1:
-            raise ValueError(f"separation must be at least 0 and below 1, got {self.separation}")
+        if self.invariant_rank < 0:
+            raise ValueError(f"invariant_rank must not be negative, got {self.invariant_rank}; 0 turns the separation off")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.per_device_train_batch_size < 2:

@@ -102,7 +102,7 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.separation)
+    module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank)
     if args.layerscale_value == 0:
         freeze_layer_scale(model.eqcohvit.backbone)  # after the teacher is made, which shares what is frozen before: it is kept whole
     return module

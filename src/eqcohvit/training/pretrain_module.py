@@ -26,7 +26,7 @@ class PretrainModule(nn.Module):
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
         recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the `"unmasked"` views,
             or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
-        separation: smallest correlation between both views of a direction of the tokens that the invariant part reads
+        invariant_rank: number of directions of the tokens that the invariant part reads, those most alike in both views
             (`objectives.separation`); 0 leaves the part as the SSL loss makes it, as in the paper.
     """
 
@@ -36,7 +36,7 @@ class PretrainModule(nn.Module):
         objective: Objective,
         recon_weight: float,
         recon_from: str = "unmasked",
-        separation: float = 0.0,
+        invariant_rank: int = 0,
     ):
         super().__init__()
         if recon_weight < 0:
@@ -45,7 +45,9 @@ class PretrainModule(nn.Module):
             raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
         self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
-        self.separation = Separation(model.config.hidden_size, separation) if separation else None
+        if invariant_rank > model.config.invariant_dim:
+            raise ValueError(f"invariant_rank must be at most d_inv, {model.config.invariant_dim}, got {invariant_rank}")
+        self.separation = Separation(model.config.hidden_size, invariant_rank) if invariant_rank else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
@@ -64,7 +66,7 @@ class PretrainModule(nn.Module):
         if self.separation is not None and self.training:
             assert tokens is not None
             self.separation.update(*tokens)
-            terms["separation/kept"] = self.separation.num_kept.float()
+            terms["separation/correlation"] = self.separation.correlation.float()
         if values.is_logged:
             with torch.no_grad():
                 terms |= {f"rank/{part}": rankme(features) for part, features in pooled.items()}
