@@ -2,10 +2,12 @@ import multiprocessing
 
 import numpy as np
 import pytest
+import torch
 
 from eqcohvit.data import sprite_scenes, sprites
 from eqcohvit.data.sprite_shapes import SHAPE_DISTANCES, SHAPES
 from eqcohvit.data.sprites import render_sprites
+from eqcohvit.evaluation.probes import knn_accuracy
 
 
 def _mask(label: int, pose: tuple[float, float, float, float], size: int) -> np.ndarray:
@@ -64,9 +66,9 @@ def test_scenes_do_not_change_between_versions():
     batch = render_sprites(np.array([0, 1, 123456789]), size=8)
     assert batch.labels.tolist() == [9, 5, 9]
     expected = [
-        [0.2003, 0.1244, 0.3605, 0.2839],
-        [0.1505, 0.1214, 0.5958, 0.3665],
-        [-0.005, 0.0635, -0.151, 0.4098],
+        [0.2333, 0.1449, 0.3605, 0.2439],
+        [0.1882, 0.1519, 0.5958, 0.3265],
+        [-0.0067, 0.0853, -0.151, 0.3698],
     ]
     np.testing.assert_allclose(batch.pose, expected, atol=1e-4)
 
@@ -78,7 +80,7 @@ def test_size_does_not_change_the_scene():
     pooled = large.images.reshape(200, 3, 48, 2, 48, 2).mean(axis=(3, 5))
     error = np.abs(pooled - small.images).mean(axis=(1, 2, 3))
     other = np.abs(pooled - np.roll(small.images, 1, axis=0)).mean(axis=(1, 2, 3))
-    assert error.max() < 4.0  # of 255
+    assert error.max() < 6.0  # of 255; the finest textures lose contrast
     assert error.mean() < 1.5
     assert other.mean() > 40.0
 
@@ -133,8 +135,32 @@ def test_images_are_lit_from_above():
     images = render_sprites(np.arange(300), size=32).images.astype(np.float32)
     top, bottom = images[:, :, :8].mean(axis=(1, 2, 3)), images[:, :, -8:].mean(axis=(1, 2, 3))
     left, right = images[:, :, :, :8].mean(axis=(1, 2, 3)), images[:, :, :, -8:].mean(axis=(1, 2, 3))
-    assert 0.8 < (top > bottom).mean() < 1.0  # a cue, but a noisy one
+    assert 0.65 < (top > bottom).mean() < 0.85  # a cue, but a noisy one
     assert 0.4 < (left > right).mean() < 0.6
+
+
+def test_neighbours_by_pixels_are_rarely_of_the_same_class():
+    batch = render_sprites(np.arange(1500), size=16)
+    pixels, labels = torch.from_numpy(batch.images).flatten(1).float(), torch.from_numpy(batch.labels)
+    pixels -= pixels.mean(dim=0)
+    assert knn_accuracy(pixels[:1000], labels[:1000], pixels[1000:], labels[1000:]) < 0.2  # chance is 0.1
+
+
+def test_object_is_lighter_than_its_background_in_about_half_of_the_scenes():
+    batch = render_sprites(np.arange(500), size=32)
+    lightness = batch.images.mean(axis=1)
+    lighter = [image[m].mean() > image[~m].mean() for image, m in zip(lightness, batch.mask, strict=True)]
+    assert 0.35 < np.mean(lighter) < 0.7
+
+
+def test_strokes_are_round_ended_lines():
+    grid = sprites._pixel_centres(16)  # multiples of 1 / 16, shifted by half of one
+    strokes = np.full((1, sprite_scenes.MAX_DISTRACTORS, 5), -1.0, dtype=np.float32)  # none
+    strokes[0, 0] = [1 / 32, 1 / 32, 0.1, 0.25, 0.0]  # middle, radius, half its length to the right
+    opacity = sprites._render_strokes(strokes, grid)[0]
+    assert opacity[8, [1, 3, 8, 13, 15]].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]  # -7, -5, 0, 5 and 7 sixteenths from its middle
+    assert opacity[[5, 7, 9, 11], 8].tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert opacity[5].max() == 0.0
 
 
 def test_local_coordinates_follow_the_pose():

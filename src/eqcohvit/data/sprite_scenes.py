@@ -18,10 +18,10 @@ from .sprite_shapes import SHAPES
 
 LIGHT_ANGLE_STD = np.deg2rad(35.0)  # radians; deviation of the light (and of the background gradient) from "straight above"
 POSE_ANGLE_STD = np.deg2rad(40.0)  # radians; deviation of the object from upright
-SCALE_RANGE = (0.28, 0.42)  # radius of the object's bounding circle, as a fraction of the image side
-MAX_DISTRACTORS = 3
+SCALE_RANGE = (0.24, 0.38)  # radius of the object's bounding circle, as a fraction of the image side
+MAX_DISTRACTORS = 4
 
-_NUM_DRAWS = 64  # uniforms per scene; new parameters take unused ones, so that existing scenes keep theirs
+_NUM_DRAWS = 96  # uniforms per scene; new parameters take unused ones, so that existing scenes keep theirs
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Scenes:
     light: np.ndarray  # float32 (B, 2), unit vector towards the light
     background: np.ndarray  # (B, 3) at the middle of the gradient
     background_gradient: np.ndarray  # (B, 3), added at the lit end, subtracted at the dark end
-    background_texture: np.ndarray  # (B, 3), amplitude of `background_pattern`
+    background_texture: np.ndarray  # (B, 3), how far `background_pattern` goes from one of its two colours to the other
     background_pattern: Pattern
     object_dark: np.ndarray  # (B, 3)
     object_gradient: np.ndarray  # (B, 3), added where fully lit
     object_texture: np.ndarray  # (B, 3)
     object_pattern: Pattern
-    blobs: np.ndarray  # float32 (B, MAX_DISTRACTORS, 3): x, y, radius; absent blobs have a negative radius
-    blob_color: np.ndarray  # (B, 3)
+    strokes: np.ndarray  # float32 (B, MAX_DISTRACTORS, 5): x, y, radius, half its length as (x, y); absent ones have a negative radius
+    stroke_color: np.ndarray  # (B, 3)
     depth: np.ndarray  # float32 (B, 5): background tilt x, y; object distance in front; object tilt x, y
 
     def take(self, rows: np.ndarray) -> "Scenes":
@@ -109,15 +109,13 @@ def draw_scenes(indices: np.ndarray, seed: int) -> Scenes:
     labels, pose = draw.integer(len(SHAPES)), _draw_pose(draw)
     light_angle = draw.normal(LIGHT_ANGLE_STD)
     colors = _draw_colors(draw)
-    background_pattern = _draw_pattern(draw, kinds=("stripes", "checks", "dots", "noise"), cycles=(1.2, 6.0))
-    background_texture = draw.uniform(0.08, 0.22)[:, None] * np.where(draw.uniform() < 0.5, 1.0, -1.0)[:, None]
+    background_pattern = _draw_pattern(draw, kinds=("stripes", "checks", "dots", "noise"), cycles=(2.5, 7.0))
     object_pattern = _draw_pattern(draw, kinds=("plain", "plain", "stripes", "dots"), cycles=(1.6, 2.8))
     vectors = {
         "pose": pose,
         "light": np.stack([-np.sin(light_angle), -np.cos(light_angle)], axis=1),
         **colors,
-        "background_texture": np.broadcast_to(background_texture, colors["background"].shape),
-        "blobs": _draw_blobs(draw),
+        "strokes": _draw_strokes(draw),
         "depth": _draw_depth(draw),
     }
     rounded = {name: vector.astype(np.float32) for name, vector in vectors.items()}
@@ -132,44 +130,42 @@ def _draw_pose(draw: _Draws) -> np.ndarray:
 
 def _draw_colors(draw: _Draws) -> dict[str, np.ndarray]:
     """The colours of `Scenes` by name, sRGB (B, 3) each."""
-    # Two themes, light and dark backgrounds; the dark ones keep to teal, blue and purple, as dark yellows and oranges look like mud.
-    # The object's hue is at least about 100 degrees away from the background's mean hue.
-    dark_theme = draw.uniform() < 0.55
-    hue = draw.uniform(np.where(dark_theme, 2.9, 0.0), np.where(dark_theme, 5.9, 2.0 * np.pi))
-    lightness = np.where(dark_theme, draw.uniform(0.18, 0.42), draw.uniform(0.66, 0.9))
-    chroma = draw.uniform(0.04, 0.085)
-    # From an even wall to a clear sky: as in photographs, the background often does not tell where up is.
-    gradient = draw.uniform(0.0, 0.6)
-    drift = gradient * draw.uniform(-0.6, 0.6)
-    lit = _oklch_to_srgb(lightness + 0.07 * gradient, chroma, hue + drift)
-    unlit = _oklch_to_srgb(lightness - 0.11 * gradient, chroma, hue - drift)
+    # Any hue, and either the object or the background is the lighter one: no colour channel tells them apart in all scenes.
+    hue, lightness, chroma = draw.uniform(0.0, 2.0 * np.pi), draw.uniform(0.3, 0.78), draw.uniform(0.03, 0.09)
+    # From an even wall to a faint sky: as in photographs, the background often does not tell where up is.
+    gradient = draw.uniform(0.0, 0.3)
+    lit = _oklch_to_srgb(lightness + 0.05 * gradient, chroma, hue)
+    unlit = _oklch_to_srgb(lightness - 0.07 * gradient, chroma, hue)
+    background = 0.5 * (lit + unlit)
+    ink_lightness = lightness + draw.uniform(0.22, 0.4) * np.where(lightness > 0.54, -1.0, 1.0)
+    ink = _oklch_to_srgb(ink_lightness, draw.uniform(0.03, 0.1), hue + draw.uniform(-1.2, 1.2))
+    # The object's hue is at least about 100 degrees away from the background's; the strokes' is near the object's.
     object_hue = hue + np.pi + draw.uniform(-1.4, 1.4)
-    # Yellow and orange objects stay light in both themes.
-    yellowness = np.maximum(0.0, np.cos(object_hue - 1.6))
-    object_lightness = np.where(dark_theme, draw.uniform(0.68, 0.78), draw.uniform(0.54, 0.64))
-    object_lightness += yellowness * np.where(dark_theme, 0.08, 0.16)
-    object_chroma = draw.uniform(0.15, 0.20)
+    object_lightness, object_chroma = draw.uniform(0.5, 0.74), draw.uniform(0.13, 0.19)
     dark = _oklch_to_srgb(object_lightness - 0.16, object_chroma * 0.9, object_hue + 0.15)
     bright = _oklch_to_srgb(object_lightness + 0.14, object_chroma, object_hue - 0.15)
     accent = _oklch_to_srgb(object_lightness + 0.17, object_chroma * 0.75, object_hue + draw.uniform(-0.9, 0.9))
-    blob_hue = hue + draw.uniform(-1.2, 1.2)
+    stroke_hue = object_hue + draw.uniform(-0.8, 0.8)
     return {
-        "background": 0.5 * (lit + unlit),
+        "background": background,
         "background_gradient": 0.5 * (lit - unlit),
+        "background_texture": ink - background,
         "object_dark": dark,
         "object_gradient": bright - dark,
         "object_texture": 0.75 * (accent - 0.5 * (dark + bright)),
-        "blob_color": _oklch_to_srgb(lightness + np.where(dark_theme, 0.18, -0.14), draw.uniform(0.08, 0.12), blob_hue),
+        "stroke_color": _oklch_to_srgb(object_lightness, draw.uniform(0.08, 0.16), stroke_hue),
     }
 
 
-def _draw_blobs(draw: _Draws) -> np.ndarray:
-    num_blobs = draw.integer(MAX_DISTRACTORS + 1)
-    blobs = []
+def _draw_strokes(draw: _Draws) -> np.ndarray:
+    num_strokes = draw.integer(MAX_DISTRACTORS + 1)
+    strokes = []
     for k in range(MAX_DISTRACTORS):
-        x, y, radius = draw.uniform(-0.46, 0.46), draw.uniform(-0.46, 0.46), draw.uniform(0.03, 0.075)
-        blobs.append(np.stack([x, y, np.where(k < num_blobs, radius, -1.0)], axis=1))
-    return np.stack(blobs, axis=1)
+        x, y, radius = draw.uniform(-0.46, 0.46), draw.uniform(-0.46, 0.46), draw.uniform(0.03, 0.06)
+        half_length, angle = draw.uniform(0.0, 0.15), draw.uniform(0.0, np.pi)
+        shown = np.where(k < num_strokes, radius, -1.0)
+        strokes.append(np.stack([x, y, shown, half_length * np.cos(angle), half_length * np.sin(angle)], axis=1))
+    return np.stack(strokes, axis=1)
 
 
 def _draw_depth(draw: _Draws) -> np.ndarray:

@@ -142,14 +142,14 @@ def _render_class(scenes: Scenes, shape_distance: ShapeDistance, size: int) -> t
     gradient = _outer_sum(1.8 * scenes.light[:, 0:1] * grid, 1.8 * scenes.light[:, 1:2] * grid)
     texture = _render_pattern(grid[None, None, :], grid[None, :, None], scenes.background_pattern, float(size))
     texture -= 0.5
-    blob = _render_blobs(scenes.blobs, grid)
+    stroke = _render_strokes(scenes.strokes, grid)
 
     images = np.empty((len(scale), 3, size, size), dtype=np.uint8)
     for channel in range(3):
         at = (slice(None), slice(channel, channel + 1), None)
         image = gradient * scenes.background_gradient[at]
         image += scenes.background[at]
-        _blend(image, scenes.blob_color[at], blob)
+        _blend(image, scenes.stroke_color[at], stroke)
         image += texture * scenes.background_texture[at]
         image *= shadow
         color = shade * scenes.object_gradient[at]
@@ -175,11 +175,17 @@ def _render_shade(scenes: Scenes, distance: np.ndarray, towards_light: np.ndarra
     return shade.clip(0.0, 1.0, out=shade)
 
 
-def _render_blobs(blobs: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def _render_strokes(strokes: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Opacity of the distractors, [0, 1]."""
-    nearest = np.full((len(blobs), len(grid), len(grid)), np.inf, dtype=np.float32)
-    for x, y, radius in (np.split(blob, 3, axis=1) for blob in blobs.swapaxes(0, 1)):
-        distance = np.sqrt(_outer_sum((grid - x) ** 2, (grid - y) ** 2))
+    nearest = np.full((len(strokes), len(grid), len(grid)), np.inf, dtype=np.float32)
+    for x, y, radius, along_x, along_y in (np.split(stroke, 5, axis=1) for stroke in strokes.swapaxes(0, 1)):
+        right, down = grid - x, grid - y
+        squared = along_x * along_x + along_y * along_y + 1e-6
+        place = _outer_sum(right * (along_x / squared), down * (along_y / squared))  # along the stroke: its ends are at -1 and 1
+        place.clip(-1.0, 1.0, out=place)
+        from_x = right[:, None, :] - place * along_x[:, :, None]
+        from_y = down[:, :, None] - place * along_y[:, :, None]
+        distance = np.sqrt(from_x * from_x + from_y * from_y)
         distance -= radius[:, :, None]
         np.minimum(nearest, distance, out=nearest)
     return _coverage(nearest, max(1.0 / len(grid), 0.008))
