@@ -82,7 +82,7 @@ def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch
     return F.cross_entropy(similarity, partner)
 
 
-def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
+def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """The teacher's targets by centring (arXiv:2104.14294, section 3.1): logits (..., K), centre (K,) -> probabilities (..., K)."""
     return ((logits.float() - center) / temperature).softmax(dim=-1)
 
@@ -104,7 +104,7 @@ def update_center(
 
 @torch.no_grad()
 def sinkhorn_targets(
-    logits: torch.Tensor, valid: torch.Tensor, temperature: float, num_iterations: int = 3
+    logits: torch.Tensor, valid: torch.Tensor, temperature: float | torch.Tensor, num_iterations: int = 3
 ) -> torch.Tensor:
     """The teacher's targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): every prototype gets an equal share of the batch.
 

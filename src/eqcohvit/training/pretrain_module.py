@@ -73,7 +73,8 @@ class PretrainModule(nn.Module):
         errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
         In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
         """
-        terms, pooled, tokens = self._compute(views, values.teacher_temperature)
+        temperature = torch.full((), values.teacher_temperature, device=views.first.device)  # of each number a graph would be compiled
+        terms, pooled, tokens = self._compute(views, temperature)
         if self.separation is not None and self.training:
             assert tokens is not None
             self.separation.update(*tokens)
@@ -88,7 +89,7 @@ class PretrainModule(nn.Module):
         self._compute = torch.compile(self._compute, **kwargs)
 
     def _compute(
-        self, views: Views, teacher_temperature: float
+        self, views: Views, teacher_temperature: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
         """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and mean, (2, B, 2, D)."""
         images = torch.cat([views.first, views.end])
