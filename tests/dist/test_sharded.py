@@ -24,7 +24,7 @@ RUNS = {
     "vicreg": "--objective vicreg --clip_gradients none --separation 0.3 --probe_samples 96 --probe_steps 2",
     "simclr": "--objective simclr --clip_gradients parameter --gradient_accumulation_steps 2",
     "ibot": f"--objective ibot {CROPS} --clip_gradients parameter --gradient_checkpointing",
-    "dinov2": f"--objective dinov2 {CROPS} --gradient_accumulation_steps 3 --layer_decay 0.9",
+    "dinov2": f"--objective dinov2 {CROPS} --gradient_accumulation_steps 3 --layer_decay 0.9 --drop_path_rate 0.3",
     "sie": "--objective sie --recon_weight 0",
     "cross_attention": "--objective cross_attention",
     "ibot bf16": f"--objective ibot {CROPS} --mixed_precision bf16 --gradient_accumulation_steps 2",

@@ -20,6 +20,7 @@ from .lora import add_lora
 from .pretrain_module import PretrainModule
 from .start import WEIGHTS_FILE, Start, normalisation, open_start, part_of, read_checkpoint_config
 from .start_weights import fill, fill_model, grid_of, resize_positions
+from .stochastic_depth import leave_out_dropped
 
 
 def build(
@@ -52,6 +53,7 @@ def build_model(args: PretrainArguments, start: Start | None = None, checkpoint:
     start_positions(model.eqcohvit)
     if args.drop_path_schedule == "linear":
         make_drop_path_linear(model.eqcohvit.backbone)
+    leave_out_dropped(model.eqcohvit.backbone)
     if start is not None:
         fill_model(model, start, args.init_heads)
     if args.peft == "lora":
