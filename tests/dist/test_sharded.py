@@ -114,8 +114,9 @@ def test_sharded_training_is_training_without_shards(run_server, tmp_path, run):
 @pytest.mark.parametrize(
     ("flags", "environment", "message"),
     [
-        ("", {"FSDP_VERSION": "1"}, "expected FSDP2, got FSDP1"),
+        ("", {"FSDP_VERSION": "1", "FSDP_SYNC_MODULE_STATES": "false"}, "expected FSDP2, got FSDP1"),
         ("", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "give --gradient_checkpointing instead"),
+        ("", {"FSDP_OFFLOAD_PARAMS": "true"}, "expected fsdp_offload_params false, got true"),
         ("--peft lora --init_from {encoder}", {}, "peft=lora leaves little to shard"),
     ],
 )

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate
 
 if TYPE_CHECKING:
@@ -39,13 +39,15 @@ def check_plugin(accelerator: Accelerator, peft: str | None = None) -> None:
     """Refuse what would not train as it should, and leave precision to autocast, as without shards: losses and gradients are float32.
 
     Raises:
-        ValueError: FSDP1, Accelerate's activation checkpointing, or adapters.
+        ValueError: FSDP1, weights in the memory of the CPU, Accelerate's activation checkpointing, or adapters.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin: Any = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("expected FSDP2, got FSDP1: give accelerate launch --fsdp_version 2")
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):  # losses and norms would lie on two devices
+        raise ValueError("expected fsdp_offload_params false, got true")
     if plugin.activation_checkpointing:  # draws other random numbers when it computes a layer again
         raise ValueError("expected fsdp_activation_checkpointing false, got true: give --gradient_checkpointing instead")
     if peft is not None:  # a teacher shares the weights beside them, and two groups must not
