@@ -107,6 +107,8 @@ def test_sharded_training_is_training_without_shards(run_server, tmp_path, run):
         for key in line:
             if key.startswith(("loss", "ssl/", "recon/", "probe/")):
                 assert line[key] == pytest.approx(other[key], rel=1e-2 if half else 1e-4, abs=1e-4), key
+    losses = torch.tensor([line["loss"] for line in read(tmp_path / "sharded")])
+    assert (losses.half() != losses).any()  # float32, also where products are bf16
     models = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "sharded")]
     assert farthest(*models) < (5e-4 if half else 1e-6)
 
