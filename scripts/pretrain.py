@@ -32,7 +32,7 @@ from eqcohvit.evaluation.run_probe import RunProbe, open_probe
 from eqcohvit.export import push_hub_folder, save_hub_folder
 from eqcohvit.model_card import read_run, render_card
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
-from eqcohvit.training.build import build
+from eqcohvit.training.build import build, build_saved_model
 from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
@@ -42,8 +42,9 @@ from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.run_page import write_run_page
 from eqcohvit.training.schedules import StepValues, step_values
+from eqcohvit.training.sharding import check_plugin, connect, is_sharded, save_whole, set_defaults, with_weights
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
-from eqcohvit.training.start import describe_run
+from eqcohvit.training.start import WEIGHTS_FILE, describe_run
 from eqcohvit.training.start_settings import complete_settings
 from eqcohvit.training.trackers import Trackers
 from eqcohvit.transforms import make_path
@@ -63,7 +64,7 @@ class Pretraining:
             resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
             set_seed(args.seed)
             built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
-        checkpoint = on_main_process(accelerator, lambda: open_run(self.output_dir, args))
+        self.checkpoint = checkpoint = on_main_process(accelerator, lambda: open_run(self.output_dir, args))
         stop.connect()
 
         # -------------------------------------------------------------- model, objective, optimizer
@@ -122,6 +123,7 @@ class Pretraining:
                 self.renderer.compile()
         optimizer = make_optimizer(trained, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
         self.module, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        connect(trained)
 
     def announce(self, knn_start: float | None) -> None:
         """Open the logs and say what is about to run, on what, and which figures to expect of it."""
@@ -173,7 +175,8 @@ class Pretraining:
         for batch in taken:
             views = self.renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=self.args.recon_weight > 0)
             with self.accelerator.accumulate(self.module):
-                terms = self.module(views, values)
+                with self.accelerator.autocast():
+                    terms = self.module(views, values)
                 self.accelerator.backward(terms["loss"])
                 if self.accelerator.sync_gradients:
                     self.accelerator.unscale_gradients()
@@ -204,8 +207,8 @@ class Pretraining:
             self.write_figures(figures)
         if self.guard is not None and accuracy is not None:
             self.guard.check(self.accelerator.reduce(torch.tensor(accuracy, device=self.accelerator.device), reduction="mean").item(), step)
-        if is_main and args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
-            self.trackers.log_picture("samples", self.draw_samples(), step)
+        if args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
+            self.draw_samples()
         if step % args.save_steps == 0 or done:
             self.save()
             self.write_page()
@@ -215,14 +218,15 @@ class Pretraining:
     # ------------------------------------------------------------------ what one sees
     def measure_knn(self, guard: KnnGuard) -> float:
         """kNN accuracy of the model as it is now."""
-        return guard.measure(self.trained.model.eqcohvit, self.renderer.mean, self.renderer.std)
+        return with_weights(self.trained, lambda: guard.measure(self.trained.model.eqcohvit, self.renderer.mean, self.renderer.std))
 
     def measure_probe(self) -> dict[str, float]:
         """What the parts know of the path as the model is now, on the main process; nothing on the others and without a probe."""
-        if self.probe is None:
+        probe = self.probe
+        if probe is None:
             return {}
         how = (self.renderer.mean, self.renderer.std, self.accelerator.gather, self.accelerator.is_main_process)
-        figures = self.probe.measure(self.trained.model.eqcohvit, *how)
+        figures = with_weights(self.trained, lambda: probe.measure(self.trained.model.eqcohvit, *how))
         if figures:
             self.shown_r2 = f"R2 equi {figures['probe/r2/equivariant']:.3f} inv {figures['probe/r2/invariant']:.3f}"
         return figures
@@ -272,20 +276,20 @@ class Pretraining:
         return HealthWatch(self.trained.objective.uninformed_values(compared), self.args.head_warmup_steps + self.args.warmup_steps)
 
     @torch.no_grad()
-    def draw_samples(self, num_samples: int = 6) -> Path:
-        """Picture of the first samples of the first batch, with the model as it is now; returns its file."""
+    def draw_samples(self, num_samples: int = 6) -> None:
+        """Picture of the first samples of the main process's first batch, with the model as it is now; all processes take part."""
         batch, model, renderer = self.shown, self.trained.model, self.renderer
         assert batch is not None  # a step has been made
-        canvases, sizes, epochs, keys = (t[:num_samples] for t in (batch.canvases, batch.sizes, batch.epochs, batch.keys))
-        views = renderer(canvases, sizes, epochs, keys)
+        views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys)  # all of them: of other sizes it would be compiled anew
         assert views.intermediates is not None
+        first, end, intermediates = (images[:num_samples] for images in (views.first, views.end, views.intermediates))
         model.eval()
-        reconstructions = model(views.first, views.end).reconstructions
+        reconstructions = with_weights(self.trained, lambda: model(first, end).reconstructions)
         model.train()
-        targets = (views.intermediates, reconstructions, renderer.mean, renderer.std, renderer.target_fractions)
-        path = self.output_dir / "samples" / f"step-{self.step}.png"
-        save_samples(path, views.first, views.end, *targets)
-        return path
+        if self.accelerator.is_main_process:
+            path = self.output_dir / "samples" / f"step-{self.step}.png"
+            save_samples(path, first, end, intermediates, reconstructions, renderer.mean, renderer.std, renderer.target_fractions)
+            self.trackers.log_picture("samples", path, self.step)
 
     # ------------------------------------------------------------------ what is kept
     def save(self) -> None:
@@ -298,11 +302,14 @@ class Pretraining:
 
         def write(folder: str) -> None:
             accelerator.save_state(folder)
+            if is_sharded(self.trained):
+                save_whole(self.trained, Path(folder) / WEIGHTS_FILE)
             if accelerator.is_main_process:
                 describe_run(Path(folder), args, self.trained.model.config)
 
         check_weights(self.trained, self.step)
-        save_checkpoint(accelerator, self.output_dir, self.step, state, write, args.save_total_limit, args.keep_every_steps)
+        keep = (args.save_total_limit, args.keep_every_steps)
+        self.checkpoint = save_checkpoint(accelerator, self.output_dir, self.step, state, write, *keep)
         self.saved_step = self.step
 
     def export(self, may_fail: bool = False) -> None:
@@ -311,7 +318,11 @@ class Pretraining:
         card = render_card(CARD_TEMPLATE.read_text(), read_run(self.output_dir))
         state = list_checkpoints(self.output_dir)[-1] if args.push_training_state else None
         mean_std = {"image_mean": self.renderer.mean, "image_std": self.renderer.std}
-        save_hub_folder(folder, merged(self.trained.model), **mean_std, card=card, training_state=state)
+        model = self.trained.model
+        if is_sharded(self.trained):
+            assert self.checkpoint is not None  # of this step, or what a finished run was resumed from
+            model = build_saved_model(args, self.checkpoint)
+        save_hub_folder(folder, merged(model), **mean_std, card=card, training_state=state)
         if args.push_to_hub and args.hub_model_id is not None:  # checked with the other settings
             try:
                 with self.stop.interruptible():
@@ -347,13 +358,16 @@ def make_accelerator(args: PretrainArguments) -> Accelerator:
     precision = args.mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
-    return Accelerator(
+    set_defaults()
+    accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    check_plugin(accelerator, args.peft)
+    return accelerator
 
 
 def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Source, RunProbe | None, KnnGuard | None]:

@@ -19,6 +19,24 @@ from pathlib import Path
 from typing import NoReturn
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+# What `accelerate launch --use_fsdp --fsdp_version 2` sets, and a CPU in place of a GPU: Accelerate shards on GPUs alone, so `live` also
+# makes it take the processes for such.
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_MIN_NUM_PARAMS": "100000000",
+    "FSDP_FORWARD_PREFETCH": "false",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
+    "ACCELERATE_USE_CPU": "false",
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------- test's side
@@ -65,16 +83,23 @@ class RunServer:
         return json.loads(answer)
 
     def start(
-        self, argv: list[str], record: Path, num_processes: int = 1, stall: str | None = None, script: str = "pretrain"
+        self,
+        argv: list[str],
+        record: Path,
+        num_processes: int = 1,
+        stall: str | None = None,
+        script: str = "pretrain",
+        environment: dict[str, str] | None = None,
     ) -> list[Run]:
         """Start a run of one or several processes; `record` is a folder that all lives of a run share.
 
+        `environment`: further variables, such as `SHARDED`.
         `stall`: say "stalled" and wait for ever, before the batch of this number, or instead of writing a "checkpoint".
         """
         record.mkdir(parents=True, exist_ok=True)
-        common = {}
+        common = environment or {}
         if num_processes > 1:
-            common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
+            common = common | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
         runs = []
         for rank in range(num_processes):
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
@@ -88,10 +113,16 @@ class RunServer:
         return runs
 
     def run(
-        self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 300, script: str = "pretrain"
+        self,
+        argv: list[str],
+        record: Path,
+        num_processes: int = 1,
+        timeout: float = 300,
+        script: str = "pretrain",
+        environment: dict[str, str] | None = None,
     ) -> list[Run]:
         """Start a run and see it through to exit code 0."""
-        runs = self.start(argv, record, num_processes, script=script)
+        runs = self.start(argv, record, num_processes, script=script, environment=environment)
         for run in runs:
             code = run.wait(timeout)
             assert code == 0, f"exit code {code}\n{run.output()[-3000:]}"
@@ -180,6 +211,11 @@ def live(pretrain, request: dict) -> NoReturn:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
+
+    if "FSDP_VERSION" in request["environment"]:
+        from accelerate.state import DistributedType, PartialState
+
+        PartialState._prepare_backend = lambda *_arguments: ("gloo", DistributedType.MULTI_GPU)
 
     if request["script"] != "pretrain":
         pretrain.leave(load_script(request["script"]).cli(request["argv"]))

@@ -20,19 +20,20 @@ from eqcohvit.training.pretrain_module import PretrainModule
 from eqcohvit.training.schedules import StepValues
 from eqcohvit.transforms import Views
 
-# An objective, with further options after a colon.
-RUNS = [*OBJECTIVES, "dinov2:targets=sinkhorn,heads=separate,norm_last_layer=true"]
+# An objective, with further options after a colon, and with the separation of the parts.
+RUNS = [*OBJECTIVES, "dinov2:targets=sinkhorn,heads=separate,norm_last_layer=true", "vicreg separated", "ibot separated"]
 VALUES = StepValues(1e-2, 1e-2, 0.0, teacher_momentum=0.5, teacher_temperature=0.05)
 
 
 def make_module(run: str) -> PretrainModule:
     """A tiny module with the objective and the reconstruction; the same in every process."""
     torch.manual_seed(0)
-    objective, _, more = run.partition(":")
+    objective, _, more = run.removesuffix(" separated").partition(":")
     options = ""
     if OBJECTIVES[objective].uses_teacher:  # up to all patches may be hidden
         options = f"num_prototypes=10,bottleneck_dim=6,mask_probability=1,mask_ratio=0.6,mask_ratio_variance=0.3,{more}"
     args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
+    args.separation = 0.3 if run.endswith(" separated") else 0.0
     backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": bool(options)}
     config = EqCohViTConfig.from_preset("micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
     return build_module(args, EqCohViTForPreTraining(config))
@@ -40,7 +41,7 @@ def make_module(run: str) -> PretrainModule:
 
 def make_views(run: str) -> Views:
     """Views of 8 images, with what the objective asks for."""
-    objective = run.partition(":")[0]
+    objective = run.removesuffix(" separated").partition(":")[0]
     generator = torch.Generator().manual_seed(1)
     first, end, targets, local = (
         torch.randn(8, *shape, generator=generator) for shape in ((3, 8, 8), (3, 8, 8), (2, 3, 8, 8), (2, 3, 4, 4))
@@ -72,6 +73,7 @@ def train_step(module: torch.nn.Module, views: Views) -> dict:
     torch.optim.SGD(trained.values(), lr=VALUES.learning_rate).step()
     own.after_step(0, VALUES.teacher_momentum)
     state = {name: whole(value) for name, value in own.state_dict().items() if name not in trained}
+    state["head"] = whole(own.model.eqcohvit.feature_head.weight.detach())  # the separation has projected it
     return {"loss": loss.detach(), "gradients": gradients, "state": state}
 
 
@@ -116,4 +118,5 @@ if __name__ == "__main__":
         result["loss"] /= 2
     if rank == 0:
         torch.save(results, sys.argv[1])
+    dist.barrier()  # a process that leaves while another one still works takes it down
     dist.destroy_process_group()

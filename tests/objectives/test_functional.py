@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from eqcohvit.objectives.functional import covariance_penalty, koleo_loss, multi_crop_loss, nt_xent, vicreg_terms
 from eqcohvit.objectives.heads import Prototypes
@@ -36,6 +37,25 @@ def test_vicreg_terms_equal_an_elementwise_reference():
     assert math.isclose(terms["ssl/invariance"].item(), 25 * invariance, rel_tol=1e-5)
     assert math.isclose(terms["ssl/variance"].item(), 10 * variance, rel_tol=1e-4)
     assert math.isclose(terms["ssl/covariance"].item(), 2 * covariance, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(6, 17), (17, 6), (9, 9), (2, 5)])
+def test_covariance_penalty_and_its_gradient_are_those_of_the_whole_covariance_matrix(shape):
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+    values, gradients = [], []
+    for penalty in (covariance_penalty, lambda z: (z.T.cov().square().sum() - z.T.cov().diagonal().square().sum()) / z.shape[1]):
+        leaf = x.clone().requires_grad_()
+        value = penalty(leaf)
+        value.backward()
+        values.append(value.item())
+        gradients.append(leaf.grad)
+    assert values[0] == pytest.approx(values[1], rel=1e-9) and torch.allclose(*gradients, rtol=1e-6, atol=1e-9)
+
+
+def test_covariance_penalty_multiplies_along_the_smaller_side():
+    with FlopCounterMode(display=False) as counted:
+        covariance_penalty(torch.randn(8, 256))
+    assert counted.get_total_flops() <= 2 * 8 * 8 * 256
 
 
 def test_vicreg_of_collapsed_embeddings_pays_the_whole_hinge():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tests.conftest import load_script
+from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
@@ -19,7 +21,7 @@ def make(objective):
         objective=objective, objective_options="num_prototypes=16,bottleneck_dim=8" if objective in TEACHER else "",
         local_crops_number=1 if objective in TEACHER else 0, local_crops_size=8, image_size=16, patch_size=4, feature_dim=24,
         equivariant_dim=8, decoder_dim=16, projector_dim=16, augmentation="vicreg", path="se2", decoder_patch_dropout=0.0,
-        logging_steps=2, max_steps=4,
+        logging_steps=2, max_steps=4, separation=0.3,
     )  # fmt: skip
     args.check()
     torch.manual_seed(0)
@@ -57,6 +59,10 @@ def test_compiled_step_is_one_graph_and_equals_the_eager_one(objective):
         assert name not in gradients or torch.allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5 * scale), name
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+    for module in (eager, compiled):
+        module.after_step(0, 0.9)
+    heads = [module.model.eqcohvit.feature_head.weight for module in (eager, compiled)]
+    assert 0 < eager.separation.num_kept < 16 and torch.allclose(*heads, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("path", ["se2", *(pytest.param(p, marks=pytest.mark.slow) for p in ("perspective+color_jitter", "gaussian_blur"))])
@@ -75,6 +81,33 @@ def test_compiled_rendering_is_one_graph_and_equals_the_eager_one(path):
             assert torch.allclose(getattr(views, name), getattr(expected, name), atol=1e-4), name
         assert torch.equal(views.masks, expected.masks) and torch.equal(views.parameters, expected.parameters)
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("objective", ["ibot", *(pytest.param(o, marks=pytest.mark.slow) for o in ("vicreg", "dinov2"))])
+def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
+    """Over five steps of two batches, with logs, pictures and a teacher whose temperature rises."""
+    pretrain = load_script("pretrain")
+    steps, views = CompileCounter(), CompileCounter()
+    prepare = pretrain.Pretraining.prepare
+
+    def prepare_and_compile(run):
+        prepare(run)
+        run.trained.compile(backend=steps)
+        run.renderer.compile(backend=views)
+
+    monkeypatch.setattr(pretrain.Pretraining, "prepare", prepare_and_compile)
+    torch._dynamo.reset()
+    flags = (
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --max_steps 5 "
+        "--warmup_steps 1 --logging_steps 2 --save_steps 9 --sample_steps 2 --probe_samples 0 --drop_path_rate 0.1 "
+        f"--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --objective {objective} --output_dir {tmp_path / 'run'}"
+    )
+    if objective in TEACHER:
+        flags += " --local_crops_number 1 --local_crops_size 8 --objective_options num_prototypes=16,teacher_temperature_steps=4"
+    assert pretrain.cli(flags.split()) == 0
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
+    assert steps.frame_count == 1
+    assert views.frame_count == (2 if objective in TEACHER else 1)  # whole views, and local crops
 
 
 def test_activation_checkpointing_changes_neither_losses_nor_gradients():

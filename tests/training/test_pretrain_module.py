@@ -55,6 +55,13 @@ def make_views(batch=6, num_targets=2, masks=True, local=2):
     return Views(first, end, targets, torch.rand(batch, 1), crops if local else None, hidden if masks else None)
 
 
+@pytest.mark.parametrize("backbone_type", ["dinov2", "vit_mae"])
+def test_layers_that_sharding_gathers_one_by_one_are_those_of_the_backbone(backbone_type):
+    module = make_module("vicreg", backbone_type=backbone_type)
+    names = {type(layer).__name__ for layer in module.modules()}
+    assert len(module._no_split_modules) == 2 and names > set(module._no_split_modules)
+
+
 def views_for(module, **kwargs):
     """Views with what the objective asks for, and nothing else."""
     return make_views(masks=module.objective.uses_masks, local=2 * module.objective.uses_local_crops, **kwargs)

@@ -115,7 +115,7 @@ class ModelEncoder:
 
     def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], Tokens]:
         """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32. H, W may differ from `image_size`."""
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference mode: sharded training would go on with weights that were gathered in it
             outputs = self._run(images, output_hidden_states=self.layers != [LAST])
         states = {("backbone", layer): outputs.hidden_states[int(layer)] for layer in self.layers if layer != LAST}
         if LAST in self.layers:

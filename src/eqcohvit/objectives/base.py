@@ -39,7 +39,7 @@ class ObjectiveInputs:
         local: (L, B, d_inv) the student's invariant CLS features of the local crops, or None.
         masks: (V, B, N) booleans, true where a patch was hidden from the student, or None.
         teacher: invariant parts of the teacher, which saw the whole views; None without a teacher.
-        teacher_temperature: of this step.
+        teacher_temperature: of this step; in training a tensor of no dimension.
     """
 
     invariant: Tokens
@@ -49,7 +49,7 @@ class ObjectiveInputs:
     local: torch.Tensor | None = None
     masks: torch.Tensor | None = None
     teacher: Tokens | None = None
-    teacher_temperature: float = 1.0
+    teacher_temperature: float | torch.Tensor = 1.0
 
 
 @dataclass(frozen=True)

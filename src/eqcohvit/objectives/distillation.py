@@ -105,7 +105,7 @@ class SelfDistillation(Objective):
         return terms
 
     def _center(
-        self, teacher: Tokens, head: nn.Module, masked: MaskedPatches | None, temperature: float
+        self, teacher: Tokens, head: nn.Module, masked: MaskedPatches | None, temperature: float | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The teacher's features and its `TokenHeads` -> probabilities for CLS (V, B, K) and the hidden patches (M, K).
 
@@ -135,7 +135,7 @@ class SelfDistillation(Objective):
         return cls_targets, patch_targets
 
     def _sinkhorn(
-        self, teacher: Tokens, head: nn.Module, masked: MaskedPatches | None, temperature: float
+        self, teacher: Tokens, head: nn.Module, masked: MaskedPatches | None, temperature: float | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `_center`; every prototype gets an equal share of the batch's CLS tokens and of its hidden patches."""
         iterations = self.options.sinkhorn_iterations

@@ -62,10 +62,18 @@ def variance_penalty(*views: torch.Tensor) -> torch.Tensor:
 
 @in_float32
 def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
-    """Sum of the squared off-diagonal covariances over the dimension, of gathered embeddings (B, d) (equation 4)."""
+    """Sum of the squared off-diagonal covariances over the dimension, of gathered embeddings (B, d) (equation 4).
+
+    The squares of the Gram matrix (B, B) have the same sum as those of the covariances (d, d), so the smaller one of both is computed.
+    """
     centred = embeddings - embeddings.mean(dim=0)
-    covariance = centred.T @ centred / (len(centred) - 1)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / embeddings.shape[1]
+    num_embeddings, dim = centred.shape
+    if num_embeddings < dim:
+        gram = centred @ centred.T / (num_embeddings - 1)
+        variances = centred.square().sum(dim=0) / (num_embeddings - 1)
+        return (gram.square().sum() - variances.square().sum()) / dim
+    covariance = centred.T @ centred / (num_embeddings - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / dim
 
 
 @in_float32
@@ -82,7 +90,7 @@ def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch
     return F.cross_entropy(similarity, partner)
 
 
-def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
+def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """The teacher's targets by centring (arXiv:2104.14294, section 3.1): logits (..., K), centre (K,) -> probabilities (..., K)."""
     return ((logits.float() - center) / temperature).softmax(dim=-1)
 
@@ -104,7 +112,7 @@ def update_center(
 
 @torch.no_grad()
 def sinkhorn_targets(
-    logits: torch.Tensor, valid: torch.Tensor, temperature: float, num_iterations: int = 3
+    logits: torch.Tensor, valid: torch.Tensor, temperature: float | torch.Tensor, num_iterations: int = 3
 ) -> torch.Tensor:
     """The teacher's targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): every prototype gets an equal share of the batch.
 

@@ -62,7 +62,7 @@ class PretrainArguments:
     backbone: str = _setting("dinov2", "transformers model type of the ViT", SUPPORTED_BACKBONES)
     image_size: int = _setting(32, "side of the views in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
-    drop_path_rate: float = _setting(0.0, "stochastic depth, 0 to 1 (DINOv2-style backbones)")
+    drop_path_rate: float = _setting(0.0, "stochastic depth, 0 to 1 (DINOv2-style backbones); above 0.1 a fixed share of each batch")
     drop_path_schedule: str = _setting("uniform", "that rate in all layers, or from 0 in the first to it in the last", DROP_PATH_SCHEDULES)
     layerscale_value: float = _setting(1.0, "start of the learned scale of each residual branch (DINOv2-style backbones); 0: none")
     feature_dim: int = _setting(256, "d_patch: width of the linear feature head")

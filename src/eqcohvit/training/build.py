@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -16,8 +18,9 @@ from .arguments import PretrainArguments
 from .checkpoint import read_state
 from .lora import add_lora
 from .pretrain_module import PretrainModule
-from .start import Start, normalisation, open_start, read_checkpoint_config
+from .start import WEIGHTS_FILE, Start, normalisation, open_start, part_of, read_checkpoint_config
 from .start_weights import fill, fill_model, grid_of, resize_positions
+from .stochastic_depth import leave_out_dropped
 
 
 def build(
@@ -50,10 +53,19 @@ def build_model(args: PretrainArguments, start: Start | None = None, checkpoint:
     start_positions(model.eqcohvit)
     if args.drop_path_schedule == "linear":
         make_drop_path_linear(model.eqcohvit.backbone)
+    leave_out_dropped(model.eqcohvit.backbone)
     if start is not None:
         fill_model(model, start, args.init_heads)
     if args.peft == "lora":
         add_lora(model.eqcohvit.backbone, args.lora_rank)
+    return model
+
+
+def build_saved_model(args: PretrainArguments, checkpoint: Path) -> EqCohViTForPreTraining:
+    """The model of a checkpoint with its weights, on the CPU; torch's random state stays as it is."""
+    with torch.random.fork_rng():
+        model = build_model(args, checkpoint=checkpoint)
+    fill(model, part_of(load_file(checkpoint / WEIGHTS_FILE), "model."), str(checkpoint))
     return model
 
 

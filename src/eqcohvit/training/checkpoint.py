@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, load, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, load, set_seed
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
 from .files import flush_to_disk, path_beside
@@ -28,7 +29,7 @@ STATE_FILE, MANIFEST_FILE = "run_state.json", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = re.compile(r"\.step-\d+\.(tmp|old)")
 # What the writers of accelerate, torch and safetensors raise when a disk is full or goes away.
-_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
 _Result = TypeVar("_Result")
 
 
@@ -209,13 +210,20 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
     """
     state, num_processes = read_state(checkpoint), accelerator.num_processes
     same_group = len(state["ranks"]) == num_processes
+    has_shards, takes_shards = any(checkpoint.glob("pytorch_model_fsdp*")), accelerator.distributed_type == DistributedType.FSDP
+    if has_shards != takes_shards:
+        kinds = ("a sharded run", "a run without shards")
+        raise ValueError(
+            f"cannot load {checkpoint}: expected a checkpoint of {kinds[not takes_shards]}, found one of {kinds[takes_shards]}; "
+            "go on as it was begun, or begin another run with --init_from"
+        )
     try:
         accelerator.load_state(str(checkpoint))
         # Accelerate passes over random states that it cannot read, which would make the resumed run another one.
         random_file = checkpoint / f"random_states_{accelerator.process_index}.pkl"
         if same_group and not torch.equal(torch.get_rng_state(), load(random_file)["torch_manual_seed"]):
             raise ValueError("its random state does not fit this version of accelerate or torch")
-    except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
+    except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, OSError, SafetensorError, CheckpointException) as error:
         raise ValueError(f"cannot load {checkpoint}: {' '.join(str(error).split())[:400]}") from None
     if not same_group:
         accelerator.print(f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch")

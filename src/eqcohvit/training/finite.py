@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..data import Batch
+from .sharding import of_all_processes, own_part
 
 _FOLDER = "nonfinite"
 _SHOWN = 3  # names in the message; the file has them all
@@ -46,7 +47,7 @@ def check_step(
         "terms": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
         "not_finite": [name for name, value in values.items() if not math.isfinite(value)],
         "weights_not_finite": nonfinite_weights(module),
-        "gradients_not_finite": [n for n, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()],
+        "gradients_not_finite": [n for n, p in module.named_parameters() if p.grad is not None and not own_part(p.grad).isfinite().all()],
     }
     path = save_batches(output_dir / _FOLDER / f"step-{step}-rank-{accelerator.process_index}", batches, report)
     terms_text = ", ".join(report["not_finite"]) or "a term of another process"
@@ -61,13 +62,14 @@ def check_step(
 
 
 def nonfinite_weights(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that hold a number that is not finite."""
-    return [name for name, tensor in module.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    """Names of the parameters and buffers that hold a number that is not finite, in what this process has of them."""
+    parts = {name: own_part(tensor) for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    return [name for name, part in parts.items() if not part.isfinite().all()]
 
 
 def check_weights(module: nn.Module, step: int) -> None:
-    """Raise a `FloatingPointError` where a checkpoint of this module would be of no use."""
-    names = nonfinite_weights(module)
+    """Raise a `FloatingPointError`, in all processes, where a checkpoint of this module would be of no use."""
+    names = of_all_processes(nonfinite_weights(module))
     if names:
         raise FloatingPointError(
             f"weights not finite after step {step} ({_first(names)}), so that no checkpoint is written; try a lower learning_rate"

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from ..objectives.heads import Prototypes
 from .arguments import CLIPPING
 from .schedules import StepValues
+from .sharding import own_part, sum_over_shards
 
 _BACKBONE = re.compile(r"(?:^|\.)backbone\.(.+)")
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
@@ -113,13 +114,16 @@ def clip_gradients(parts: Mapping[str, nn.Module], clipping: str, max_norm: floa
         raise ValueError(f"clipping must be one of {', '.join(CLIPPING)}, got {clipping!r}")
     norms = {}
     for name, part in parts.items():
-        gradients = [p.grad for p in part.parameters() if p.grad is not None]
-        if not gradients:
+        shards = [p.grad for p in part.parameters() if p.grad is not None]
+        if not shards:
             continue
+        gradients = [own_part(shard) for shard in shards]
         each = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+        if isinstance(shards[0], DTensor):
+            each = sum_over_shards(each.square(), shards[0]).sqrt()
         norm = torch.linalg.vector_norm(each)
         if clipping != "none":
             factors = max_norm / ((each if clipping == "parameter" else norm.expand_as(each)) + 1e-6)
             torch._foreach_mul_(gradients, list(factors.clamp(max=1).unbind()))
-        norms[f"grad_norm/{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norms[f"grad_norm/{name}"] = norm
     return norms

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +15,10 @@ from ..objectives.separation import Separation
 from ..transforms import Views
 from .health import rankme
 from .schedules import StepValues
+from .sharding import set_whole, whole
 from .teacher import Teacher
+
+_Result = TypeVar("_Result")
 
 
 class PretrainModule(nn.Module):
@@ -55,6 +59,15 @@ class PretrainModule(nn.Module):
         """Modules that hold all trained parameters, each in one of them: what is clipped apart (`optim.clip_gradients`)."""
         return {"encoder": self.model.eqcohvit, "objective": self.objective, "decoders": self.model.decoders}
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers that sharding gathers one by one; Accelerate reads it."""
+        return sorted({type(module).__name__ for module in self.model.modules()} & set(self.model._no_split_modules))
+
+    def call(self, function: Callable[[], _Result]) -> _Result:
+        """`function()`; a place for a wrapper that gathers weights before and frees them after it (`sharding.with_weights`)."""
+        return function()
+
     def forward(self, views: Views, values: StepValues) -> dict[str, torch.Tensor]:
         """The views of B images and the values of the step -> terms.
 
@@ -62,7 +75,8 @@ class PretrainModule(nn.Module):
         errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
         In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
         """
-        terms, pooled, tokens = self._compute(views, values.teacher_temperature)
+        temperature = torch.full((), values.teacher_temperature, device=views.first.device)  # of each number a graph would be compiled
+        terms, pooled, tokens = self._compute(views, temperature)
         if self.separation is not None and self.training:
             assert tokens is not None
             self.separation.update(*tokens)
@@ -77,7 +91,7 @@ class PretrainModule(nn.Module):
         self._compute = torch.compile(self._compute, **kwargs)
 
     def _compute(
-        self, views: Views, teacher_temperature: float
+        self, views: Views, teacher_temperature: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
         """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and mean, (2, B, 2, D)."""
         images = torch.cat([views.first, views.end])
@@ -141,14 +155,16 @@ class PretrainModule(nn.Module):
         first, end = equivariant.chunk(2)
         height, width = views.first.shape[-2:]
         reconstructions = self.model.reconstruct(first, end, (height, width))
-        errors = reconstruction_losses(reconstructions, views.intermediates).mean(dim=0).unbind()
+        errors = reconstruction_losses(reconstructions, views.intermediates).mean(dim=0)
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
-        return dict(zip(names, errors, strict=True))
+        return {name: error.clone() for name, error in zip(names, errors, strict=True)}  # no views, which sharding warns of
 
     def after_step(self, step: int, teacher_momentum: float) -> None:
         """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been made."""
         if self.separation is not None:
-            with torch.no_grad():
-                self.separation.apply_to(self.model.eqcohvit.feature_head.weight[: self.model.config.invariant_dim], step)
+            weight = self.model.eqcohvit.feature_head.weight.detach()
+            every_row = whole(weight)
+            self.separation.apply_to(every_row[: self.model.config.invariant_dim], step)
+            set_whole(weight, every_row)
         if self.teacher:
             self.teacher.update(self.model.eqcohvit, self.objective.head, teacher_momentum)
