@@ -33,7 +33,7 @@ def make_module(run: str) -> PretrainModule:
     if OBJECTIVES[objective].uses_teacher:  # up to all patches may be hidden
         options = f"num_prototypes=10,bottleneck_dim=6,mask_probability=1,mask_ratio=0.6,mask_ratio_variance=0.3,{more}"
     args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
-    args.separation = 0.3 if run.endswith(" separated") else 0.0
+    args.invariant_rank = 3 if run.endswith(" separated") else 0
     backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": bool(options)}
     config = EqCohViTConfig.from_preset("micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
     return build_module(args, EqCohViTForPreTraining(config))
@@ -73,7 +73,7 @@ def train_step(module: torch.nn.Module, views: Views) -> dict:
     torch.optim.SGD(trained.values(), lr=VALUES.learning_rate).step()
     own.after_step(0, VALUES.teacher_momentum)
     state = {name: whole(value) for name, value in own.state_dict().items() if name not in trained}
-    state["head"] = whole(own.model.eqcohvit.feature_head.weight.detach())  # the separation has projected it
+    state["head"] = whole(own.model.eqcohvit.feature_head.weight.detach())  # the separation has restricted it
     return {"loss": loss.detach(), "gradients": gradients, "state": state}
 
 
