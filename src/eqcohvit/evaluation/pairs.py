@@ -62,7 +62,10 @@ def given_away(path: TransformationPath, protocol: str) -> str:
         return ""
     if protocol == "paper":
         return "the black border tells it"
-    return "sharpness tells it" if "zoom" in path.name.split("+") else ""
+    names = path.name.split("+")
+    if "zoom" in names:
+        return "sharpness tells it"
+    return "sharpness tells a part of it" if "perspective" in names else ""
 
 
 def band_limited(canvases: torch.Tensor, sides: torch.Tensor, view_side: float, size: int) -> torch.Tensor:
