@@ -3,8 +3,8 @@
 `paper`: the central square of the image, and that square after g with empty (black) pixels where it has left the frame.
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border gives g away.
 
-A square lattice holds more detail along its diagonals than along its axes, and interpolation takes away more along the axes: both turn
-with g. So strict views are read from a picture without the frequencies beyond the circle that the source's lattice holds in any direction.
+A square lattice holds more detail along its diagonals than along its axes, and interpolation takes away more along the
+axes: both turn with g. So strict views are read from a picture without the frequencies that only the diagonals hold.
 What remains, as R2 from the transformed image alone, stands in scripts/guides/evaluate.md.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from ..transforms.random import uniforms
 PROTOCOLS = ("paper", "strict")
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
 _CANVAS_DENSITY = 2  # pixels of the canvas for each pixel of a strict view, along x and along y
-_READ_DENSITY = 4  # the same of the picture that strict views are read from; bilinear interpolation leaves no trace there
+_READ_DENSITY = 4  # of the picture that views are read from, so dense that bilinear interpolation leaves no trace
 _PASSED = 0.9  # share of the circle's radius up to which frequencies pass
 
 
@@ -69,16 +70,17 @@ def given_away(path: TransformationPath, protocol: str) -> str:
 
 
 def band_limited(canvases: torch.Tensor, sides: torch.Tensor, view_side: float, size: int) -> torch.Tensor:
-    """Pictures (B, C, S, S), resampled to (B, C, size, size), without the frequencies that turn with the lattice they are stored in.
+    """Pictures (B, C, S, S), resampled to (B, C, size, size), with the same frequencies in all directions.
 
-    What bicubic interpolation has weakened is restored, frequencies beyond the source's circle are taken away, and those near the limit
-    of the views and beyond it are weakened, in all directions alike. The picture goes on as its mirror image, so its frequencies are those
-    of the cosine transform: k half periods along a side, less than n of n pixels.
+    What bicubic interpolation has weakened is restored. Then those beyond a circle are taken away, which is what the
+    lattice of the source holds in any direction. Those near the limit of the views and beyond it are weakened.
+    Beyond its border the picture goes on as its mirror image, so the frequencies are those of the cosine transform:
+    k half periods along a side, less than n of n pixels.
 
     Args:
         canvases: resampled by bicubic interpolation (`decode_image` with `fit="square"`).
-        sides: (B,) of the pictures before that, in pixels: the radius of the circle.
-        view_side: the side of a canvas in pixels of the views: the frequency that is halved.
+        sides: (B,) of the pictures before that, in pixels. It is the radius of the circle.
+        view_side: side of a canvas in pixels of the views. It is the frequency of which half is left.
     """
     num_pixels = canvases.shape[-1]
     waves = torch.arange(num_pixels, dtype=torch.float64)
@@ -102,7 +104,10 @@ def _cosines(waves: torch.Tensor, num_pixels: int) -> torch.Tensor:
 
 
 def _bicubic_response(frequency: torch.Tensor) -> torch.Tensor:
-    """What bicubic interpolation (a = -0.5) leaves of a wave of so many periods a pixel (doi 10.1109/TASSP.1981.1163711)."""
+    """What bicubic interpolation (a = -0.5) leaves of waves of so many periods a pixel.
+
+    Source: doi 10.1109/TASSP.1981.1163711.
+    """
     f = frequency.clamp_min(1e-4)
     one, two, four = (torch.sinc(n * f) for n in (1, 2, 4))
     return (3 * (one**2 - two) - (3 * two**2 - 2 * two - four)) / (math.pi * f) ** 2
@@ -114,20 +119,39 @@ def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_siz
     Raises:
         ValueError: an unknown protocol.
     """
+    return render_pairs(batch, path, protocol, image_size, [seed])[0]
+
+
+def render_pairs(
+    batch: Batch, path: TransformationPath, protocol: str, image_size: int, seeds: Sequence[int]
+) -> list[Pair]:
+    """`render_pair` for each of the seeds; what they share is computed once."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    strict = protocol == "strict" and moves(path)
-    drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
-    step = drawn.at(1.0)
-    canvases = batch.canvases.float() / 255
-    identity = torch.eye(3).expand(len(canvases), 1, 3, 3)
-    motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
-    crop = strict_crop(path) if strict else 1.0
-    if strict:
+    canvases, crop, border = batch.canvases.float() / 255, 1.0, "zeros"
+    if protocol == "strict" and moves(path):
+        crop, border = strict_crop(path), "canvas"
         view_side = image_size / crop
         canvases = band_limited(canvases, batch.sizes[:, 0], view_side, math.ceil(_READ_DENSITY * view_side))
+    return [_read_pair(canvases, batch, path, crop, border, image_size, seed) for seed in seeds]
+
+
+def _read_pair(
+    canvases: torch.Tensor,
+    batch: Batch,
+    path: TransformationPath,
+    crop: float,
+    border: str,
+    image_size: int,
+    seed: int,
+) -> Pair:
+    """The pair of a seed, from pictures (B, 3, S, S) in [0, 1] of which the views show the fraction `crop`."""
+    drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
+    step = drawn.at(1.0)
+    identity = torch.eye(3).expand(len(canvases), 1, 3, 3)
+    motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
     crops = torch.diag(torch.tensor([crop, crop, 1.0])).expand_as(motions)
-    grid, coverage = ops.sampling_grid(crops, motions, image_size, "canvas" if strict else "zeros")
+    grid, coverage = ops.sampling_grid(crops, motions, image_size, border)
     original, transformed = ops.sample(canvases, grid).clamp(0, 1).unbind(dim=1)
     if step.color is not None:
         transformed = ops.adjust_color(transformed, step.color)
