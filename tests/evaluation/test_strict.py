@@ -10,9 +10,12 @@ from eqcohvit.transforms import make_path
 AT_MOST = 0.1
 
 
-@pytest.mark.parametrize(("kind", "side"), [("noise", 32), ("photograph", 64)])
-def test_no_sharpness_tells_the_angle_of_a_wide_picture(kind, side):
-    assert max(read_off(kind, side, 3 * side // 2, 32, "rotation", count=500)) <= AT_MOST
+@pytest.mark.parametrize(
+    ("kind", "side", "name"),
+    [("noise", 32, "rotation"), ("photograph", 64, "rotation"), ("grating", 96, "translation")],
+)
+def test_no_sharpness_tells_g_of_a_wide_picture(kind, side, name):
+    assert max(read_off(kind, side, 3 * side // 2, 32, name, count=500)) <= AT_MOST
 
 
 def test_traces_of_resampling_would_be_seen(monkeypatch):
