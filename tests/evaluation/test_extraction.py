@@ -15,7 +15,6 @@ from eqcohvit.evaluation import extraction, features, pairs
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.extraction import (
     BLOCK_SIZE,
-    BLOCKS_PER_CHUNK,
     CentralView,
     FeatureCache,
     PairView,
@@ -29,7 +28,14 @@ from eqcohvit.evaluation.extraction import (
 from eqcohvit.evaluation.features import PixelEncoder
 from eqcohvit.transforms import make_path, ops
 
+BLOCKS_PER_CHUNK = 2
 CHUNK = BLOCK_SIZE * BLOCKS_PER_CHUNK
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """So that a few images fill several."""
+    monkeypatch.setattr(extraction, "BLOCKS_PER_CHUNK", BLOCKS_PER_CHUNK)
 
 
 def keys(samples, part):
@@ -37,10 +43,10 @@ def keys(samples, part):
 
 
 def test_one_source_is_split_into_disjoint_training_and_test_images():
-    source = SpritesSource(num_samples=300)
-    samples = Samples(source, source, num_train=170, num_test=100)
+    source = SpritesSource(num_samples=100)
+    samples = Samples(source, source, num_train=50, num_test=40)
     train, test = keys(samples, "train"), keys(samples, "test")
-    assert len(train) == 170 and len(test) == 100 and not set(train) & set(test)
+    assert len(train) == 50 and len(test) == 40 and not set(train) & set(test)
     assert keys(samples, "test") == test
 
 
@@ -76,7 +82,7 @@ def equal(a, b):
 def test_an_interrupted_extraction_goes_on_and_gives_the_same_features(tmp_path):
     whole = run(tmp_path / "a", Counting(16))
     interrupted = Counting(16)
-    interrupted.stop_at = BLOCKS_PER_CHUNK + 3
+    interrupted.stop_at = BLOCKS_PER_CHUNK + 1
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", interrupted)
     resumed = Counting(16)
@@ -91,10 +97,10 @@ def test_features_do_not_depend_on_the_workers(tmp_path):
 
 
 def test_a_damaged_chunk_is_computed_again(tmp_path):
-    whole = run(tmp_path, PixelEncoder(16), num=80)
+    whole = run(tmp_path, PixelEncoder(16), num=CHUNK)
     (chunk,) = tmp_path.rglob("chunk-*.safetensors")
     chunk.write_bytes(chunk.read_bytes()[:100])
-    assert equal(run(tmp_path, PixelEncoder(16), num=80), whole)
+    assert equal(run(tmp_path, PixelEncoder(16), num=CHUNK), whole)
 
 
 def test_other_images_views_or_encoders_do_not_find_old_features(tmp_path):

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from eqcohvit.data import Batch
-from eqcohvit.evaluation.pairs import PROTOCOLS, canvas_size, render_pair, strict_crop
+from eqcohvit.evaluation.pairs import PROTOCOLS, band_limited, canvas_size, render_pair, strict_crop
 from eqcohvit.transforms import PATHS, make_path, ops
 
 
@@ -58,3 +61,41 @@ def test_same_images_get_the_same_transformation_in_both_protocols():
 def test_unknown_protocol_is_refused():
     with pytest.raises(ValueError, match="unknown protocol 'lax'; known: paper, strict"):
         render_pair(make_batch(24), make_path("rotation"), "lax", 24)
+
+
+def wave(down, across, size):
+    """`down` and `across` half periods along the sides of (1, 1, size, size)."""
+    centres = math.pi * (torch.arange(size) + 0.5) / size
+    return torch.outer(torch.cos(down * centres), torch.cos(across * centres))[None, None]
+
+
+@pytest.mark.parametrize("canvas", [40, 130])  # the source as it is, or resampled
+@pytest.mark.parametrize(
+    ("down", "across", "kept"),
+    [(0, 0, 1), (30, 0, 16 / 17), (18, 24, 16 / 17), (36, 0, 0.884), (38, 0, 0.430), (0, 38, 0.430), (39, 39, 0)],
+)
+def test_a_circle_of_frequencies_is_kept(down, across, kept, canvas):
+    """Of k half periods along a source of 40 pixels 1 / (1 + (k / 60)^4) is left up to 36, half of that at 38, none from 40 on."""
+    source = wave(down, across, 40)
+    if canvas != 40:
+        source = F.interpolate(source, (canvas, canvas), mode="bicubic", antialias=True)
+    found = band_limited(source, torch.tensor([40]), 60.0, 170)
+    # away from the border, where bicubic interpolation does not mirror
+    assert torch.allclose(found[..., 20:-20, 20:-20], kept * wave(down, across, 170)[..., 20:-20, 20:-20], atol=0.015)
+
+
+def test_what_a_view_cannot_hold_is_weakened_alike_in_all_directions():
+    left = {(40, 0): 1 / 2, (24, 32): 1 / 2, (60, 0): 16 / 97, (36, 48): 16 / 97}
+    for waves, expected in left.items():
+        found = band_limited(wave(*waves, 100), torch.tensor([100]), 40.0, 150)
+        assert (found.std() / wave(*waves, 150).std()).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_strict_views_stay_within_the_range_of_colors():
+    path = make_path("rotation")
+    batch = make_batch(canvas_size(24, path, "strict"))
+    edges = batch.canvases.new_zeros(batch.canvases.shape)
+    edges[..., ::7] = 255
+    pair = render_pair(Batch(edges, batch.sizes, batch.keys, batch.epochs, batch.labels, {}), path, "strict", 24)
+    for image in (pair.original, pair.transformed):
+        assert image.min() == 0 and image.max() <= 1

@@ -21,13 +21,13 @@ def probe():
 
 
 def test_probe_agrees_with_the_evaluation_of_the_same_model_and_images(encoder_folder, tmp_path):
-    source = SpritesSource(240, offset=TEST_SPRITES)
+    source = SpritesSource(144, offset=TEST_SPRITES)
     encoder = load_encoder(encoder_folder)
     preprocessing = encoder.preprocessing
-    found = RunProbe(source, 240, 32, make_path("rotation")).measure(encoder.model, preprocessing.mean, preprocessing.std)
+    found = RunProbe(source, 144, 32, make_path("rotation")).measure(encoder.model, preprocessing.mean, preprocessing.std)
     settings = {"transform": ["rotation"], "protocol": ["strict", "paper"], "pooling": ["cls_mean"], "head": ["kernel"]}
     settings |= {"k": 20, "temperature": 0.07}
-    evaluation = Evaluation([encoder_folder], lambda: Samples(source, source, 160, 80), seeds=1, cache_dir=tmp_path, settings=settings)
+    evaluation = Evaluation([encoder_folder], lambda: Samples(source, source, 96, 48), seeds=1, cache_dir=tmp_path, settings=settings)
     own = {(row.part, row.settings["protocol"]): row.mean for row in r2(evaluation) if row.encoder == "tiny"}
     for part in PARTS:  # up to the rounding of the rendered pixels to 8 bits
         for name, protocol in (("probe/r2", "strict"), ("probe/r2_paper", "paper")):

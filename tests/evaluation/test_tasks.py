@@ -111,7 +111,8 @@ def test_disentanglement_tells_what_moves_and_how(tmp_path):
         def __call__(self, images):
             return {Feature("equivariant", LAST, "mean"): centre(images), Feature("invariant", LAST, "mean"): rings(images)}
 
-    evaluation = make(tmp_path, [Split("split", None)], seeds=1, protocol=["paper"])
+    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 200, 100)
+    evaluation = make(tmp_path, [Split("split", None)], samples, seeds=1, protocol=["paper"])
     rows = {(row.part, row.metric): row.mean for row in tasks.disentanglement(evaluation)}
     assert rows["invariant", "change under rotation, paper"] < rows["equivariant", "change under rotation, paper"]
     assert rows["equivariant", "linearity of rotation, paper"] > 0.6

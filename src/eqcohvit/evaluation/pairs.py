@@ -3,18 +3,19 @@
 `paper`: the central square of the image, and that square after g with empty (black) pixels where it has left the frame.
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border gives g away.
 
-Resampling leaves traces of its own, which turn and shift with g. So a strict view is read from a canvas of twice its density, which is
-lightly smoothed first. What remains, as R2 from the transformed image alone, stands in scripts/guides/evaluate.md.
+A square lattice holds more detail along its diagonals than along its axes, and interpolation takes away more along the
+axes: both turn with g. So strict views are read from a picture without the frequencies that only the diagonals hold.
+What remains, as R2 from the transformed image alone, stands in scripts/guides/evaluate.md.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..data import Batch
 from ..transforms import TransformationPath, ops
@@ -24,8 +25,8 @@ from ..transforms.random import uniforms
 PROTOCOLS = ("paper", "strict")
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
 _CANVAS_DENSITY = 2  # pixels of the canvas for each pixel of a strict view, along x and along y
-_SMOOTHING = 0.6  # standard deviation of the Gaussian, in pixels of the canvas
-_REACH = 4  # of the Gaussian, in standard deviations
+_READ_DENSITY = 4  # of the picture that views are read from, so dense that bilinear interpolation leaves no trace
+_PASSED = 0.9  # share of the circle's radius up to which frequencies pass
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,54 @@ def given_away(path: TransformationPath, protocol: str) -> str:
         return ""
     if protocol == "paper":
         return "the black border tells it"
-    return "sharpness tells it" if "zoom" in path.name.split("+") else ""
+    names = path.name.split("+")
+    if "zoom" in names:
+        return "sharpness tells it"
+    return "sharpness tells a part of it" if "perspective" in names else ""
 
 
-def smooth(images: torch.Tensor) -> torch.Tensor:
-    """Canvases (B, 3, S, S), lightly blurred, so that a view of half their density shows no trace of how it was sampled."""
-    batch, channels, side, _ = images.shape
-    radius = min(math.ceil(_REACH * _SMOOTHING), side - 1)
-    distance = torch.arange(-radius, radius + 1, dtype=images.dtype)
-    weights = torch.softmax(-0.5 * (distance / _SMOOTHING) ** 2, dim=0).expand(batch * channels, 1, 1, -1)
-    planes = images.reshape(1, batch * channels, side, side)
-    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), weights, groups=len(weights))
-    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), weights.mT, groups=len(weights))
-    return planes.view_as(images)
+def band_limited(canvases: torch.Tensor, sides: torch.Tensor, view_side: float, size: int) -> torch.Tensor:
+    """Pictures (B, C, S, S), resampled to (B, C, size, size), with the same frequencies in all directions.
+
+    What bicubic interpolation has weakened is restored. Then those beyond a circle are taken away, which is what the
+    lattice of the source holds in any direction. Those near the limit of the views and beyond it are weakened.
+    Beyond its border the picture goes on as its mirror image, so the frequencies are those of the cosine transform:
+    k half periods along a side, less than n of n pixels.
+
+    Args:
+        canvases: resampled by bicubic interpolation (`decode_image` with `fit="square"`).
+        sides: (B,) of the pictures before that, in pixels. It is the radius of the circle.
+        view_side: side of a canvas in pixels of the views. It is the frequency of which half is left.
+    """
+    num_pixels = canvases.shape[-1]
+    waves = torch.arange(num_pixels, dtype=torch.float64)
+    sides = sides[:, None].double()
+    frequency = torch.hypot(waves[:, None], waves)
+    beyond = (frequency / sides[..., None] - _PASSED) / (1 - _PASSED)
+    gain = (0.5 + 0.5 * torch.cos(math.pi * beyond.clamp(0, 1))) / (1 + (frequency / view_side) ** 4)
+    kept = _bicubic_response((waves / (2 * sides.clamp_max(num_pixels))).clamp_max(0.5))
+    kept = torch.where(sides == num_pixels, 1.0, kept)  # these were not resampled
+    gain = gain / (kept[:, :, None] * kept[:, None, :])
+    analysis = _cosines(waves, num_pixels) * (torch.where(waves == 0, 1.0, 2.0) / num_pixels)[:, None].to(canvases)
+    synthesis = _cosines(waves, size).T
+    amplitudes = analysis @ canvases @ analysis.T
+    return synthesis @ (amplitudes * gain[:, None].to(canvases)) @ synthesis.T
+
+
+def _cosines(waves: torch.Tensor, num_pixels: int) -> torch.Tensor:
+    """k half periods along a side, at the centres of its pixels: (K,) -> float32 (K, num_pixels)."""
+    centres = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) / num_pixels
+    return torch.cos(math.pi * waves[:, None] * centres).float()
+
+
+def _bicubic_response(frequency: torch.Tensor) -> torch.Tensor:
+    """What bicubic interpolation (a = -0.5) leaves of waves of so many periods a pixel.
+
+    Source: doi 10.1109/TASSP.1981.1163711.
+    """
+    f = frequency.clamp_min(1e-4)
+    one, two, four = (torch.sinc(n * f) for n in (1, 2, 4))
+    return (3 * (one**2 - two) - (3 * two**2 - 2 * two - four)) / (math.pi * f) ** 2
 
 
 def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_size: int, seed: int = 0) -> Pair:
@@ -83,20 +119,40 @@ def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_siz
     Raises:
         ValueError: an unknown protocol.
     """
+    return render_pairs(batch, path, protocol, image_size, [seed])[0]
+
+
+def render_pairs(
+    batch: Batch, path: TransformationPath, protocol: str, image_size: int, seeds: Sequence[int]
+) -> list[Pair]:
+    """`render_pair` for each of the seeds; what they share is computed once."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    strict = protocol == "strict" and moves(path)
+    canvases, crop, border = batch.canvases.float() / 255, 1.0, "zeros"
+    if protocol == "strict" and moves(path):
+        crop, border = strict_crop(path), "canvas"
+        view_side = image_size / crop
+        canvases = band_limited(canvases, batch.sizes[:, 0], view_side, math.ceil(_READ_DENSITY * view_side))
+    return [_read_pair(canvases, batch, path, crop, border, image_size, seed) for seed in seeds]
+
+
+def _read_pair(
+    canvases: torch.Tensor,
+    batch: Batch,
+    path: TransformationPath,
+    crop: float,
+    border: str,
+    image_size: int,
+    seed: int,
+) -> Pair:
+    """The pair of a seed, from pictures (B, 3, S, S) in [0, 1] of which the views show the fraction `crop`."""
     drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
     step = drawn.at(1.0)
-    canvases = batch.canvases.float() / 255
-    if strict:
-        canvases = smooth(canvases)
     identity = torch.eye(3).expand(len(canvases), 1, 3, 3)
     motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
-    crop = strict_crop(path) if strict else 1.0
     crops = torch.diag(torch.tensor([crop, crop, 1.0])).expand_as(motions)
-    grid, coverage = ops.sampling_grid(crops, motions, image_size, "canvas" if strict else "zeros")
-    original, transformed = ops.sample(canvases, grid).unbind(dim=1)
+    grid, coverage = ops.sampling_grid(crops, motions, image_size, border)
+    original, transformed = ops.sample(canvases, grid).clamp(0, 1).unbind(dim=1)
     if step.color is not None:
         transformed = ops.adjust_color(transformed, step.color)
     if step.sigma is not None:

@@ -28,7 +28,7 @@ _HOW_TO_READ = {
     "R2": "<b>R2</b> of the transformation's parameters, regressed from frozen features of an image and of its transformed version: 1 is "
     "perfect, 0 is guessing the mean, below 0 is worse than that (nothing is clipped). <i>paper</i>: the transformed image shows empty "
     "borders, which alone tell most of the motion. <i>strict</i>: real pixels fill them, so that only the content tells, except for zoom, "
-    "which sharpness tells. <i>grid</i>: the same from all patches instead of "
+    "which sharpness tells, and a part of perspective. <i>grid</i>: the same from all patches instead of "
     "pooled features, which is easy even for raw pixels and random weights.",
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",
     "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features; held-out training images chose its learning rate.",

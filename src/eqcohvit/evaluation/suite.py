@@ -12,7 +12,7 @@ from .results import Row
 
 # Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding,
 # pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a version.
-PROTOCOL_VERSION = "2"
+PROTOCOL_VERSION = "3"
 _WITHOUT_VERSION = "1"  # of results that name none
 
 

@@ -23,6 +23,7 @@ from .intervals import accuracy_resampled, half_width, r2_resampled
 from .kernel_probe import kernel_regress
 from .memory import remembered
 from .metrics.r2.coefficients import r2_per_parameter
+from .pairs import render_pairs
 from .probes import HEADS as MLP_HEADS
 from .probes import (
     LEARNING_RATES,
@@ -124,17 +125,17 @@ class DrawsView:
     """The image, and its transformed versions by S draws of g: images (1 + S, B, 3, H, H), parameters (B, S P) draw by draw."""
 
     def __init__(self, path: TransformationPath, protocol: str, num_draws: int):
-        self.views = [PairView(path, protocol, seed) for seed in range(num_draws)]
-        self.name = self.views[0].name if num_draws == 1 else f"{self.views[0].name}, {num_draws} draws"
+        self.pair, self.num_draws = PairView(path, protocol), num_draws
+        self.name = self.pair.name if num_draws == 1 else f"{self.pair.name}, {num_draws} draws"
 
     def canvas_size(self, image_size: int) -> int:
         """What the protocol needs."""
-        return self.views[0].canvas_size(image_size)
+        return self.pair.canvas_size(image_size)
 
     def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [view(batch, image_size) for view in self.views]
-        images = torch.stack([pairs[0][0][0], *(images[1] for images, _ in pairs)])
-        return images, torch.cat([parameters for _, parameters in pairs], dim=-1)
+        found = render_pairs(batch, self.pair.path, self.pair.protocol, image_size, range(self.num_draws))
+        images = torch.stack([found[0].original, *(pair.transformed for pair in found)])
+        return images, torch.cat([pair.parameters for pair in found], dim=-1)
 
 
 def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
