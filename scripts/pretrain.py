@@ -299,7 +299,7 @@ class Pretraining:
         def write(folder: str) -> None:
             accelerator.save_state(folder)
             if accelerator.is_main_process:
-                describe_run(Path(folder), args, self.trained.model.config)
+                describe_run(Path(folder), args, self.trained.model.config, self.renderer.mean, self.renderer.std)
 
         check_weights(self.trained, self.step)
         save_checkpoint(accelerator, self.output_dir, self.step, state, write, args.save_total_limit, args.keep_every_steps)
