@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -90,6 +91,17 @@ class DatasetSource(ImageSource):
         found = (builder.config.data_files or {}).get(split, [])
         return digest([path, name, split, self._image_column, self._label_column, builder.hash, *map(file_mark, found)])
 
+    @property
+    def identity(self) -> str:
+        if self._records is not None:
+            root = os.path.commonpath([os.path.dirname(str(image)) for image, _ in self._records] or [""])
+            return digest(["images", *(str(image).removeprefix(root) for image, _ in self._records)])
+        import datasets
+
+        path, name, split, files = self._opened
+        found = datasets.load_dataset_builder(path, name, data_files=files).config.data_files or {}
+        return digest(["files", split, self._image_column, *map(_file_name, found.get(split, []))])
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         if self._records is not None:
             rows = iter(self._records[shard :: self.num_shards])
@@ -149,6 +161,13 @@ class DatasetSource(ImageSource):
         if isinstance(record.payload, str):
             return record.payload
         return f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+
+
+def _file_name(file: str) -> tuple[str, int]:
+    """Name and size of a local file; the address of a remote one, without the commit that it is of, and 0."""
+    if "://" in file:
+        return re.sub(r"@[0-9a-f]{40}", "", file), 0
+    return os.path.basename(file), os.path.getsize(file)
 
 
 def _split_further(dataset: Any) -> Any:
@@ -239,18 +258,19 @@ def open_source(
     train_dir: str | os.PathLike | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    leave_out: str | os.PathLike | None = None,
 ) -> Source:
     """The source that the arguments of a script name; with none of them, the embedded sprites.
 
     `data_files` without `dataset_name` is understood by its ending (.parquet, .arrow, .tar). `label_column="folder"` labels the images
-    of `train_dir` by their parent folder.
+    of `train_dir` by their parent folder. `leave_out` is a folder inside of it whose images do not count, such as that of a run.
     """
     if train_dir is not None and (dataset_name is not None or data_files is not None):
         raise ValueError("give either train_dir (a folder of images) or dataset_name / data_files, not both")
     if train_dir is not None:
         if image_column is not None or label_column not in (None, "folder"):
             raise ValueError('train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)')
-        return FolderSource(train_dir, labels=label_column == "folder")
+        return FolderSource(train_dir, labels=label_column == "folder", leave_out=leave_out)
     if dataset_name is None:
         if data_files is not None:
             dataset_name = builder_for(data_files)
