@@ -308,3 +308,33 @@ def test_images_of_a_run_inside_the_folder_are_left_out(photos, tmp_path):
         assert len(FolderSource(root, leave_out=tmp_path / "link" / "runs" / "mine")) == 24
     assert len(FolderSource(samples, leave_out=folder / "runs")) == 1  # all of them: the images that were asked for
     assert len(open_source(train_dir=folder, leave_out=folder / "runs")) == 24
+
+
+# ------------------------------------------------------------------------------------------------- other ways to save a dataset
+
+
+def labels_of(source):
+    return [(source.decode_batch([record.payload], 4)[0].canvas[0, 0, 0], record.label) for record in source.read_shard(0, 0)]
+
+
+def test_a_folder_of_save_to_disk_is_read_as_it_is(tmp_path):
+    import datasets
+
+    write_parquet(tmp_path / "data.parquet", range(3))
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "data.parquet"), cache_dir=str(tmp_path / "cache"))
+    rows.select([2, 0, 1]).save_to_disk(tmp_path / "saved", num_shards=1)
+    source = open_source(str(tmp_path / "saved"))
+    assert labels_of(source) == [(2, 0), (0, 0), (1, 1)] and source.label_names == ["even", "odd"]
+
+
+@pytest.mark.parametrize("root", ["", "photos/"])
+@pytest.mark.parametrize("name", ["imagefolder", None])
+def test_a_zip_of_class_folders_is_labelled_by_them(root, name, tmp_path):
+    import zipfile
+
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
+        for value in range(4):
+            archive.writestr(f"{root}{('even', 'odd')[value % 2]}/{value}.png", png(value))
+    source = open_source(name, data_files=str(tmp_path / "set" / "*.zip")) if name else open_source(str(tmp_path / "set"))
+    assert sorted(labels_of(source)) == [(0, 0), (1, 1), (2, 0), (3, 1)] and source.label_names == ["even", "odd"]

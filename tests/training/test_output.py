@@ -24,7 +24,7 @@ with module.safe_output():
 def script(tmp_path):
     from eqcohvit.training import output
 
-    return [sys.executable, "-I", "-S", "-c", SCRIPT.format(path=output.__file__, done=str(tmp_path / "done"))]
+    return [sys.executable, "-S", "-c", SCRIPT.format(path=output.__file__, done=str(tmp_path / "done"))]
 
 
 @pytest.mark.parametrize("place", ["closed pipe", "/dev/full", "closed descriptors"])
@@ -34,8 +34,8 @@ def test_a_program_goes_on_where_its_output_cannot_be_written(tmp_path, place):
         os.close(read)
     else:
         write = os.open("/dev/full", os.O_WRONLY)
-    close = (lambda: (os.close(1), os.close(2))) if place == "closed descriptors" else None
-    done = subprocess.run(script(tmp_path), stdout=write, stderr=write, preexec_fn=close, env={"PYTHONIOENCODING": "utf-8"}, timeout=60)
+    command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *script(tmp_path)] if place == "closed descriptors" else script(tmp_path)
+    done = subprocess.run(command, stdout=write, stderr=write, env={"PYTHONIOENCODING": "utf-8"}, timeout=60)
     os.close(write)
     assert done.returncode == 0 and (tmp_path / "done").exists()
 

@@ -1,9 +1,11 @@
 """Images from anything that the `datasets` library opens, and the source that the arguments of a script name."""
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ ROWS_PER_COLUMN_READ = 1024  # of columns without images
 FEW_SHARDS = 64  # a dataset with fewer is split by row group; finding the row groups costs one small read per file
 MAX_VIRTUAL_SHARDS = 256  # row groups are often of 100 rows; shuffling wants larger shards
 
+SAVED_STATE = "state.json"
 _BUILDER_OF_ENDING = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _ARROW_BUILDERS = {"arrow", "csv", "json", "parquet"}
 _OTHER_BUILDERS = {"csv", "imagefolder", "json"}
@@ -42,6 +45,9 @@ class DatasetSource(ImageSource):
     ):
         import datasets
 
+        if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):  # what `save_to_disk` writes
+            saved = json.loads(Path(path, SAVED_STATE).read_text())["_data_files"]
+            path, data_files = "arrow", [os.path.join(path, file["filename"]) for file in saved]
         files = None if data_files is None else expand_data_files(path, data_files, split)
         self.name = " ".join(str(part) for part in (path, name, split) if part)
         dataset = self._load(path, name, split, files)
@@ -60,12 +66,28 @@ class DatasetSource(ImageSource):
         self._records: list[tuple[Any, int]] | None = None
         self._dataset, self.num_shards = dataset, dataset.num_shards
         if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are mere paths
-            self._records = list(self._read(dataset))
+            try:
+                self._records = list(self._read(dataset))
+            except ValueError as error:
+                if "class label" not in str(error):
+                    raise
+                # Of an archive the builder takes the folder that it lies in for the class.
+                undecoded = datasets.Image(decode=False)
+                dataset = self._load(path, name, split, files, drop_labels=True).cast_column(self._image_column, undecoded)
+                self._label_column, self.has_labels = None, False
+                self._label_by_folder([image for image, _ in self._read(dataset)])
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
             self._dataset = _split_further(dataset)
             self.num_shards = min(self._dataset.num_shards, max(dataset.num_shards, MAX_VIRTUAL_SHARDS))
         self.cheap_rows = self._records is not None
+
+    def _label_by_folder(self, images: list[str]) -> None:
+        """Records of the paths, the folder of each as its class."""
+        folders = [os.path.basename(os.path.dirname(image.split("::")[0])) for image in images]
+        self.label_names, self.has_labels = sorted(set(folders)), True
+        index = {name: number for number, name in enumerate(self.label_names)}
+        self._records = [(image, index[folder]) for image, folder in zip(images, folders, strict=True)]
 
     def _load(self, path: str, name: str | None, split: str, data_files: Any, **options: Any) -> Any:
         import datasets

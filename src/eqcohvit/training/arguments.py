@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -132,7 +132,7 @@ class PretrainArguments:
     push_training_state: bool = _setting(False, "put the training state into the model folder too: others can go on exactly from there")
     hub_model_id: str | None = _setting(None, "repository to upload to, user/name")
 
-    given: ClassVar[set[str]] = set()  # names of the settings that a flag or a recipe has set
+    given = frozenset[str]()  # names of the settings that a flag or a recipe has set; no setting itself
 
     def __post_init__(self) -> None:
         for name in _PLACES:
@@ -371,7 +371,7 @@ def parse_arguments(
         empty: dict[str, Any] = {name: None for name, value in completed.items() if value is None}
         values = _values(parser, [*argv, *as_flags(completed, PretrainArguments)]) | empty  # through the parser, like a recipe
     args = PretrainArguments(**values)
-    args.given = given
+    args.given = frozenset(given)
     args.check()
     return args
 

@@ -61,10 +61,10 @@ def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:
 
 
 def _origin(args: PretrainArguments, name: str) -> str:
-    value = getattr(args, name)
+    value, launched = getattr(args, name), launcher_settings()
     if name in args.given:
         return "set"
-    if launcher_settings().get(name) == value:
+    if name in launched and launched[name] == value:
         return "launcher"
     is_default = value == getattr(PretrainArguments, name)
     return "default" if is_default else "resumed run"

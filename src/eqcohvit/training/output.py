@@ -50,10 +50,11 @@ class SafeStream:
 def safe_output() -> Iterator[None]:
     """Inside, what is printed cannot fail."""
     former = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+    safe = [stream and SafeStream(stream) for stream in former]  # None where the descriptor is closed
+    sys.stdout, sys.stderr = safe
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, safe):
+            stream.flush()
         sys.stdout, sys.stderr = former
