@@ -251,13 +251,9 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
         print(places)
 
 
+@safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 130 after an interruption."""
-    with safe_output():
-        return _exit_code(argv)
-
-
-def _exit_code(argv: list[str] | None) -> int:
     try:
         main(parse(argv), argv)
     except (ValueError, FileNotFoundError, TooManyBadImages) as error:

@@ -29,6 +29,7 @@ import torch
 from eqcohvit.evaluation.results import versions
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.files import write_text_whole
+from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
 from reproduction.tables import DENSE, TABLES, Run, chosen_runs, render_tables
 
@@ -272,6 +273,7 @@ def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
+@safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes: 1 a run failed, 2 bad input, 75 the time limit came first."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the stage in hand saves what it has

@@ -75,19 +75,13 @@ class DatasetSource(ImageSource):
                 undecoded = datasets.Image(decode=False)
                 dataset = self._load(path, name, split, files, drop_labels=True).cast_column(self._image_column, undecoded)
                 self._label_column, self.has_labels = None, False
-                self._label_by_folder([image for image, _ in self._read(dataset)])
+                self._records, self.label_names = _labelled_by_folder([image for image, _ in self._read(dataset)])
+                self.has_labels = True
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
             self._dataset = _split_further(dataset)
             self.num_shards = min(self._dataset.num_shards, max(dataset.num_shards, MAX_VIRTUAL_SHARDS))
         self.cheap_rows = self._records is not None
-
-    def _label_by_folder(self, images: list[str]) -> None:
-        """Records of the paths, the folder of each as its class."""
-        folders = [os.path.basename(os.path.dirname(image.split("::")[0])) for image in images]
-        self.label_names, self.has_labels = sorted(set(folders)), True
-        index = {name: number for number, name in enumerate(self.label_names)}
-        self._records = [(image, index[folder]) for image, folder in zip(images, folders, strict=True)]
 
     def _load(self, path: str, name: str | None, split: str, data_files: Any, **options: Any) -> Any:
         import datasets
@@ -183,6 +177,14 @@ class DatasetSource(ImageSource):
         if isinstance(record.payload, str):
             return record.payload
         return f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+
+
+def _labelled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """(path, class) of each path, also inside of an archive, and the names of the classes: those of the folders."""
+    folders = [os.path.basename(os.path.dirname(image.split("::")[0])) for image in images]
+    names = sorted(set(folders))
+    index = {name: number for number, name in enumerate(names)}
+    return [(image, index[folder]) for image, folder in zip(images, folders, strict=True)], names
 
 
 def _file_name(file: str) -> tuple[str, int]:

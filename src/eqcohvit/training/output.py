@@ -48,7 +48,7 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Inside, what is printed cannot fail."""
+    """Inside, what is printed cannot fail; also a decorator."""
     former = sys.stdout, sys.stderr
     safe = [stream and SafeStream(stream) for stream in former]  # None where the descriptor is closed
     sys.stdout, sys.stderr = safe

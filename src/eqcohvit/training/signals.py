@@ -139,13 +139,13 @@ def _is_ignored(name: str) -> bool:
     return hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN
 
 
+@safe_output()
 def exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
     """Run, say in one line what went wrong, and return the exit code; `failures` are the errors for which a run has to stop."""
-    with safe_output():
-        try:
-            return _exit_code(run, failures)
-        finally:
-            release_runs()
+    try:
+        return _exit_code(run, failures)
+    finally:
+        release_runs()
 
 
 def _exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
