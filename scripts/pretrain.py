@@ -351,8 +351,9 @@ def make_accelerator(args: PretrainArguments) -> Accelerator:
     agree(args.gradient_accumulation_steps)
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
+    args.mixed_precision = precision_of(args.mixed_precision)  # is kept with the settings
     return Accelerator(
-        mixed_precision=precision_of(args.mixed_precision),
+        mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,

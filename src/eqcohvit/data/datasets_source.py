@@ -45,11 +45,11 @@ class DatasetSource(ImageSource):
     ):
         import datasets
 
+        self.name = " ".join(str(part) for part in (path, name, split) if part)
         if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):  # what `save_to_disk` writes
             saved = json.loads(Path(path, SAVED_STATE).read_text())["_data_files"]
             path, data_files = "arrow", [os.path.join(path, file["filename"]) for file in saved]
         files = None if data_files is None else expand_data_files(path, data_files, split)
-        self.name = " ".join(str(part) for part in (path, name, split) if part)
         dataset = self._load(path, name, split, files)
         features = dataset.features or dict.fromkeys(next(iter(dataset), {}))  # some builders learn their columns from the rows only
         self._image_column = _find_image_column(features, image_column, self.name)

@@ -302,6 +302,7 @@ _MAY_CHANGE_ON_RESUME = {
 def check_resumable(args: PretrainArguments, saved: dict[str, Any], may_move: bool = False) -> None:
     """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one; with `may_move` but for places."""
     given, free = args.to_dict(), _MAY_CHANGE_ON_RESUME | (_DATA_PLACES if may_move else set())
+    free = free if saved.get("mixed_precision") else free | {"mixed_precision"}  # older runs have not written which it was
     changed = [name for name in given if name not in free and name in saved and saved[name] != given[name]]
     if changed:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)

@@ -66,5 +66,5 @@ def _origin(args: PretrainArguments, name: str) -> str:
         return "set"
     if name in launched and launched[name] == value:
         return "launcher"
-    is_default = value == getattr(PretrainArguments, name)
-    return "default" if is_default else "resumed run"
+    defaults = {"mixed_precision": precision_of(None), "gradient_accumulation_steps": 1}
+    return "default" if value in (None, defaults[name]) else "resumed run"

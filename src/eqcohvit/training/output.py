@@ -50,11 +50,12 @@ class SafeStream:
 def safe_output() -> Iterator[None]:
     """Inside, what is printed cannot fail; also a decorator."""
     former = sys.stdout, sys.stderr
-    safe = [stream and SafeStream(stream) for stream in former]  # None where the descriptor is closed
+    # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall have.
+    safe = [SafeStream(stream or open(os.devnull, "w")) for stream in former]
     sys.stdout, sys.stderr = safe
     try:
         yield
     finally:
-        for stream in filter(None, safe):
+        for stream in safe:
             stream.flush()
         sys.stdout, sys.stderr = former

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel
 
 from ...hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
-from ...hub.modeling_eqcohvit import EqCohViTBackbone, EqCohViTModel, start_positions
+from ...hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
 from ...loading import find_model, load_whole
 from ..preprocessing import read_preprocessing
 
@@ -73,9 +73,9 @@ class EncoderFolder:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """State of the trained backbone, by the names of `EqCohViTBackbone`."""
+        if AutoConfig.from_pretrained(find_model(self.name)).model_type == EqCohViTConfig.model_type:
+            return load_whole(EqCohViTBackbone, self.name, dtype=torch.float32).state_dict()
         model = load_whole(AutoModel, self.name, dtype=torch.float32)
-        if isinstance(model, EqCohViTModel):
-            model = model.backbone
         return {f"backbone.{key}": value for key, value in model.state_dict().items()}
 
 
