@@ -36,7 +36,7 @@ from eqcohvit.training.build import build
 from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
-from eqcohvit.training.launcher import agree, describe_launch, precision_of
+from eqcohvit.training.launcher import agree_with_launcher, describe_launch
 from eqcohvit.training.lora import merged
 from eqcohvit.training.monitor import MetricsLog, Progress, StepBar, describe_size, save_samples
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
@@ -348,10 +348,9 @@ class Pretraining:
 def make_accelerator(args: PretrainArguments) -> Accelerator:
     """Precision, accumulation, trackers and data-parallel options of a run; bf16 by default on GPUs that have it."""
     check_tracker(args.report_to)
-    agree(args.gradient_accumulation_steps)
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
-    args.mixed_precision = precision_of(args.mixed_precision)  # is kept with the settings
+    agree_with_launcher(args)
     return Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,

@@ -38,10 +38,11 @@ def with_launcher(given: set[str], completed: dict[str, Any]) -> dict[str, Any]:
     return completed | added
 
 
-def agree(gradient_accumulation_steps: int) -> None:
-    """Let the launcher's environment, which Accelerate prefers to what it is told, say the same as the run."""
+def agree_with_launcher(args: PretrainArguments) -> None:
+    """Set the precision where no one has, and let the launcher's environment, which Accelerate prefers, say the same as the run."""
+    args.mixed_precision = precision_of(args.mixed_precision)
     if ACCUMULATION in os.environ:
-        os.environ[ACCUMULATION] = str(gradient_accumulation_steps)
+        os.environ[ACCUMULATION] = str(args.gradient_accumulation_steps)
 
 
 def precision_of(mixed_precision: str | None) -> str:

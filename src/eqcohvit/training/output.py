@@ -51,7 +51,7 @@ def safe_output() -> Iterator[None]:
     """Inside, what is printed cannot fail; also a decorator."""
     former = sys.stdout, sys.stderr
     # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall have.
-    safe = [SafeStream(stream or open(os.devnull, "w")) for stream in former]
+    safe = [SafeStream(stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")) for stream in former]
     sys.stdout, sys.stderr = safe
     try:
         yield
