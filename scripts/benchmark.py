@@ -69,7 +69,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to measure on; default: cuda where there is one"
     )
-    parser.add_argument("--output", help="JSON to write: results, device, versions")
+    parser.add_argument("--output", type=os.path.expanduser, help="JSON to write: results, device, versions")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:

@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--token", help="access token; default: HF_TOKEN or the one of `hf auth login`")
     parser.add_argument("--revision", help="branch; default: main")
     parser.add_argument("--commit_message", help="default: Upload model, or Upload Space")
-    parser.add_argument("--run_dir", type=Path, help="folder of the run, to write the model card from")
+    parser.add_argument("--run_dir", type=lambda path: Path(path).expanduser(), help="folder of the run, to write the model card from")
     parser.add_argument("--training_state", type=Path, help="checkpoint of the run, to be put into the folder and uploaded too")
     args = parser.parse_args(argv)
     if args.folder is None:

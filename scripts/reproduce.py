@@ -60,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dense_data", help="for table D: folder with imagenette, camvid, bccd, face_keypoints, davis2016 as parquet files"
     )
-    parser.add_argument("--output_dir", default="runs/reproduction", help="default: runs/reproduction")
+    parser.add_argument("--output_dir", type=os.path.expanduser, default="runs/reproduction", help="default: runs/reproduction")
     parser.add_argument("--max_steps", type=int, help="training steps of each run; default: the recipes'")
     parser.add_argument("--budget", type=float, help="minutes that all runs may take in sum, which chooses max_steps")
     parser.add_argument("--time_limit", type=float, help="minutes after which this call ends, with all saved for the next")
