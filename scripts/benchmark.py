@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.measure import Result, Setup, measured
 from benchmarks.suites import SUITES
 from eqcohvit.evaluation.results import format_table, versions, write_results
+from eqcohvit.training.output import safe_output
 
 
 def make_table(results: list[Result], stored: dict[tuple[str, str], dict[str, float]] | None = None) -> str:
@@ -68,7 +69,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to measure on; default: cuda where there is one"
     )
-    parser.add_argument("--output", help="JSON to write: results, device, versions")
+    parser.add_argument("--output", type=os.path.expanduser, help="JSON to write: results, device, versions")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:
@@ -103,6 +104,7 @@ def main(args: argparse.Namespace) -> int:
     return sum(1 for result in results if result.failure)
 
 
+@safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 1 where cases have failed (the others are measured)."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as scripts/pretrain.py does; for the plain pipeline too

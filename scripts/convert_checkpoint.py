@@ -222,7 +222,7 @@ def format_report(report: list[Entry]) -> str:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--source", required=True, help="transformers folder or Hub id, or a .pth file")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--output", required=True, type=lambda path: Path(path).expanduser(), help="folder to write")
     parser.add_argument(
         "--layout", default="auto", choices=["auto", *_LAYOUTS], help="layout of a .pth file; default: auto, told by its keys"
     )

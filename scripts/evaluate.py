@@ -41,6 +41,7 @@ from eqcohvit.evaluation.pairs import PROTOCOLS
 from eqcohvit.evaluation.report import protocol_notes, write_report
 from eqcohvit.evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
+from eqcohvit.training.output import safe_output
 from eqcohvit.transforms import PATHS, make_path
 
 # Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
@@ -64,8 +65,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
     parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
-    parser.add_argument("--output", help="results.json to write; results.html and plots go into the same folder")
-    parser.add_argument("--cache_dir", default=str(DEFAULT_CACHE), help=f"where features are kept; default: {DEFAULT_CACHE}")
+    parser.add_argument("--output", type=os.path.expanduser, help="results.json to write; results.html and plots go into the same folder")
+    kept = f"where features are kept; default: {DEFAULT_CACHE}"
+    parser.add_argument("--cache_dir", type=os.path.expanduser, default=str(DEFAULT_CACHE), help=kept)
     parser.add_argument("--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")
 
@@ -229,12 +231,7 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
     prune_cache(args.cache_dir, args.cache_gb * 1e9)
     shown = [*rows, *beside]
     headline = [row for row in shown if row.headline]
-    print("\n\n".join(map(format_table, tables(headline))))
-    notes = protocol_notes(headline)
-    if notes:
-        print("\n" + "\n".join(notes))
-    if any(row.half is not None for row in headline):
-        print(f"\n{INTERVAL}")
+    places = ""
     if args.output:
         seconds = round(time.time() - started, 1)
         command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
@@ -242,9 +239,19 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
         results = {"command": command, **version, **measured, "rows": rows}
         write_results(args.output, results)
         page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
-        print(f"\nReport: {page}   Numbers: {args.output}")
+        places = f"\nReport: {page}   Numbers: {args.output}"
+    # written first: what is printed may go nowhere
+    print("\n\n".join(map(format_table, tables(headline))))
+    notes = protocol_notes(headline)
+    if notes:
+        print("\n" + "\n".join(notes))
+    if any(row.half is not None for row in headline):
+        print(f"\n{INTERVAL}")
+    if places:
+        print(places)
 
 
+@safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 130 after an interruption."""
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
@@ -30,9 +31,11 @@ from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task, spread
 from eqcohvit.evaluation.dense.pictures import save_sheet
 from eqcohvit.evaluation.dense.rows import SOURCE_FLAGS, open_train_and_test
 from eqcohvit.evaluation.results import format_table, versions, write_results
+from eqcohvit.training.arguments import PRECISIONS
 from eqcohvit.training.checkpoint import CheckpointError, find_checkpoint, on_main_process, read_state, remove_unfinished, set_later_aside
 from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
+from eqcohvit.training.run_lock import LOCK_FILE, lock_run
 from eqcohvit.training.signals import StopSignals, exit_code, leave
 
 SETTINGS_FILE = "settings.json"
@@ -70,14 +73,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="weight decay of matrices; default: %(default)s")
     parser.add_argument("--warmup_steps", type=int, default=defaults.warmup_steps, help="steps of linear warm-up; default: %(default)s")
     parser.add_argument("--lora_rank", type=int, default=defaults.lora_rank, help="rank of the adapters; default: %(default)s")
-    parser.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="default: bf16 on GPUs that have it, else no")
+    text = "default: the launcher's, else bf16 on GPUs that have it, else no"
+    parser.add_argument("--mixed_precision", choices=PRECISIONS, help=text)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation; default: 0")
     parser.add_argument(
         "--logging_steps", type=int, default=defaults.logging_steps, help="steps between progress lines; default: %(default)s"
     )
     parser.add_argument("--save_steps", type=int, default=defaults.save_steps, help="steps between checkpoints; default: %(default)s")
-    parser.add_argument("--output_dir", default="outputs/finetune", help="folder of the run; default: %(default)s")
+    parser.add_argument("--output_dir", type=os.path.expanduser, default="outputs/finetune", help="folder of the run; default: %(default)s")
     parser.add_argument("--resume_from_checkpoint", help="'latest' of output_dir, or the path of a checkpoint folder")
     return parser.parse_args(argv)
 
@@ -149,7 +153,7 @@ def check_output_dir(output_dir: Path, args: argparse.Namespace) -> Path | None:
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     path = output_dir / SETTINGS_FILE
     if not path.exists():
-        if output_dir.is_dir() and any(output_dir.iterdir()):
+        if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
         return checkpoint
     if not args.resume_from_checkpoint:
@@ -165,7 +169,7 @@ def check_output_dir(output_dir: Path, args: argparse.Namespace) -> Path | None:
 def open_run(output_dir: Path, args: argparse.Namespace, checkpoint: Path | None) -> None:
     """Make the folder with the run's settings in it."""
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        lock_run(output_dir)
         write_text_whole(output_dir / SETTINGS_FILE, json.dumps(vars(args), indent=1) + "\n")
         remove_unfinished(output_dir)
     except OSError as error:

@@ -25,7 +25,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, hold_out, open_source
+from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, describe_data, hold_out, open_source
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 from eqcohvit.evaluation.results import versions
 from eqcohvit.evaluation.run_probe import RunProbe, open_probe
@@ -36,6 +36,7 @@ from eqcohvit.training.build import build, build_saved_model
 from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
+from eqcohvit.training.launcher import agree_with_launcher, describe_launch
 from eqcohvit.training.lora import merged
 from eqcohvit.training.monitor import MetricsLog, Progress, StepBar, describe_size, save_samples
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
@@ -44,9 +45,10 @@ from eqcohvit.training.run_page import write_run_page
 from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.sharding import check_plugin, connect, is_sharded, save_whole, set_defaults, with_weights
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
+from eqcohvit.training.source import open_training_source
 from eqcohvit.training.start import WEIGHTS_FILE, describe_run
 from eqcohvit.training.start_settings import complete_settings
-from eqcohvit.training.trackers import Trackers
+from eqcohvit.training.trackers import Trackers, check_tracker
 from eqcohvit.transforms import make_path
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
@@ -64,7 +66,8 @@ class Pretraining:
             resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
             set_seed(args.seed)
             built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
-        self.checkpoint = checkpoint = on_main_process(accelerator, lambda: open_run(self.output_dir, args))
+        self.data = on_main_process(accelerator, lambda: describe_data(source))
+        self.checkpoint = checkpoint = on_main_process(accelerator, lambda: open_run(self.output_dir, args, self.data))
         stop.connect()
 
         # -------------------------------------------------------------- model, objective, optimizer
@@ -136,7 +139,7 @@ class Pretraining:
         accelerator.print(
             f"{args.objective} + {args.path}: {describe_size(self.trained)}, steps {self.step} to {args.max_steps}, "
             f"{compared * args.gradient_accumulation_steps} samples a step from {self.stream.source.name}, "
-            f"on {accelerator.num_processes} x {accelerator.device.type} ({accelerator.mixed_precision})"
+            f"on {describe_launch(args, accelerator)}"
         )
         for name, value in self.trained.objective.start_values(compared).items():
             accelerator.print(f"expected at the start, with new heads: {name} about {value:.4g}")
@@ -296,7 +299,7 @@ class Pretraining:
         """A checkpoint of all processes."""
         accelerator, args = self.accelerator, self.args
         state: dict[str, Any] = {"step": self.step, "logged_step": self.logged_step, "knn_start": self.guard.start if self.guard else None}
-        state["shown_r2"] = self.shown_r2
+        state |= {"shown_r2": self.shown_r2, "data": self.data}
         state |= {"image_mean": list(self.renderer.mean), "image_std": list(self.renderer.std)}
         state |= {"ranks": gather_object([{"position": self.position, "progress": self.progress.state()}])}
 
@@ -305,7 +308,7 @@ class Pretraining:
             if is_sharded(self.trained):
                 save_whole(self.trained, Path(folder) / WEIGHTS_FILE)
             if accelerator.is_main_process:
-                describe_run(Path(folder), args, self.trained.model.config)
+                describe_run(Path(folder), args, self.trained.model.config, self.renderer.mean, self.renderer.std)
 
         check_weights(self.trained, self.step)
         keep = (args.save_total_limit, args.keep_every_steps)
@@ -355,12 +358,13 @@ class Pretraining:
 
 def make_accelerator(args: PretrainArguments) -> Accelerator:
     """Precision, accumulation, trackers and data-parallel options of a run; bf16 by default on GPUs that have it."""
-    precision = args.mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+    check_tracker(args.report_to)
     transformers_logging.disable_progress_bar()
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
+    agree_with_launcher(args)
     set_defaults()
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
@@ -373,7 +377,7 @@ def make_accelerator(args: PretrainArguments) -> Accelerator:
 def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Source, RunProbe | None, KnnGuard | None]:
     """The images to train on, and the probe and the guard with images that are not among them, where they are asked for."""
     columns = (args.train_dir, args.image_column, args.label_column)
-    source = open_source(args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, *columns)
+    source = open_training_source(args, columns)
     probe = None
     if args.probe_samples:
         path = make_path(args.path, args.path_magnitude)

@@ -18,10 +18,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from transformers.utils import logging as transformers_logging
+
 import eqcohvit
-from eqcohvit.export import CARD_NAME, STATE_FOLDER, files_of, push_files, push_hub_folder
+from eqcohvit.export import CARD_NAME, STATE_FOLDER, check_model_folder, files_of, model_folder_of, push_files, push_hub_folder
 from eqcohvit.model_card import read_run, render_card
 
 _ROOT = Path(__file__).parent.parent
@@ -31,14 +34,14 @@ _RELEASED = _ROOT / "model_cards" / "eqcohvit-micro-sprites"
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--folder", type=Path, help="model folder, as pretraining writes it")
+    parser.add_argument("--folder", type=Path, help="model folder as pretraining writes it, folder of a run, or checkpoint of one")
     parser.add_argument("--space", action="store_true", help="upload the demo, with the model in it, instead of the model alone")
     parser.add_argument("--repo_id", required=True, help="repository, user/name; made where it is missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--token", help="access token; default: HF_TOKEN or the one of `hf auth login`")
     parser.add_argument("--revision", help="branch; default: main")
     parser.add_argument("--commit_message", help="default: Upload model, or Upload Space")
-    parser.add_argument("--run_dir", type=Path, help="folder of the run, to write the model card from")
+    parser.add_argument("--run_dir", type=lambda path: Path(path).expanduser(), help="folder of the run, to write the model card from")
     parser.add_argument("--training_state", type=Path, help="checkpoint of the run, to be put into the folder and uploaded too")
     args = parser.parse_args(argv)
     if args.folder is None:
@@ -56,8 +59,7 @@ def space_files(model_folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: the folder is no model folder.
     """
-    if not (model_folder / "config.json").is_file():
-        raise ValueError(f"{model_folder} is no model folder: expected config.json and *.safetensors in it")
+    check_model_folder(model_folder)
     package = files_of(Path(eqcohvit.__file__).parent)
 
     def wanted(name: str) -> bool:
@@ -70,7 +72,9 @@ def space_files(model_folder: Path) -> dict[str, Path]:
     }
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, new: Path) -> None:
+    transformers_logging.disable_progress_bar()
+    args.folder = model_folder_of(args.folder, new)
     if args.space:
         files, message = space_files(args.folder), args.commit_message or "Upload Space"
         url = push_files(files, args.repo_id, "space", args.private, args.token, args.revision, message)
@@ -94,7 +98,8 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     try:
-        main(parse())
+        with tempfile.TemporaryDirectory() as new:
+            main(parse(), Path(new) / "model")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -29,6 +29,7 @@ import torch
 from eqcohvit.evaluation.results import versions
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.files import write_text_whole
+from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
 from reproduction.tables import DENSE, TABLES, Run, chosen_runs, render_tables
 
@@ -59,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dense_data", help="for table D: folder with imagenette, camvid, bccd, face_keypoints, davis2016 as parquet files"
     )
-    parser.add_argument("--output_dir", default="runs/reproduction", help="default: runs/reproduction")
+    parser.add_argument("--output_dir", type=os.path.expanduser, default="runs/reproduction", help="default: runs/reproduction")
     parser.add_argument("--max_steps", type=int, help="training steps of each run; default: the recipes'")
     parser.add_argument("--budget", type=float, help="minutes that all runs may take in sum, which chooses max_steps")
     parser.add_argument("--time_limit", type=float, help="minutes after which this call ends, with all saved for the next")
@@ -272,6 +273,7 @@ def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
+@safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes: 1 a run failed, 2 bad input, 75 the time limit came first."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the stage in hand saves what it has

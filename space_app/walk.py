@@ -15,6 +15,7 @@ from transformers.image_utils import load_image
 import eqcohvit  # noqa: F401  (registers the model)
 from controls import Choice
 from eqcohvit import pool_tokens
+from eqcohvit.loading import check_loaded, find_model
 from eqcohvit.transforms import TransformationPath, intermediate_fractions
 
 MAX_BYTES = 10 * 1024**2
@@ -90,16 +91,18 @@ class SplitModel:
     """
 
     def __init__(self, name_or_path: str):
+        place = find_model(name_or_path)
         try:
-            model, info = AutoModelForPreTraining.from_pretrained(name_or_path, output_loading_info=True)
-            processor = AutoImageProcessor.from_pretrained(name_or_path)
-        except OSError as error:
+            model, info = AutoModelForPreTraining.from_pretrained(place, output_loading_info=True)
+            processor = AutoImageProcessor.from_pretrained(place)
+        except (OSError, RuntimeError) as error:
             raise ValueError(f"no model at {name_or_path}: {str(error).splitlines()[0]}") from None
         if model.config.model_type != "eqcohvit":
             raise ValueError(f"expected an EqCohViT model, {name_or_path} is of model_type {model.config.model_type!r}")
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"expected a model with its decoders, {name_or_path} lacks {len(missing)} weights, first {missing[0]}")
+        check_loaded(model, info, name_or_path)
         self.name = Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
         self.model, self.config = model.float().eval(), model.config
         self.processor = processor

@@ -13,8 +13,8 @@ ALLOWED = {
     "transforms": set(),
     "objectives": set(),
     "data": set(),
-    "training": {"hub", "objectives", "transforms", "data"},
-    "evaluation": {"hub", "transforms", "data", "training"},
+    "training": {"hub", "objectives", "transforms", "data", "loading"},
+    "evaluation": {"hub", "transforms", "data", "training", "loading"},
 }
 # Libraries that a room may import, besides the standard library.
 LIBRARIES = {

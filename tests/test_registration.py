@@ -2,10 +2,12 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
-from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines import PIPELINE_REGISTRY, pipeline
 
 import eqcohvit
+from eqcohvit.export import save_hub_folder
 from eqcohvit.registration import PIPELINE_TASK, register
 
 CONFIG = {
@@ -47,3 +49,13 @@ def test_import_is_quiet_and_needs_no_torchvision():
     script = "import sys; sys.modules['torchvision'] = None; import eqcohvit; assert 'datasets' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_librarys_own_task_asks_nobody_whether_to_run_code(tmp_path, monkeypatch):
+    def asked(*question):
+        raise AssertionError(question)
+
+    monkeypatch.setattr("builtins.input", asked)
+    save_hub_folder(tmp_path / "model", eqcohvit.EqCohViTModel(eqcohvit.EqCohViTConfig(**CONFIG)))
+    features = pipeline("image-feature-extraction", str(tmp_path / "model"))(Image.new("RGB", (40, 30)))
+    assert len(features[0]) == 197 and len(features[0][0]) == 16  # CLS and the patches, of the backbone's width

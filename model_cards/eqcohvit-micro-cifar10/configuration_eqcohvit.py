@@ -64,6 +64,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
             Where it is `"backbone"` the feature head is frozen, because nothing trains it.
         classifier_hidden_dim (`int`): hidden width of the classification head's MLP; 0 is a linear head.
         initializer_range (`float`): standard deviation of the feature head's initial weights.
+        random_weights (`list[str]`, *optional*): encoder weights that no training has made; written where a model is saved.
         out_features, out_indices: stages (`"stem"`, `"stage1"` ...) whose feature maps `EqCohViTBackbone` returns; default: the last.
         apply_layernorm (`bool`): whether the backbone's final layer norm is applied to every feature map.
         reshape_hidden_states (`bool`): feature maps as (B, D, h, w); else as token sequences.
@@ -102,6 +103,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     reshape_hidden_states: bool = True
     include_prefix_tokens: bool = True
     scale_factors: list[int | float] | None = None
+    random_weights: list[str] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

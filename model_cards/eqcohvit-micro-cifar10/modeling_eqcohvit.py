@@ -5,7 +5,9 @@ Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D ba
 
 import inspect
 import math
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,15 @@ _CUSTOM_PIPELINES = {
 
 # Weights without which a model's features are random; a mask token may be added to trained weights.
 _ENCODER_KEYS = re.compile(r"(^|\.)(backbone|feature_head)\.(?!.*mask_token$)")
+# Fields that say what the weights mean: with another value they still fit, and compute something else.
+_MEANINGS = ("equivariant_dim", "num_prefix_tokens", "decoder_context")
+# A checkpoint of a run holds the model beside the objective and the teacher.
+_RUN_FILE = "run_state.json"
+_NAMES_IN_RUN = {r"^model\.eqcohvit\.": "eqcohvit.", r"^model\.decoders\.": "decoders."}
+# The library turns names of files into names in memory; of DINOv3 it would change some that are names in memory already.
+_NAMES_IN_MEMORY = {r"backbone\.model\.layer\.": "backbone.layer."}
+_NOT_OF_THE_MODEL = [r"^objective\.", r"^teacher\."]
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -134,9 +145,10 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = []
-    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\.", *_NOT_OF_THE_MODEL]
     # Encoder weights that a loaded checkpoint did not have; they are random, and the pipeline refuses such a model.
     missing_encoder_keys: tuple[str, ...] | list[str] = ()
+    _random_starts: dict[str, torch.Tensor] = {}  # on the base model: the first values of each of these weights
 
     def __init__(self, config: EqCohViTConfig, *args, **kwargs):
         config.check()  # fields may have been set after construction, which skips the checks
@@ -155,19 +167,47 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
     ) -> Any:  # a pair with `output_loading_info`
+        name = pretrained_model_name_or_path
+        of_run = name is not None and os.path.isfile(os.path.join(name, _RUN_FILE))
+        names = {**(kwargs.pop("key_mapping", None) or {}), **(_NAMES_IN_RUN if of_run else {}), **_NAMES_IN_MEMORY}
         # The library names the tensors that do not fit in a printed table only.
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+            name, *args, ignore_mismatched_sizes=True, output_loading_info=True, key_mapping=names, **kwargs
         )
+        new = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+        if name is not None and not any("feature_head." in key for key in new):
+            model._check_meanings(name, cls.config_class.get_config_dict(name, **hub)[0])
         if info["mismatched_keys"] and not ignore_mismatched_sizes:
-            name, found, expected = sorted(info["mismatched_keys"])[0]
+            key, found, expected = sorted(info["mismatched_keys"])[0]
             raise RuntimeError(
-                f"{pretrained_model_name_or_path}: expected {name} of shape {tuple(expected)}, found {tuple(found)} "
+                f"{name}: expected {key} of shape {tuple(expected)}, found {tuple(found)} "
                 f"({len(info['mismatched_keys'])} such tensors); ignore_mismatched_sizes=True starts them anew"
             )
-        model.missing_encoder_keys = sorted(filter(_ENCODER_KEYS.search, info["missing_keys"]))
+        model._remember_random(filter(_ENCODER_KEYS.search, new))
         model._freeze_unused()
         return (model, info) if output_loading_info else model
+
+    def _check_meanings(self, name: str, saved: dict[str, Any]) -> None:
+        for field in _MEANINGS:
+            if field in saved and saved[field] != getattr(self.config, field):
+                raise ValueError(f"{name} was trained with {field}={saved[field]!r}, got {getattr(self.config, field)!r}")
+
+    def _remember_random(self, keys: Iterable[str]) -> None:
+        """Note these encoder weights, and those that the configuration names, as random until training has changed them."""
+        base, prefix = self.base_model, "" if self.base_model is self else f"{self.base_model_prefix}."
+        parameters = dict(base.named_parameters())
+        names = {key.removeprefix(prefix) for key in keys} | set(self.config.random_weights or ())
+        base._random_starts = {name: _first_values(parameters[name]) for name in sorted(names & parameters.keys())}
+        base.missing_encoder_keys = list(base._random_starts)
+        self.missing_encoder_keys = [prefix + name for name in base.missing_encoder_keys]
+
+    def _still_random(self) -> list[str]:
+        parameters = dict(self.base_model.named_parameters())
+        starts = self.base_model._random_starts.items()
+        # Half precision rounds; training changes more.
+        same = {name for name, start in starts if name in parameters and torch.allclose(_first_values(parameters[name]), start, rtol=4e-3)}
+        return sorted(same)
 
     def _freeze_unused(self) -> None:
         """Freeze the parameters that the model holds but never trains; loading makes all trainable."""
@@ -176,19 +216,25 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
         return self.base_model.backbone.get_input_embeddings()
 
     def save_pretrained(self, save_directory, **kwargs):
+        kwargs.setdefault("save_original_format", False)  # names on disk are names in memory, as `Trainer` expects where it resumes
+        self.config.random_weights = self._still_random() or None
         # The library names only the class that is being saved; every Auto class shall work on the saved folder.
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
         self.config.custom_pipelines = {**(getattr(self.config, "custom_pipelines", None) or {}), **_CUSTOM_PIPELINES}
         return super().save_pretrained(save_directory, **kwargs)
 
 
+def _first_values(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().flatten()[:64].float().cpu().clone()
+
+
 def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
-    """The ViT encoder of `config.backbone_config`, without a pooling layer: nothing would train it."""
+    """The ViT encoder of `config.backbone_config`, without a pooling layer: nothing would train it. It has the model's own precision."""
     backbone_class = MODEL_MAPPING[type(config.backbone_config)]
     kwargs = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters else {}
     if "use_mask_token" in inspect.signature(backbone_class.__init__).parameters:
         kwargs["use_mask_token"] = bool(getattr(config.backbone_config, "use_mask_token", False))
-    return AutoModel.from_config(config.backbone_config, **kwargs)
+    return AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype(), **kwargs)
 
 
 @torch.no_grad()
@@ -222,6 +268,9 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
 
     def _run_backbone(self, pixel_values: torch.Tensor | None, **kwargs):
         config = self.config
+        for name in ("output_hidden_states", "output_attentions"):  # asked for here, of the nested backbone
+            if kwargs.get(name) is None and getattr(config, name):
+                kwargs[name] = True
         if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
             found = pixel_values.dtype if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
             raise ValueError(f"pixel_values must be a float tensor of shape (batch_size, channels, height, width), got {found}")
@@ -306,12 +355,12 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
                 loss is returned.
             kwargs: go to the encoder, for both views.
         """
-        first = end = self.eqcohvit(pixel_values, **kwargs)
+        first = end = self.eqcohvit(pixel_values, return_dict=True, **kwargs)
         assert pixel_values is not None  # the encoder has refused that
         if pixel_values_end is not None:
             if pixel_values.shape != pixel_values_end.shape:
                 raise ValueError(f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}")
-            end = self.eqcohvit(pixel_values_end, **kwargs)
+            end = self.eqcohvit(pixel_values_end, return_dict=True, **kwargs)
         elif intermediates is not None:
             raise ValueError("intermediates are states between two views, but pixel_values_end (the end of the path) is missing")
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
@@ -368,7 +417,7 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
         """pixel_values (B, C, H, W), labels (B,) class indices -> loss (), logits (B, num_labels)."""
-        outputs = self.eqcohvit(pixel_values, **kwargs)
+        outputs = self.eqcohvit(pixel_values, return_dict=True, **kwargs)
         features = {
             "invariant": outputs.invariant_features,
             "equivariant": outputs.equivariant_features,
@@ -383,7 +432,7 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
 class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
     """Feature maps of chosen stages for transformers' dense heads (UperNet, DPT, DETR ...)."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\.", r"feature_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\.", r"feature_head\.", *_NOT_OF_THE_MODEL]
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__(config)

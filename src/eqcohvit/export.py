@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -14,7 +15,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .hub import modeling_eqcohvit
 from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
+from .loading import STATE_FILE, find_model, load_whole
 
 CARD_NAME, STATE_FOLDER = "README.md", "training_state"
 _STALE_PATTERNS = (".safetensors", ".safetensors.index.json", ".py")
@@ -80,6 +83,34 @@ def save_hub_folder(
     return folder
 
 
+def model_folder_of(name: str | Path, new: Path) -> Path:
+    """The model folder that `find_model` means; where that is a checkpoint of a run, its model is written as a Hub folder to `new`.
+
+    Raises:
+        ValueError: as `find_model`, and as `load_whole` for a checkpoint.
+    """
+    place = Path(find_model(name))
+    if not (place / STATE_FILE).is_file():
+        return place
+    state = json.loads((place / STATE_FILE).read_text())
+    model = load_whole(modeling_eqcohvit.EqCohViTForPreTraining, place)
+    return save_hub_folder(new, model, image_mean=state["image_mean"], image_std=state["image_std"])
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise a `ValueError` unless it is a model folder; of an EqCohViT all weights must be there and fit its configuration."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: expected config.json and *.safetensors in it")
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} has no weights: expected *.safetensors beside config.json")
+    if (folder / STATE_FILE).is_file():
+        raise ValueError(f"{folder} is a checkpoint of a run, no model folder: expected OUTPUT_DIR/model")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") == "eqcohvit":
+        architecture = (config.get("architectures") or ["EqCohViTModel"])[0]
+        load_whole(getattr(modeling_eqcohvit, architecture, modeling_eqcohvit.EqCohViTModel), folder)
+
+
 # ---------------------------------------------------------------------------------------------------------------- upload
 
 
@@ -104,14 +135,11 @@ def push_hub_folder(
         revision: a branch, made where it is missing; default: main.
 
     Raises:
-        ValueError: the folder is no Hub folder, the name is not allowed, or the Hub refuses.
+        ValueError: the folder is no Hub folder, lacks weights, the name is not allowed, or the Hub refuses.
         ConnectionError: it still fails after `max_attempts`.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: expected config.json and *.safetensors in it")
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has no weights: expected *.safetensors beside config.json")
+    check_model_folder(folder)
     return push_files(files_of(folder), repo_id, "model", private, token, revision, commit_message, max_attempts, wait_seconds)
 
 

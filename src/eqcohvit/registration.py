@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor  # the public name wants torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .hub.configuration_eqcohvit import EqCohViTConfig
@@ -35,6 +36,8 @@ def register() -> None:
         model_class.register_for_auto_class(auto_class.__name__)
     AutoImageProcessor.register(EqCohViTConfig, image_processor_classes={"pil": EqCohViTImageProcessorPil}, exist_ok=True)
     EqCohViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+    # There is none; said here, or the pipelines would look for one in the folder's code and ask whether to run it.
+    AutoVideoProcessor.register(EqCohViTConfig, video_processor_classes={}, exist_ok=True)
     if PIPELINE_TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
             PIPELINE_TASK, pipeline_class=EqCohViTFeatureExtractionPipeline, pt_model=AutoModel, type="image"

@@ -1,13 +1,18 @@
 """Signals that are sent to real runs."""
 
 import json
+import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import SCRIPTS
 from tests.run_server import Run
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -135,3 +140,60 @@ def test_the_second_signal_ends_the_run_at_once(run_server, photos, tmp_path):
     assert run.wait(REPEAT_SECONDS + 0.3) is None
     run.signal(signal.SIGTERM)
     assert run.wait(BOUND) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
+def test_a_closed_terminal_and_a_spent_time_limit_save_like_any_signal(run_server, photos, tmp_path, name):
+    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--dataloader_num_workers", "1"]
+    run = run_server.start(argv, tmp_path / "record")[0]
+    until(lambda: run.num_batches() >= 2, run)
+    run.signal(getattr(signal, name))
+    assert run.wait(BOUND) == EXIT_STOPPED, run.output()[-2000:]
+    assert 0 < saved_step(tmp_path / "run") < 12 and f"stopped by {name} after step" in run.output()
+
+
+def test_the_system_may_repeat_that_the_time_is_spent(run_server, photos, tmp_path):
+    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--save_steps", "2"]
+    run = run_server.start(argv, tmp_path / "record", stall="checkpoint")[0]
+    until(lambda: "stalled" in run.output(), run)
+    run.signal(signal.SIGXCPU)
+    time.sleep(REPEAT_SECONDS + 0.3)
+    run.signal(signal.SIGXCPU)
+    assert run.wait(0.5) is None
+    run.signal(signal.SIGTERM)
+    assert run.wait(BOUND) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("end", ["| head -n 1", "> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_a_run_whose_output_goes_nowhere_finishes(photos, tmp_path, end):
+    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--logging_steps", "1", "--probe_samples", "0"]
+    done = run_in_shell(argv, end)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert saved_step(tmp_path / "run") == 12 and weights(tmp_path / "run")
+
+
+def test_nohup_is_obeyed(photos, tmp_path):
+    """The signal of a closed terminal does not stop a run that was started to outlive it."""
+    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--probe_samples", "0"]
+    hang_up = f"( until [ -d {tmp_path}/run/checkpoints ] || [ -e {tmp_path}/run/metrics.jsonl ]; do sleep .05; done; kill -HUP $$ ) & "
+    done = run_in_shell(argv, "", before=f"trap '' HUP; {hang_up}", replace=True)
+    assert done.returncode == 0 and saved_step(tmp_path / "run") == 12, done.stderr[-2000:]
+
+
+def run_in_shell(argv, end, before="", replace=False):
+    command = shlex.join([sys.executable, str(SCRIPTS / "pretrain.py"), *argv])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    script = f"set -o pipefail; {before}{'exec ' if replace else ''}{command} {end}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_the_second_start_of_the_same_run_is_refused_and_the_first_goes_on(run_server, truth, photos, tmp_path):
+    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest"]
+    first = run_server.start(argv, tmp_path / "record", stall="5")[0]
+    until(lambda: "stalled" in first.output(), first)
+    second = run_server.start(argv, tmp_path / "record2")[0]
+    assert second.wait(BOUND) == 2 and f"is being written by process {first.pid} on " in second.output()
+    first.signal(signal.SIGKILL)
+    assert first.wait(BOUND) == -signal.SIGKILL
+    run_server.run(argv, tmp_path / "record")
+    assert_equal_weights(tmp_path / "run", truth(1))

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 from operator import length_hint
 
@@ -271,3 +272,69 @@ def test_hold_out_leaves_at_least_half_of_each_shard(tmp_path):
     for source in (FolderSource(tmp_path), DatasetSource("parquet", data_files=f"{tmp_path}/*.parquet")):
         rest, held_out = hold_out(source, 100)
         assert [len(list(part.read_shard(0, 0))) for part in (rest, held_out)] == [3, 2]
+
+
+# ------------------------------------------------------------------------------------------------- what a run resumes over
+
+
+def test_identity_is_of_the_names_and_moves_with_the_images(photos, tmp_path):
+    moved = shutil.copytree(photos, tmp_path / "moved", copy_function=shutil.copyfile)  # with other times
+    assert FolderSource(photos).identity == FolderSource(moved).identity
+    shutil.copy(next(moved.rglob("*.jpg")), moved / "new.jpg")
+    assert FolderSource(photos).identity != FolderSource(moved).identity
+    rest, held_out = hold_out(FolderSource(photos), 4)
+    assert len({FolderSource(photos).identity, rest.identity, held_out.identity}) == 3
+    assert SpritesSource(8).identity == SpritesSource(8).identity != SpritesSource(9).identity
+
+
+def test_identity_of_files_of_a_dataset_is_of_their_names_and_sizes(photos, tmp_path):
+    for name, number in (("a", 4), ("b", 4), ("c", 5)):
+        write_parquet(tmp_path / name / "train.parquet", range(number))
+    first, second, third = (DatasetSource("parquet", data_files=str(tmp_path / name / "*.parquet")).identity for name in "abc")
+    assert first == second != third
+    places = (photos, shutil.copytree(photos, tmp_path / "d"))
+    folders = [DatasetSource("imagefolder", data_files={"train": str(place / "**")}) for place in places]
+    assert folders[0].identity == folders[1].identity
+
+
+def test_images_of_a_run_inside_the_folder_are_left_out(photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    samples = folder / "runs" / "mine" / "samples"
+    samples.mkdir(parents=True)
+    shutil.copy(next(photos.rglob("*.jpg")), samples / "step-3.jpg")
+    assert len(FolderSource(folder)) == 25
+    (tmp_path / "link").symlink_to(folder)
+    for root in (folder, f"{folder}/**", tmp_path / "link"):
+        assert len(FolderSource(root, leave_out=tmp_path / "link" / "runs" / "mine")) == 24
+    assert len(FolderSource(samples, leave_out=folder / "runs")) == 1  # all of them: the images that were asked for
+    assert len(open_source(train_dir=folder, leave_out=folder / "runs")) == 24
+
+
+# ------------------------------------------------------------------------------------------------- other ways to save a dataset
+
+
+def labels_of(source):
+    return [(source.decode_batch([record.payload], 4)[0].canvas[0, 0, 0], record.label) for record in source.read_shard(0, 0)]
+
+
+def test_a_folder_of_save_to_disk_is_read_as_it_is(tmp_path):
+    import datasets
+
+    write_parquet(tmp_path / "data.parquet", range(3))
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "data.parquet"), cache_dir=str(tmp_path / "cache"))
+    rows.select([2, 0, 1]).save_to_disk(tmp_path / "saved", num_shards=1)
+    source = open_source(str(tmp_path / "saved"))
+    assert labels_of(source) == [(2, 0), (0, 0), (1, 1)] and source.label_names == ["even", "odd"]
+
+
+@pytest.mark.parametrize("root", ["", "photos/"])
+@pytest.mark.parametrize("name", ["imagefolder", None])
+def test_a_zip_of_class_folders_is_labelled_by_them(root, name, tmp_path):
+    import zipfile
+
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
+        for value in range(4):
+            archive.writestr(f"{root}{('even', 'odd')[value % 2]}/{value}.png", png(value))
+    source = open_source(name, data_files=str(tmp_path / "set" / "*.zip")) if name else open_source(str(tmp_path / "set"))
+    assert sorted(labels_of(source)) == [(0, 0), (1, 1), (2, 0), (3, 1)] and source.label_names == ["even", "odd"]

@@ -1,7 +1,11 @@
 import json
+import os
+import shlex
+import subprocess
+import sys
 
 import pytest
-from tests.conftest import load_script, save_tiny_encoder
+from tests.conftest import SCRIPTS, load_script, save_tiny_encoder
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 
@@ -99,3 +103,15 @@ def test_missing_model_ends_with_2_and_one_line(evaluate, tmp_path, capsys):
     assert evaluate.cli(["--model", str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", ["> /dev/full", "| true"])
+def test_numbers_are_written_before_they_are_printed(folder, tmp_path, end):
+    """Also to a terminal that knows ASCII alone, where the table has a sign that is none."""
+    small = "--max_samples 60 --max_test_samples 30 --seeds 2 --head linear --pooling cls_mean --protocol strict".split()
+    output = ["--output", str(tmp_path / "results.json"), "--cache_dir", str(tmp_path / "cache")]
+    command = shlex.join([sys.executable, str(SCRIPTS / "evaluate.py"), "--model", str(folder), *small, *output])
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {end}"], capture_output=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "results.json").read_text())["rows"]

@@ -71,3 +71,14 @@ def test_space_without_a_model_is_one_line_and_exit_code_2(tmp_path):
     done = run("--space", "--folder", tmp_path / "nothing", "--repo_id", "user/demo")
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"
+
+
+def test_the_folder_of_a_run_is_its_model(tmp_path):
+    config = EqCohViTConfig(backbone_config={**BACKBONE, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4)
+    folder = save_hub_folder(tmp_path / "run" / "model", EqCohViTModel(config))
+    (tmp_path / "run" / "config.yaml").write_text("max_steps: 3\n")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with LoopbackHub() as hub:
+        done = run("--folder", tmp_path / "run", "--repo_id", "user/name", env=hub.environment(tmp_path / "hf"))
+        assert done.returncode == 0 and done.stdout.startswith(f"uploaded {folder} to user/name"), done.stderr
+        assert hub.files("user/name")["model.safetensors"] == (folder / "model.safetensors").read_bytes()

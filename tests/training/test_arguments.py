@@ -125,3 +125,39 @@ def test_help_shows_defaults_where_there_are_some(capsys):
     assert "peak learning rate of AdamW, not scaled by the batch size (default: 0.003)" in text
     titles = [title for title in ("data:", "start:", "views:", "objective:", "optimisation:", "run:") if f" {title} --" in text]
     assert titles == ["data:", "start:", "views:", "objective:", "optimisation:", "run:"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resume_from_checkpoint: true", "resume_from_checkpoint in the recipe must be text or a number, got true"),
+        ("max_steps: yes", "max_steps in the recipe must be text or a number, got true"),
+        ("peft: no", "peft in the recipe must be text or a number, got false"),
+        ("compile: fast", "compile in the recipe must be true or false, got 'fast'"),
+        ("resident: 1", "resident in the recipe must be true or false, got 1"),
+    ],
+)
+def test_a_value_of_another_kind_in_a_recipe_is_named(text, message, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_yamls_no_is_the_word_where_that_is_a_choice(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mixed_precision: no\ncompile: no\n")
+    args = parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
+    assert args.mixed_precision == "no" and args.compile is False and args.given == {"mixed_precision", "compile"}
+
+
+def test_the_home_folder_may_be_written_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("max_steps: 7")
+    args = parse_arguments(["--config", "~/recipe.yaml", "--output_dir=~/x", "--train_dir=~/photos"])
+    assert (args.output_dir, args.train_dir, args.max_steps) == (f"{tmp_path}/x", f"{tmp_path}/photos", 7)
+
+
+def test_places_may_change_where_the_checkpoint_knows_its_images():
+    args, saved = PretrainArguments(train_dir="/new"), dataclasses.asdict(PretrainArguments(train_dir="/old"))
+    check_resumable(args, saved, may_move=True)
+    with pytest.raises(ValueError, match="train_dir was '/old', is '/new'"):
+        check_resumable(args, saved)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 from PIL import Image
 
-from eqcohvit.training.trackers import Trackers
+from eqcohvit.training.trackers import Trackers, check_tracker
 
 
 class Tiny(GeneralTracker):
@@ -75,3 +76,12 @@ def test_a_tracker_that_fails_is_told_of_once_and_stops_no_other(picture):
     trackers.finish()
     assert [note[0] for note in whole.noted] == ["log", "log", "images", "finish"]
     assert said == ["the tracker broken failed, the run goes on without it (ConnectionError: no network)"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused():
+    check_tracker("none")
+    missing = next(str(name) for name in LoggerType.list() if str(name) not in ["all", *map(str, get_available_trackers())])
+    with pytest.raises(ValueError, match=f"report_to: the tracker '{missing}' is not installed; installed: .*; known: .*{missing}"):
+        check_tracker(missing)
+    with pytest.raises(ValueError, match="the tracker 'wandbb' is unknown; "):
+        check_tracker("wandbb")

@@ -4,7 +4,7 @@ from .datasets_source import DatasetSource, open_source
 from .decode import BadImage, Decoded, decode_image
 from .resident import ResidentCanvases
 from .retry import ReadError
-from .sources import FolderSource, Record, Source, SpritesSource, hold_out
+from .sources import FolderSource, Record, Source, SpritesSource, describe_data, hold_out
 from .stream import Batch, CanvasStream, TooManyBadImages, sequential
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "SpritesSource",
     "TooManyBadImages",
     "decode_image",
+    "describe_data",
     "hold_out",
     "open_source",
     "sequential",

@@ -1,8 +1,11 @@
 """Images from anything that the `datasets` library opens, and the source that the arguments of a script name."""
 
 import glob
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ ROWS_PER_COLUMN_READ = 1024  # of columns without images
 FEW_SHARDS = 64  # a dataset with fewer is split by row group; finding the row groups costs one small read per file
 MAX_VIRTUAL_SHARDS = 256  # row groups are often of 100 rows; shuffling wants larger shards
 
+SAVED_STATE = "state.json"
 _BUILDER_OF_ENDING = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _ARROW_BUILDERS = {"arrow", "csv", "json", "parquet"}
 _OTHER_BUILDERS = {"csv", "imagefolder", "json"}
@@ -41,8 +45,11 @@ class DatasetSource(ImageSource):
     ):
         import datasets
 
-        files = None if data_files is None else expand_data_files(path, data_files, split)
         self.name = " ".join(str(part) for part in (path, name, split) if part)
+        if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):  # what `save_to_disk` writes
+            saved = json.loads(Path(path, SAVED_STATE).read_text())["_data_files"]
+            path, data_files = "arrow", [os.path.join(path, file["filename"]) for file in saved]
+        files = None if data_files is None else expand_data_files(path, data_files, split)
         dataset = self._load(path, name, split, files)
         features = dataset.features or dict.fromkeys(next(iter(dataset), {}))  # some builders learn their columns from the rows only
         self._image_column = _find_image_column(features, image_column, self.name)
@@ -59,7 +66,17 @@ class DatasetSource(ImageSource):
         self._records: list[tuple[Any, int]] | None = None
         self._dataset, self.num_shards = dataset, dataset.num_shards
         if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are mere paths
-            self._records = list(self._read(dataset))
+            try:
+                self._records = list(self._read(dataset))
+            except ValueError as error:
+                if "class label" not in str(error):
+                    raise
+                # Of an archive the builder takes the folder that it lies in for the class.
+                undecoded = datasets.Image(decode=False)
+                dataset = self._load(path, name, split, files, drop_labels=True).cast_column(self._image_column, undecoded)
+                self._label_column, self.has_labels = None, False
+                self._records, self.label_names = _labelled_by_folder([image for image, _ in self._read(dataset)])
+                self.has_labels = True
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
             self._dataset = _split_further(dataset)
@@ -89,6 +106,17 @@ class DatasetSource(ImageSource):
         builder = datasets.load_dataset_builder(path, name, data_files=files)
         found = (builder.config.data_files or {}).get(split, [])
         return digest([path, name, split, self._image_column, self._label_column, builder.hash, *map(file_mark, found)])
+
+    @property
+    def identity(self) -> str:
+        if self._records is not None:
+            root = os.path.commonpath([os.path.dirname(str(image)) for image, _ in self._records] or [""])
+            return digest(["images", *(str(image).removeprefix(root) for image, _ in self._records)])
+        import datasets
+
+        path, name, split, files = self._opened
+        found = datasets.load_dataset_builder(path, name, data_files=files).config.data_files or {}
+        return digest(["files", split, self._image_column, *map(_file_name, found.get(split, []))])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         if self._records is not None:
@@ -149,6 +177,21 @@ class DatasetSource(ImageSource):
         if isinstance(record.payload, str):
             return record.payload
         return f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+
+
+def _labelled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """(path, class) of each path, also inside of an archive, and the names of the classes: those of the folders."""
+    folders = [os.path.basename(os.path.dirname(image.split("::")[0])) for image in images]
+    names = sorted(set(folders))
+    index = {name: number for number, name in enumerate(names)}
+    return [(image, index[folder]) for image, folder in zip(images, folders, strict=True)], names
+
+
+def _file_name(file: str) -> tuple[str, int]:
+    """Name and size of a local file; the address of a remote one, without the commit that it is of, and 0."""
+    if "://" in file:
+        return re.sub(r"@[0-9a-f]{40}", "", file), 0
+    return os.path.basename(file), os.path.getsize(file)
 
 
 def _split_further(dataset: Any) -> Any:
@@ -239,18 +282,19 @@ def open_source(
     train_dir: str | os.PathLike | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    leave_out: str | os.PathLike | None = None,
 ) -> Source:
     """The source that the arguments of a script name; with none of them, the embedded sprites.
 
     `data_files` without `dataset_name` is understood by its ending (.parquet, .arrow, .tar). `label_column="folder"` labels the images
-    of `train_dir` by their parent folder.
+    of `train_dir` by their parent folder. `leave_out` is a folder inside of it whose images do not count, such as that of a run.
     """
     if train_dir is not None and (dataset_name is not None or data_files is not None):
         raise ValueError("give either train_dir (a folder of images) or dataset_name / data_files, not both")
     if train_dir is not None:
         if image_column is not None or label_column not in (None, "folder"):
             raise ValueError('train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)')
-        return FolderSource(train_dir, labels=label_column == "folder")
+        return FolderSource(train_dir, labels=label_column == "folder", leave_out=leave_out)
     if dataset_name is None:
         if data_files is not None:
             dataset_name = builder_for(data_files)

@@ -45,6 +45,11 @@ class Source(Protocol):
         """Changes whenever a record could have changed; from names, sizes and samples of the content, without reading all of it."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """Changes where a key would name another record; from the names of the images or files, which may lie anywhere."""
+        return self.fingerprint
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         """The records of a shard, in the same order each time; `epoch` matters to sources without end."""
 
@@ -101,15 +106,16 @@ def _read_remote_file(path: str) -> bytes:
 class FolderSource(ImageSource):
     """Image files below a folder, or matched by a glob of files and folders ("**" included). Names that start with "." are left out.
 
-    No labels are needed; `labels=True` takes the name of the parent folder as the class. Shards are strided (`files[i::n]`), so that
+    No labels are needed; `labels=True` takes the name of the parent folder as the class. Images below the folder `leave_out` are none
+    of them, unless all are. Shards are strided (`files[i::n]`), so that
     each of them mixes all folders.
     """
 
     cheap_rows = True
 
-    def __init__(self, root_or_glob: str | os.PathLike, labels: bool = False):
+    def __init__(self, root_or_glob: str | os.PathLike, labels: bool = False, leave_out: str | os.PathLike | None = None):
         self.name = os.path.expanduser(os.fspath(root_or_glob))
-        self._files = sorted(_list_images(self.name))
+        self._files = sorted(_outside(leave_out, _list_images(self.name), self.name))
         if not self._files:
             raise ValueError(f"no images found in {self.name} (extensions {' '.join(sorted(image_extensions()))})")
         self.num_shards = -(-len(self._files) // ROWS_PER_VIRTUAL_SHARD)
@@ -125,6 +131,10 @@ class FolderSource(ImageSource):
         status = [(os.path.relpath(file, self.name), os.stat(file)) for file in self._files if os.path.exists(file)]
         return digest(["folder", self.has_labels, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in status)])
 
+    @property
+    def identity(self) -> str:
+        return digest(["folder", *(os.path.relpath(file, self.name) for file in self._files)])
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         for row, path in enumerate(self._files[shard :: self.num_shards]):
             yield Record(shard << 32 | row, path, self._label_of[_parent(path)] if self.has_labels else -1)
@@ -135,6 +145,17 @@ class FolderSource(ImageSource):
 
 def _parent(path: str) -> str:
     return os.path.basename(os.path.dirname(path))
+
+
+def _outside(folder: str | os.PathLike | None, files: set[str], root: str) -> set[str]:
+    """The files that do not lie below the folder; all of them where the root does."""
+    if folder is None:
+        return files
+    left_out = os.path.join(os.path.realpath(os.path.expanduser(os.fspath(folder))), "")
+    real = {parent: os.path.join(os.path.realpath(parent), "") for parent in {os.path.dirname(file) for file in files}}
+    if os.path.join(os.path.realpath(root), "").startswith(left_out):
+        return files
+    return {file for file in files if not real[os.path.dirname(file)].startswith(left_out)}
 
 
 def _list_images(root_or_glob: str) -> set[str]:
@@ -188,6 +209,10 @@ class SpritesSource(Source):
         modules = (sprites, sprite_scenes, sprite_shapes)  # what draws them is what they are
         return digest(["sprites", self.num_samples, self.seed, self.offset, *(Path(module.__file__).read_bytes() for module in modules)])
 
+    @property
+    def identity(self) -> str:
+        return digest(["sprites", self.num_samples, self.seed, self.offset])
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         start = self.offset + epoch * self.num_samples
         first = shard * ROWS_PER_VIRTUAL_SHARD
@@ -218,6 +243,11 @@ class _PartOfSource:
     def fingerprint(self) -> str:
         return digest([self._source.fingerprint, self._num_rows, self._share, self._held_out])
 
+    @property
+    def identity(self) -> str:
+        """As that of the whole source."""
+        return digest([self._source.identity, self._num_rows, self._share, self._held_out])
+
     def __length_hint__(self) -> int:
         """How many images there are, up to what short shards have less; 0 where the source does not say."""
         number = length_hint(self._source)
@@ -242,3 +272,8 @@ def hold_out(source: Source, num_samples: int, share: int = 2) -> tuple[Source, 
     """(the rest, `num_samples` or slightly more images) of a source; of each shard at most 1 / `share` is held out."""
     num_rows = -(-num_samples // source.num_shards)
     return _PartOfSource(source, num_rows, share, held_out=False), _PartOfSource(source, num_rows, share, held_out=True)
+
+
+def describe_data(source: Source) -> dict[str, Any]:
+    """What a checkpoint says of the images that it was trained on: `identity`, and `num_images` (0 where the source does not say)."""
+    return {"identity": source.identity, "num_images": length_hint(source)}

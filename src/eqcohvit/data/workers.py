@@ -21,11 +21,12 @@ from .bad_images import printable
 from .decode import BadImage
 from .order import Sample
 from .retry import Patience
+from .shared_memory import WAIT_SECONDS, NoSharedMemory, check_result, share
 from .sources import Source
 
 _Item = TypeVar("_Item")
 # What the loader says of it: where it copies to page-locked memory (with a GPU), the thread that does so may die of the broken connection.
-_WORKER_DIED = ("DataLoader worker", "Pin memory thread")
+_WORKER_DIED = ("DataLoader worker", "DataLoader timed out", "Pin memory thread")
 
 
 class KEPT:
@@ -75,7 +76,8 @@ class Decoder(Dataset[Chunk]):
                 bad.append((index, str(item), self.source.where(samples[index].record)))
             elif item.label is not None:
                 meta[index, 1] = item.label
-        return Chunk(canvases, torch.tensor([item.size for item in good], dtype=torch.int64).reshape(-1, 2), meta, mask, bad, kept)
+        sizes = torch.tensor([item.size for item in good], dtype=torch.int64).reshape(-1, 2)
+        return share(Chunk(canvases, sizes, meta, mask, bad, kept))
 
 
 def decoded(
@@ -91,7 +93,8 @@ def decoded(
     """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it is handed out.
 
     Raises:
-        ReadError: workers have died again and again at the samples that it names.
+        ReadError: workers have died, or not answered for half an hour, again and again at the samples that it names.
+        NoSharedMemory: a worker has no room for what it has decoded.
     """
     decoder, reader = Decoder(source, canvas_size, fit), BackgroundIterator(_lists(samples, chunk_size), depth)
     handed_out: deque[list[Sample]] = deque()  # to workers, and not come back
@@ -103,11 +106,14 @@ def decoded(
             lists = _emptied(again) if careful else reader
             try:
                 for chunk in _load(decoder, map(prepare, _noted(lists, handed_out)), num_workers, careful):
+                    check_result(chunk)
                     handed_out.popleft()
                     patience.succeeded()
                     yield chunk
                 if not careful:
                     return
+            except NoSharedMemory:
+                raise
             except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # the latter where it took a result with it
                 if not num_workers or (isinstance(error, RuntimeError) and not str(error).startswith(_WORKER_DIED)):
                     raise
@@ -137,6 +143,7 @@ def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, car
         num_workers=1 if careful else num_workers,
         prefetch_factor=1 if careful else None,
         collate_fn=_identity,
+        timeout=WAIT_SECONDS if num_workers else 0,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         worker_init_fn=_survive_signals,
@@ -164,8 +171,8 @@ def _survive_signals(_worker: int) -> None:
     """Schedulers signal all processes of a job, Ctrl-C the group; the main process may still want batches for its last step."""
     if sys.platform == "linux":
         os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU):
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_when_the_parent_says, daemon=True).start()
 

@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..hub.modeling_eqcohvit import start_positions
+from ..loading import find_model, load_whole
 from .preprocessing import Preprocessing, read_preprocessing
 
 PIXELS_SIDE = 16
@@ -226,25 +227,22 @@ _NAMES = {"_name_or_path", "architectures", "auto_map", "custom_pipelines", "tra
 def load_encoder(
     name_or_path: str, layers: Iterable[str] = (LAST,), name: str | None = None, trust_remote_code: bool = False
 ) -> ModelEncoder:
-    """The model of a folder or repository, with the image size and normalisation of its image processor.
+    """The model of a folder (also of a run, or a checkpoint of one) or repository, with its image processor's size and normalisation.
 
     `timm/NAME`, `hf-hub:USER/REPO` and folders in timm's format are models of timm (see `timm_encoder`).
 
     Raises:
-        ValueError: there is no model under this name, or it is no vision model.
+        ValueError: there is no model under this name, it lacks weights, or it is no vision model.
     """
     from .timm_encoder import find_timm_name, load_timm_encoder
 
     timm_name = find_timm_name(str(name_or_path))
     if timm_name is not None:
         return load_timm_encoder(name or str(name_or_path), timm_name, list(layers), _device())
-    try:
-        # Torch's default dtype would follow the checkpoint; probes compare encoders in one precision.
-        model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ValueError(f"no model at {name_or_path}: {str(error).splitlines()[0]}") from None
+    # Torch's default dtype would follow the checkpoint; probes compare encoders in one precision.
+    model = load_whole(AutoModel, name_or_path, dtype=torch.float32, trust_remote_code=trust_remote_code)
     model = _vision_tower(model, name_or_path)
-    preprocessing = read_preprocessing(name_or_path, model.config, trust_remote_code)
+    preprocessing = read_preprocessing(find_model(name_or_path), model.config, trust_remote_code)
     return ModelEncoder(name or str(name_or_path), model.to(_device()), preprocessing, layers)
 
 

@@ -238,6 +238,11 @@ class RowsOfSource:
         """Changes with the source and with the rows."""
         return digest([self._source.fingerprint, self._keys.tobytes()])
 
+    @property
+    def identity(self) -> str:
+        """As the fingerprint."""
+        return self.fingerprint
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         """The wanted records of a shard; nothing is read after the last of them."""
         number = int(self._shards[shard])

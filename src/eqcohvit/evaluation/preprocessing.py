@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..loading import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ def read_preprocessing(name_or_path: str, config: Any, trust_remote_code: bool =
 
 
 def _processor_fields(name_or_path: str, trust_remote_code: bool) -> dict[str, Any] | None:
+    if (Path(name_or_path) / STATE_FILE).is_file():  # a checkpoint of a run
+        state = json.loads((Path(name_or_path) / STATE_FILE).read_text())
+        return {name: state[name] for name in ("image_mean", "image_std") if name in state} or None
     try:
         return AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code).to_dict()
     except (OSError, ValueError, ImportError):

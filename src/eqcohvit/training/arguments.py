@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
 from ..transforms import AUGMENTATIONS, BlockMasking, MultiCrop, make_path, training_canvas_size
 from ..transforms.ops import BORDERS
 from .files import write_text_whole
+from .recipe_flags import as_flags
 
+PRECISIONS = ("no", "bf16", "fp16")
 CLIPPING = ("none", "module", "parameter")
 DROP_PATH_SCHEDULES = ("uniform", "linear")
 _SAMPLES_BETWEEN_PROBES = 15_000  # so that they take about 2 % of the time of a small model, and less of a larger one
@@ -98,7 +101,7 @@ class PretrainArguments:
     # Optimisation
     max_steps: int = _setting(700, "optimizer steps")
     per_device_train_batch_size: int = _setting(64, "images in a step on each device, before accumulation")
-    gradient_accumulation_steps: int = _setting(1, "batches summed up in a step; the losses see one batch at a time")
+    gradient_accumulation_steps: int = _setting(1, "batches summed up in a step (or the launcher's number); the losses see one at a time")
     learning_rate: float = _setting(3e-3, "peak learning rate of AdamW, not scaled by the batch size")
     min_learning_rate: float = _setting(1e-5, "learning rate at the end of the cosine")
     warmup_steps: int = _setting(60, "steps of linear warm-up")
@@ -109,7 +112,7 @@ class PretrainArguments:
     patch_embed_lr_scale: float = _setting(1.0, "further factor on the learning rate of the patch embedding")
     clip_gradients: str = _setting("module", "by the norm of encoder, objective's heads and decoders apart, or of each parameter", CLIPPING)
     max_grad_norm: float = _setting(3.0, "norm that gradients are clipped to")
-    mixed_precision: str | None = _setting(None, "by default bf16 on GPUs that have it, else no", ("no", "bf16", "fp16"))
+    mixed_precision: str | None = _setting(None, "by default the launcher's, else bf16 on GPUs that have it, else no", PRECISIONS)
     compile: bool = _setting(False, "compile the step by torch.compile: minutes at the start for faster steps; on GPUs the rendering too")
     gradient_checkpointing: bool = _setting(False, "keep the backbone's layers' inputs alone and compute the rest again: less memory")
     seed: int = _setting(0, "seed of weights, order and views")
@@ -128,6 +131,13 @@ class PretrainArguments:
     push_to_hub: bool = _setting(False, "upload the model folder at the end")
     push_training_state: bool = _setting(False, "put the training state into the model folder too: others can go on exactly from there")
     hub_model_id: str | None = _setting(None, "repository to upload to, user/name")
+
+    given = frozenset[str]()  # names of the settings that a flag or a recipe has set; no setting itself
+
+    def __post_init__(self) -> None:
+        for name in _PLACES:
+            if (place := getattr(self, name)) is not None:
+                setattr(self, name, os.path.expanduser(place))
 
     def model_config(self, backbone: dict[str, Any] | None = None) -> EqCohViTConfig:
         """The configuration of the model that these settings describe; `backbone` is that of the model that `init_from` names."""
@@ -270,6 +280,9 @@ class PretrainArguments:
         write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
+_PLACES = ("dataset_name", "train_dir", "init_from", "resume_from_checkpoint", "output_dir")
+# Where the images lie; a checkpoint that knows which they are can be resumed from where they have moved.
+_DATA_PLACES = {"dataset_name", "data_files", "train_dir", "knn_guard_data_files"}
 _DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 # Titles of --help, by the first setting below each.
@@ -286,10 +299,11 @@ _MAY_CHANGE_ON_RESUME = {
 }  # fmt: skip
 
 
-def check_resumable(args: PretrainArguments, saved: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one."""
-    given = args.to_dict()
-    changed = [name for name in given if name not in _MAY_CHANGE_ON_RESUME and name in saved and saved[name] != given[name]]
+def check_resumable(args: PretrainArguments, saved: dict[str, Any], may_move: bool = False) -> None:
+    """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one; with `may_move` but for places."""
+    given, free = args.to_dict(), _MAY_CHANGE_ON_RESUME | (_DATA_PLACES if may_move else set())
+    free = free if saved.get("mixed_precision") else free | {"mixed_precision"}  # older runs have not written which it was
+    changed = [name for name in given if name not in free and name in saved and saved[name] != given[name]]
     if changed:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
         raise ValueError(f"cannot resume with other settings: {differences}")
@@ -302,7 +316,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         ValueError: the file is missing, is no mapping, or names an unknown field.
     """
     try:
-        recipe = yaml.safe_load(Path(path).read_text())
+        recipe = yaml.safe_load(Path(path).expanduser().read_text())
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -350,14 +364,15 @@ def parse_arguments(
     argv = sys.argv[1:] if argv is None else argv
     recipe_path = parser.parse_args(argv).config
     if recipe_path:  # through the same parser, so that types and choices are checked alike
-        argv = [*_as_flags(load_recipe(recipe_path)), *argv]
+        argv = [*as_flags(load_recipe(recipe_path), PretrainArguments), *argv]
     values = _values(parser, argv)
+    given = {name for name in values if any(flag.split("=")[0] in (f"--{name}", f"--no-{name}") for flag in argv)}
     if complete is not None:
-        given = {name for name in values if any(flag.split("=")[0] in (f"--{name}", f"--no-{name}") for flag in argv)}
         completed = complete(values, given)
         empty: dict[str, Any] = {name: None for name, value in completed.items() if value is None}
-        values = _values(parser, [*argv, *_as_flags(completed)]) | empty  # through the parser, like a recipe
+        values = _values(parser, [*argv, *as_flags(completed, PretrainArguments)]) | empty  # through the parser, like a recipe
     args = PretrainArguments(**values)
+    args.given = frozenset(given)
     args.check()
     return args
 
@@ -366,20 +381,6 @@ def _values(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     values = vars(parser.parse_args(argv))
     values.pop("config")
     return values
-
-
-def _as_flags(recipe: dict[str, Any]) -> list[str]:
-    flags = []
-    for key, value in recipe.items():
-        if isinstance(value, list) or (isinstance(value, dict) and key != "objective_options"):
-            raise ValueError(f"{key} in the recipe must be a single value, got {value!r:.200}")
-        if isinstance(value, bool):
-            flags.append(f"--{key}" if value else f"--no-{key}")
-        elif isinstance(value, dict):  # objective_options, written out
-            flags.append(f"--{key}=" + ",".join(f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in value.items()))
-        elif value is not None:
-            flags.append(f"--{key}={value}")
-    return flags
 
 
 def _exit(message: str) -> NoReturn:

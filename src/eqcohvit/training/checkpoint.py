@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
 from .files import flush_to_disk, path_beside
+from .run_lock import LOCK_FILE, lock_run
 
 STATE_FILE, MANIFEST_FILE = "run_state.json", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -252,13 +253,23 @@ def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Resul
     return result
 
 
-def open_run(output_dir: Path, args: PretrainArguments) -> Path | None:
-    """Make the folder of a run ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked for and there is one.
+def open_run(output_dir: Path, args: PretrainArguments, data: dict[str, Any] | None = None) -> Path | None:
+    """Lock the folder of a run and make it ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked for.
+
+    Args:
+        data: identity and number of the images (`describe_data`), which must be those of the checkpoint.
 
     Raises:
-        ValueError: as `find_checkpoint` and `prepare_output_dir`; nothing is written then.
+        ValueError: as `find_checkpoint` and `prepare_output_dir`, another process writes there, or the images are others.
     """
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if checkpoint is not None and data is not None:
+        check_same_data(read_state(checkpoint).get("data"), data)
+    check_output_dir(output_dir, args)
+    try:
+        lock_run(output_dir)
+    except OSError as error:
+        raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
     prepare_output_dir(output_dir, args)
     if checkpoint is not None:
         for moved in set_later_aside(output_dir, read_state(checkpoint)["step"]):
@@ -272,16 +283,34 @@ def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
     Raises:
         ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be written.
     """
+    check_output_dir(output_dir, args)
     config_path = output_dir / "config.yaml"
     try:
-        if config_path.exists():
-            if not args.resume_from_checkpoint:
-                raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
-            check_resumable(args, load_recipe(config_path))
-        elif output_dir.is_dir() and any(path != path_beside(config_path) for path in output_dir.iterdir()):
-            raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
         output_dir.mkdir(parents=True, exist_ok=True)
         args.save(config_path)
         remove_unfinished(output_dir)
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
+
+
+def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
+    """Raise a `ValueError` where the folder holds another run and none is to be resumed, or the resumed run has other settings."""
+    config_path = output_dir / "config.yaml"
+    if config_path.exists():
+        if not args.resume_from_checkpoint:
+            raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
+        newest = list_checkpoints(output_dir)[-1:]
+        knows_its_data = all("data" in read_state(path) for path in newest if (path / STATE_FILE).is_file())
+        check_resumable(args, load_recipe(config_path), may_move=knows_its_data)
+    elif output_dir.is_dir() and any(path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()):
+        raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
+
+
+def check_same_data(saved: dict[str, Any] | None, data: dict[str, Any]) -> None:
+    """Raise a `ValueError` where the images are not those of the checkpoint: its positions would mean other ones."""
+    if saved is not None and saved["identity"] != data["identity"]:
+        numbers = f"{saved['num_images']} then, {data['num_images']} now" if saved["num_images"] != data["num_images"] else "other files"
+        raise ValueError(
+            f"cannot resume over other images ({numbers}): restore them, or start a new run from this one, "
+            "with --init_from CHECKPOINT and another --output_dir"
+        )

@@ -15,8 +15,10 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_s
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
+from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from .checkpoint import load_checkpoint, save_checkpoint
 from .finite import check_weights
+from .launcher import launcher_settings, precision_of
 from .lora import add_lora, merged
 from .monitor import MetricsLog, Progress
 from .optim import make_optimizer, set_step
@@ -123,7 +125,7 @@ class _TrainSamples(Dataset):
             if isinstance(sample, ValueError):
                 return sample
         indices, samples = zip(*samples, strict=True)
-        return list(indices), self.task.collate(samples)
+        return share((list(indices), self.task.collate(samples)))
 
 
 def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) -> None:
@@ -143,8 +145,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def make_accelerator(mixed_precision: str | None) -> Accelerator:
-    """bf16 by default on GPUs that have it; heads may leave parameters of a backbone without a gradient."""
-    precision = mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+    """By default the launcher's precision, else bf16 on GPUs that have it; heads may leave parameters of a backbone without a gradient."""
+    launched = launcher_settings()
+    if launched.get("gradient_accumulation_steps", 1) != 1:
+        steps = launched["gradient_accumulation_steps"]
+        raise ValueError(f"fine-tuning has no gradient accumulation, but the launcher sets gradient_accumulation_steps to {steps}")
+    precision = precision_of(mixed_precision or launched.get("mixed_precision"))
     return Accelerator(
         mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
     )
@@ -189,7 +195,8 @@ class Finetuning:
         # -------------------------------------------------------------- data
         samples = _TrainSamples(task, rows, settings.seed)
         order = batch_indices(len(rows), settings.batch_size, settings.seed, self.step, rank, accelerator.num_processes)
-        self.batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, num_workers=settings.num_workers))
+        workers = {"num_workers": settings.num_workers, "timeout": WAIT_SECONDS if settings.num_workers else 0}
+        self.batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, **workers))
 
         # -------------------------------------------------------------- what one sees
         samples_per_step = settings.batch_size * accelerator.num_processes
@@ -217,6 +224,7 @@ class Finetuning:
                 self.accelerator.print(self.stop.message(self.step))
                 raise StopRequested
             self.progress.add_wait(time.perf_counter() - waiting)
+            check_result(taken[0])
             if isinstance(taken[0], ValueError):
                 raise taken[0]
             rate = warmup_cosine(self.step, settings.max_steps, settings.warmup_steps, settings.learning_rate, 0.0)

@@ -22,11 +22,14 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
+from .output import safe_output
+from .run_lock import release_runs
+
 EXIT_STOPPED = 75
 REPEAT_SECONDS = 2.0  # launchers pass on a signal that the scheduler has sent to the whole group already
 # How long the other processes wait for one that reads data or uploads. One that has died is noticed at once, by its closed connection.
 PATIENCE = timedelta(minutes=30)
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGXCPU") if hasattr(signal, name)]
 _Item = TypeVar("_Item")
 _kept: list[Any] = []  # whose destructors must not run: see `leave`
 
@@ -50,10 +53,10 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Context in which SIGTERM, SIGINT and SIGUSR1 are kept for the next call of `take`, instead of ending the process.
+    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU are kept for the next call of `take`, instead of ending the process.
 
-    Where nothing is half done (`interruptible`), such as while waiting for data, the signal raises `StopRequested` at once. Outside the
-    main thread, where Python does not allow to handle signals, it does nothing.
+    SIGHUP is left alone where it is ignored (`nohup`). Where nothing is half done (`interruptible`), such as while waiting for data, the
+    signal raises `StopRequested` at once. Outside the main thread, where Python does not allow to handle signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            ignored = {getattr(signal, "SIGHUP", None)} if _is_ignored("SIGHUP") else set()
+            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS if number not in ignored}
         return self
 
     def __exit__(self, _kind: type | None, error: BaseException | None, _traceback: object) -> None:
@@ -76,12 +80,14 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.name is not None:
-            if time.monotonic() - self._since > REPEAT_SECONDS:
+            # The system sends SIGXCPU again each second; the hard limit ends the process soon enough.
+            if time.monotonic() - self._since > REPEAT_SECONDS and signal.Signals(number).name != "SIGXCPU":
                 os._exit(128 + number)
             return
         self.name, self._since = signal.Signals(number).name, time.monotonic()
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"{self.name}: finishing the step and saving; a second signal ends the run at once\n".encode())
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            os.write(2, f"{self.name}: finishing the step and saving; a second signal ends the run at once\n".encode())
         if self._interruptible:
             raise StopRequested
 
@@ -129,8 +135,20 @@ class StopSignals:
         return None if stop.item() else taken
 
 
+def _is_ignored(name: str) -> bool:
+    return hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN
+
+
+@safe_output()
 def exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
     """Run, say in one line what went wrong, and return the exit code; `failures` are the errors for which a run has to stop."""
+    try:
+        return _exit_code(run, failures)
+    finally:
+        release_runs()
+
+
+def _exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
     try:
         with StopSignals() as stop:
             run(stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
+from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 from .arguments import PretrainArguments, load_recipe
 from .checkpoint import STATE_FILE, list_checkpoints, read_state
 
@@ -170,7 +172,12 @@ def find_training_state(source: str, files: str = "*") -> Path | None:
     return state if (state / STATE_FILE).is_file() else None
 
 
-def describe_run(folder: Path, args: PretrainArguments, config: EqCohViTConfig) -> None:
-    """Write into a checkpoint what another run needs to begin from it: the model's configuration and the settings without local paths."""
+def describe_run(
+    folder: Path, args: PretrainArguments, config: EqCohViTConfig, image_mean: Sequence[float], image_std: Sequence[float]
+) -> None:
+    """Write into a checkpoint what its model is loaded with: its configuration, image processor, and the settings without local paths."""
+    size = {"height": args.image_size, "width": args.image_size}
+    processor = EqCohViTImageProcessorPil(size=size, image_mean=list(image_mean), image_std=list(image_std))
+    processor.to_json_file(folder / "preprocessor_config.json")
     config.to_json_file(folder / "config.json")
     (folder / SETTINGS_FILE).write_text(yaml.safe_dump(args.shareable(), sort_keys=False))

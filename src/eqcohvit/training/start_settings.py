@@ -8,6 +8,7 @@ from typing import Any
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
 from .checkpoint import STATE_FILE
+from .launcher import with_launcher
 from .start import SETTINGS_FILE, find_training_state, open_start, side_of
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,7 +35,7 @@ def complete_settings(values: dict[str, Any], given: set[str]) -> dict[str, Any]
     completed = {name: value for name, value in found.items() if name not in given}
     if "resume_from_checkpoint" in found:
         completed["resume_from_checkpoint"] = found["resume_from_checkpoint"]
-    return completed
+    return with_launcher(given, completed)
 
 
 def _settings_of_checkpoint(values: dict[str, Any], given: set[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModel
 
 from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
-from ..hub.modeling_eqcohvit import EqCohViTForPreTraining
+from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, EqCohViTModel
+from ..loading import check_loaded, load_whole
 from .start import Start, Weights, normalisation, part_of, read_config, read_processor
 
 
@@ -33,12 +34,12 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[flo
     if config.model_type not in SUPPORTED_BACKBONES:
         raise ValueError(f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}")
     try:
-        model, info = AutoModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
-    except (OSError, SafetensorError) as error:
+        model, info = AutoModel.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no weights at {source}: {str(error).splitlines()[0]}") from None
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ValueError(f"{source}: expected all weights of {type(model).__name__}, but {len(missing)} are missing, first {missing[0]}")
+    check_loaded(model, info, source)
     weights, report = {}, [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
     for key, tensor in model.state_dict().items():
         kept = not key.startswith("pooler.")
@@ -98,7 +99,7 @@ def resize_positions(weights: Weights, grid_size: int, model_type: str) -> Weigh
 
 def fill_model(model: EqCohViTForPreTraining, start: Start, heads: bool) -> None:
     """Load the backbone's weights, and with `heads` the feature head and the decoders too where the source has them."""
-    weights = _split_weights(start) if start.is_split else read_transformers(start.source)[1]
+    weights = _split_weights(start, heads) if start.is_split else read_transformers(start.source)[1]
     weights = resize_positions(weights, *grid_of(model.config))
     if start.is_split and heads:
         fill(model, weights, start.name)
@@ -111,17 +112,17 @@ def grid_of(config: EqCohViTConfig) -> tuple[int, str]:
     return config.square_image_size // config.square_patch_size, config.backbone_type
 
 
-def _split_weights(start: Start) -> Weights:
+def _split_weights(start: Start, heads: bool) -> Weights:
     if start.is_checkpoint:
         weights = start.state_weights("model.")
         if any(".lora_A." in key for key in weights):
             raise ValueError(f"{start.name} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged")
         return weights
+    if not heads:
+        weights = load_whole(EqCohViTModel, start.source, dtype=torch.float32).state_dict()
+        return {f"eqcohvit.{key}": tensor for key, tensor in weights.items()}
     try:
-        model = EqCohViTForPreTraining.from_pretrained(start.source)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"no weights at {start.name}: {str(error).strip().splitlines()[0]}") from None
-    if model.missing_encoder_keys:
-        missing = model.missing_encoder_keys
-        raise ValueError(f"{start.name} lacks {len(missing)} weights of the encoder, first {missing[0]}")
-    return model.state_dict()
+        return load_whole(EqCohViTForPreTraining, start.source, dtype=torch.float32).state_dict()
+    except ValueError as error:
+        hint = "; --no-init_heads begins with new heads and decoders" if " first decoders." in str(error) else ""
+        raise ValueError(f"{error}{hint}") from None

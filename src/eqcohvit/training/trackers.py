@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from PIL import Image
+
+
+def check_tracker(name: str) -> None:
+    """Raise a `ValueError` unless it is `"none"`, `"all"`, or a tracker of Accelerate whose library is installed."""
+    known, installed = list(map(str, LoggerType.list())), list(map(str, get_available_trackers()))
+    if name in ("none", "all") or name in installed:
+        return
+    problem = "is not installed" if name in known else "is unknown"
+    raise ValueError(f"report_to: the tracker {name!r} {problem}; installed: {', '.join(installed) or 'none'}; known: {', '.join(known)}")
 
 
 class Trackers:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ...hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
+from ...loading import find_model, load_whole
 from .base import TASK_FILE, DenseTask, TaskOptions
 from .depth import Depth
 from .detection import Detection
@@ -26,15 +27,16 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
     """Task and model of a folder that `scripts/finetune.py` has written.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it lacks weights.
     """
+    folder = find_model(folder)
     path = Path(folder) / TASK_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no fine-tuned model: expected {TASK_FILE} in it, as scripts/finetune.py writes OUTPUT_DIR/model")
     saved = json.loads(path.read_text())
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     task = TASKS[values.pop("task")](**values)
-    return task, task.model_class().from_pretrained(folder)
+    return task, load_whole(task.model_class(), folder)
 
 
 def save_finetuned(folder: Path, task: DenseTask, model: PreTrainedModel) -> None:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel
 
 from ...hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
-from ...hub.modeling_eqcohvit import EqCohViTBackbone, EqCohViTModel, start_positions
+from ...hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
+from ...loading import find_model, load_whole
 from ..preprocessing import read_preprocessing
 
 
@@ -33,8 +34,9 @@ class EncoderFolder:
         Raises:
             ValueError: there is no model, or none that can be a backbone.
         """
+        place = find_model(name_or_path)
         try:
-            config = AutoConfig.from_pretrained(name_or_path)
+            config = AutoConfig.from_pretrained(place)
         except (OSError, ValueError) as error:
             raise ValueError(f"no model at {name_or_path}: {str(error).splitlines()[0]}") from None
         if config.model_type != EqCohViTConfig.model_type:
@@ -42,7 +44,7 @@ class EncoderFolder:
                 known = ", ".join((EqCohViTConfig.model_type, *SUPPORTED_BACKBONES))
                 raise ValueError(f"{name_or_path} is a {config.model_type}, expected an encoder of one of the types {known}")
             config = EqCohViTConfig(backbone_config=config)
-        preprocessing = read_preprocessing(name_or_path, config)
+        preprocessing = read_preprocessing(place, config)
         # (scale x - mean) / std, written without the scale
         mean, std = (tuple(value / preprocessing.scale for value in values) for values in (preprocessing.mean, preprocessing.std))
         return cls(name_or_path, config, config.square_image_size, mean, std)
@@ -71,9 +73,9 @@ class EncoderFolder:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """State of the trained backbone, by the names of `EqCohViTBackbone`."""
-        model = AutoModel.from_pretrained(self.name)
-        if isinstance(model, EqCohViTModel):
-            model = model.backbone
+        if AutoConfig.from_pretrained(find_model(self.name)).model_type == EqCohViTConfig.model_type:
+            return load_whole(EqCohViTBackbone, self.name, dtype=torch.float32).state_dict()
+        model = load_whole(AutoModel, self.name, dtype=torch.float32)
         return {f"backbone.{key}": value for key, value in model.state_dict().items()}
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
+from ...data.shared_memory import WAIT_SECONDS, check_result, share
 from ..extraction import progress
 from .backbones import EncoderFolder, find_backbone
 from .rows import Rows
@@ -222,7 +223,7 @@ class _TestSamples(Dataset):
     def __getitem__(self, index: int) -> Sample | ValueError:
         try:
             with row_errors("test", index):
-                return self.task.test_sample(self.rows[index], index)
+                return share(self.task.test_sample(self.rows[index], index))
         except ValueError as error:  # a worker's exception would arrive as a page of traceback
             return error
 
@@ -236,7 +237,9 @@ def iterate_test_samples(task: DenseTask, rows: Rows, max_samples: int | None = 
     """The first test samples in batches of consecutive ones of one shape."""
     count = len(rows) if max_samples is None else min(len(rows), max_samples)
     batch: list[Sample] = []
-    for sample in DataLoader(_TestSamples(task, rows, count), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is):
+    workers = {"num_workers": num_workers, "timeout": WAIT_SECONDS if num_workers else 0}
+    for sample in DataLoader(_TestSamples(task, rows, count), batch_size=None, collate_fn=_as_it_is, **workers):
+        check_result(sample)
         if isinstance(sample, ValueError):
             raise sample
         if batch and (len(batch) == MAX_TEST_BATCH or sample["pixel_values"].shape != batch[0]["pixel_values"].shape):

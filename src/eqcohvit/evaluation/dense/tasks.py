@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from ...loading import find_model
 from ..context import Evaluation, Figure, short_names
 from ..features import RANDOM, ModelEncoder
 from ..results import Row
@@ -59,7 +60,7 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
     train, test = open_train_and_test(**sources, default=TASKS[name].default_rows)
     train = train.select(range(min(len(train), settings["max_samples"])))
     for path, shown in zip(evaluation.models, short_names(evaluation.models), strict=True):
-        if (Path(path) / TASK_FILE).is_file():
+        if (Path(find_model(path)) / TASK_FILE).is_file():
             task, model = load_finetuned(path)
             if task.name != name:
                 raise ValueError(f"{path} was fine-tuned for {task.name}, not for {name}")

@@ -1,0 +1,89 @@
+"""Where a model is loaded from, and a look at every tensor: nothing is random that was meant to be trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+SETTINGS_FILE, STATE_FILE, CHECKPOINTS = "config.yaml", "run_state.json", "checkpoints"
+FINETUNE_SETTINGS_FILE = "settings.json"
+# Weights that no feature depends on, or that are made anew without harm.
+_MAY_BE_NEW = re.compile(r"(^|\.)(pooler\..*|mask_token|position_ids)$")
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError)
+
+
+def find_model(name: str | Path) -> str:
+    """The folder or Hub id to load from: a run's folder is its model once it has finished, else its newest checkpoint; all else is itself.
+
+    Raises:
+        ValueError: the run has saved nothing yet, or the checkpoint holds adapters.
+    """
+    folder = Path(name).expanduser()
+    if (folder / CHECKPOINTS).is_dir() and any((folder / file).is_file() for file in (SETTINGS_FILE, FINETUNE_SETTINGS_FILE)):
+        folder = _model_of_run(folder)
+    if (folder / STATE_FILE).is_file() and _settings(folder).get("peft"):
+        raise ValueError(f"{folder} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged")
+    return str(folder) if folder.is_dir() else str(name)
+
+
+def _model_of_run(run: Path) -> Path:
+    settings, model = _settings(run), run / "model"
+    steps = [int(path.name[5:]) for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    is_newest = not steps or max(steps) >= settings.get("max_steps", 0) or settings.get("peft")
+    if (model / "config.json").is_file() and is_newest:
+        return model
+    if not steps or not (run / SETTINGS_FILE).is_file():
+        raise ValueError(f"{run} holds no model yet: expected {model}, or a checkpoint of a pretraining run")
+    return run / CHECKPOINTS / f"step-{max(steps)}"
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / SETTINGS_FILE
+    try:
+        settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return settings if isinstance(settings, dict) else {}
+
+
+def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:
+    """`model_class.from_pretrained` of a model or of what `find_model` finds, where every weight has its tensor.
+
+    Raises:
+        ValueError: there is no such model, or a weight is missing, does not fit, or has no place; the message names the first.
+    """
+    try:
+        loaded = model_class.from_pretrained(find_model(name), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except _LOAD_ERRORS as error:
+        raise ValueError(f"no model at {name}: {str(error).strip().splitlines()[0]}") from None
+    model, info = loaded
+    check_loaded(model, info, str(name))
+    return model
+
+
+def check_loaded(model: Any, info: dict[str, Any], name: str) -> None:
+    """Raise a `ValueError` unless all weights of `model` were loaded; heads of other classes may be left behind.
+
+    Args:
+        info: as `from_pretrained(..., output_loading_info=True)` returns it.
+        name: what the message says that the weights are of.
+    """
+    for key, found, expected in sorted(info["mismatched_keys"]):
+        count = len(info["mismatched_keys"])
+        raise ValueError(f"{name}: expected {key} of shape {tuple(expected)}, found {tuple(found)} ({count} such tensors)")
+    missing = {key for key in info["missing_keys"] if not _MAY_BE_NEW.search(key)} | {*getattr(model, "missing_encoder_keys", ())}
+    unexpected = {key for key in info["unexpected_keys"] if _is_inside(model, key) and not _MAY_BE_NEW.search(key)}
+    for keys, what in ((missing, "lacks"), (unexpected, "has more than its configuration says:")):
+        if keys:
+            raise ValueError(f"{name} {what} {len(keys)} weights, first {sorted(keys)[0]}")
+
+
+def _is_inside(model: Any, key: str) -> bool:
+    """Whether a tensor of this name would lie in a module that the model has."""
+    children = {name for module in (model, model.base_model) for name, _ in module.named_children()}
+    return key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in children

@@ -1,0 +1,61 @@
+"""Standard output and error that never end a run: a closed pipe, a full disk or a terminal that is gone, or one that knows ASCII alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+class SafeStream:
+    """A stream whose `write` and `flush` do not fail; what cannot be written is dropped, from then on all of it."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, unknown characters as backslash escapes."""
+        try:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError):  # the latter of a closed file
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Send what is still in its buffer, and all that comes, nowhere: the interpreter flushes once more at its end."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def safe_output() -> Iterator[None]:
+    """Inside, what is printed cannot fail; also a decorator."""
+    former = sys.stdout, sys.stderr
+    # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall have.
+    safe = [SafeStream(stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")) for stream in former]
+    sys.stdout, sys.stderr = safe
+    try:
+        yield
+    finally:
+        for stream in safe:
+            stream.flush()
+        sys.stdout, sys.stderr = former
