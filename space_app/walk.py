@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForPreTraining
-from transformers.image_utils import load_image
 
 import eqcohvit  # noqa: F401  (registers the model)
 from controls import Choice
 from eqcohvit import pool_tokens
+from eqcohvit.hub.image_reading_eqcohvit import read_image
 from eqcohvit.transforms import TransformationPath, intermediate_fractions
 
 MAX_BYTES = 10 * 1024**2
@@ -46,7 +46,7 @@ def read_picture(file: Path) -> Image.Image:
                 raise BadPicture(f"This picture has {width} × {height} pixels; the limit is {MAX_PIXELS // 10**6} million.")
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"This picture has {width} × {height} pixels; each side needs at least {MIN_SIDE}.")
-            return load_image(picture)
+            return read_image(picture)
     except BadPicture:
         raise
     except Exception:  # broken files make the readers raise almost anything

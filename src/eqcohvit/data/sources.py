@@ -6,7 +6,6 @@ A record's key is a stable int64 (shard << 32 | row, except for sprites), so tha
 
 import glob
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import length_hint
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..hub.image_reading_eqcohvit import content_of
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
 from .fingerprint import digest
-from .retry import Patience
+from .retry import Patience, passes
 
 ROWS_PER_VIRTUAL_SHARD = 512
-MAX_FILE_BYTES = 1 << 29
 
 
 class Record(NamedTuple):
@@ -70,32 +69,27 @@ def _decode_or_bad(payload: Any, canvas_size: int, fit: str) -> Decoded | BadIma
         return error
 
 
-def _read_file(path: str) -> bytes:
-    if "://" in path:
-        return _read_remote_file(path)
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:  # reading a pipe would never end
-            raise BadImage(f"not a regular file of at most {MAX_FILE_BYTES} bytes")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BadImage(f"cannot read the file ({error.strerror or one_line(error)})") from None
-
-
-def _read_remote_file(path: str) -> bytes:
-    """A file inside a remote or zipped dataset repository."""
+def _read_file(text: str) -> bytes:
+    """The content of a path, a URL, or base64; of a file inside a remote or zipped dataset repository, too."""
+    if "://" not in text[:200] or text.startswith("data:"):
+        return content_of(text)
     from datasets.utils.file_utils import xopen
 
     patience = Patience()
     while True:
         try:
-            with xopen(path, "rb") as file:
+            if text.startswith(("http://", "https://")):
+                return content_of(text)
+            with xopen(text, "rb") as file:
                 return file.read()
         except FileNotFoundError:
             raise BadImage("cannot read the file (No such file)") from None
-        except Exception as error:  # of the network; an image is not bad because the network is
-            patience.failed(f"reading {path}", error)
+        except BadImage:
+            raise
+        except Exception as error:
+            if not passes(error):
+                raise BadImage(one_line(error)) from None
+            patience.failed(f"reading {text[:200]}", error)  # an image is not bad because the network is
 
 
 class FolderSource(ImageSource):

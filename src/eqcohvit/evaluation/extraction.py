@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from ..data import Batch, CanvasStream, Source, decode, order, sources, stream, workers
+from ..hub import image_reading_eqcohvit
 from ..transforms import TransformationPath, ops, paths, random
 from . import features, pairs, preprocessing
 from .features import Encoder, Feature
@@ -48,7 +49,7 @@ _ROW_BYTES = 1 << 9  # of a path or an index, at least
 _LEAST_WINDOW = 2048  # images
 _ENOUGH_CLASSES = 0.8
 # What makes features of an image file, besides the model: a change of this code must not find old features.
-_FEATURE_CODE = (decode, order, sources, stream, workers, pairs, features, preprocessing, ops, paths, random, sys.modules[__name__])
+_FEATURE_CODE = (image_reading_eqcohvit, decode, order, sources, stream, workers, pairs, features, preprocessing, ops, paths, random, sys.modules[__name__])
 _LIBRARIES = ("torch", "transformers")  # their versions are part of the key
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...data.datasets_source import builder_for, expand_data_files
 from ...data.decode import one_line
+from ...hub.image_reading_eqcohvit import content_of, opened, quiet, to_rgb
 from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
@@ -109,7 +109,7 @@ def read_image(row: dict[str, Any], column: str) -> Image.Image:
     Raises:
         ValueError: it cannot be decoded.
     """
-    return ImageOps.exif_transpose(_open(row, column)).convert("RGB")
+    return to_rgb(_open(row, column))
 
 
 def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
@@ -174,16 +174,16 @@ def read_depth(row: dict[str, Any], column: str) -> np.ndarray:
 
 
 def _open(row: dict[str, Any], column: str) -> Image.Image:
+    """The stored image, whose numbers are what counts."""
     cell = row[column]
     if cell is None:
         raise ValueError(f"column {column} is empty")
-    if isinstance(cell, Image.Image):
-        return cell
-    if not isinstance(cell, dict):
+    if not isinstance(cell, (dict, str, bytes, Image.Image)):
         raise ValueError(f"column {column} must hold images, got {type(cell).__name__}")
     try:
-        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-        image.load()
+        with quiet():
+            image = opened(content_of(cell))
+            image.load()
     except Exception as error:  # broken files make Pillow raise almost anything
         raise ValueError(f"the image of column {column} cannot be decoded ({one_line(error)})") from None
     return image
