@@ -17,6 +17,7 @@ import os
 import shlex
 import sys
 import time
+from operator import length_hint
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,17 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object, set_seed
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, hold_out, open_source
+from eqcohvit.data import (
+    Batch,
+    CanvasStream,
+    FolderSource,
+    ResidentCanvases,
+    Source,
+    TooManyBadImages,
+    check_first_rows,
+    hold_out,
+    open_source,
+)
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 from eqcohvit.evaluation.results import versions
 from eqcohvit.evaluation.run_probe import RunProbe, open_probe
@@ -33,7 +44,15 @@ from eqcohvit.export import push_hub_folder, save_hub_folder
 from eqcohvit.model_card import read_run, render_card
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build
-from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
+from eqcohvit.training.checkpoint import (
+    CheckpointError,
+    check_output_dir,
+    list_checkpoints,
+    load_checkpoint,
+    on_main_process,
+    open_run,
+    save_checkpoint,
+)
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
 from eqcohvit.training.lora import merged
@@ -45,7 +64,7 @@ from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
 from eqcohvit.training.start import describe_run
 from eqcohvit.training.start_settings import complete_settings
-from eqcohvit.training.trackers import Trackers
+from eqcohvit.training.trackers import Trackers, open_trackers
 from eqcohvit.transforms import make_path
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
@@ -63,7 +82,11 @@ class Pretraining:
             resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
             set_seed(args.seed)
             built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
+            on_main_process(accelerator, lambda: check_output_dir(self.output_dir, args))
+            settings = {name: value for name, value in args.to_dict().items() if value is not None}
+            on_main_process(accelerator, lambda: open_trackers(accelerator, settings, in_folder=False))
         checkpoint = on_main_process(accelerator, lambda: open_run(self.output_dir, args))
+        on_main_process(accelerator, lambda: open_trackers(accelerator, settings, in_folder=True))
         stop.connect()
 
         # -------------------------------------------------------------- model, objective, optimizer
@@ -128,8 +151,6 @@ class Pretraining:
         args, accelerator = self.args, self.accelerator
         self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.step or -1) if accelerator.is_main_process else None
         self.trackers = Trackers(accelerator, lambda text: self.bar.say(text))
-        if args.report_to != "none":
-            accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
         compared = args.per_device_train_batch_size * accelerator.num_processes
         accelerator.print(
             f"{args.objective} + {args.path}: {describe_size(self.trained)}, steps {self.step} to {args.max_steps}, "
@@ -360,6 +381,8 @@ def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Sou
     """The images to train on, and the probe and the guard with images that are not among them, where they are asked for."""
     columns = (args.train_dir, args.image_column, args.label_column)
     source = open_source(args.dataset_name, args.dataset_config_name, args.dataset_split, args.data_files, *columns)
+    tell_of_images(source, args, accelerator)
+    check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     probe = None
     if args.probe_samples:
         path = make_path(args.path, args.path_magnitude)
@@ -378,6 +401,15 @@ def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Sou
     else:
         source, labelled = hold_out(source, args.knn_guard_samples)
     return source, probe, KnnGuard(labelled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
+
+
+def tell_of_images(source: Source, args: PretrainArguments, accelerator: Accelerator) -> None:
+    """How many images a folder has and what is left out, before anything else; a warning where they do not fill a batch."""
+    if isinstance(source, FolderSource):
+        accelerator.print(source.summary)
+    number, batch = length_hint(source), args.per_device_train_batch_size * accelerator.num_processes
+    if 0 < number < batch:
+        accelerator.print(f"warning: a batch of {batch} is more than the {number} images there are, so images come twice in it")
 
 
 def main(argv: list[str] | None, stop: StopSignals) -> None:

@@ -57,7 +57,7 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     clear = luma < 128
     found: dict[str, Kind] = {}
 
-    def add(name: str, image: Image.Image, shown: np.ndarray, container: str | None = None, array: np.ndarray | None = None, **options: Any):
+    def add(name: str, image: Image.Image, shown: np.ndarray, container: str | None = None, array: Any = None, **options: Any) -> None:
         found[name] = Kind(image, shown, file_of(image, container, **options) if container else None, array)
 
     def of_palette(*indices: np.ndarray) -> Image.Image:
@@ -92,8 +92,9 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     add("I below 0", Image.fromarray(signed), gray((signed - low) * 255.0 / (high - low)), "TIFF", signed)
     add("F to 1", Image.fromarray(share), gray(share * 255), "TIFF", share)
     add("F to 255", Image.fromarray(share * 255), gray(share * 255), "TIFF", share * 255)
-    add("P, one colour clear", of_palette(luma), np.where((luma == luma[0, 0])[..., None], 255, palette[luma]), "PNG", transparency=int(luma[0, 0]))
-    found["P, one colour clear"].image.info["transparency"] = int(luma[0, 0])
+    key: Any = int(luma[0, 0])
+    add("P, one colour clear", of_palette(luma), np.where((luma == key)[..., None], 255, palette[luma]), "PNG", transparency=key)
+    found["P, one colour clear"].image.info["transparency"] = key
     key = tuple(rgb[0, 0].tolist())
     add("RGB, one colour clear", Image.fromarray(rgb), np.where((rgb == rgb[0, 0]).all(-1)[..., None], 255, rgb), "PNG", transparency=key)
     found["RGB, one colour clear"].image.info["transparency"] = key

@@ -6,6 +6,7 @@ A record's key is a stable int64 (shard << 32 | row, except for sprites), so tha
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import length_hint
@@ -20,6 +21,7 @@ from .fingerprint import digest
 from .retry import Patience, passes
 
 ROWS_PER_VIRTUAL_SHARD = 512
+MAX_ENDINGS = 5  # of files that are left out, named each
 
 
 class Record(NamedTuple):
@@ -103,9 +105,12 @@ class FolderSource(ImageSource):
 
     def __init__(self, root_or_glob: str | os.PathLike, labels: bool = False):
         self.name = os.path.expanduser(os.fspath(root_or_glob))
-        self._files = sorted(_list_images(self.name))
+        found = _list_files(self.name)
+        self._files = sorted(filter(_is_image, found))
+        self._left_out = Counter(os.path.splitext(path)[1].lower() for path in found if not _is_image(path))
         if not self._files:
-            raise ValueError(f"no images found in {self.name} (extensions {' '.join(sorted(image_extensions()))})")
+            extensions = " ".join(sorted(image_extensions()))
+            raise ValueError(f"no images found in {self.name}{self._what_is_left_out()} (extensions {extensions})")
         self.num_shards = -(-len(self._files) // ROWS_PER_VIRTUAL_SHARD)
         self.has_labels = labels
         self.label_names = sorted({_parent(file) for file in self._files}) if labels else None
@@ -113,6 +118,17 @@ class FolderSource(ImageSource):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def summary(self) -> str:
+        """How many images there are, and which files are none by their names, in one line."""
+        return f"{len(self._files)} images in {self.name}{self._what_is_left_out()}"
+
+    def _what_is_left_out(self) -> str:
+        counts = [f"{count} {ending or 'without an ending'}" for ending, count in self._left_out.most_common(MAX_ENDINGS)]
+        if rest := self._left_out.total() - sum(count for _, count in self._left_out.most_common(MAX_ENDINGS)):
+            counts.append(f"{rest} others")
+        return f"; left out: {', '.join(counts)} (no ending of a format that is read)" if counts else ""
 
     @property
     def fingerprint(self) -> str:
@@ -131,7 +147,11 @@ def _parent(path: str) -> str:
     return os.path.basename(os.path.dirname(path))
 
 
-def _list_images(root_or_glob: str) -> set[str]:
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in image_extensions()
+
+
+def _list_files(root_or_glob: str) -> set[str]:
     if os.path.exists(root_or_glob):  # first: a real folder may have glob characters in its name
         matches = [root_or_glob]
     elif glob.has_magic(root_or_glob):
@@ -151,8 +171,7 @@ def _list_images(root_or_glob: str) -> set[str]:
             if real not in seen:  # linked folders count once, and a link to a parent folder does not loop
                 found.update(os.path.join(folder, name) for name in names)
             seen.add(real)
-    extensions = image_extensions()
-    return {path for path in found if os.path.splitext(path)[1].lower() in extensions and not os.path.basename(path).startswith(".")}
+    return {path for path in found if not os.path.basename(path).startswith(".")}
 
 
 class SpritesSource(Source):

@@ -32,7 +32,7 @@ class EqCohViTImageProcessorPil(PilBackend):
         return list(images) if getattr(images, "ndim", 0) == expected_ndims + 1 else [images]
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs) -> np.ndarray:
-        """Any of the `SOURCES` of `image_reading_eqcohvit` -> RGB (3, H, W): uint8, or in [0, 1] for arrays of floats with `do_rescale=False`.
+        """Any of the `SOURCES` of `image_reading_eqcohvit` -> RGB (3, H, W), uint8; in [0, 1] for floats with `do_rescale=False`.
 
         Without `do_convert_rgb` pixels are left as they are, as transformers does.
         """

@@ -46,7 +46,7 @@ PIXELS = {
     "8 bits": "as they are; grey, palettes, CMYK, YCbCr, HSV and LAB become RGB",
     "1 bit, bool": "black and white",
     "16 bits, unsigned": "scaled by their full range, 0 to 65535",
-    "other numbers, one channel": "scaled by [0, 1], [0, 255] or [0, 65535], the first that holds all; else from their minimum to their maximum",
+    "other numbers, one channel": "scaled by [0, 1], [0, 255] or [0, 65535], the first that holds all; else from minimum to maximum",
     "floats, three or four channels": "must lie in [0, 1]",
     "transparency": "lies on white",
     "EXIF orientation": "the image is turned upright",
@@ -190,7 +190,7 @@ def read_url(url: str, timeout: float | None = None) -> bytes:
 def decodable_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read, frequent ones first."""
     Image.init()
-    return tuple([*COMMON_FORMATS, *sorted(set(Image.OPEN) - set(COMMON_FORMATS) - _REFUSED_FORMATS)])
+    return (*COMMON_FORMATS, *sorted(set(Image.OPEN) - set(COMMON_FORMATS) - _REFUSED_FORMATS))
 
 
 @cache
@@ -248,7 +248,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":  # which `convert` does not know
         from PIL import ImageCms
 
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB").apply(image)
     return image if image.mode in ("RGB", "L", "RGBa") else image.convert("RGB")  # P, CMYK, YCbCr, HSV
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
 from .files import flush_to_disk, path_beside
+from .monitor import read_metrics
 
 STATE_FILE, MANIFEST_FILE = "run_state.json", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -258,22 +259,40 @@ def open_run(output_dir: Path, args: PretrainArguments) -> Path | None:
     return checkpoint
 
 
-def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
-    """Make the folder of a run and write its settings to config.yaml.
+def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
+    """Whether a run may be begun or resumed in a folder; nothing is written. One that has not made a step may be begun anew.
 
     Raises:
-        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be written.
+        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be read.
     """
     config_path = output_dir / "config.yaml"
     try:
         if config_path.exists():
-            if not args.resume_from_checkpoint:
+            if has_step(output_dir) and not args.resume_from_checkpoint:
                 raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
-            check_resumable(args, load_recipe(config_path))
+            if has_step(output_dir):
+                check_resumable(args, load_recipe(config_path))
         elif output_dir.is_dir() and any(path != path_beside(config_path) for path in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
+    except OSError as error:
+        raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
+
+
+def has_step(output_dir: Path) -> bool:
+    """Whether a run has made a step that is worth keeping: it has a checkpoint, or logged one."""
+    return bool(list_checkpoints(output_dir)) or any(line["step"] > 0 for line in read_metrics(output_dir / "metrics.jsonl"))
+
+
+def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
+    """Make the folder of a run and write its settings to config.yaml.
+
+    Raises:
+        ValueError: as `check_output_dir`, or it cannot be written.
+    """
+    check_output_dir(output_dir, args)
+    try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        args.save(config_path)
+        args.save(output_dir / "config.yaml")
         remove_unfinished(output_dir)
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None

@@ -15,6 +15,7 @@ from ...hub.image_reading_eqcohvit import content_of, opened, quiet, to_rgb
 from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
+_ROWS_PER_READ = 1000  # of a Parquet file, while it is converted
 SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "test_split", "data_files", "test_data_files", "train_dir")
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
 
@@ -46,10 +47,12 @@ def open_rows(
         path, files = dataset_name, None
     else:
         raise ValueError("this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated")
+    options: dict[str, Any] = {"batch_size": _ROWS_PER_READ} if path == "parquet" else {}  # a size of the file's own may be that of an empty group
     try:
-        dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files)
-    except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
-        raise ValueError(f"cannot open dataset {path}: {one_line(error, 400)}") from error
+        dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files, **options)
+    except Exception as error:  # not found, gated, no connection, no such configuration or split, broken files
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # datasets' own says only that there was one
+        raise ValueError(f"cannot open dataset {path}: {one_line(cause, 400)}") from error
     if len(dataset) == 0:
         raise ValueError(f"dataset {path}, split {split}, has no rows")
     for column, feature in dataset.features.items():
