@@ -88,7 +88,7 @@ class RunServer:
         return runs
 
     def run(
-        self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 300, script: str = "pretrain"
+        self, argv: list[str], record: Path, num_processes: int = 1, timeout: float = 900, script: str = "pretrain"
     ) -> list[Run]:
         """Start a run and see it through to exit code 0."""
         runs = self.start(argv, record, num_processes, script=script)
@@ -99,7 +99,7 @@ class RunServer:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=900)
 
 
 def free_port() -> int:

@@ -88,6 +88,7 @@ def sources_of(name: str, root: Path, address: str) -> dict:
         found |= {"path": path, "path, text": str(path), "URL": f"{address}/{index}.png", "base64": text}
         found |= {"base64, data URL": f"data:image/png;base64,{text}", "bytes": content, "bytes, bytearray": bytearray(content)}
         found |= {"bytes, memoryview": memoryview(content), "file object": io.BytesIO(content), "file object, open": path.open("rb")}
+        found["Pillow image, of a path"] = Image.open(path)
         found |= {"cell": {"bytes": content, "path": None}, "cell, path": {"bytes": None, "path": str(path)}}
     return found
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 # Pillow's own default; larger images are refused before they are decoded. Decoding takes up to 13 bytes of memory for a pixel, 1.2 GB.
 MAX_PIXELS = 89_478_485
@@ -224,6 +224,21 @@ def opened(content: Any, channels: str | None = None) -> Image.Image:
     return image
 
 
+def load(image: Image.Image) -> None:
+    """Read the pixels of an image, if they are not read yet.
+
+    Pillow 12 mixes up the pixels of a TIFF whose orientation is 5 to 8 where it maps the file into memory, which it does for a file's name.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.load()
+        return
+    name, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
+
+
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) to 8. What is no number, as in broken metadata, does not spoil the pixels: 1."""
     try:
@@ -259,7 +274,7 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode -> upright RGB of 8 bits, without metadata, by the rules of `PIXELS`."""
-    image.load()
+    load(image)
     turned, converted = orientation(image), to_8_bits(image)  # the orientation may stand behind the pixels in the file
     pixels = np.asarray(converted)
     rgb = Image.fromarray(on_white(pixels) if converted.mode == "RGBa" else pixels).convert("RGB")

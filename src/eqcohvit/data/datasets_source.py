@@ -56,8 +56,8 @@ class DatasetSource(ImageSource):
         self._label_column = _find_label_column(features, label_column, self.name)
         self.has_labels = self._label_column is not None
         self.label_names = getattr(features[self._label_column], "names", None) if self._label_column is not None else None
-        columns = [self._image_column] + ([self._label_column] if self.has_labels else [])
-        if dataset.info.builder_name == "parquet":  # other columns need no download; the size of its own may be that of an empty group
+        columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
+        if dataset.info.builder_name == "parquet":  # these columns alone; blocks that are not of the first one's size, 0 where it is empty
             check_columns(self._local_files(), columns)
             dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
         if dataset.features:
@@ -294,7 +294,7 @@ def _may_hold_images(feature: Any) -> bool:
     if isinstance(feature, dict):
         return {"bytes", "path"} <= feature.keys()
     if isinstance(feature, datasets.List):  # rows of pixels, not of images
-        return isinstance(feature.feature, datasets.List) or str(getattr(feature.feature, "dtype", "")).startswith(("uint", "int", "float"))
+        return isinstance(feature.feature, datasets.List)
     return str(getattr(feature, "dtype", "")) in ("string", "large_string", "binary", "large_binary")
 
 

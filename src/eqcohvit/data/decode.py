@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..hub.image_reading_eqcohvit import MAX_PIXELS, BadImage, content_of, image_extensions, on_white, opened, orientation, quiet, to_8_bits
+from ..hub.image_reading_eqcohvit import (
+    MAX_PIXELS,
+    BadImage,
+    content_of,
+    image_extensions,
+    load,
+    on_white,
+    opened,
+    orientation,
+    quiet,
+    to_8_bits,
+)
 
 __all__ = ["FITS", "MAX_PIXELS", "BadImage", "Decoded", "decode_image", "image_extensions", "one_line"]
 
@@ -73,7 +84,7 @@ def _decode(data: Any, canvas_size: int, fit: str) -> Decoded:
     width, height = image.size
     # JPEG only: decode at 1/2, 1/4 or 1/8, never below the canvas. It changes the image, so not for one that the caller holds.
     drafted = image is not data and image.draft("RGB", (canvas_size, canvas_size)) is not None
-    image.load()
+    load(image)
     if not drafted:
         width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
     turned = orientation(image)

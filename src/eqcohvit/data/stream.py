@@ -165,7 +165,7 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
     try:
         records = [sample.record for sample in islice(_in_order(source), num_rows)]
     except ReadError as error:
-        if error.__cause__ is None or passes(error.__cause__):
+        if not isinstance(error.__cause__, Exception) or passes(error.__cause__):
             raise
         raise ValueError(str(error)) from error
     if not records:

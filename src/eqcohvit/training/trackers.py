@@ -13,17 +13,19 @@ from PIL import Image
 
 
 def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder: bool) -> None:
-    """Open the trackers that write into the run's folder, or those that do not and so can be tried before there is one.
+    """Open the trackers where one of them writes into the run's folder, or where none does and so all can be tried before there is one.
 
     Raises:
         ValueError: one cannot be opened, as without an account's key.
     """
-    wanted = [name for name in accelerator.log_with if LOGGER_TYPE_TO_CLASS[str(name)].requires_logging_directory == in_folder]
-    for name in wanted:
-        try:
-            accelerator.init_trackers("eqcohvit", config=settings)
-        except Exception as error:  # each library has errors of its own
-            raise ValueError(f"cannot open the tracker {name}: {' '.join(str(error).split())[:300]}") from None
+    names = [str(name) for name in accelerator.log_with]
+    if any(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory for name in names) != in_folder:
+        return
+    try:
+        accelerator.init_trackers("eqcohvit", config=settings)
+    except Exception as error:  # each library has errors of its own
+        accelerator.trackers = []
+        raise ValueError(f"cannot open the tracker {', '.join(names)}: {' '.join(str(error).split())[:300]}") from None
 
 
 class Trackers:

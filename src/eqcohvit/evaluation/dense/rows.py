@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...data.datasets_source import builder_for, expand_data_files
 from ...data.decode import one_line
-from ...hub.image_reading_eqcohvit import content_of, opened, quiet, to_rgb
+from ...hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
 from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
@@ -47,7 +47,8 @@ def open_rows(
         path, files = dataset_name, None
     else:
         raise ValueError("this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated")
-    options: dict[str, Any] = {"batch_size": _ROWS_PER_READ} if path == "parquet" else {}  # a size of the file's own may be that of an empty group
+    # The size of a file's own may be that of an empty group.
+    options: dict[str, Any] = {"batch_size": _ROWS_PER_READ} if path == "parquet" else {}
     try:
         dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files, **options)
     except Exception as error:  # not found, gated, no connection, no such configuration or split, broken files
@@ -186,7 +187,7 @@ def _open(row: dict[str, Any], column: str) -> Image.Image:
     try:
         with quiet():
             image = opened(content_of(cell))
-            image.load()
+            load(image)
     except Exception as error:  # broken files make Pillow raise almost anything
         raise ValueError(f"the image of column {column} cannot be decoded ({one_line(error)})") from None
     return image
