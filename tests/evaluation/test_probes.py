@@ -11,6 +11,7 @@ from eqcohvit.evaluation.probes import (
     change_under,
     hold_out,
     knn_accuracy,
+    knn_correct,
     linear_cka,
     linear_classification,
     linear_regression,
@@ -217,6 +218,19 @@ def test_linear_classification_is_fitted_on_all_samples_in_the_end():
     x[val], y[val] = torch.eye(8)[7] + 0.1 * x[val], torch.tensor(2)
     classes, _ = linear_classification(x, y, torch.eye(8)[7:], learning_rates=(0.1, 0.3))
     assert classes.tolist() == [2]
+
+
+IDS = torch.tensor([20_000_000_000_007, 3, 20_000_000_000_001])  # of products, of people
+
+
+def test_knn_and_linear_probe_take_labels_that_are_ids():
+    """A table with a column for each number up to the largest would be of 647 GB."""
+    x, y = blobs(300, classes=3)
+    train, test = slice(0, 200), slice(200, None)
+    plain, by_id = (knn_correct(x[train], labels[train], x[test], labels[test], k=5) for labels in (y, IDS[y]))
+    assert torch.equal(plain, by_id) and plain.float().mean() > 0.9
+    plain, by_id = (linear_classification(x[train], labels[train], x[test], epochs=3)[0] for labels in (y, IDS[y]))
+    assert torch.equal(IDS[plain], by_id)
 
 
 def test_cka_is_one_for_rotated_features():

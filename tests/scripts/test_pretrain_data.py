@@ -80,7 +80,7 @@ def odd_data(kind, folder):
 
 MESSAGES = {
     "list": "holds List(Image",
-    "floats": "holds List(Value('double'))",
+    "floats": "holds List(Value('float64'))",
     "captions": "a cat on a mat: neither a file nor base64 of an image",
     "later shard": "b.parquet has no column image; its columns: picture",
     "cut tar": "a.tar: ",

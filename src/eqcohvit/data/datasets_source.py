@@ -57,7 +57,7 @@ class DatasetSource(ImageSource):
         self.has_labels = self._label_column is not None
         self.label_names = getattr(features[self._label_column], "names", None) if self._label_column is not None else None
         columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
-        if dataset.info.builder_name == "parquet":  # these columns alone; blocks that are not of the first one's size, 0 where it is empty
+        if dataset.info.builder_name == "parquet":  # these columns alone, in blocks not of the first one's size, which may be 0
             check_columns(self._local_files(), columns)
             dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
         if dataset.features:
@@ -129,7 +129,8 @@ class DatasetSource(ImageSource):
         except Exception as error:
             if passes(error):
                 raise
-            raise ReadError(f"cannot read {self.name}, shard {shard} of {self.num_shards}{self._broken()}: {one_line(error, 400)}") from error
+            place = f"{self.name}, shard {shard} of {self.num_shards}{self._broken()}"
+            raise ReadError(f"cannot read {place}: {one_line(error, 400)}") from error
 
     def _read(self, dataset: Any) -> Iterator[tuple[Any, int]]:
         for images, labels in self._columns(dataset):
