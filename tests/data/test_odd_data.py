@@ -159,6 +159,7 @@ def test_a_cut_archive_is_named_without_a_pause(tmp_path, pauses):
     with pytest.raises(ReadError, match=r"/b\.tar") as caught:
         list(islice(CanvasStream(source, 8, 5, num_workers=1), 20))
     assert pauses == [] and "\n" not in str(caught.value)
+    del caught  # which holds the workers
 
 
 @pytest.mark.parametrize("broken", ["a", "z"])
@@ -242,6 +243,7 @@ def test_a_lasting_outage_is_named_and_no_image_is_called_bad(tmp_path, web, wor
     with pytest.raises(ReadError, match=r"reading http://127.*/503-99/70 failed 2 times in a row, .*answers 503") as caught:
         list(islice(CanvasStream(source, 8, 2, num_workers=workers, bad_images_path=tmp_path / "bad.jsonl"), 3))
     assert "\n" not in str(caught.value) and not (tmp_path / "bad.jsonl").exists()
+    del caught  # which holds the workers
 
 
 def test_an_unknown_host_and_a_closed_port_are_outages(tmp_path, monkeypatch):
