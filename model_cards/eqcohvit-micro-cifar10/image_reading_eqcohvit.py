@@ -98,9 +98,12 @@ def _shown(source: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def quiet() -> warnings.catch_warnings:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """Pillow warns about oddities of single files; one line per web image would bury the log."""
-    return warnings.catch_warnings(action="ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 # ----------------------------------------------------------------------------------------------------- from anything to content

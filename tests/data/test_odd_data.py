@@ -129,6 +129,7 @@ def test_an_empty_shard_is_passed_over(tmp_path, empty, pauses):
         writer.write_table(table.slice(0, 0))
     source = open_source(data_files=str(tmp_path / "*.parquet"))
     assert grays(read(source)) == list(GRAYS) and pauses == []
+    assert grays(read(DatasetSource("parquet", data_files={"train": str(tmp_path / "*.parquet")}))) == list(GRAYS)
     check_first_rows(source, 8)
     assert shuffle_window(source) > 2048
     assert len(source.read_columns(["image"])[0]) == len(GRAYS)

@@ -94,7 +94,7 @@ class DatasetSource(ImageSource):
     def _local_files(self) -> list[str]:
         _, _, split, files = self._opened
         found = (files or {}).get(split, [])
-        return [file for file in ([found] if isinstance(found, str) else found) if "://" not in file]
+        return [str(file) for file in ([found] if isinstance(found, (str, os.PathLike)) else found) if os.path.isfile(file)]
 
     def _broken(self) -> str:
         """", file F", where one of the local files cannot be read to its end."""
