@@ -15,6 +15,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from tests.image_kinds import kinds, turned_kinds
 from tests.patience import PATIENCE, until
 
 from eqcohvit import EqCohViTFeatureExtractionPipeline
@@ -41,6 +42,16 @@ def test_features_are_those_of_the_pipeline(client, model, picture_files):
         direct = extract(Image.open(picture_files[0]), tokens=tokens)
         for part in ("invariant", "equivariant"):
             np.testing.assert_allclose(answer[part], direct[part], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["I;16", "RGBA", "CMYK", "F to 255", "RGB TIFF 6"])
+def test_features_of_unusual_pictures_are_those_of_the_pipeline(client, model, tmp_path, name):
+    extract = EqCohViTFeatureExtractionPipeline(model=model.model.eqcohvit, image_processor=model.processor)
+    (tmp_path / "picture.tif").write_bytes((kinds() | turned_kinds())[name].content)
+    answer = client.predict(handle_file(str(tmp_path / "picture.tif")), "mean", api_name="/features")
+    direct = extract(str(tmp_path / "picture.tif"), tokens="mean")
+    for part in ("invariant", "equivariant"):
+        np.testing.assert_allclose(answer[part], direct[part], atol=1e-5)
 
 
 def test_states_are_those_of_the_model(client, demo, model, picture_files, make_picture):
