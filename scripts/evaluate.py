@@ -26,7 +26,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.data import SpritesSource, TooManyBadImages, open_source
+from eqcohvit.data import FolderSource, SpritesSource, TooManyBadImages, open_source
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.dense import TASKS as SUPERVISED_TASKS
@@ -197,6 +197,8 @@ def open_samples(args: argparse.Namespace) -> Samples:
     columns = (args.train_dir, args.image_column, args.label_column)
     train = open_source(*given, args.dataset_split, args.data_files, *columns)
     test = train
+    if isinstance(train, FolderSource):
+        print(train.summary, file=sys.stderr)
     if isinstance(train, SpritesSource):
         test = SpritesSource(offset=TEST_SPRITES)
     elif args.test_data_files or args.test_split:
@@ -253,12 +255,15 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
 
 @safe_output()
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 130 after an interruption."""
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 where data cannot be read, 130 after an interruption."""
     try:
         main(parse(argv), argv)
     except (ValueError, FileNotFoundError, TooManyBadImages) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # of the network, the disk, or data that cannot be read
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: finished chunks of features are kept, the same command goes on from there", file=sys.stderr)
         return 130

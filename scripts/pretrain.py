@@ -12,7 +12,6 @@ metrics.jsonl, samples/, checkpoints/ and model/.
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, describe_data, hold_out, open_source
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
@@ -33,22 +31,30 @@ from eqcohvit.export import push_hub_folder, save_hub_folder
 from eqcohvit.model_card import read_run, render_card
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build, build_saved_model
-from eqcohvit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, on_main_process, open_run, save_checkpoint
+from eqcohvit.training.checkpoint import (
+    CheckpointError,
+    check_output_dir,
+    list_checkpoints,
+    load_checkpoint,
+    on_main_process,
+    open_run,
+    save_checkpoint,
+)
 from eqcohvit.training.finite import check_step, check_weights
 from eqcohvit.training.health import HealthWatch
-from eqcohvit.training.launcher import agree_with_launcher, describe_launch
+from eqcohvit.training.launcher import describe_launch, make_accelerator
 from eqcohvit.training.lora import merged
 from eqcohvit.training.monitor import MetricsLog, Progress, StepBar, describe_size, save_samples
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.run_page import write_run_page
 from eqcohvit.training.schedules import StepValues, step_values
-from eqcohvit.training.sharding import check_plugin, connect, is_sharded, save_whole, set_defaults, with_weights
+from eqcohvit.training.sharding import connect, is_sharded, save_whole, with_weights
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
 from eqcohvit.training.source import open_training_source
 from eqcohvit.training.start import WEIGHTS_FILE, describe_run
 from eqcohvit.training.start_settings import complete_settings
-from eqcohvit.training.trackers import Trackers, check_tracker
+from eqcohvit.training.trackers import Trackers, open_trackers
 from eqcohvit.transforms import make_path
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
@@ -66,8 +72,12 @@ class Pretraining:
             resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
             set_seed(args.seed)
             built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
+            on_main_process(accelerator, lambda: check_output_dir(self.output_dir, args))
+            settings = {name: value for name, value in args.to_dict().items() if value is not None}
+            on_main_process(accelerator, lambda: open_trackers(accelerator, settings, in_folder=False))
         self.data = on_main_process(accelerator, lambda: describe_data(source))
         self.checkpoint = checkpoint = on_main_process(accelerator, lambda: open_run(self.output_dir, args, self.data))
+        on_main_process(accelerator, lambda: open_trackers(accelerator, settings, in_folder=True))
         stop.connect()
 
         # -------------------------------------------------------------- model, objective, optimizer
@@ -133,8 +143,6 @@ class Pretraining:
         args, accelerator = self.args, self.accelerator
         self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.step or -1) if accelerator.is_main_process else None
         self.trackers = Trackers(accelerator, lambda text: self.bar.say(text))
-        if args.report_to != "none":
-            accelerator.init_trackers("eqcohvit", config={k: v for k, v in args.to_dict().items() if v is not None})
         compared = args.per_device_train_batch_size * accelerator.num_processes
         accelerator.print(
             f"{args.objective} + {args.path}: {describe_size(self.trained)}, steps {self.step} to {args.max_steps}, "
@@ -356,28 +364,10 @@ class Pretraining:
         self.trackers.finish()
 
 
-def make_accelerator(args: PretrainArguments) -> Accelerator:
-    """Precision, accumulation, trackers and data-parallel options of a run; bf16 by default on GPUs that have it."""
-    check_tracker(args.report_to)
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
-    agree_with_launcher(args)
-    set_defaults()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    check_plugin(accelerator, args.peft)
-    return accelerator
-
-
 def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Source, RunProbe | None, KnnGuard | None]:
     """The images to train on, and the probe and the guard with images that are not among them, where they are asked for."""
     columns = (args.train_dir, args.image_column, args.label_column)
-    source = open_training_source(args, columns)
+    source = open_training_source(args, columns, accelerator.num_processes, accelerator.print)
     probe = None
     if args.probe_samples:
         path = make_path(args.path, args.path_magnitude)

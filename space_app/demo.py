@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import gradio as gr
 import pandas as pd
@@ -92,7 +92,8 @@ class Demo:
     # ------------------------------------------------------------------------------------------------------- the API
     def features(self, picture: FileData, tokens: Literal["cls", "mean", "patches", "all"] = "cls") -> dict:
         """Both parts of a picture's features, as the pipeline `equivariant-feature-extraction` returns them."""
-        (features,) = self.extract([_open(picture)], tokens=tokens)
+        _one_of("tokens", tokens, get_args(get_type_hints(self.features)["tokens"]))
+        (features,) = self.extract([_open(_uploaded(picture))], tokens=tokens)
         return features
 
     def states(self, picture: FileData, transformation: str, values: dict) -> dict:
@@ -101,11 +102,13 @@ class Demo:
         `transformation` is a key of the page's list; `values` are the sliders' values by name, those that are left out change nothing.
         """
         choice = self._choice(transformation)
+        if not isinstance(values, dict):
+            raise gr.Error(f"values must be the sliders' values by name, such as {{}}, got {_short(values)}.", print_exception=False)
         known = [control.name for control in choice.controls]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise gr.Error(f"{choice.key} has no slider {unknown[0]!r}; known: {', '.join(known)}.", print_exception=False)
-        walk = _checked(self.model.walk, _open(picture), choice, values)
+        walk = _checked(self.model.walk, _open(_uploaded(picture)), choice, values)
         rows = readings(choice, walk, self.probe) if choice.trained else []
         return {
             "fractions": walk.fractions,
@@ -118,8 +121,7 @@ class Demo:
 
     # ----------------------------------------------------------------------------------------------------- in between
     def _choice(self, key: str) -> Choice:
-        if key not in self.choices:
-            raise gr.Error(f"Unknown transformation {key!r}; known: {', '.join(self.choices)}.", print_exception=False)
+        _one_of("transformation", key, list(self.choices))
         return self.choices[key]
 
     def _settings(self, values: tuple[float, ...]) -> dict[str, float]:
@@ -163,6 +165,24 @@ def _number(text: str, control: Control) -> float:
     except ValueError:
         return control.start
     return value if control.low <= value <= control.high else control.start
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise gr.Error(f"Unknown {name} {_short(value)}; known: {', '.join(known)}.", print_exception=False)
+
+
+def _uploaded(picture: Any) -> Any:
+    """What a program sends as a picture, where Gradio has taken the file in; a path on this server is no such thing."""
+    if not isinstance(picture, dict) or (picture.get("meta") or {}).get("_type") != "gradio.FileData":
+        message = f"picture must be an uploaded file (in Python handle_file('photo.jpg') of gradio_client), got {_short(picture)}."
+        raise gr.Error(message, title="No picture here", print_exception=False)
+    return picture
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _open(picture: FileData | dict | None) -> Image.Image:

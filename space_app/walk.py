@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForPreTraining
-from transformers.image_utils import load_image
 
 import eqcohvit  # noqa: F401  (registers the model)
 from controls import Choice
 from eqcohvit import pool_tokens
+from eqcohvit.hub.image_reading_eqcohvit import quiet, read_image
 from eqcohvit.loading import check_loaded, find_model
 from eqcohvit.transforms import TransformationPath, intermediate_fractions
 
@@ -40,14 +40,14 @@ def read_picture(file: Path) -> Image.Image:
     if size > MAX_BYTES:
         raise BadPicture(f"This file has {size / 1024**2:.1f} MB; the limit is {MAX_BYTES // 1024**2} MB.")
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as picture:
-            warnings.simplefilter("ignore")
+        content = file.read_bytes()
+        with quiet(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise BadPicture(f"This picture has {width} × {height} pixels; the limit is {MAX_PIXELS // 10**6} million.")
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"This picture has {width} × {height} pixels; each side needs at least {MIN_SIDE}.")
-            return load_image(picture)
+        return read_image(content)
     except BadPicture:
         raise
     except Exception:  # broken files make the readers raise almost anything

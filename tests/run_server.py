@@ -117,7 +117,7 @@ class RunServer:
         argv: list[str],
         record: Path,
         num_processes: int = 1,
-        timeout: float = 300,
+        timeout: float = 900,
         script: str = "pretrain",
         environment: dict[str, str] | None = None,
     ) -> list[Run]:
@@ -130,7 +130,7 @@ class RunServer:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=900)
 
 
 def free_port() -> int:

@@ -19,6 +19,7 @@ FILES = {
     "decoders_eqcohvit.py",
     "modeling_eqcohvit.py",
     "image_processing_eqcohvit.py",
+    "image_reading_eqcohvit.py",
     "pipeline_eqcohvit.py",
 }
 

@@ -12,7 +12,7 @@ ALLOWED = {
     "hub": set(),
     "transforms": set(),
     "objectives": set(),
-    "data": set(),
+    "data": {"hub"},  # the one reader of images travels with the checkpoints
     "training": {"hub", "objectives", "transforms", "data", "loading"},
     "evaluation": {"hub", "transforms", "data", "training", "loading"},
 }
@@ -21,7 +21,7 @@ LIBRARIES = {
     "hub": {"torch", "transformers", "huggingface_hub", "numpy", "PIL"},
     "transforms": {"torch"},
     "objectives": {"torch"},
-    "data": {"torch", "numpy", "PIL", "datasets"},
+    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow"},
 }
 
 

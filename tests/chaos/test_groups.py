@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.patience import PATIENCE
 from tests.run_server import SCRIPTS, samples_seen
 
 from eqcohvit.training.checkpoint import list_checkpoints
@@ -94,7 +95,7 @@ def test_torchrun_ends_and_leaves_no_process_where_one_is_killed(photos, tmp_pat
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         while not list_checkpoints(tmp_path / "run"):
             assert launcher.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.05)

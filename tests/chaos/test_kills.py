@@ -24,6 +24,7 @@ import pytest
 import torch
 from accelerate.utils import load
 from safetensors.torch import load_file
+from tests.patience import PATIENCE
 from tests.run_server import Run, samples_seen
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -31,7 +32,6 @@ from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
 NUM_KILLS = int(os.environ.get("EQCOHVIT_CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("EQCOHVIT_CHAOS_SEED", "0"))
 SAVE_STEPS = 3
-PATIENCE = 120  # seconds for what takes one or two on a quiet machine
 
 SETTINGS = (
     "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --num_intermediates 1 "

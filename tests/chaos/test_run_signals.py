@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import SCRIPTS
+from tests.patience import PATIENCE
 from tests.run_server import Run
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.chaos
 BOUND = 30  # seconds from a signal to the end; about 0.3 on a quiet machine
 
 
-def until(condition, run: Run, timeout: float = 120) -> None:
+def until(condition, run: Run, timeout: float = PATIENCE) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert run.wait(0.0) is None and time.monotonic() < deadline, run.output()[-2000:]

@@ -77,7 +77,7 @@ def test_each_of_2000_broken_images_is_used_or_skipped(tmp_path, capsys):
         kind = kinds[index % len(kinds)]
         data = broken(files[kind], files[generator.choice(kinds)], generator)
         (tmp_path / f"{index:04}.png").write_bytes(data)
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             canvas, (height, width), _ = decode_image(data, 8)
         except BadImage as error:
@@ -85,7 +85,7 @@ def test_each_of_2000_broken_images_is_used_or_skipped(tmp_path, capsys):
             expected[f"{index:04}.png"] = str(error)
         else:
             assert canvas.shape == (3, 8, 8) and canvas.dtype == np.uint8 and 0 < height * width <= MAX_PIXELS
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, time.process_time() - started)
         counts[kind, f"{index:04}.png" in expected] += 1
     assert slowest < SECONDS_PER_IMAGE
     assert all(sum(counts[kind, skipped] for kind in kinds) > NUM_IMAGES / 4 for skipped in (True, False)), counts

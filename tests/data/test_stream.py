@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.data.data_tools import Numbers, assert_same, flat, make_stream, png, take
+from tests.patience import PATIENCE
 
 from eqcohvit.data import CanvasStream, DatasetSource, FolderSource, SpritesSource, TooManyBadImages, sequential
 
@@ -131,7 +132,7 @@ sys.exit(3)
 
 
 def test_workers_survive_a_signal_to_the_group_and_do_not_hold_up_the_exit():
-    assert subprocess.run([sys.executable, "-c", LIVE_AT_EXIT], start_new_session=True, timeout=60).returncode == 3
+    assert subprocess.run([sys.executable, "-c", LIVE_AT_EXIT], start_new_session=True, timeout=PATIENCE).returncode == 3
 
 
 def test_a_source_without_rows_is_an_error():

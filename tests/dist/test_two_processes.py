@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tests.patience import PATIENCE
 
 from eqcohvit.objectives import OBJECTIVES
 
@@ -15,7 +16,7 @@ def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
     """With DDP, and sharded with FSDP2: loss, gradients, teacher and centres."""
     output = tmp_path / "two.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     namespace: dict = {"__name__": "loaded"}
     exec(compile(SCRIPT.read_text(), SCRIPT, "exec"), namespace)
@@ -45,7 +46,7 @@ def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
     command += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest", "--max_steps"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for max_steps in ("3", "5"):
-        done = subprocess.run([*command, max_steps], capture_output=True, text=True, timeout=240, env=environment)
+        done = subprocess.run([*command, max_steps], capture_output=True, text=True, timeout=PATIENCE, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     assert "on 2 x cpu" in done.stdout and "resuming from" in done.stdout
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

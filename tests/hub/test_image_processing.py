@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -52,10 +54,62 @@ def test_grey_of_16_bits_is_scaled_by_its_full_range():
     torch.testing.assert_close(PROCESSOR(image, return_tensors="pt").pixel_values[0, :, 3, 4], expected)
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_images_of_numbers_without_a_known_range_are_refused(mode):
-    with pytest.raises(ValueError, match=f"^expected an image of 8 or 16 bits, got one of mode {mode}; scale it to 8 bits first$"):
-        PROCESSOR(Image.new(mode, (4, 4)), return_tensors="pt")
+GRAY = np.random.default_rng(1).integers(0, 256, (9, 14), dtype=np.uint8)
+COLORS = np.random.default_rng(2).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+SAME = {
+    "gray": (GRAY, np.stack([GRAY] * 3, axis=-1)),
+    "gray tensor": (torch.from_numpy(GRAY), np.stack([GRAY] * 3, axis=-1)),
+    "bool": (GRAY > 127, np.stack([(GRAY > 127) * np.uint8(255)] * 3, axis=-1)),
+    "floats": (COLORS / 255, COLORS),
+    "half": (torch.from_numpy(COLORS.copy()).half() / 255, COLORS),
+    "transparent": (np.dstack([COLORS, np.zeros_like(GRAY)]), np.full_like(COLORS, 255)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_arrays_mean_what_they_mean_to_the_pipeline(name):
+    array, meant = SAME[name]
+    values = [PROCESSOR(image, return_tensors="pt").pixel_values for image in (array, [array], Image.fromarray(meant))]
+    torch.testing.assert_close(values[0], values[2])
+    torch.testing.assert_close(values[1], values[2])
+
+
+def test_bfloat16_tensors_are_read():
+    found = PROCESSOR(torch.from_numpy(COLORS.copy()).bfloat16() / 255, return_tensors="pt").pixel_values
+    expected = PROCESSOR(COLORS, return_tensors="pt").pixel_values
+    assert (found - expected).abs().max() < 0.02  # of 4: bfloat16 has 8 bits
+
+
+def test_batches_in_one_array_and_nested_lists_are_taken_apart():
+    batch = np.stack([COLORS, 255 - COLORS])
+    expected = torch.cat([PROCESSOR(image, return_tensors="pt").pixel_values for image in batch])
+    for images in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), [[COLORS], [255 - COLORS]]):
+        torch.testing.assert_close(PROCESSOR(images, return_tensors="pt").pixel_values, expected)
+
+
+def test_floats_that_are_not_to_be_rescaled_stay_as_they_are():
+    plain = EqCohViTImageProcessorPil(do_resize=False, do_normalize=False, do_rescale=False)
+    for floats in (COLORS / 255, torch.from_numpy(COLORS.copy()).float().permute(2, 0, 1) / 255):
+        assert np.abs(plain(floats, return_tensors="np").pixel_values[0].transpose(1, 2, 0) - COLORS / 255).max() < 1e-6
+
+
+def test_floats_beyond_0_to_1_are_refused():
+    with pytest.raises(ValueError, match=r"expected floats in \[0, 1\], got an array with values from 200 to 200"):
+        PROCESSOR(np.full((8, 8, 3), 200.0), return_tensors="pt")
+
+
+def test_photographs_are_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    Image.fromarray(COLORS).save(buffer := io.BytesIO(), "PNG", exif=exif)
+    expected = PROCESSOR(np.rot90(COLORS, -1), return_tensors="pt").pixel_values
+    torch.testing.assert_close(PROCESSOR(Image.open(buffer), return_tensors="pt").pixel_values, expected)
+
+
+def test_the_format_of_an_ambiguous_array_can_be_given():
+    array = np.random.default_rng(0).integers(0, 256, (3, 8, 3), dtype=np.uint8)
+    expected = PROCESSOR(array.transpose(1, 2, 0), return_tensors="pt").pixel_values
+    torch.testing.assert_close(PROCESSOR(array, return_tensors="pt", input_data_format="channels_first").pixel_values, expected)
 
 
 @pytest.mark.parametrize("image", [None, 3, "missing.png"])

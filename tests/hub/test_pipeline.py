@@ -70,6 +70,7 @@ def png(photo):
 
 
 KINDS = ["path", "str", "url", "pil", "hwc", "chw", "tensor", "float", "base64", "data-url", "bytes", "rgba", "exif"]
+KINDS += ["file", "bytesio", "bytearray", "memoryview"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,6 +94,10 @@ def test_every_kind_of_image_gives_the_models_features(kind, extract, expected, 
         "bytes": png(photo),
         "rgba": photo.convert("RGBA"),
         "exif": str(tmp_path / "turned.png"),
+        "file": (tmp_path / "photo.png").open("rb"),
+        "bytesio": io.BytesIO(png(photo)),
+        "bytearray": bytearray(png(photo)),
+        "memoryview": memoryview(png(photo)),
     }
     features = extract(images[kind])
     assert list(features) == ["invariant", "equivariant"] and isinstance(features["invariant"], list)
@@ -140,6 +145,19 @@ def test_many_images_come_back_in_order(kind, batch_size, extract, photo):
     assert len(outputs) == 4
     for features, image in zip(outputs, images, strict=True):
         close(features["equivariant"], extract(image, return_tensors=True)["equivariant"])
+
+
+def test_files_in_a_list_are_images(extract, photo, tmp_path):
+    photo.save(tmp_path / "photo.png")
+    with (tmp_path / "photo.png").open("rb") as file:
+        first, second = extract([file, io.BytesIO(png(photo))])
+    assert first == second == extract(photo)
+
+
+def test_a_text_file_is_refused(extract, tmp_path):
+    (tmp_path / "text.txt").write_text("text")
+    with (tmp_path / "text.txt").open() as file, pytest.raises(ValueError, match=r"its read\(\) gives str, expected bytes"):
+        extract(file)
 
 
 def test_no_images_give_no_features(extract):

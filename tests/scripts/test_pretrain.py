@@ -157,6 +157,7 @@ def test_bad_input_ends_with_2_and_one_line_and_writes_nothing(pretrain, flags, 
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 50}\n')
     before = sorted(tmp_path.rglob("*"))
     code = pretrain.cli([*SMALL, "--output_dir", str(tmp_path / "run"), *flags.format(tmp=tmp_path).split()])
     error = capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio
 import pytest
 import yaml
+from tests.patience import PATIENCE
 
 import app
 import standin
@@ -87,7 +88,7 @@ def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path
         "print(len(demo.show({'path': 'fish.png'}, demo.start, 1, 1, *values)), model.name, note == '')\n"
     )
     environment = {**os.environ, "EQCOHVIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "9 model True"
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from PIL import Image
+from tests.patience import PATIENCE, until
 
 from controls import ALL_CONTROLS
 
@@ -18,6 +19,7 @@ def open_page(browser, server):
     def opened(query="", **kwargs):
         context = browser.new_context(**kwargs)
         contexts.append(context)
+        context.set_default_timeout(1000 * PATIENCE)  # 30 s otherwise, too little for a busy machine
         page = context.new_page()
         page.foreign, page.broken = [], []
         page.on("request", lambda request: None if request.url.startswith((server, "data:", "blob:")) else page.foreign.append(request.url))
@@ -49,18 +51,20 @@ def psnr_of(demo, picture, key, **values) -> list[float]:
     return demo.model.walk(picture, demo.choices[key], {**STARTS, **values}).psnr
 
 
-def click_until_changed(page, before, tries=6):
+def click_until_changed(page, before):
     """Click on the right of the map until the picture of alike patches is another: a click on a page that is still busy may be lost."""
     from playwright.sync_api import TimeoutError
 
-    for attempt in range(tries):
+    def clicked() -> bool:
         box = page.locator("#clickable img").bounding_box()
         page.locator("#clickable img").click(position={"x": box["width"] * 0.9, "y": box["height"] / 2})
         try:
             page.wait_for_function("before => document.querySelector('#alike img').src !== before", arg=before, timeout=10_000)
-            return
         except TimeoutError:
-            assert attempt + 1 < tries, "no click changed the picture"
+            return False
+        return True
+
+    assert until(clicked), "no click changed the picture"
 
 
 def test_page_shows_the_model_s_numbers_and_follows_slider_upload_and_tabs(open_page, demo, examples, picture_files, make_picture):

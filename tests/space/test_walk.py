@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.image_kinds import kinds, turned_kinds
 
 from controls import list_choices
 from eqcohvit import EqCohViTModel
@@ -91,6 +93,17 @@ def test_read_picture_reads_the_usual_formats(make_picture, tmp_path, kind):
     make_picture(0).save(tmp_path / "file", kind)
     read = read_picture(tmp_path / "file")
     assert read.mode == "RGB" and read.size == (40, 40)
+
+
+SHOWN = {name: kind for name, kind in (kinds() | turned_kinds()).items() if kind.content}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_read_picture_shows_every_kind_as_training_sees_it(tmp_path, name):
+    (tmp_path / "picture").write_bytes(SHOWN[name].content)
+    found = np.asarray(read_picture(tmp_path / "picture"))
+    assert found.shape == SHOWN[name].rgb.shape
+    assert np.abs(found.astype(int) - SHOWN[name].rgb.astype(int)).max() <= (8 if name == "LAB" else 1)
 
 
 def test_read_picture_turns_it_upright(tmp_path):

@@ -244,6 +244,14 @@ def test_a_full_or_read_only_disk_spares_the_previous_checkpoint(disk, tmp_path)
 def test_prepare_output_dir_keeps_other_runs_safe(tmp_path):
     args = PretrainArguments()
     prepare_output_dir(tmp_path / "new", args)
+    prepare_output_dir(tmp_path / "new", PretrainArguments(seed=1))  # no step was made there
+    prepare_output_dir(tmp_path / "new", PretrainArguments(seed=2, resume_from_checkpoint="latest"))
+    prepare_output_dir(tmp_path / "new", args)
+    (tmp_path / "new" / "metrics.jsonl").write_text('{"step": 0}\n')
+    prepare_output_dir(tmp_path / "new", args)
+    (tmp_path / "new" / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="cannot resume with other settings: seed was 0, is 1"):
+        prepare_output_dir(tmp_path / "new", PretrainArguments(seed=1, resume_from_checkpoint="latest"))
     with pytest.raises(ValueError, match="holds another run"):
         prepare_output_dir(tmp_path / "new", args)
     prepare_output_dir(tmp_path / "new", PretrainArguments(resume_from_checkpoint="latest"))

@@ -5,7 +5,7 @@ from .decode import BadImage, Decoded, decode_image
 from .resident import ResidentCanvases
 from .retry import ReadError
 from .sources import FolderSource, Record, Source, SpritesSource, describe_data, hold_out
-from .stream import Batch, CanvasStream, TooManyBadImages, sequential
+from .stream import Batch, CanvasStream, TooManyBadImages, check_first_rows, sequential
 
 __all__ = [
     "BadImage",
@@ -20,6 +20,7 @@ __all__ = [
     "Source",
     "SpritesSource",
     "TooManyBadImages",
+    "check_first_rows",
     "decode_image",
     "describe_data",
     "hold_out",

@@ -4,7 +4,9 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from .decode import one_line
 from .fingerprint import digest, file_mark
+from .retry import ReadError, passes
 from .sources import ROWS_PER_VIRTUAL_SHARD, FolderSource, ImageSource, Record, Source, SpritesSource
 
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
@@ -22,7 +25,8 @@ MAX_VIRTUAL_SHARDS = 256  # row groups are often of 100 rows; shuffling wants la
 SAVED_STATE = "state.json"
 _BUILDER_OF_ENDING = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _ARROW_BUILDERS = {"arrow", "csv", "json", "parquet"}
-_OTHER_BUILDERS = {"csv", "imagefolder", "json"}
+_LOCAL_BUILDERS = {"csv", "imagefolder", "json", *_BUILDER_OF_ENDING.values()}
+MAX_SHOWN = 300  # characters of a path or a URL; what is longer is an image as text
 
 
 class DatasetSource(ImageSource):
@@ -49,20 +53,25 @@ class DatasetSource(ImageSource):
         if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):  # what `save_to_disk` writes
             saved = json.loads(Path(path, SAVED_STATE).read_text())["_data_files"]
             path, data_files = "arrow", [os.path.join(path, file["filename"]) for file in saved]
+        if data_files is None and path in _LOCAL_BUILDERS and not os.path.exists(path):
+            raise ValueError(f"dataset_name={path} reads files: say which with data_files")
         files = None if data_files is None else expand_data_files(path, data_files, split)
+        self._opened = (path, name, split, files)
         dataset = self._load(path, name, split, files)
-        features = dataset.features or dict.fromkeys(next(iter(dataset), {}))  # some builders learn their columns from the rows only
+        features = dataset.features or dict.fromkeys(self._first_row(dataset))  # some builders learn their columns from the rows only
         self._image_column = _find_image_column(features, image_column, self.name)
         self._label_column = _find_label_column(features, label_column, self.name)
         self.has_labels = self._label_column is not None
         self.label_names = getattr(features[self._label_column], "names", None) if self._label_column is not None else None
-        columns = [self._image_column] + ([self._label_column] if self.has_labels else [])
-        if dataset.info.builder_name == "parquet" and len(features) > len(columns):  # the other columns then need no download
-            dataset = self._load(path, name, split, files, columns=columns)
-        dataset = dataset.cast_column(self._image_column, datasets.Image(decode=False)).select_columns(columns)
+        columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
+        if dataset.info.builder_name == "parquet":  # these columns alone, in blocks not of the first one's size, which may be 0
+            check_columns(self._local_files(), columns)
+            dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
+        if dataset.features:
+            dataset = dataset.cast_column(self._image_column, datasets.Image(decode=False))
+        dataset = dataset.select_columns(columns)
 
         self.features = features
-        self._opened = (path, name, split, files)
         self._records: list[tuple[Any, int]] | None = None
         self._dataset, self.num_shards = dataset, dataset.num_shards
         if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are mere paths
@@ -79,17 +88,36 @@ class DatasetSource(ImageSource):
                 self.has_labels = True
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
-            self._dataset = _split_further(dataset)
+            self._dataset = self._naming_files(lambda: _split_further(dataset))
             self.num_shards = min(self._dataset.num_shards, max(dataset.num_shards, MAX_VIRTUAL_SHARDS))
         self.cheap_rows = self._records is not None
 
     def _load(self, path: str, name: str | None, split: str, data_files: Any, **options: Any) -> Any:
         import datasets
 
+        open_it = partial(datasets.load_dataset, path, name, split=split, data_files=data_files, streaming=True, **options)
+        return self._naming_files(open_it)  # not found, gated, no connection, no such configuration or split, broken files
+
+    def _naming_files(self, function: Callable[[], Any]) -> Any:
+        """What the function returns; its errors become one line that names the dataset, and the file where one is broken."""
         try:
-            return datasets.load_dataset(path, name, split=split, data_files=data_files, streaming=True, **options)
-        except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
-            raise ValueError(f"cannot open dataset {self.name}: {one_line(error, 400)}") from error
+            return function()
+        except Exception as error:
+            raise ValueError(f"cannot open dataset {self.name}{self._broken()}: {one_line(error, 400)}") from error
+
+    def _first_row(self, dataset: Any) -> dict[str, Any]:
+        return self._naming_files(lambda: next(iter(dataset), {}))
+
+    def _local_files(self) -> list[str]:
+        _, _, split, files = self._opened
+        found = (files or {}).get(split, [])
+        return [str(file) for file in ([found] if isinstance(found, (str, os.PathLike)) else found) if os.path.isfile(file)]
+
+    def _broken(self) -> str:
+        """", file F", where one of the local files cannot be read to its end."""
+        files = self._local_files()
+        broken = files if len(files) == 1 else [file for file in files if not is_whole(file)]
+        return f", file {broken[0]}" if broken else ""
 
     def __length_hint__(self) -> int:
         """How many images there are; 0 where the dataset does not say."""
@@ -123,8 +151,14 @@ class DatasetSource(ImageSource):
             rows = iter(self._records[shard :: self.num_shards])
         else:
             rows = self._read(self._dataset.shard(num_shards=self.num_shards, index=shard))
-        for row, (payload, label) in enumerate(rows):
-            yield Record(shard << 32 | row, payload, label)
+        try:
+            for row, (payload, label) in enumerate(rows):
+                yield Record(shard << 32 | row, payload, label)
+        except Exception as error:
+            if passes(error):
+                raise
+            place = f"{self.name}, shard {shard} of {self.num_shards}{self._broken()}"
+            raise ReadError(f"cannot read {place}: {one_line(error, 400)}") from error
 
     def _read(self, dataset: Any) -> Iterator[tuple[Any, int]]:
         for images, labels in self._columns(dataset):
@@ -153,7 +187,8 @@ class DatasetSource(ImageSource):
         if missing:
             raise ValueError(f"{self.name} has no column {', '.join(missing)}; its columns: {', '.join(self.features)}")
         columns = list(names)
-        options = {"columns": columns} if self._dataset.info.builder_name == "parquet" else {}
+        parquet = self._dataset.info.builder_name == "parquet"
+        options: dict[str, Any] = {"columns": columns, "batch_size": ROWS_PER_COLUMN_READ} if parquet else {}
         dataset = self._load(*self._opened, **options).select_columns(columns)
         values: dict[str, list[Any]] = {name: [] for name in columns}
         if self._records is not None:
@@ -174,9 +209,10 @@ class DatasetSource(ImageSource):
         return np.concatenate(keys), values
 
     def where(self, record: Record) -> str:
-        if isinstance(record.payload, str):
+        if isinstance(record.payload, str) and len(record.payload) <= MAX_SHOWN:
             return record.payload
-        return f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+        place = f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
+        return f"{place} ({record.payload[:24]}...)" if isinstance(record.payload, str) else place
 
 
 def _labelled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
@@ -199,12 +235,47 @@ def _split_further(dataset: Any) -> Any:
     return dataset.reshard() if dataset.num_shards < FEW_SHARDS and hasattr(dataset, "reshard") else dataset
 
 
+def check_columns(files: Sequence[str], columns: Sequence[str]) -> None:
+    """Look into Parquet files for the columns before any row is read.
+
+    Raises:
+        ValueError: a file lacks one, or is broken.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    for file in files:
+        try:
+            names = pyarrow.parquet.read_schema(file).names
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"cannot read {file}: {one_line(error)}") from None
+        missing = [column for column in columns if column not in names]
+        if missing:
+            raise ValueError(f"{file} has no column {missing[0]}; its columns: {', '.join(names)}")
+
+
+def is_whole(file: str) -> bool:
+    """Whether a local file can be opened to its end, as far as that is quick to tell; True of a kind that it cannot tell."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if file.endswith(".tar"):
+            with tarfile.open(file) as archive:
+                archive.getmembers()
+        elif file.endswith(".parquet"):
+            pyarrow.parquet.read_metadata(file)
+        return True
+    except (tarfile.TarError, EOFError, OSError, pyarrow.ArrowException):
+        return False
+
+
 def expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:
     """Local patterns become sorted lists of files, so that a pattern without any match is reported here, in one line."""
     if isinstance(data_files, dict):
         return data_files
     patterns = _patterns(data_files)
-    if path in _BUILDER_OF_ENDING.values() or path in _OTHER_BUILDERS:  # otherwise they are relative to the dataset's repository
+    if path in _LOCAL_BUILDERS:  # otherwise they are relative to the dataset's repository
         patterns = [file for pattern in patterns for file in _local_files(pattern)]
     return {split: patterns}
 
@@ -246,12 +317,29 @@ def _find_image_column(features: dict[str, Any], wanted: str | None, name: str) 
     if wanted is not None:
         if wanted not in features:
             raise ValueError(f"image_column={wanted} is not a column of {name}; its columns: {columns}")
+        if not _may_hold_images(features[wanted]):
+            raise ValueError(
+                f"image_column={wanted} of {name} holds {str(features[wanted])[:200]}; expected one image a row: "
+                "images, bytes, paths, URLs or base64 text"
+            )
         return wanted
     found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
         what = f"several image columns ({', '.join(found)})" if found else f"no image column among its columns ({columns})"
         raise ValueError(f"{name} has {what}; say which one to read with image_column")
     return found[0]
+
+
+def _may_hold_images(feature: Any) -> bool:
+    import datasets
+
+    if feature is None or isinstance(feature, (datasets.Image, datasets.Array2D, datasets.Array3D)):
+        return True
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= feature.keys()
+    if isinstance(feature, datasets.List):  # rows of pixels, not of images
+        return isinstance(feature.feature, datasets.List)
+    return str(getattr(feature, "dtype", "")) in ("string", "large_string", "binary", "large_binary")
 
 
 def _find_label_column(features: dict[str, Any], wanted: str | None, name: str) -> str | None:

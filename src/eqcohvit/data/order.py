@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from .retry import Patience
+from .decode import one_line
+from .retry import Patience, ReadError, passes
 from .sources import Record, Source
 
 MAX_GROUP_SHARDS = 8
@@ -189,5 +190,10 @@ def _read_shard(source: Source, shard: int, epoch: int) -> Iterator[Record]:
                 patience.succeeded()
                 yield record
             return
-        except Exception as error:  # networks fail in the ways of many libraries; what is no passing trouble only costs the pauses
-            patience.failed(f"reading shard {shard} of {source.num_shards} of {source.name} from row {num_read} on", error)
+        except Exception as error:
+            what = f"reading shard {shard} of {source.num_shards} of {source.name} from row {num_read} on"
+            if isinstance(error, ReadError):
+                raise
+            if not passes(error):
+                raise ReadError(f"{what} failed: {one_line(error)}") from error
+            patience.failed(what, error)

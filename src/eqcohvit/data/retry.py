@@ -11,6 +11,16 @@ RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
 class ReadError(OSError):
     """The data cannot be read or decoded, although it was tried several times; the message says what and why."""
 
+# Of these, too, networks' errors come, not all of which are an OSError.
+_NETWORK_LIBRARIES = {"aiohttp", "botocore", "fsspec", "http", "httpcore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"}
+
+
+def passes(error: Exception) -> bool:
+    """Whether an error may be over when the same is tried again: those of the network and of the operating system."""
+    if isinstance(error, ReadError):
+        return False
+    return isinstance(error, OSError) or any(base.__module__.partition(".")[0] in _NETWORK_LIBRARIES for base in type(error).__mro__)
+
 
 class Patience:
     """Counts the failures of one thing in a row."""

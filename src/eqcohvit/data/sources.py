@@ -6,7 +6,7 @@ A record's key is a stable int64 (shard << 32 | row, except for sprites), so tha
 
 import glob
 import os
-import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import length_hint
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..hub.image_reading_eqcohvit import content_of
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
 from .fingerprint import digest
-from .retry import Patience
+from .retry import Patience, passes
 
 ROWS_PER_VIRTUAL_SHARD = 512
-MAX_FILE_BYTES = 1 << 29
+MAX_ENDINGS = 5  # of files that are left out, named each
 
 
 class Record(NamedTuple):
@@ -75,32 +76,27 @@ def _decode_or_bad(payload: Any, canvas_size: int, fit: str) -> Decoded | BadIma
         return error
 
 
-def _read_file(path: str) -> bytes:
-    if "://" in path:
-        return _read_remote_file(path)
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:  # reading a pipe would never end
-            raise BadImage(f"not a regular file of at most {MAX_FILE_BYTES} bytes")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BadImage(f"cannot read the file ({error.strerror or one_line(error)})") from None
-
-
-def _read_remote_file(path: str) -> bytes:
-    """A file inside a remote or zipped dataset repository."""
+def _read_file(text: str) -> bytes:
+    """The content of a path, a URL, or base64; of a file inside a remote or zipped dataset repository, too."""
+    if "://" not in text[:200] or text.startswith("data:"):
+        return content_of(text)
     from datasets.utils.file_utils import xopen
 
     patience = Patience()
     while True:
         try:
-            with xopen(path, "rb") as file:
+            if text.startswith(("http://", "https://")):
+                return content_of(text)
+            with xopen(text, "rb") as file:
                 return file.read()
         except FileNotFoundError:
             raise BadImage("cannot read the file (No such file)") from None
-        except Exception as error:  # of the network; an image is not bad because the network is
-            patience.failed(f"reading {path}", error)
+        except BadImage:
+            raise
+        except Exception as error:
+            if not passes(error):
+                raise BadImage(one_line(error)) from None
+            patience.failed(f"reading {text[:200]}", error)  # an image is not bad because the network is
 
 
 class FolderSource(ImageSource):
@@ -115,9 +111,12 @@ class FolderSource(ImageSource):
 
     def __init__(self, root_or_glob: str | os.PathLike, labels: bool = False, leave_out: str | os.PathLike | None = None):
         self.name = os.path.expanduser(os.fspath(root_or_glob))
-        self._files = sorted(_outside(leave_out, _list_images(self.name), self.name))
+        found = _outside(leave_out, _list_files(self.name), self.name)
+        self._files = sorted(filter(_is_image, found))
+        self._left_out = Counter(os.path.splitext(path)[1].lower() for path in found if not _is_image(path))
         if not self._files:
-            raise ValueError(f"no images found in {self.name} (extensions {' '.join(sorted(image_extensions()))})")
+            extensions = " ".join(sorted(image_extensions()))
+            raise ValueError(f"no images found in {self.name}{self._what_is_left_out()} (extensions {extensions})")
         self.num_shards = -(-len(self._files) // ROWS_PER_VIRTUAL_SHARD)
         self.has_labels = labels
         self.label_names = sorted({_parent(file) for file in self._files}) if labels else None
@@ -125,6 +124,17 @@ class FolderSource(ImageSource):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def summary(self) -> str:
+        """How many images there are, and which files are none by their names, in one line."""
+        return f"{len(self._files)} images in {self.name}{self._what_is_left_out()}"
+
+    def _what_is_left_out(self) -> str:
+        counts = [f"{count} {ending or 'without an ending'}" for ending, count in self._left_out.most_common(MAX_ENDINGS)]
+        if rest := self._left_out.total() - sum(count for _, count in self._left_out.most_common(MAX_ENDINGS)):
+            counts.append(f"{rest} others")
+        return f"; left out: {', '.join(counts)} (no ending of a format that is read)" if counts else ""
 
     @property
     def fingerprint(self) -> str:
@@ -158,7 +168,11 @@ def _outside(folder: str | os.PathLike | None, files: set[str], root: str) -> se
     return {file for file in files if not real[os.path.dirname(file)].startswith(left_out)}
 
 
-def _list_images(root_or_glob: str) -> set[str]:
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in image_extensions()
+
+
+def _list_files(root_or_glob: str) -> set[str]:
     if os.path.exists(root_or_glob):  # first: a real folder may have glob characters in its name
         matches = [root_or_glob]
     elif glob.has_magic(root_or_glob):
@@ -178,8 +192,7 @@ def _list_images(root_or_glob: str) -> set[str]:
             if real not in seen:  # linked folders count once, and a link to a parent folder does not loop
                 found.update(os.path.join(folder, name) for name in names)
             seen.add(real)
-    extensions = image_extensions()
-    return {path for path in found if os.path.splitext(path)[1].lower() in extensions and not os.path.basename(path).startswith(".")}
+    return {path for path in found if not os.path.basename(path).startswith(".")}
 
 
 class SpritesSource(Source):

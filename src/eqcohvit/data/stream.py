@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from .bad_images import BadImages, printable
-from .order import MAX_GROUP_SHARDS, START, Order
+from .decode import BadImage
+from .order import MAX_GROUP_SHARDS, START, Order, Sample
 from .resident import ResidentCanvases
+from .retry import ReadError, passes
 from .sources import Source
 from .workers import Chunk, decoded, regroup
 
@@ -153,6 +155,32 @@ class CanvasStream:
             yield chunk
 
 
+def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0, num_rows: int = 8) -> None:
+    """Read and decode the first images of a source, so that what is wrong with all of them is known before anything is written.
+
+    Raises:
+        ValueError: the rows cannot be read, or not one of them is an image where `max_bad_fraction` is below 1.
+        ReadError: the network or the disk fails, although it was tried several times.
+    """
+    try:
+        records = [sample.record for sample in islice(_in_order(source), num_rows)]
+    except ReadError as error:
+        if not isinstance(error.__cause__, Exception) or passes(error.__cause__):
+            raise
+        raise ValueError(str(error)) from error
+    if not records:
+        raise ValueError(f"{source.name} has no rows")
+    decoded = source.decode_batch([record.payload for record in records], canvas_size)
+    if max_bad_fraction < 1 and all(isinstance(item, BadImage) for item in decoded):
+        first = f"{printable(source.where(records[0]))}: {printable(str(decoded[0]))}"
+        raise ValueError(f"not one of the first {len(records)} images of {source.name} can be read; first: {first}")
+
+
+def _in_order(source: Source) -> Iterator[Sample]:
+    order = Order(source, shuffle=False)
+    return (sample for group in range(order.num_groups(0)) for sample in order.group_samples(0, group))
+
+
 def sequential(
     source: Source,
     canvas_size: int,
@@ -167,9 +195,7 @@ def sequential(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
-    order = Order(source, shuffle=False)
-    samples = (sample for group in range(order.num_groups(0)) for sample in order.group_samples(0, group))
-    chunks = decoded(islice(samples, max_samples), source, canvas_size, batch_size, num_workers, depth=4, fit=fit)
+    chunks = decoded(islice(_in_order(source), max_samples), source, canvas_size, batch_size, num_workers, depth=4, fit=fit)
     return _one_pass(chunks, batch_size, source.name)
 
 

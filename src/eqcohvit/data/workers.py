@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from .bad_images import printable
 from .decode import BadImage
 from .order import Sample
-from .retry import Patience
+from .retry import Patience, ReadError
 from .shared_memory import WAIT_SECONDS, NoSharedMemory, check_result, share
 from .sources import Source
 
@@ -60,7 +60,13 @@ class Decoder(Dataset[Chunk]):
     def __init__(self, source: Source, canvas_size: int, fit: str = "native"):
         self.source, self.canvas_size, self.fit = source, canvas_size, fit
 
-    def __getitems__(self, samples: list[Sample]) -> Chunk:
+    def __getitems__(self, samples: list[Sample]) -> "Chunk | ReadError":
+        try:
+            return self._chunk(samples)
+        except ReadError as error:  # as an exception it would come out of a worker with pages of traceback
+            return error
+
+    def _chunk(self, samples: list[Sample]) -> Chunk:
         fresh = [index for index, sample in enumerate(samples) if sample.record.payload is not KEPT]
         decoded = self.source.decode_batch([samples[index].record.payload for index in fresh], self.canvas_size, self.fit)
         good = [item for item in decoded if not isinstance(item, BadImage)]
@@ -107,6 +113,8 @@ def decoded(
             try:
                 for chunk in _load(decoder, map(prepare, _noted(lists, handed_out)), num_workers, careful):
                     check_result(chunk)
+                    if isinstance(chunk, ReadError):
+                        raise chunk
                     handed_out.popleft()
                     patience.succeeded()
                     yield chunk
@@ -136,7 +144,7 @@ def _noted(lists: Iterator[list[Sample]], handed_out: deque[list[Sample]]) -> It
         yield samples
 
 
-def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, careful: bool) -> Iterator[Chunk]:
+def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, careful: bool) -> Iterator[Chunk | ReadError]:
     loader = DataLoader(
         decoder,
         batch_sampler=lists,

@@ -111,9 +111,10 @@ class Evaluation:
         """One line for each part whose images are of too few classes, of those that the sources name or that any part has shown."""
         sources = {part: getattr(self.samples, part) for part in self._labels}
         named = [len(source.label_names or ()) for source in sources.values()]
-        shown = [int(labels.max()) + 1 for labels in self._labels.values()]
+        highest = [(int(labels.max()), len(labels)) for labels in self._labels.values()]
+        shown = [label + 1 for label, number in highest if label < 100 * number]  # larger ones are ids, which are no classes from 0 on
         for part, source in sources.items():
-            problem = missing_classes(self._labels[part], max(named + shown))
+            problem = missing_classes(self._labels[part], max(named + shown, default=0))
             if problem and part not in self._warned:
                 self._warned.add(part)
                 use = "fit on" if part == "train" else "test on"

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from ..data import Batch, CanvasStream, Source, decode, order, sources, stream, workers
+from ..hub import image_reading_eqcohvit
 from ..transforms import TransformationPath, ops, paths, random
 from . import features, pairs, preprocessing
 from .features import Encoder, Feature
@@ -48,7 +49,8 @@ _ROW_BYTES = 1 << 9  # of a path or an index, at least
 _LEAST_WINDOW = 2048  # images
 _ENOUGH_CLASSES = 0.8
 # What makes features of an image file, besides the model: a change of this code must not find old features.
-_FEATURE_CODE = (decode, order, sources, stream, workers, pairs, features, preprocessing, ops, paths, random, sys.modules[__name__])
+_PIPELINE = (image_reading_eqcohvit, decode, order, sources, stream, workers, pairs, features, preprocessing, ops, paths, random)
+_FEATURE_CODE = (*_PIPELINE, sys.modules[__name__])
 _LIBRARIES = ("torch", "transformers")  # their versions are part of the key
 
 
@@ -105,9 +107,10 @@ class Samples:
 
 def shuffle_window(source: Source) -> int:
     """How many undecoded images to shuffle at a time: as many as 256 MiB hold, judged by the first one; paths and indices all at once."""
-    record = next(iter(source.read_shard(0, 0)), None)
+    records = (record for shard in range(source.num_shards) for record in source.read_shard(shard, 0))
+    record = next(records, None)
     payload = record.payload if record is not None else None
-    num_bytes = len(payload) if isinstance(payload, (bytes, bytearray, memoryview)) else _ROW_BYTES
+    num_bytes = len(payload) if isinstance(payload, (bytes, bytearray, memoryview, str)) else _ROW_BYTES
     return max(_LEAST_WINDOW, _WINDOW_BYTES // max(num_bytes, _ROW_BYTES))
 
 

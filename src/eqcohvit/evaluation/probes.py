@@ -294,13 +294,13 @@ def linear_classification(
     """
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
     train_x, test_x = (F.pad(x, (0, 1), value=1.0) for x in standardize(train_x, test_x))
-    num_classes = int(train_y.max()) + 1
+    classes, train_y = train_y.unique(return_inverse=True)  # labels may be ids around 2e13
 
     def train(rows: torch.Tensor, rates: Sequence[float]) -> torch.Tensor:
         """Weights (rates, classes, d + 1), the last column the bias."""
         x, y = train_x[rows], train_y[rows]
         rate = torch.tensor(rates, device=x.device)[:, None, None]
-        weight = torch.zeros(len(rates), num_classes, x.shape[1], device=x.device)
+        weight = torch.zeros(len(rates), len(classes), x.shape[1], device=x.device)
         momentum = torch.zeros_like(weight)
         generator = torch.Generator().manual_seed(seed)
         total, step = epochs * -(-len(x) // batch_size), 0
@@ -315,10 +315,10 @@ def linear_classification(
 
     best = 0
     if len(learning_rates) > 1:
-        classes = (train_x[val] @ train(fit, learning_rates).mT).argmax(dim=-1)
-        best = int((classes == train_y[val]).float().mean(dim=-1).argmax())
+        found = (train_x[val] @ train(fit, learning_rates).mT).argmax(dim=-1)
+        best = int((found == train_y[val]).float().mean(dim=-1).argmax())
     weight = train(torch.arange(len(train_x), device=train_x.device), learning_rates[best : best + 1])[0]
-    return (test_x @ weight.T).argmax(dim=-1), learning_rates[best]
+    return classes[(test_x @ weight.T).argmax(dim=-1)], learning_rates[best]
 
 
 def nearest_neighbours(
@@ -366,10 +366,11 @@ def knn_accuracy(
 
 def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
     """The class of the largest sum of exp(similarity / temperature) among neighbours: two (M, k) -> (M,)."""
-    votes = torch.zeros(len(labels), int(labels.max()) + 1, device=labels.device)
+    classes, labels = labels.unique(return_inverse=True)  # labels may be ids around 2e13
+    votes = torch.zeros(len(labels), len(classes), device=labels.device)
     # Relative to the most similar one, without which a low temperature would leave no weight that float32 can hold.
     votes.scatter_add_(1, labels, ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp())
-    return votes.argmax(dim=-1)
+    return classes[votes.argmax(dim=-1)]
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from .arguments import PretrainArguments, check_resumable, load_recipe
 from .files import flush_to_disk, path_beside
+from .monitor import read_metrics
 from .run_lock import LOCK_FILE, lock_run
 
 STATE_FILE, MANIFEST_FILE = "run_state.json", "manifest.json"
@@ -277,33 +278,45 @@ def open_run(output_dir: Path, args: PretrainArguments, data: dict[str, Any] | N
     return checkpoint
 
 
-def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
-    """Make the folder of a run and write its settings to config.yaml.
+def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
+    """Whether a run may be begun or resumed in a folder; nothing is written. One that has not made a step may be begun anew.
 
     Raises:
-        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be written.
+        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be read.
     """
-    check_output_dir(output_dir, args)
     config_path = output_dir / "config.yaml"
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        args.save(config_path)
-        remove_unfinished(output_dir)
+        if config_path.exists():
+            if has_step(output_dir) and not args.resume_from_checkpoint:
+                raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
+            if has_step(output_dir):
+                newest = list_checkpoints(output_dir)[-1:]
+                knows_its_data = all("data" in read_state(path) for path in newest if (path / STATE_FILE).is_file())
+                check_resumable(args, load_recipe(config_path), may_move=knows_its_data)
+        elif output_dir.is_dir() and any(path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()):
+            raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
 
 
-def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
-    """Raise a `ValueError` where the folder holds another run and none is to be resumed, or the resumed run has other settings."""
-    config_path = output_dir / "config.yaml"
-    if config_path.exists():
-        if not args.resume_from_checkpoint:
-            raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
-        newest = list_checkpoints(output_dir)[-1:]
-        knows_its_data = all("data" in read_state(path) for path in newest if (path / STATE_FILE).is_file())
-        check_resumable(args, load_recipe(config_path), may_move=knows_its_data)
-    elif output_dir.is_dir() and any(path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
+def has_step(output_dir: Path) -> bool:
+    """Whether a run has made a step that is worth keeping: it has a checkpoint, or logged one."""
+    return bool(list_checkpoints(output_dir)) or any(line["step"] > 0 for line in read_metrics(output_dir / "metrics.jsonl"))
+
+
+def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
+    """Make the folder of a run and write its settings to config.yaml.
+
+    Raises:
+        ValueError: as `check_output_dir`, or it cannot be written.
+    """
+    check_output_dir(output_dir, args)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        args.save(output_dir / "config.yaml")
+        remove_unfinished(output_dir)
+    except OSError as error:
+        raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
 
 
 def check_same_data(saved: dict[str, Any] | None, data: dict[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from transformers.utils import logging as transformers_logging
 
 from .arguments import PRECISIONS, PretrainArguments
+from .sharding import check_plugin, set_defaults
+from .trackers import check_tracker
 
 PRECISION, ACCUMULATION = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
@@ -48,6 +52,28 @@ def agree_with_launcher(args: PretrainArguments) -> None:
 def precision_of(mixed_precision: str | None) -> str:
     """The precision of a run: the one that is set, else bf16 on GPUs that have it, else no."""
     return mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+
+
+def make_accelerator(args: PretrainArguments) -> Accelerator:
+    """Precision, accumulation, trackers and data-parallel options of a run; bf16 by default on GPUs that have it.
+
+    Raises:
+        ValueError: the tracker is not installed, or the launcher asks for what a run cannot do.
+    """
+    check_tracker(args.report_to)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
+    agree_with_launcher(args)
+    set_defaults()
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    check_plugin(accelerator, args.peft)
+    return accelerator
 
 
 def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 from PIL import Image
 
@@ -20,6 +20,22 @@ def check_tracker(name: str) -> None:
         return
     problem = "is not installed" if name in known else "is unknown"
     raise ValueError(f"report_to: the tracker {name!r} {problem}; installed: {', '.join(installed) or 'none'}; known: {', '.join(known)}")
+
+
+def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder: bool) -> None:
+    """Open the trackers where one of them writes into the run's folder, or where none does and so all can be tried before there is one.
+
+    Raises:
+        ValueError: one cannot be opened, as without an account's key.
+    """
+    names = [str(name) for name in accelerator.log_with]
+    if any(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory for name in names) != in_folder:
+        return
+    try:
+        accelerator.init_trackers("eqcohvit", config=settings)
+    except Exception as error:  # each library has errors of its own
+        accelerator.trackers = []
+        raise ValueError(f"cannot open the tracker {', '.join(names)}: {' '.join(str(error).split())[:300]}") from None
 
 
 class Trackers:

@@ -1,8 +1,11 @@
+import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
+from PIL import Image
 from tests.evaluation.dense.dense_tools import make_rows
 
-from eqcohvit.evaluation.dense.rows import find_column, open_train_and_test, read_depth, read_image, read_labels
+from eqcohvit.evaluation.dense.rows import find_column, open_rows, open_train_and_test, read_depth, read_image, read_labels
 
 
 def save(path, count):
@@ -76,3 +79,17 @@ def test_what_a_cell_must_hold():
         read_image({"a": {"bytes": b"broken", "path": None}}, "a")
     with pytest.raises(ValueError, match="column a must hold images, got int"):
         read_image({"a": 3}, "a")
+
+
+def test_open_rows_passes_over_an_empty_shard_and_names_what_does_not_fit(tmp_path):
+    whole = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 4), 9)] * 3}, features=datasets.Features({"image": datasets.Image()}))
+    whole.to_parquet(tmp_path / "b.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "b.parquet")
+    with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        writer.write_table(table.slice(0, 0))
+    rows = open_rows(None, None, "train", f"{tmp_path}/*.parquet")
+    assert len(rows) == 3 and read_image(rows[0], "image").getpixel((0, 0)) == (9, 9, 9)
+    pyarrow.parquet.write_table(table.rename_columns(["picture"]), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="cannot open dataset parquet: .*picture") as caught:
+        open_rows(None, None, "train", f"{tmp_path}/*.parquet")
+    assert "\n" not in str(caught.value)

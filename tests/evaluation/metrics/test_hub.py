@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from tests.hub.loopback_hub import LoopbackHub
+from tests.patience import PATIENCE
 
 import eqcohvit.evaluation.metrics as metrics
 
@@ -20,7 +21,7 @@ def test_module_is_pushed_as_a_space_and_loaded_from_there(tmp_path):
         environment = hub.environment(tmp_path / "hf", HF_EVALUATE_CACHE=tmp_path / "evaluate", HF_MODULES_CACHE=tmp_path / "modules")
 
         def run(*command):
-            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
             assert done.returncode == 0, done.stderr
             return done.stdout
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...data.datasets_source import builder_for, expand_data_files
 from ...data.decode import one_line
+from ...hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
 from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
+_ROWS_PER_READ = 1000  # of a Parquet file, while it is converted
 SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "test_split", "data_files", "test_data_files", "train_dir")
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
 
@@ -46,10 +47,13 @@ def open_rows(
         path, files = dataset_name, None
     else:
         raise ValueError("this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated")
+    # The size of a file's own may be that of an empty group.
+    options: dict[str, Any] = {"batch_size": _ROWS_PER_READ} if path == "parquet" else {}
     try:
-        dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files)
-    except (OSError, ValueError) as error:  # not found, gated, no connection, no such configuration or split, broken files
-        raise ValueError(f"cannot open dataset {path}: {one_line(error, 400)}") from error
+        dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files, **options)
+    except Exception as error:  # not found, gated, no connection, no such configuration or split, broken files
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # datasets' own says only that there was one
+        raise ValueError(f"cannot open dataset {path}: {one_line(cause, 400)}") from error
     if len(dataset) == 0:
         raise ValueError(f"dataset {path}, split {split}, has no rows")
     for column, feature in dataset.features.items():
@@ -109,7 +113,7 @@ def read_image(row: dict[str, Any], column: str) -> Image.Image:
     Raises:
         ValueError: it cannot be decoded.
     """
-    return ImageOps.exif_transpose(_open(row, column)).convert("RGB")
+    return to_rgb(_open(row, column))
 
 
 def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
@@ -174,16 +178,16 @@ def read_depth(row: dict[str, Any], column: str) -> np.ndarray:
 
 
 def _open(row: dict[str, Any], column: str) -> Image.Image:
+    """The stored image, whose numbers are what counts."""
     cell = row[column]
     if cell is None:
         raise ValueError(f"column {column} is empty")
-    if isinstance(cell, Image.Image):
-        return cell
-    if not isinstance(cell, dict):
+    if not isinstance(cell, (dict, str, bytes, Image.Image)):
         raise ValueError(f"column {column} must hold images, got {type(cell).__name__}")
     try:
-        image = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
-        image.load()
+        with quiet():
+            image = opened(content_of(cell))
+            load(image)
     except Exception as error:  # broken files make Pillow raise almost anything
         raise ValueError(f"the image of column {column} cannot be decoded ({one_line(error)})") from None
     return image
