@@ -1,12 +1,13 @@
 import os
 import signal
+import threading
 from itertools import islice
 
 import pytest
 import torch
 from tests.data.test_stream import Numbers, assert_same, make_stream, take
 
-from eqcohvit.data import BadImage, ReadError, ResidentCanvases, retry, sources
+from eqcohvit.data import BadImage, ReadError, ResidentCanvases, retry, sources, workers
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,24 @@ def test_a_worker_that_always_dies_is_named(tmp_path, monkeypatch):
     message = r"decoding 5 images from number 35 to number 39 failed 2 times in a row, at last with RuntimeError: DataLoader worker"
     with pytest.raises(ReadError, match=message):
         take(make_stream(Deadly([60], folder=tmp_path, times=99), shuffle=False, num_workers=2), 20)
+
+
+class Stuck(Deadly):
+    """Decoding the number 37 never ends, `times` times."""
+
+    def decode_batch(self, payloads, canvas_size, fit="native"):
+        deaths = len(os.listdir(self.folder))
+        if 37 in payloads and deaths < self.times:
+            (self.folder / str(deaths)).touch()
+            threading.Event().wait(600)
+        return Numbers.decode_batch(self, payloads, canvas_size, fit)
+
+
+def test_a_worker_that_never_ends_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "WAIT_SECONDS", 1.0)
+    whole = take(make_stream(Numbers([60]), shuffle=False), 20)
+    assert_same(whole, take(make_stream(Stuck([60], folder=tmp_path, times=1), shuffle=False, num_workers=2), 20))
+    assert len(os.listdir(tmp_path)) == 1
 
 
 def test_a_remote_file_that_fails_for_a_while_is_not_a_bad_image(monkeypatch, tmp_path, pauses):

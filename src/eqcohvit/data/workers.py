@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .bad_images import printable
 from .decode import BadImage
@@ -26,7 +26,7 @@ from .sources import Source
 
 _Item = TypeVar("_Item")
 # What the loader says of it: where it copies to page-locked memory (with a GPU), the thread that does so may die of the broken connection.
-_WORKER_DIED = ("DataLoader worker", "DataLoader timed out", "Pin memory thread")
+_WORKER_DIED = ("DataLoader worker", "Pin memory thread")
 
 
 class KEPT:
@@ -61,10 +61,17 @@ class Decoder(Dataset[Chunk]):
         self.source, self.canvas_size, self.fit = source, canvas_size, fit
 
     def __getitems__(self, samples: list[Sample]) -> "Chunk | ReadError":
+        # A worker that takes too long dies of the alarm. The loader's own timeout would also be how long a dead one goes unnoticed.
+        limited = get_worker_info() is not None and hasattr(signal, "setitimer")
+        if limited:
+            signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)
         try:
             return self._chunk(samples)
         except ReadError as error:  # as an exception it would come out of a worker with pages of traceback
             return error
+        finally:
+            if limited:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _chunk(self, samples: list[Sample]) -> Chunk:
         fresh = [index for index, sample in enumerate(samples) if sample.record.payload is not KEPT]
@@ -99,7 +106,7 @@ def decoded(
     """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it is handed out.
 
     Raises:
-        ReadError: workers have died, or not answered for half an hour, again and again at the samples that it names.
+        ReadError: workers have died, or ended themselves after half an hour at a chunk, again and again at the samples that it names.
         NoSharedMemory: a worker has no room for what it has decoded.
     """
     decoder, reader = Decoder(source, canvas_size, fit), BackgroundIterator(_lists(samples, chunk_size), depth)
@@ -151,7 +158,6 @@ def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, car
         num_workers=1 if careful else num_workers,
         prefetch_factor=1 if careful else None,
         collate_fn=_identity,
-        timeout=WAIT_SECONDS if num_workers else 0,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         worker_init_fn=_survive_signals,
@@ -177,6 +183,8 @@ def _identity(item: _Item) -> _Item:
 
 def _survive_signals(_worker: int) -> None:
     """Schedulers signal all processes of a job, Ctrl-C the group; the main process may still want batches for its last step."""
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
         os.setpgid(0, 0)
         for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU):
