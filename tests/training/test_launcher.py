@@ -50,12 +50,12 @@ def test_fine_tuning_refuses_accumulation(monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "steps", "origin"), [([], 4, "launcher"), (["--gradient_accumulation_steps", "1"], 1, "set")])
-def test_every_step_updates_and_the_first_line_says_where_settings_come_from(monkeypatch, photos, tmp_path, capsys, flags, steps, origin):
+def test_every_step_updates_and_the_start_says_where_settings_come_from(monkeypatch, photos, tmp_path, capsys, flags, steps, origin):
     monkeypatch.setenv(ACCUMULATION, "4")
     output_dir = tmp_path / "run"
     assert load_script("pretrain").cli([*SMALL, *flags, "--train_dir", str(photos), "--output_dir", str(output_dir)]) == 0
-    first = capsys.readouterr().out.splitlines()[0]
-    assert f"on 1 x cpu (one process), precision no (default), accumulation {steps} ({origin})" in first
+    said = capsys.readouterr().out
+    assert f"on 1 x cpu (one process), precision no (default), accumulation {steps} ({origin})" in said
     assert f"{2 * steps} samples a step" in first
     assert load_recipe(output_dir / "config.yaml")["gradient_accumulation_steps"] == steps
     first, second = (load_file(output_dir / "checkpoints" / f"step-{step}" / "model.safetensors") for step in (1, 2))
