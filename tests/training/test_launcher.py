@@ -56,7 +56,7 @@ def test_every_step_updates_and_the_start_says_where_settings_come_from(monkeypa
     assert load_script("pretrain").cli([*SMALL, *flags, "--train_dir", str(photos), "--output_dir", str(output_dir)]) == 0
     said = capsys.readouterr().out
     assert f"on 1 x cpu (one process), precision no (default), accumulation {steps} ({origin})" in said
-    assert f"{2 * steps} samples a step" in first
+    assert f"{2 * steps} samples a step" in said
     assert load_recipe(output_dir / "config.yaml")["gradient_accumulation_steps"] == steps
     first, second = (load_file(output_dir / "checkpoints" / f"step-{step}" / "model.safetensors") for step in (1, 2))
     assert not torch.equal(first["model.eqcohvit.feature_head.weight"], second["model.eqcohvit.feature_head.weight"])

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a Space trains its stand-in without accelerate
+    from accelerate import Accelerator
+
     from .pretrain_module import PretrainModule
 
 _Result = TypeVar("_Result")
@@ -29,6 +29,8 @@ _Result = TypeVar("_Result")
 
 def set_defaults() -> None:
     """Settings of Accelerate's that are not the user's to find out; to be called before its `Accelerator` reads them."""
+    from accelerate.utils import disable_fsdp_ram_efficient_loading
+
     # Its own default makes one group of all weights, which would be whole on every process throughout the step.
     os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
     # It hands out what the first process has read, as if all were sharded; centres and batch-norm statistics are not.
@@ -41,6 +43,8 @@ def check_plugin(accelerator: Accelerator, peft: str | None = None) -> None:
     Raises:
         ValueError: FSDP1, weights in the memory of the CPU, Accelerate's activation checkpointing, or adapters.
     """
+    from accelerate.utils import DistributedType
+
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin: Any = accelerator.state.fsdp_plugin

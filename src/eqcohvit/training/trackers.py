@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType
 from PIL import Image
 
@@ -28,14 +28,17 @@ def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder:
     Raises:
         ValueError: one cannot be opened, as without an account's key.
     """
-    names = [str(name) for name in accelerator.log_with]
-    if any(LOGGER_TYPE_TO_CLASS[name].requires_logging_directory for name in names) != in_folder:
+    trackers: list[Any] = []
+    for tracker in accelerator.log_with:
+        trackers.append(tracker if isinstance(tracker, GeneralTracker) else LOGGER_TYPE_TO_CLASS[str(tracker)])
+    if any(tracker.requires_logging_directory for tracker in trackers) != in_folder:
         return
     try:
         accelerator.init_trackers("eqcohvit", config=settings)
     except Exception as error:  # each library has errors of its own
         accelerator.trackers = []
-        raise ValueError(f"cannot open the tracker {', '.join(names)}: {' '.join(str(error).split())[:300]}") from None
+        names = ", ".join(str(tracker.name) for tracker in trackers)
+        raise ValueError(f"cannot open the tracker {names}: {' '.join(str(error).split())[:300]}") from None
 
 
 class Trackers:
