@@ -68,6 +68,8 @@ def test_recipe_runs_a_step_at_a_small_size(name):
     flags = ["--objective_options", ",".join(f"{key}={str(value).lower()}" for key, value in options.items())]
     if parse(name).local_crops_number:
         flags += ["--local_crops_size", "16"]
+    if parse(name).invariant_rank:
+        flags += ["--invariant_rank", "4"]
     args = parse(name, *SMALL, *flags)
     torch.manual_seed(0)
     module, renderer = build_module(args, build_model(args)).train(), build_renderer(args)
