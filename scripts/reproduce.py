@@ -169,7 +169,7 @@ class Reproduction:
         size = {"max_steps": steps, "warmup_steps": warmup, "save_steps": max(steps // 4, 1), "sample_steps": steps, "seed": args.seed}
         if run.equivariant_share is not None:
             size["equivariant_dim"] = round(recipe.feature_dim * run.equivariant_share)
-        paper = ["--path", "rotation", "--invariant_rank", "0"]  # a recipe may have settings of our own
+        paper = "--path rotation --invariant_rank 0 --decoder_patch_dropout 0.5".split()  # a recipe may have other settings
         train = ["--config", self._recipe(run), *self._data(run, train=True), *paper, *_flags(size), *run.flags, "--output_dir", home]
         train += ["--resume_from_checkpoint", "latest"]
         stages = [Stage("pretrain", self._command("pretrain", *train), home / "model" / "config.json")]
