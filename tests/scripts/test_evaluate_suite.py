@@ -5,8 +5,6 @@ import pytest
 from tests.conftest import load_script
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from eqcohvit.evaluation import tasks
-from eqcohvit.evaluation.probes import Head
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES
 
 
@@ -61,12 +59,11 @@ def test_own_model_and_plain_vit_give_the_same_table_twice(
 
 
 @pytest.mark.slow
-def test_whole_suite_gives_the_same_numbers_twice(evaluate, vit, tmp_path, monkeypatch):
-    """With one small MLP in place of those to choose from, which tests/evaluation/test_probes.py looks at."""
-    monkeypatch.setattr(tasks, "MLP_HEADS", (Head("[o, g]", (16,)),))
+def test_whole_suite_gives_the_same_numbers_twice(evaluate, encoder_folder, vit, tmp_path):
     for name in ("a", "b"):
         flags = ["--output", str(tmp_path / name / "results.json")]
-        assert evaluate.cli(command([vit], tmp_path / name / "cache", *flags)) == 0
+        counts = "--max_samples 120 --max_test_samples 60"
+        assert evaluate.cli(command([encoder_folder, vit], tmp_path / name / "cache", *flags, counts=counts)) == 0
     first, second = read(tmp_path / "a" / "results.json"), read(tmp_path / "b" / "results.json")
     assert first["rows"] == second["rows"] and first["protocol"] == second["protocol"]
     assert first["protocol_version"] == PROTOCOL_VERSION and first["suite"] == "r2"
