@@ -60,21 +60,33 @@ def read_stored(path: str) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--suite", nargs="+", required=True, choices=[*SUITES, "all"], help="what to measure")
-    parser.add_argument("--quick", action="store_true", help="smaller cases and fewer rounds: each suite within 60 s on two CPU cores")
-    parser.add_argument("--compile", action="store_true", help="run our step through torch.compile; the plain pipeline stays as it is")
-    parser.add_argument("--profile", action="store_true", help="suites overhead and data: also print the operations that take the most")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller cases and fewer rounds: each suite within 60 s on two CPU cores"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="run our step through torch.compile; the plain pipeline stays as it is"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="suites overhead and data: also print the operations that take the most"
+    )
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to measure on; default: cuda where there is one"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="device to measure on; default: cuda where there is one",
     )
     parser.add_argument("--output", type=os.path.expanduser, help="JSON to write: results, device, versions")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:
         raise ValueError(f"seconds must be positive, got {args.seconds}")
-    if args.device.split(":")[0] not in ("cpu", "cuda") or (args.device.startswith("cuda") and not torch.cuda.is_available()):
+    if args.device.split(":")[0] not in ("cpu", "cuda") or (
+        args.device.startswith("cuda") and not torch.cuda.is_available()
+    ):
         raise ValueError(f"device must be cpu, or cuda where there is one, got {args.device!r}")
     return args
 
@@ -84,8 +96,20 @@ def main(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
     stored = read_stored(args.compare) if args.compare else None
-    setup = Setup(torch.device(args.device), args.quick, args.seconds or (12.0 if args.quick else 20.0), args.compile, args.profile)
-    settings = {"suites": args.suite, "quick": args.quick, "seconds": setup.seconds, "device": args.device, "compile": args.compile}
+    setup = Setup(
+        torch.device(args.device),
+        args.quick,
+        args.seconds or (12.0 if args.quick else 20.0),
+        args.compile,
+        args.profile,
+    )
+    settings = {
+        "suites": args.suite,
+        "quick": args.quick,
+        "seconds": setup.seconds,
+        "device": args.device,
+        "compile": args.compile,
+    }
     environment = versions()
     print(f"{environment['device']}; torch {environment['torch']}, transformers {environment['transformers']}")
     results: list[Result] = []
@@ -106,7 +130,8 @@ def main(args: argparse.Namespace) -> int:
 
 @safe_output()
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 where cases have failed (the others are measured)."""
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 where cases have failed (the others are
+    measured)."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as scripts/pretrain.py does; for the plain pipeline too
     try:
         num_failed = main(parse(argv))

@@ -5,9 +5,9 @@
     python scripts/convert_checkpoint.py --source dinov2_vits14_pretrain.pth --output converted/dinov2-small
     python scripts/convert_checkpoint.py --source checkpoint_teacher.pth --layout ibot --output converted/ibot-small
 
-Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or an official
-DINOv2, DINOv3 or iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal; the feature head and the
-decoders are new. Each key of the source is accounted for in the printed report.
+Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or
+an official DINOv2, DINOv3 or iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal;
+the feature head and the decoders are new. Each key of the source is accounted for in the printed report.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def guess_layout(weights: Weights) -> str:
     """`"dinov2"` and `"dinov3"` have layer scales, `"ibot"` has none; all have blocks and a patch embedding."""
     if "patch_embed.proj.weight" not in weights or not any(key.startswith("blocks.") for key in weights):
         first = ", ".join(sorted(weights)[:3])
-        raise ValueError(f"expected the keys of an official DINO or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), found {first} ...")
+        raise ValueError(
+            f"expected the keys of an official DINO or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), found {first} ..."
+        )
     if not any(key.endswith("ls1.gamma") for key in weights):
         return "ibot"
     return "dinov2" if "pos_embed" in weights else "dinov3"  # which has rotary positions
@@ -126,7 +128,9 @@ def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
     report = []
     for key, tensor in weights.items():
         targets: tuple[str, ...] = ()
-        match = re.match(r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?$", key)  # the first of two numbers is a chunk of blocks
+        match = re.match(
+            r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?$", key
+        )  # the first of two numbers is a chunk of blocks
         if key in stem:
             targets = (stem[key],)
         elif match and match[2] in block:
@@ -150,27 +154,45 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
     width, channels, patch_size, _ = weights["patch_embed.proj.weight"].shape
     blocks = {match[1] for key in weights if (match := re.match(r"blocks\.(?:\d+\.)?(\d+)\.[a-z]", key))}
     if num_heads is None and "rope_embed.periods" in weights:
-        num_heads = width // (4 * weights["rope_embed.periods"].numel())  # a quarter of a head's width each, sine and cosine of y and x
+        num_heads = width // (
+            4 * weights["rope_embed.periods"].numel()
+        )  # a quarter of a head's width each, sine and cosine of y and x
     if num_heads is None:
         if width % 64:
-            raise ValueError(f"the width {width} is no multiple of 64, the usual width of a head: give --num_attention_heads")
+            raise ValueError(
+                f"the width {width} is no multiple of 64, the usual width of a head: give --num_attention_heads"
+            )
         num_heads = width // 64
-    config = {"hidden_size": width, "num_hidden_layers": len(blocks), "num_attention_heads": num_heads, "num_channels": channels}
+    config = {
+        "hidden_size": width,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": num_heads,
+        "num_channels": channels,
+    }
     config |= {"patch_size": patch_size}
     if layout == "dinov3":
         return config | _dinov3_config(weights)
     grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
     if grid**2 + 1 != weights["pos_embed"].shape[1]:
-        raise ValueError(f"expected pos_embed of a square grid and one CLS token, found {weights['pos_embed'].shape[1]} positions")
+        raise ValueError(
+            f"expected pos_embed of a square grid and one CLS token, found {weights['pos_embed'].shape[1]} positions"
+        )
     config |= {"image_size": grid * patch_size, "layer_norm_eps": 1e-6}
     fc1 = next((tensor for key, tensor in weights.items() if key.endswith("mlp.fc1.weight")), None)
     if layout == "ibot":
         if fc1 is None:
             raise ValueError("expected the weights mlp.fc1.weight of an iBOT ViT, found none")
-        return config | {"model_type": "vit", "intermediate_size": fc1.shape[0], "use_mask_token": "masked_embed" in weights}
+        return config | {
+            "model_type": "vit",
+            "intermediate_size": fc1.shape[0],
+            "use_mask_token": "masked_embed" in weights,
+        }
     config |= {"mlp_ratio": 4, "use_swiglu_ffn": True} if fc1 is None else {"mlp_ratio": fc1.shape[0] // width}
     if "register_tokens" in weights:
-        return config | {"model_type": "dinov2_with_registers", "num_register_tokens": weights["register_tokens"].shape[1]}
+        return config | {
+            "model_type": "dinov2_with_registers",
+            "num_register_tokens": weights["register_tokens"].shape[1],
+        }
     return config | {"model_type": "dinov2", "use_mask_token": "mask_token" in weights}
 
 
@@ -179,7 +201,12 @@ def _dinov3_config(weights: Weights) -> dict:
     gated = any(key.endswith("mlp.w1.weight") for key in weights)
     hidden = next(tensor for key, tensor in weights.items() if key.endswith(("mlp.w1.weight", "mlp.fc1.weight")))
     registers = weights["storage_tokens"].shape[1] if "storage_tokens" in weights else 0
-    config = {"model_type": "dinov3_vit", "image_size": 224, "intermediate_size": hidden.shape[0], "num_register_tokens": registers}
+    config = {
+        "model_type": "dinov3_vit",
+        "image_size": 224,
+        "intermediate_size": hidden.shape[0],
+        "num_register_tokens": registers,
+    }
     bias = any(key.endswith("attn.qkv.bias") for key in weights)
     config |= {"query_bias": bias, "value_bias": bias}
     return config | ({"use_gated_mlp": True, "hidden_act": "silu"} if gated else {})
@@ -198,7 +225,9 @@ def convert(
         guessed = guess_layout(official)
         layout = guessed if layout == "auto" else layout
         if layout != guessed:
-            raise ValueError(f"{source}: expected the {layout} layout, found {guessed} (by its layer scales and positions)")
+            raise ValueError(
+                f"{source}: expected the {layout} layout, found {guessed} (by its layer scales and positions)"
+            )
         backbone = official_config(official, layout, num_heads)
         weights, report = map_official(official, layout)
     else:
@@ -206,7 +235,11 @@ def convert(
     model = EqCohViTForPreTraining(EqCohViTConfig(backbone_config=backbone, **head))
     fill(model.eqcohvit.backbone, weights, source, report)
     prefix = "eqcohvit.backbone."
-    report += [Entry("new", None, (key,), tuple(t.shape)) for key, t in model.state_dict().items() if not key.startswith(prefix)]
+    report += [
+        Entry("new", None, (key,), tuple(t.shape))
+        for key, t in model.state_dict().items()
+        if not key.startswith(prefix)
+    ]
     return model.eval(), report, mean, std
 
 
@@ -215,20 +248,33 @@ def format_report(report: list[Entry]) -> str:
     for entry in report:
         targets = ", ".join(entry.targets) or "-"
         lines.append(f"{entry.action:<8} {entry.source or '-'} -> {targets} {list(entry.shape)}")
-    counts = {action: sum(entry.action == action for entry in report) for action in ("copied", "split", "dropped", "new")}
+    counts = {
+        action: sum(entry.action == action for entry in report) for action in ("copied", "split", "dropped", "new")
+    }
     return "\n".join([*lines, ", ".join(f"{count} {action}" for action, count in counts.items())])
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--source", required=True, help="transformers folder or Hub id, or a .pth file")
     parser.add_argument("--output", required=True, type=lambda path: Path(path).expanduser(), help="folder to write")
     parser.add_argument(
-        "--layout", default="auto", choices=["auto", *_LAYOUTS], help="layout of a .pth file; default: auto, told by its keys"
+        "--layout",
+        default="auto",
+        choices=["auto", *_LAYOUTS],
+        help="layout of a .pth file; default: auto, told by its keys",
     )
-    parser.add_argument("--num_attention_heads", type=int, help="heads of a .pth file; default: width / 64, or what its rotary periods say")
+    parser.add_argument(
+        "--num_attention_heads",
+        type=int,
+        help="heads of a .pth file; default: width / 64, or what its rotary periods say",
+    )
     parser.add_argument("--feature_dim", type=int, default=512, help="width of the new feature head; default: 512")
-    parser.add_argument("--equivariant_dim", type=int, default=256, help="how many of these are equivariant; default: 256")
+    parser.add_argument(
+        "--equivariant_dim", type=int, default=256, help="how many of these are equivariant; default: 256"
+    )
     parser.add_argument("--num_intermediates", type=int, default=2, help="number of decoders; default: 2")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new head and decoders; default: 0")
     parser.add_argument("--report", type=Path, help="write the key-by-key report to this JSON file too")

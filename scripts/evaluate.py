@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""What does an encoder know? Tasks on frozen features per part, beside raw pixels and random weights, as a table, a report and JSON.
+"""What does an encoder know? Tasks on frozen features per part, beside raw pixels and random weights, as a table, a
+report and JSON.
 
     python scripts/evaluate.py --model outputs/pretrain/model --task r2 knn --output results.json
     python scripts/evaluate.py --model runs/a/model --task video_segmentation --data_files 'davis/*.parquet' --output runs/a/davis.json
@@ -10,8 +11,8 @@
     python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
         --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
 
-Without data flags: the embedded sprites (test sprites are never trained on). Features and fitted probes are cached: another task on the
-same features takes seconds, and an interrupted command goes on where it was.
+Without data flags: the embedded sprites (test sprites are never trained on). Features and fitted probes are cached:
+another task on the same features takes seconds, and an interrupted command goes on where it was.
 """
 
 from __future__ import annotations
@@ -55,24 +56,48 @@ TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     models = "folders or repositories: ours, any transformers vision model, or timm/NAME for a model of timm"
     parser.add_argument("--model", nargs="+", required=True, help=models)
     suites = "benchmark with fixed settings, to compare models by; leave out the flags that it fixes"
     parser.add_argument("--suite", choices=list(SUITES), help=suites)
     beside = "results.json files of earlier runs of the suite on the same images, whose models stand in the table too"
     parser.add_argument("--beside", nargs="+", default=[], metavar="FILE", help=beside)
-    parser.add_argument("--task", nargs="+", default=["r2"], choices=list(TASKS), metavar="TASK", help=f"{', '.join(TASKS)}; default: r2")
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        default=["r2"],
+        choices=list(TASKS),
+        metavar="TASK",
+        help=f"{', '.join(TASKS)}; default: r2",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
-    parser.add_argument("--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last")
-    parser.add_argument("--output", type=os.path.expanduser, help="results.json to write; results.html and plots go into the same folder")
+    parser.add_argument(
+        "--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last"
+    )
+    parser.add_argument(
+        "--output",
+        type=os.path.expanduser,
+        help="results.json to write; results.html and plots go into the same folder",
+    )
     kept = f"where features are kept; default: {DEFAULT_CACHE}"
     parser.add_argument("--cache_dir", type=os.path.expanduser, default=str(DEFAULT_CACHE), help=kept)
-    parser.add_argument("--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with a model's repository")
+    parser.add_argument(
+        "--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20"
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code that comes with a model's repository"
+    )
 
     group = parser.add_argument_group("transformations and pooled features (r2, knn, linear, disentanglement)")
-    group.add_argument("--transform", nargs="+", default=["rotation"], help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation")
+    group.add_argument(
+        "--transform",
+        nargs="+",
+        default=["rotation"],
+        help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation",
+    )
     protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
     group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
     heads = "regressors of r2; kernel is what pretraining watches, slow above 2,000 images; default: mlp linear"
@@ -80,14 +105,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
     group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
-    group.add_argument("--temperature", type=float, default=0.07, help="of the weights exp(similarity / temperature) of knn; default: 0.07")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.07,
+        help="of the weights exp(similarity / temperature) of knn; default: 0.07",
+    )
 
     group = parser.add_argument_group("columns of numbers as targets (r2)")
     columns = "regress these columns in place of transformations: numbers, or lists of numbers of one length"
     group.add_argument("--target_columns", nargs="+", metavar="COLUMN", help=columns)
     pairs = "object or scene of a picture: whole groups are held out, and the change between two pictures of a group is regressed too"
     group.add_argument("--group_column", metavar="COLUMN", help=pairs)
-    quaternions = "target columns that are rotations as quaternions (x, y, z, w); a change is the rotation between the two"
+    quaternions = (
+        "target columns that are rotations as quaternions (x, y, z, w); a change is the rotation between the two"
+    )
     group.add_argument("--quaternion_columns", nargs="+", default=[], metavar="COLUMN", help=quaternions)
     circular = "target columns that start again after a period, such as yaw=360 or hue=1; regressed as cosine and sine"
     group.add_argument("--circular_columns", nargs="+", default=[], metavar="COLUMN=PERIOD", help=circular)
@@ -100,24 +132,38 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     TaskOptions.add_flags(group, leave_out=["image_column"])
     group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
 
-    group = parser.add_argument_group("videos", "video_segmentation, part_propagation: columns image, annotation, sequence, frame")
+    group = parser.add_argument_group(
+        "videos", "video_segmentation, part_propagation: columns image, annotation, sequence, frame"
+    )
     group.add_argument("--frame_size", type=int, default=480, help="shorter side of the frames in pixels; default: 480")
     group.add_argument("--max_frames", type=int, help="first frames of each video only")
-    group.add_argument("--context_frames", type=int, default=7, help="last frames that labels come from, besides the first; default: 7")
-    group.add_argument("--radius", type=int, default=12, help="patches further away, along x or y, do not count; default: 12")
+    group.add_argument(
+        "--context_frames", type=int, default=7, help="last frames that labels come from, besides the first; default: 7"
+    )
+    group.add_argument(
+        "--radius", type=int, default=12, help="patches further away, along x or y, do not count; default: 12"
+    )
     group.add_argument("--top_k", type=int, default=5, help="most similar patches that do; default: 5")
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset_name", help="Hub id, local folder or builder")
     group.add_argument("--dataset_config_name", help="configuration of the dataset")
-    group.add_argument("--dataset_split", default="train", help="split that probes and heads are fitted on; default: train")
-    group.add_argument("--test_split", help="split of dataset_name that they are tested on; by default held out from dataset_split")
-    group.add_argument("--data_files", help="files that probes and heads are fitted on: a glob, or several separated by commas")
+    group.add_argument(
+        "--dataset_split", default="train", help="split that probes and heads are fitted on; default: train"
+    )
+    group.add_argument(
+        "--test_split", help="split of dataset_name that they are tested on; by default held out from dataset_split"
+    )
+    group.add_argument(
+        "--data_files", help="files that probes and heads are fitted on: a glob, or several separated by commas"
+    )
     group.add_argument("--test_data_files", help="files that they are tested on; by default held out from data_files")
     group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
     group.add_argument("--image_column", help="image column, where there are several")
     group.add_argument("--label_column", help="label column; with train_dir 'folder', whose name is the class")
-    group.add_argument("--max_samples", type=int, help="images to fit probes and heads on; default: 4096, or the suite's")
+    group.add_argument(
+        "--max_samples", type=int, help="images to fit probes and heads on; default: 4096, or the suite's"
+    )
     group.add_argument("--max_test_samples", type=int, help="images to test them on; default: 2048, or the suite's")
     group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     args = parser.parse_args(argv)
@@ -135,7 +181,9 @@ def apply_suite(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     for name, value in suite.fixed().items():
         given = getattr(args, name)
         if given not in (parser.get_default(name), value):
-            raise ValueError(f"suite {args.suite} fixes {name} to {value}, got {given}: leave it out, or give --task without --suite")
+            raise ValueError(
+                f"suite {args.suite} fixes {name} to {value}, got {given}: leave it out, or give --task without --suite"
+            )
         setattr(args, name, value)
     if args.target_columns:
         raise ValueError(f"suite {args.suite} regresses transformations: give target_columns without --suite")
@@ -192,7 +240,9 @@ def check_writable(name: str, path: Path) -> None:
 
 def open_samples(args: argparse.Namespace) -> Samples:
     """The sources of fitting and testing images."""
-    check_test_data(args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir)
+    check_test_data(
+        args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir
+    )
     given = (args.dataset_name, args.dataset_config_name)
     columns = (args.train_dir, args.image_column, args.label_column)
     train = open_source(*given, args.dataset_split, args.data_files, *columns)
@@ -202,7 +252,9 @@ def open_samples(args: argparse.Namespace) -> Samples:
     if isinstance(train, SpritesSource):
         test = SpritesSource(offset=TEST_SPRITES)
     elif args.test_data_files or args.test_split:
-        test = open_source(*given, args.test_split or args.dataset_split, args.test_data_files or args.data_files, *columns)
+        test = open_source(
+            *given, args.test_split or args.dataset_split, args.test_data_files or args.data_files, *columns
+        )
     return Samples(train, test, args.max_samples, args.max_test_samples, args.num_workers)
 
 
@@ -255,7 +307,8 @@ def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
 
 @safe_output()
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 where data cannot be read, 130 after an interruption."""
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 where data cannot be read, 130 after an
+    interruption."""
     try:
         main(parse(argv), argv)
     except (ValueError, FileNotFoundError, TooManyBadImages) as error:

@@ -4,10 +4,11 @@
     python scripts/finetune.py --task segmentation --model runs/photos/model --num_labels 11 --ignore_label 11 \\
         --data_files 'camvid/train-*.parquet' --test_data_files 'camvid/val-*.parquet' --output_dir runs/camvid
     python scripts/finetune.py --task segmentation --model facebook/dinov2-small --train head --head linear \\
-        --dataset_name zhoubolei/scene_parse_150 --test_split validation --num_labels 150 --reduce_labels --output_dir runs/ade20k
+        --dataset_name zhoubolei/scene_parse_150 --test_split validation --num_labels 150 --reduce_labels --output_dir
+        runs/ade20k
 
-The run's folder holds metrics.jsonl, pictures/, checkpoints/, model/ and results.json. `--random_weights` is the control: the same run
-on the same backbone without its pretraining.
+The run's folder holds metrics.jsonl, pictures/, checkpoints/, model/ and results.json. `--random_weights` is the
+control: the same run on the same backbone without its pretraining.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from eqcohvit.evaluation.dense.pictures import save_sheet
 from eqcohvit.evaluation.dense.rows import SOURCE_FLAGS, open_train_and_test
 from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.training.arguments import PRECISIONS
-from eqcohvit.training.checkpoint import CheckpointError, find_checkpoint, on_main_process, read_state, remove_unfinished, set_later_aside
+from eqcohvit.training.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    on_main_process,
+    read_state,
+    remove_unfinished,
+    set_later_aside,
+)
 from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
 from eqcohvit.training.run_lock import LOCK_FILE, lock_run
@@ -40,15 +48,30 @@ from eqcohvit.training.signals import StopSignals, exit_code, leave
 
 SETTINGS_FILE = "settings.json"
 NUM_PICTURES = 6
-_MAY_CHANGE_ON_RESUME = {"resume_from_checkpoint", "output_dir", "max_test_samples", "num_workers", "logging_steps", "save_steps"}
+_MAY_CHANGE_ON_RESUME = {
+    "resume_from_checkpoint",
+    "output_dir",
+    "max_test_samples",
+    "num_workers",
+    "logging_steps",
+    "save_steps",
+}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--task", required=True, choices=list(TASKS), help="what to learn")
-    parser.add_argument("--model", required=True, help="folder or repository of the encoder: ours, or a transformers ViT")
-    parser.add_argument("--random_weights", action="store_true", help="control: the backbone without its trained weights")
-    parser.add_argument("--train", default="all", choices=TRAINABLE, help="head: frozen backbone; lora: adapters in it; default: all")
+    parser.add_argument(
+        "--model", required=True, help="folder or repository of the encoder: ours, or a transformers ViT"
+    )
+    parser.add_argument(
+        "--random_weights", action="store_true", help="control: the backbone without its trained weights"
+    )
+    parser.add_argument(
+        "--train", default="all", choices=TRAINABLE, help="head: frozen backbone; lora: adapters in it; default: all"
+    )
     heads = "; ".join(f"{name}: {', '.join(task.heads)}" for name, task in TASKS.items())
     parser.add_argument("--head", help=f"{heads}; default: the first")
 
@@ -63,25 +86,54 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_test_samples", type=int, help="test on the first rows only")
 
     defaults = FinetuneSettings()
-    parser.add_argument("--max_steps", type=int, default=defaults.max_steps, help="optimizer steps; default: %(default)s")
-    parser.add_argument("--per_device_train_batch_size", type=int, default=defaults.batch_size, help="images a step; default: %(default)s")
     parser.add_argument(
-        "--learning_rate", type=float, default=defaults.learning_rate, help="peak learning rate of the head; default: %(default)s"
+        "--max_steps", type=int, default=defaults.max_steps, help="optimizer steps; default: %(default)s"
+    )
+    parser.add_argument(
+        "--per_device_train_batch_size",
+        type=int,
+        default=defaults.batch_size,
+        help="images a step; default: %(default)s",
+    )
+    parser.add_argument(
+        "--learning_rate",
+        type=float,
+        default=defaults.learning_rate,
+        help="peak learning rate of the head; default: %(default)s",
     )
     text = "learning rate of the backbone over the head's; default: %(default)s"
     parser.add_argument("--backbone_lr_scale", type=float, default=defaults.backbone_lr_scale, help=text)
-    parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="weight decay of matrices; default: %(default)s")
-    parser.add_argument("--warmup_steps", type=int, default=defaults.warmup_steps, help="steps of linear warm-up; default: %(default)s")
-    parser.add_argument("--lora_rank", type=int, default=defaults.lora_rank, help="rank of the adapters; default: %(default)s")
+    parser.add_argument(
+        "--weight_decay",
+        type=float,
+        default=defaults.weight_decay,
+        help="weight decay of matrices; default: %(default)s",
+    )
+    parser.add_argument(
+        "--warmup_steps", type=int, default=defaults.warmup_steps, help="steps of linear warm-up; default: %(default)s"
+    )
+    parser.add_argument(
+        "--lora_rank", type=int, default=defaults.lora_rank, help="rank of the adapters; default: %(default)s"
+    )
     text = "default: the launcher's, else bf16 on GPUs that have it, else no"
     parser.add_argument("--mixed_precision", choices=PRECISIONS, help=text)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation; default: 0")
     parser.add_argument(
-        "--logging_steps", type=int, default=defaults.logging_steps, help="steps between progress lines; default: %(default)s"
+        "--logging_steps",
+        type=int,
+        default=defaults.logging_steps,
+        help="steps between progress lines; default: %(default)s",
     )
-    parser.add_argument("--save_steps", type=int, default=defaults.save_steps, help="steps between checkpoints; default: %(default)s")
-    parser.add_argument("--output_dir", type=os.path.expanduser, default="outputs/finetune", help="folder of the run; default: %(default)s")
+    parser.add_argument(
+        "--save_steps", type=int, default=defaults.save_steps, help="steps between checkpoints; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=os.path.expanduser,
+        default="outputs/finetune",
+        help="folder of the run; default: %(default)s",
+    )
     parser.add_argument("--resume_from_checkpoint", help="'latest' of output_dir, or the path of a checkpoint folder")
     return parser.parse_args(argv)
 
@@ -92,7 +144,9 @@ def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
     datasets.disable_progress_bars()
     started, output_dir = time.time(), Path(args.output_dir)
     names = {field.name for field in dataclasses.fields(FinetuneSettings)} & set(vars(args))
-    settings = FinetuneSettings(batch_size=args.per_device_train_batch_size, **{name: getattr(args, name) for name in names})
+    settings = FinetuneSettings(
+        batch_size=args.per_device_train_batch_size, **{name: getattr(args, name) for name in names}
+    )
     settings.check()
     if args.max_test_samples is not None and args.max_test_samples < 1:
         raise ValueError(f"max_test_samples must be at least 1, got {args.max_test_samples}")
@@ -137,11 +191,16 @@ def main(args: argparse.Namespace, stop: StopSignals, argv: list[str]) -> None:
         "command": shlex.join(["python", "scripts/finetune.py", *argv]),
         "versions": versions(),
         "seconds": {"training": round(trained - started, 1), "testing": round(time.time() - trained, 1)},
-        "rows": [{"encoder": name, "part": "backbone", "metric": metric, "values": [value]} for metric, value in values.items()],
+        "rows": [
+            {"encoder": name, "part": "backbone", "metric": metric, "values": [value]}
+            for metric, value in values.items()
+        ],
     }
     write_results(output_dir / "results.json", results)
     print(format_table([["encoder", *values], [name, *(f"{value:.4g}" for value in values.values())]]))
-    print(f"model in {output_dir / 'model'}, pictures in {output_dir / 'pictures'}, numbers in {output_dir / 'results.json'}")
+    print(
+        f"model in {output_dir / 'model'}, pictures in {output_dir / 'pictures'}, numbers in {output_dir / 'results.json'}"
+    )
 
 
 def check_output_dir(output_dir: Path, args: argparse.Namespace) -> Path | None:
@@ -157,9 +216,13 @@ def check_output_dir(output_dir: Path, args: argparse.Namespace) -> Path | None:
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
         return checkpoint
     if not args.resume_from_checkpoint:
-        raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
+        raise ValueError(
+            f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest"
+        )
     saved, given = json.loads(path.read_text()), vars(args)
-    changed = [name for name in given if name not in _MAY_CHANGE_ON_RESUME and name in saved and saved[name] != given[name]]
+    changed = [
+        name for name in given if name not in _MAY_CHANGE_ON_RESUME and name in saved and saved[name] != given[name]
+    ]
     if changed:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
         raise ValueError(f"cannot resume with other settings: {differences}")

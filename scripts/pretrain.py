@@ -6,8 +6,8 @@
     accelerate launch scripts/pretrain.py --config scripts/recipes/cifar10_vicreg.yaml
     accelerate launch scripts/pretrain.py --init_from facebook/dinov2-small --train_dir ~/photos --output_dir runs/continued
 
-Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds report.html (curves, what the parts know, pictures),
-metrics.jsonl, samples/, checkpoints/ and model/.
+Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds report.html (curves, what the
+parts know, pictures), metrics.jsonl, samples/, checkpoints/ and model/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
-from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, Source, TooManyBadImages, describe_data, hold_out, open_source
+from eqcohvit.data import (
+    Batch,
+    CanvasStream,
+    ResidentCanvases,
+    Source,
+    TooManyBadImages,
+    describe_data,
+    hold_out,
+    open_source,
+)
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 from eqcohvit.evaluation.results import versions
 from eqcohvit.evaluation.run_probe import RunProbe, open_probe
@@ -61,7 +70,8 @@ CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
 
 class Pretraining:
-    """One process of a run: `__init__` makes its parts, `train` is the loop, and the methods after it are what the loop calls."""
+    """One process of a run: `__init__` makes its parts, `train` is the loop, and the methods after it are what the loop
+    calls."""
 
     def __init__(self, args: PretrainArguments, stop: StopSignals, command: str = ""):
         self.args, self.stop, self.output_dir, self.command = args, stop, Path(args.output_dir), command
@@ -69,7 +79,11 @@ class Pretraining:
         with stop.interruptible():
             self.accelerator = accelerator = make_accelerator(args)
             source, self.probe, self.guard = open_sources(args, accelerator)
-            resident = ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print) if args.resident else None
+            resident = (
+                ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print)
+                if args.resident
+                else None
+            )
             set_seed(args.seed)
             built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
             on_main_process(accelerator, lambda: check_output_dir(self.output_dir, args))
@@ -88,7 +102,11 @@ class Pretraining:
 
         # -------------------------------------------------------------- where the run stands
         rank = accelerator.process_index
-        state: dict[str, Any] = {"step": 0, "logged_step": 0, "ranks": [{"position": None, "progress": None}] * accelerator.num_processes}
+        state: dict[str, Any] = {
+            "step": 0,
+            "logged_step": 0,
+            "ranks": [{"position": None, "progress": None}] * accelerator.num_processes,
+        }
         if checkpoint is not None:
             state = load_checkpoint(accelerator, checkpoint)
             accelerator.print(f"resuming from {checkpoint}")
@@ -114,7 +132,9 @@ class Pretraining:
         self.batches, self.position = DevicePrefetcher(iter(self.stream), accelerator.device), self.stream.position
         self.shown: Batch | None = None  # the first batch of this process, of which pictures are drawn
         self.announce(state.get("knn_start"))
-        samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        samples_per_step = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        )
         self.probe_interval = args.probe_interval(accelerator.num_processes)
         self.progress = Progress(args.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
         self.bar = StepBar(args.max_steps, self.step, accelerator.is_main_process)
@@ -134,14 +154,18 @@ class Pretraining:
             trained.compile()
             if self.accelerator.device.type == "cuda":
                 self.renderer.compile()
-        optimizer = make_optimizer(trained, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
+        optimizer = make_optimizer(
+            trained, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale
+        )
         self.module, self.optimizer = self.accelerator.prepare(trained, optimizer)
         connect(trained)
 
     def announce(self, knn_start: float | None) -> None:
         """Open the logs and say what is about to run, on what, and which figures to expect of it."""
         args, accelerator = self.args, self.accelerator
-        self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.step or -1) if accelerator.is_main_process else None
+        self.log = (
+            MetricsLog(self.output_dir / "metrics.jsonl", self.step or -1) if accelerator.is_main_process else None
+        )
         self.trackers = Trackers(accelerator, lambda text: self.bar.say(text))
         compared = args.per_device_train_batch_size * accelerator.num_processes
         accelerator.print(
@@ -181,10 +205,13 @@ class Pretraining:
         self.end()
 
     def optimize(self, taken: list[Batch], values: StepValues) -> dict[str, torch.Tensor]:
-        """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features, in the steps that measure them."""
+        """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features, in the steps that
+        measure them."""
         ranks: dict[str, torch.Tensor] = {}
         for batch in taken:
-            views = self.renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=self.args.recon_weight > 0)
+            views = self.renderer(
+                batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=self.args.recon_weight > 0
+            )
             with self.accelerator.accumulate(self.module):
                 with self.accelerator.autocast():
                     terms = self.module(views, values)
@@ -192,7 +219,9 @@ class Pretraining:
                 if self.accelerator.sync_gradients:
                     self.accelerator.unscale_gradients()
                     norms = clip_gradients(self.trained.parts(), self.args.clip_gradients, self.args.max_grad_norm)
-                    if self.accelerator.mixed_precision == "fp16":  # an infinite norm: the scaler leaves the step out, lowers its scale
+                    if (
+                        self.accelerator.mixed_precision == "fp16"
+                    ):  # an infinite norm: the scaler leaves the step out, lowers its scale
                         norms = {name: norm.nan_to_num(0.0, 0.0, 0.0) for name, norm in norms.items()}
                     terms |= norms
                 check_step(self.accelerator, self.output_dir, self.step + 1, terms, taken, self.trained)
@@ -217,7 +246,12 @@ class Pretraining:
         else:
             self.write_figures(figures)
         if self.guard is not None and accuracy is not None:
-            self.guard.check(self.accelerator.reduce(torch.tensor(accuracy, device=self.accelerator.device), reduction="mean").item(), step)
+            self.guard.check(
+                self.accelerator.reduce(
+                    torch.tensor(accuracy, device=self.accelerator.device), reduction="mean"
+                ).item(),
+                step,
+            )
         if args.recon_weight > 0 and (step % args.sample_steps == 0 or done):
             self.draw_samples()
         if step % args.save_steps == 0 or done:
@@ -229,10 +263,13 @@ class Pretraining:
     # ------------------------------------------------------------------ what one sees
     def measure_knn(self, guard: KnnGuard) -> float:
         """kNN accuracy of the model as it is now."""
-        return with_weights(self.trained, lambda: guard.measure(self.trained.model.eqcohvit, self.renderer.mean, self.renderer.std))
+        return with_weights(
+            self.trained, lambda: guard.measure(self.trained.model.eqcohvit, self.renderer.mean, self.renderer.std)
+        )
 
     def measure_probe(self) -> dict[str, float]:
-        """What the parts know of the path as the model is now, on the main process; nothing on the others and without a probe."""
+        """What the parts know of the path as the model is now, on the main process; nothing on the others and without a
+        probe."""
         probe = self.probe
         if probe is None:
             return {}
@@ -246,7 +283,9 @@ class Pretraining:
         """The progress line, its figures in metrics.jsonl and the trackers, and warnings about them."""
         terms = self.accelerator.reduce({**self.progress.means(), **ranks}, reduction="mean")
         means = {name: value.item() for name, value in terms.items()}
-        line, figures = self.progress.line(self.step, means, self.step - max(self.logged_step, self.first_step), self.shown_r2)
+        line, figures = self.progress.line(
+            self.step, means, self.step - max(self.logged_step, self.first_step), self.shown_r2
+        )
         self.logged_step = self.step
         self.bar.say(line)
         self.write_figures({"learning_rate": values.learning_rate, **figures, **extra})
@@ -266,7 +305,9 @@ class Pretraining:
         args = self.args
         about: dict[str, Any] = {"images": self.stream.source.name, "model": describe_size(self.trained), **versions()}
         if self.probe is not None:
-            about["probes"] = f"fitted on {self.probe.num_fit} images, tested on {self.probe.num_test}, every {self.probe_interval} steps"
+            about["probes"] = (
+                f"fitted on {self.probe.num_fit} images, tested on {self.probe.num_test}, every {self.probe_interval} steps"
+            )
         state = f"step {self.step} of {args.max_steps}, {time.strftime('%Y-%m-%d %H:%M')}, {self.output_dir}"
         try:
             write_run_page(
@@ -284,14 +325,19 @@ class Pretraining:
     def make_watch(self) -> HealthWatch:
         """What warns of a run that learns nothing."""
         compared = self.args.per_device_train_batch_size * self.accelerator.num_processes
-        return HealthWatch(self.trained.objective.uninformed_values(compared), self.args.head_warmup_steps + self.args.warmup_steps)
+        return HealthWatch(
+            self.trained.objective.uninformed_values(compared), self.args.head_warmup_steps + self.args.warmup_steps
+        )
 
     @torch.no_grad()
     def draw_samples(self, num_samples: int = 6) -> None:
-        """Picture of the first samples of the main process's first batch, with the model as it is now; all processes take part."""
+        """Picture of the first samples of the main process's first batch, with the model as it is now; all processes
+        take part."""
         batch, model, renderer = self.shown, self.trained.model, self.renderer
         assert batch is not None  # a step has been made
-        views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys)  # all of them: of other sizes it would be compiled anew
+        views = renderer(
+            batch.canvases, batch.sizes, batch.epochs, batch.keys
+        )  # all of them: of other sizes it would be compiled anew
         assert views.intermediates is not None
         first, end, intermediates = (images[:num_samples] for images in (views.first, views.end, views.intermediates))
         model.eval()
@@ -299,14 +345,20 @@ class Pretraining:
         model.train()
         if self.accelerator.is_main_process:
             path = self.output_dir / "samples" / f"step-{self.step}.png"
-            save_samples(path, first, end, intermediates, reconstructions, renderer.mean, renderer.std, renderer.target_fractions)
+            save_samples(
+                path, first, end, intermediates, reconstructions, renderer.mean, renderer.std, renderer.target_fractions
+            )
             self.trackers.log_picture("samples", path, self.step)
 
     # ------------------------------------------------------------------ what is kept
     def save(self) -> None:
         """A checkpoint of all processes."""
         accelerator, args = self.accelerator, self.args
-        state: dict[str, Any] = {"step": self.step, "logged_step": self.logged_step, "knn_start": self.guard.start if self.guard else None}
+        state: dict[str, Any] = {
+            "step": self.step,
+            "logged_step": self.logged_step,
+            "knn_start": self.guard.start if self.guard else None,
+        }
         state |= {"shown_r2": self.shown_r2, "data": self.data}
         state |= {"image_mean": list(self.renderer.mean), "image_std": list(self.renderer.std)}
         state |= {"ranks": gather_object([{"position": self.position, "progress": self.progress.state()}])}
@@ -324,7 +376,8 @@ class Pretraining:
         self.saved_step = self.step
 
     def export(self, may_fail: bool = False) -> None:
-        """Write the Hub folder with its card, and upload it where that is asked for; with `may_fail` the run survives a failed upload."""
+        """Write the Hub folder with its card, and upload it where that is asked for; with `may_fail` the run survives a
+        failed upload."""
         args, folder = self.args, self.output_dir / "model"
         card = render_card(CARD_TEMPLATE.read_text(), read_run(self.output_dir))
         state = list_checkpoints(self.output_dir)[-1] if args.push_training_state else None
@@ -365,7 +418,8 @@ class Pretraining:
 
 
 def open_sources(args: PretrainArguments, accelerator: Accelerator) -> tuple[Source, RunProbe | None, KnnGuard | None]:
-    """The images to train on, and the probe and the guard with images that are not among them, where they are asked for."""
+    """The images to train on, and the probe and the guard with images that are not among them, where they are asked
+    for."""
     columns = (args.train_dir, args.image_column, args.label_column)
     source = open_training_source(args, columns, accelerator.num_processes, accelerator.print)
     probe = None
@@ -394,8 +448,10 @@ def main(argv: list[str] | None, stop: StopSignals) -> None:
 
 
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a signal (`signals`)."""
-    # Large tensors of a CPU in pages of 2 MiB, where Linux offers them: a step of a ViT-S/16 takes 4 to 8 % less. Read at the first one.
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a
+    signal (`signals`)."""
+    # Large tensors of a CPU in pages of 2 MiB, where Linux offers them: a step of a ViT-S/16 takes 4 to 8 % less. Read
+    # at the first one.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return exit_code(lambda stop: main(argv, stop), failures=(TooManyBadImages, AccuracyFell, CheckpointError))
 

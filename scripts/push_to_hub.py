@@ -3,13 +3,14 @@
 
     python scripts/push_to_hub.py --folder outputs/pretrain/model --repo_id user/name
 
-The token comes from HF_TOKEN or `hf auth login`. After a broken connection run it again: what has arrived is not sent again.
-`--space` uploads the demo instead: the page, the package and the model of --folder (default: the released checkpoint) as one Space.
+The token comes from HF_TOKEN or `hf auth login`. After a broken connection run it again: what has arrived is not sent
+again. `--space` uploads the demo instead: the page, the package and the model of --folder (default: the released
+checkpoint) as one Space.
 
     python scripts/push_to_hub.py --space --repo_id user/name
 
-With `--run_dir outputs/pretrain` the card is filled from the run's own files (config.yaml, metrics.jsonl, results.json) first.
-With `--training_state outputs/pretrain/checkpoints/step-N` others can go on from there, with
+With `--run_dir outputs/pretrain` the card is filled from the run's own files (config.yaml, metrics.jsonl, results.json)
+first. With `--training_state outputs/pretrain/checkpoints/step-N` others can go on from there, with
 `python scripts/pretrain.py --resume_from_checkpoint user/name --output_dir runs/continued`.
 """
 
@@ -24,7 +25,15 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 import eqcohvit
-from eqcohvit.export import CARD_NAME, STATE_FOLDER, check_model_folder, files_of, model_folder_of, push_files, push_hub_folder
+from eqcohvit.export import (
+    CARD_NAME,
+    STATE_FOLDER,
+    check_model_folder,
+    files_of,
+    model_folder_of,
+    push_files,
+    push_hub_folder,
+)
 from eqcohvit.model_card import read_run, render_card
 
 _ROOT = Path(__file__).parent.parent
@@ -33,16 +42,26 @@ _RELEASED = _ROOT / "model_cards" / "eqcohvit-micro-sprites"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--folder", type=Path, help="model folder as pretraining writes it, folder of a run, or checkpoint of one")
-    parser.add_argument("--space", action="store_true", help="upload the demo, with the model in it, instead of the model alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="model folder as pretraining writes it, folder of a run, or checkpoint of one"
+    )
+    parser.add_argument(
+        "--space", action="store_true", help="upload the demo, with the model in it, instead of the model alone"
+    )
     parser.add_argument("--repo_id", required=True, help="repository, user/name; made where it is missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--token", help="access token; default: HF_TOKEN or the one of `hf auth login`")
     parser.add_argument("--revision", help="branch; default: main")
     parser.add_argument("--commit_message", help="default: Upload model, or Upload Space")
-    parser.add_argument("--run_dir", type=lambda path: Path(path).expanduser(), help="folder of the run, to write the model card from")
-    parser.add_argument("--training_state", type=Path, help="checkpoint of the run, to be put into the folder and uploaded too")
+    parser.add_argument(
+        "--run_dir", type=lambda path: Path(path).expanduser(), help="folder of the run, to write the model card from"
+    )
+    parser.add_argument(
+        "--training_state", type=Path, help="checkpoint of the run, to be put into the folder and uploaded too"
+    )
     args = parser.parse_args(argv)
     if args.folder is None:
         if not args.space:
@@ -54,7 +73,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def space_files(model_folder: Path) -> dict[str, Path]:
-    """What a Space holds, by path: the page, the package beside it (nothing installs it there), and the model in model/.
+    """What a Space holds, by path: the page, the package beside it (nothing installs it there), and the model in
+    model/.
 
     Raises:
         ValueError: the folder is no model folder.
@@ -81,7 +101,9 @@ def main(args: argparse.Namespace, new: Path) -> None:
         print(f"uploaded {len(files)} files to the Space {args.repo_id}: {url}")
         return
     if args.training_state is not None and not (args.training_state / "run_state.json").is_file():
-        raise ValueError(f"no checkpoint at {args.training_state}: expected a folder such as outputs/pretrain/checkpoints/step-N")
+        raise ValueError(
+            f"no checkpoint at {args.training_state}: expected a folder such as outputs/pretrain/checkpoints/step-N"
+        )
     if (args.run_dir or args.training_state) and not args.folder.is_dir():
         raise ValueError(f"expected a model folder, found none at {args.folder}")
     if args.training_state is not None:

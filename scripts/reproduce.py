@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""The paper's tables at the size of the device at hand: trains and evaluates what is missing, and writes the tables of what there is.
+"""The paper's tables at the size of the device at hand: trains and evaluates what is missing, and writes the tables of
+what there is.
 
     python scripts/reproduce.py --data_files 'cifar10/train-*.parquet' --test_data_files 'cifar10/test-*.parquet' --max_steps 300
     python scripts/reproduce.py --table B --budget 60 --output_dir runs/k_ablation           # sized to take about an hour in all
     python scripts/reproduce.py --data imagenette --budget 1200 --time_limit 9               # on a GPU, in pieces: repeat until it is done
 
-A: SSL methods x paths. B: number of intermediate states. C: lambda, d_equi, border, what the decoders read. D: dense and geometric tasks.
-Each run has a folder with its recipe, metrics, model and results.json; tables.md is written from the results.json files alone. The same
-command again goes on where it was, in the middle of a run too.
+A: SSL methods x paths. B: number of intermediate states. C: lambda, d_equi, border, what the decoders read. D: dense
+and geometric tasks. Each run has a folder with its recipe, metrics, model and results.json; tables.md is written from
+the results.json files alone. The same command again goes on where it was, in the middle of a run too.
 """
 
 from __future__ import annotations
@@ -49,22 +50,37 @@ class TimeIsUp(Exception):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
-        "--table", nargs="+", default=["A", "B", "C"], choices=list(TABLES), help="default: A B C; the most telling runs come first"
+        "--table",
+        nargs="+",
+        default=["A", "B", "C"],
+        choices=list(TABLES),
+        help="default: A B C; the most telling runs come first",
     )
     default = "imagenette" if torch.cuda.is_available() else "cifar10"
-    parser.add_argument("--data", default=default, choices=list(HUB), help="whose recipes; default: imagenette on a GPU, else cifar10")
+    parser.add_argument(
+        "--data", default=default, choices=list(HUB), help="whose recipes; default: imagenette on a GPU, else cifar10"
+    )
     parser.add_argument("--data_files", help="training files (glob) in place of the dataset on the Hub")
     parser.add_argument("--test_data_files", help="test files (glob)")
     parser.add_argument(
-        "--dense_data", help="for table D: folder with imagenette, camvid, bccd, face_keypoints, davis2016 as parquet files"
+        "--dense_data",
+        help="for table D: folder with imagenette, camvid, bccd, face_keypoints, davis2016 as parquet files",
     )
-    parser.add_argument("--output_dir", type=os.path.expanduser, default="runs/reproduction", help="default: runs/reproduction")
+    parser.add_argument(
+        "--output_dir", type=os.path.expanduser, default="runs/reproduction", help="default: runs/reproduction"
+    )
     parser.add_argument("--max_steps", type=int, help="training steps of each run; default: the recipes'")
     parser.add_argument("--budget", type=float, help="minutes that all runs may take in sum, which chooses max_steps")
-    parser.add_argument("--time_limit", type=float, help="minutes after which this call ends, with all saved for the next")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and views; other seeds are runs of their own; default: 0")
+    parser.add_argument(
+        "--time_limit", type=float, help="minutes after which this call ends, with all saved for the next"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, order and views; other seeds are runs of their own; default: 0"
+    )
     parser.add_argument("--max_samples", type=int, default=4096, help="images to fit probes on; default: 4096")
     parser.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
     args = parser.parse_args(argv)
@@ -74,7 +90,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.max_steps and args.budget:
         raise ValueError("max_steps and budget both choose the size of the runs: give one of them")
     if bool(args.data_files) != bool(args.test_data_files):
-        raise ValueError("data_files and test_data_files go together: probes are tested on images that nothing was fitted on")
+        raise ValueError(
+            "data_files and test_data_files go together: probes are tested on images that nothing was fitted on"
+        )
     return args
 
 
@@ -95,20 +113,28 @@ class Reproduction:
         self.deadline = time.monotonic() + 60 * args.time_limit if args.time_limit else None
         self.runs = chosen_runs(args.table)
         if any(run.dense for run in self.runs) and not args.dense_data:
-            raise ValueError("table D needs dense_data, a folder with imagenette, camvid, bccd, face_keypoints and davis2016")
+            raise ValueError(
+                "table D needs dense_data, a folder with imagenette, camvid, bccd, face_keypoints and davis2016"
+            )
         self.plan = self._open_plan()
 
     # ------------------------------------------------------------------ size
     def _open_plan(self) -> dict:
         """The size of the runs: that of the folder where it has one, else as the flags say."""
         path = self.folder / "plan.json"
-        wanted = {"data": self.args.data, "max_samples": self.args.max_samples, "max_test_samples": self.args.max_test_samples}
+        wanted = {
+            "data": self.args.data,
+            "max_samples": self.args.max_samples,
+            "max_test_samples": self.args.max_test_samples,
+        }
         if path.is_file():
             plan = json.loads(path.read_text())
             steps = self.args.max_steps if self.args.max_steps else plan["max_steps"]
             for name, value in {**wanted, "max_steps": steps}.items():
                 if plan[name] != value:
-                    raise ValueError(f"{self.folder} holds runs with {name} {plan[name]}, not {value}: choose another output_dir")
+                    raise ValueError(
+                        f"{self.folder} holds runs with {name} {plan[name]}, not {value}: choose another output_dir"
+                    )
             return plan
         steps = self._steps_of_budget() if self.args.budget else self.args.max_steps
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +151,9 @@ class Reproduction:
                 continue
             print(f"timing {_CALIBRATION_STEPS} steps of {recipe.name} ...", flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                steps = _flags({"max_steps": _CALIBRATION_STEPS, "logging_steps": _CALIBRATION_STEPS // 2, "output_dir": folder})
+                steps = _flags(
+                    {"max_steps": _CALIBRATION_STEPS, "logging_steps": _CALIBRATION_STEPS // 2, "output_dir": folder}
+                )
                 command = self._command("pretrain", "--config", recipe, *self._data(run, train=True), *steps)
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
@@ -138,7 +166,9 @@ class Reproduction:
         steps = min(int(_TRAINING_SHARE * 60 * self.args.budget / step_of_all), most)
         if steps < _MIN_STEPS:
             needed = _MIN_STEPS * step_of_all / 60 / _TRAINING_SHARE
-            raise ValueError(f"a budget of {self.args.budget:g} minutes is {steps} steps a run; at least {needed:.0f} minutes are needed")
+            raise ValueError(
+                f"a budget of {self.args.budget:g} minutes is {steps} steps a run; at least {needed:.0f} minutes are needed"
+            )
         return steps // 10 * 10
 
     # ------------------------------------------------------------------ commands
@@ -166,33 +196,77 @@ class Reproduction:
         recipe = parse_arguments(["--config", str(self._recipe(run))])
         steps = self.plan["max_steps"] or recipe.max_steps
         warmup = round(steps * recipe.warmup_steps / recipe.max_steps)
-        size = {"max_steps": steps, "warmup_steps": warmup, "save_steps": max(steps // 4, 1), "sample_steps": steps, "seed": args.seed}
+        size = {
+            "max_steps": steps,
+            "warmup_steps": warmup,
+            "save_steps": max(steps // 4, 1),
+            "sample_steps": steps,
+            "seed": args.seed,
+        }
         if run.equivariant_share is not None:
             size["equivariant_dim"] = round(recipe.feature_dim * run.equivariant_share)
-        paper = "--path rotation --invariant_rank 0 --decoder_patch_dropout 0.5".split()  # a recipe may have other settings
-        train = ["--config", self._recipe(run), *self._data(run, train=True), *paper, *_flags(size), *run.flags, "--output_dir", home]
+        paper = (
+            "--path rotation --invariant_rank 0 --decoder_patch_dropout 0.5".split()
+        )  # a recipe may have other settings
+        train = [
+            "--config",
+            self._recipe(run),
+            *self._data(run, train=True),
+            *paper,
+            *_flags(size),
+            *run.flags,
+            "--output_dir",
+            home,
+        ]
         train += ["--resume_from_checkpoint", "latest"]
         stages = [Stage("pretrain", self._command("pretrain", *train), home / "model" / "config.json")]
         if run.dense:
             dense = [self._dense_stage(run, task) for task in DENSE]
             return [stage for stage in (*([] if run.untrained else stages), *dense) if stage is not None]
         probe = ["--model", home / "model", "--task", "r2", "knn", "linear", "--pooling", "cls_mean", "--head", "mlp"]
-        probe += ["--transform", *run.transforms, *_flags({name: self.plan[name] for name in ("max_samples", "max_test_samples")})]
-        probe += [*self._data(run, train=False), "--cache_dir", self.folder / "cache", "--output", home / "results.json"]
+        probe += [
+            "--transform",
+            *run.transforms,
+            *_flags({name: self.plan[name] for name in ("max_samples", "max_test_samples")}),
+        ]
+        probe += [
+            *self._data(run, train=False),
+            "--cache_dir",
+            self.folder / "cache",
+            "--output",
+            home / "results.json",
+        ]
         return [*stages, Stage("evaluate", self._command("evaluate", *probe), home / "results.json")]
 
     def _dense_stage(self, run: Run, task: str) -> Stage | None:
-        """Fit a head for `task` on the run's backbone; None where another run's results hold the same (videos need no head)."""
+        """Fit a head for `task` on the run's backbone; None where another run's results hold the same (videos need no
+        head)."""
         script, data, flags, _ = DENSE[task]
         if script == "evaluate" and run.untrained:
             return None
-        files = [str(Path(self.args.dense_data) / data / flag) if flag.endswith(".parquet") else flag for flag in flags.split()]
+        files = [
+            str(Path(self.args.dense_data) / data / flag) if flag.endswith(".parquet") else flag
+            for flag in flags.split()
+        ]
         trained = run if not run.untrained else next(other for other in TABLES["D"] if not other.untrained)
         command = ["--task", task, "--model", self.home(trained) / "model", *files]
         product = self.home(run) / task / "results.json"
         if script == "evaluate":
-            return Stage(task, self._command(script, *command, "--cache_dir", self.folder / "cache", "--output", product), product)
-        command += ["--seed", self.args.seed, "--save_steps", 100, "--output_dir", product.parent, "--resume_from_checkpoint", "latest"]
+            return Stage(
+                task,
+                self._command(script, *command, "--cache_dir", self.folder / "cache", "--output", product),
+                product,
+            )
+        command += [
+            "--seed",
+            self.args.seed,
+            "--save_steps",
+            100,
+            "--output_dir",
+            product.parent,
+            "--resume_from_checkpoint",
+            "latest",
+        ]
         return Stage(task, self._command(script, *command, *(["--random_weights"] if run.untrained else [])), product)
 
     # ------------------------------------------------------------------ work
@@ -215,7 +289,9 @@ class Reproduction:
                 self._keep(run, stage, seconds)
                 write_text_whole(self.folder / "tables.md", render_tables(self.folder, list(TABLES)))
             elif code == 2 or self.deadline is None or time.monotonic() < self.deadline:
-                failed[run.name] = f"{run.name} failed in {stage.name} (exit code {code}): {_last_line(log.read_text())}"
+                failed[run.name] = (
+                    f"{run.name} failed in {stage.name} (exit code {code}): {_last_line(log.read_text())}"
+                )
                 print(failed[run.name], file=sys.stderr, flush=True)
             else:
                 raise TimeIsUp
@@ -223,9 +299,12 @@ class Reproduction:
             raise RuntimeError(f"{len(failed)} of {len(self.runs)} runs failed; first: {next(iter(failed.values()))}")
 
     def _execute(self, run: Run, stage: Stage) -> tuple[int, float, Path]:
-        """Run a stage with its output in logs/RUN-STAGE.txt; at the deadline, or when we are stopped, it is told to save and end."""
+        """Run a stage with its output in logs/RUN-STAGE.txt; at the deadline, or when we are stopped, it is told to
+        save and end."""
         started = time.monotonic()
-        log = self.folder / "logs" / f"{self.home(run).name}-{stage.name}.txt"  # a run's own folder must be empty before it starts
+        log = (
+            self.folder / "logs" / f"{self.home(run).name}-{stage.name}.txt"
+        )  # a run's own folder must be empty before it starts
         log.parent.mkdir(exist_ok=True)
         with log.open("a") as out:
             print(f"$ {shlex.join(stage.command)}", file=out, flush=True)
@@ -255,7 +334,8 @@ class Reproduction:
         write_text_whole(path, json.dumps(known, indent=1) + "\n")
 
     def _estimate(self, todo: list[tuple[Run, Stage]]) -> float | None:
-        """Seconds that the rest may take, by the mean of what each kind of stage has taken so far; None before there is any."""
+        """Seconds that the rest may take, by the mean of what each kind of stage has taken so far; None before there is
+        any."""
         taken: dict[str, list[float]] = {}
         for path in self.folder.glob("*/run.json"):
             for name, stage in json.loads(path.read_text())["stages"].items():
@@ -281,7 +361,11 @@ def cli(argv: list[str] | None = None) -> int:
     try:
         reproduction = Reproduction(parse(argv))
         reproduction.work()
-        print((reproduction.folder / "tables.md").read_text() if (reproduction.folder / "tables.md").is_file() else "nothing to do")
+        print(
+            (reproduction.folder / "tables.md").read_text()
+            if (reproduction.folder / "tables.md").is_file()
+            else "nothing to do"
+        )
     except TimeIsUp:
         print("the time limit is reached, all is saved: the same command goes on", file=sys.stderr)
         return EXIT_STOPPED

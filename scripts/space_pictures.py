@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Take the README's screenshot and animation of the demo: starts the real page, drives it in a headless Chromium, writes .github/space.*.
+"""Take the README's screenshot and animation of the demo: starts the real page, drives it in a headless Chromium,
+writes .github/space.*.
 
     python scripts/space_pictures.py --output_dir .github
 
@@ -54,7 +55,9 @@ def animate(page: Page) -> list[Image.Image]:
         before = page.locator("#film img").last.get_attribute("src")
         number.fill(str(angle))
         number.press("Enter")
-        page.wait_for_function("before => [...document.querySelectorAll('#film img')].at(-1).src !== before", arg=before)
+        page.wait_for_function(
+            "before => [...document.querySelectorAll('#film img')].at(-1).src !== before", arg=before
+        )
         page.wait_for_timeout(400)  # until nothing is greyed as pending any more
         frame = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         frames.append(frame.resize((_WIDTH, round(frame.height * _WIDTH / frame.width)), Image.Resampling.LANCZOS))
@@ -63,7 +66,9 @@ def animate(page: Page) -> list[Image.Image]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model", help="model to show; default: the page's own")
     parser.add_argument("--output_dir", type=Path, default=_ROOT / ".github", help="default: .github")
     return parser.parse_args(argv)
@@ -88,7 +93,9 @@ def main(args: argparse.Namespace) -> None:
     finally:
         process.terminate()
         process.wait()
-    frames[0].save(args.output_dir / "space.gif", save_all=True, append_images=frames[1:], duration=220, loop=0, optimize=True)
+    frames[0].save(
+        args.output_dir / "space.gif", save_all=True, append_images=frames[1:], duration=220, loop=0, optimize=True
+    )
     for name in ("space.png", "space.gif"):
         print(f"{args.output_dir / name}: {(args.output_dir / name).stat().st_size / 1024:.0f} KiB")
 

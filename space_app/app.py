@@ -2,8 +2,8 @@
 
     python space_app/app.py [--model FOLDER_OR_REPO]
 
-Without --model (or EQCOHVIT_MODEL): the small released checkpoint, or where that is missing a stand-in trained on drawn sprites at the
-first start. Gradio's own variables choose the place: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT.
+Without --model (or EQCOHVIT_MODEL): the small released checkpoint, or where that is missing a stand-in trained on drawn
+sprites at the first start. Gradio's own variables choose the place: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from walk import SplitModel
 
 _HERE = Path(__file__).parent
 RELEASED = (_HERE / "model", _HERE.parent / "model_cards" / "eqcohvit-micro-sprites")  # in a Space; in the repository
-EXAMPLES = {"fish": 26, "house": 9, "letter": 18, "arrow": 6, "key": 23, "mushroom": 5}  # numbers of sprites that no training sees
+EXAMPLES = {
+    "fish": 26,
+    "house": 9,
+    "letter": 18,
+    "arrow": 6,
+    "key": 23,
+    "mushroom": 5,
+}  # numbers of sprites that no training sees
 _FIRST_EXAMPLE, _EXAMPLE_SIDE = 1 << 42, 256
 _STANDIN_NOTE = (
     "**No checkpoint was found, so this page shows a stand-in**: a tiny model that trained on drawn sprites for a few seconds when the "
@@ -65,21 +72,28 @@ def _say(text: str) -> None:
 def main(named: str | None) -> None:
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="eqcohvit-space-") as scratch:
-        # Visitors' files: old ones go while the page runs, all of them with its end. The examples lie elsewhere, for they stay.
+        # Visitors' files: old ones go while the page runs, all of them with its end. The examples lie elsewhere, for
+        # they stay.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(scratch) / "visitors")
         examples = Path(scratch) / "examples"
         examples.mkdir()
         name, note = find_model(named)
         model = SplitModel(name)
         page = build(Demo(model, load_probe(model, _say), draw_examples(examples)), note)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the visitors' files go with a server that is stopped
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(0)
+        )  # so that the visitors' files go with a server that is stopped
         launch(page)
 
 
 def cli(argv: list[str] | None = None) -> int:
     """Serve with command-line arguments; the exit code is 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", default=os.environ.get("EQCOHVIT_MODEL"), help="EqCohViT folder or repository with decoders")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--model", default=os.environ.get("EQCOHVIT_MODEL"), help="EqCohViT folder or repository with decoders"
+    )
     try:
         main(parser.parse_args(argv).model)
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""What a visitor can do to a picture: the sliders, and how their values become the parameters of a transformation path."""
+"""What a visitor can do to a picture: the sliders, and how their values become the parameters of a transformation
+path."""
 
 from __future__ import annotations
 
@@ -33,9 +34,13 @@ class Control:
     from_parameters: Callable[[tuple[float, ...]], float]
 
 
-def _scaled(name: str, label: str, unit: str, limit: tuple[float, float], scale: float, step: float, start: float) -> Control:
+def _scaled(
+    name: str, label: str, unit: str, limit: tuple[float, float], scale: float, step: float, start: float
+) -> Control:
     """A slider whose value is `scale` times the one parameter that it sets."""
-    low, high = (math.trunc(edge * scale / step + math.copysign(1e-6, edge)) * step for edge in limit)  # whole steps within the range
+    low, high = (
+        math.trunc(edge * scale / step + math.copysign(1e-6, edge)) * step for edge in limit
+    )  # whole steps within the range
     return Control(name, label, unit, low, high, step, 0.0, start, lambda v: (v / scale,), lambda p: p[0] * scale)
 
 
@@ -100,7 +105,8 @@ class Choice:
         return tuple(control for element in self.elements for control in CONTROLS[element])
 
     def parameters(self, values: dict[str, float]) -> torch.Tensor:
-        """Values of sliders by name -> parameters (1, P) of the path; what this transformation does not move stays neutral.
+        """Values of sliders by name -> parameters (1, P) of the path; what this transformation does not move stays
+        neutral.
 
         Raises:
             ValueError: a value is no number, or lies outside of its slider.
@@ -108,8 +114,14 @@ class Choice:
         parameters = []
         for control in path_controls(self.path):
             value = values.get(control.name, control.neutral) if control in self.controls else control.neutral
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not control.low <= value <= control.high:
-                raise ValueError(f"{control.name} must be a number from {control.low:g} to {control.high:g}, got {value!r}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not control.low <= value <= control.high
+            ):
+                raise ValueError(
+                    f"{control.name} must be a number from {control.low:g} to {control.high:g}, got {value!r}"
+                )
             parameters += control.to_parameters(value)
         return torch.tensor([parameters])
 
@@ -125,8 +137,13 @@ class Choice:
 
 
 def elements_of(path_name: str) -> tuple[str, ...]:
-    """The elementary transformations of a path, in the order of its parameters: se2 is a rotation, then a translation."""
-    return tuple(element for part in path_name.split("+") for element in (("rotation", "translation") if part == "se2" else (part,)))
+    """The elementary transformations of a path, in the order of its parameters: se2 is a rotation, then a
+    translation."""
+    return tuple(
+        element
+        for part in path_name.split("+")
+        for element in (("rotation", "translation") if part == "se2" else (part,))
+    )
 
 
 def path_controls(path: TransformationPath) -> tuple[Control, ...]:
@@ -135,7 +152,8 @@ def path_controls(path: TransformationPath) -> tuple[Control, ...]:
 
 
 def list_choices(trained_path: str) -> dict[str, Choice]:
-    """The choices by key for a model trained on `trained_path`: its parts, all of them together, then what it never saw.
+    """The choices by key for a model trained on `trained_path`: its parts, all of them together, then what it never
+    saw.
 
     Raises:
         ValueError: the path is none of this package.

@@ -47,7 +47,9 @@ class Demo:
             self._patch_maps(walk.patches, row, column),
         )
 
-    def show_patch(self, picture: dict | None, key: str, row: float | None, column: float | None, *values: float) -> str:
+    def show_patch(
+        self, picture: dict | None, key: str, row: float | None, column: float | None, *values: float
+    ) -> str:
         """The similarity maps of another patch."""
         patches = _checked(self.model.patches, _open(picture), self._choice(key), self._settings(values))
         return self._patch_maps(patches, row, column)
@@ -65,7 +67,8 @@ class Demo:
 
     @property
     def click_side(self) -> int:
-        """Side in pixels of the first view where patches are clicked: a multiple of the model's, not too small to hit."""
+        """Side in pixels of the first view where patches are clicked: a multiple of the model's, not too small to
+        hit."""
         return self.model.side * max(1, round(320 / self.model.side))
 
     def sliders_of(self, key: str) -> list[gr.Slider]:
@@ -74,12 +77,14 @@ class Demo:
         return [gr.Slider(visible=control in controls) for control in ALL_CONTROLS]
 
     def restore(self, request: gr.Request) -> tuple:
-        """Picture, its name, transformation and sliders as the address says; what it does not say, or says wrongly, stays as it is."""
+        """Picture, its name, transformation and sliders as the address says; what it does not say, or says wrongly,
+        stays as it is."""
         asked = dict(request.query_params)
         name, key = asked.get("picture", ""), asked.get("transformation", self.start)
         choice = self.choices.get(key, self.choices[self.start])
         values = [
-            gr.Slider(value=_number(asked.get(control.name, ""), control), visible=control in choice.controls) for control in ALL_CONTROLS
+            gr.Slider(value=_number(asked.get(control.name, ""), control), visible=control in choice.controls)
+            for control in ALL_CONTROLS
         ]
         known = name in self.examples
         return str(self.examples[name]) if known else gr.skip(), name if known else gr.skip(), choice.key, *values
@@ -97,17 +102,24 @@ class Demo:
         return features
 
     def states(self, picture: FileData, transformation: str, values: dict) -> dict:
-        """The numbers of the page: PSNR of each intermediate state, similarities along the path, and what each part says.
+        """The numbers of the page: PSNR of each intermediate state, similarities along the path, and what each part
+        says.
 
-        `transformation` is a key of the page's list; `values` are the sliders' values by name, those that are left out change nothing.
+        `transformation` is a key of the page's list; `values` are the sliders' values by name, those that are left out
+        change nothing.
         """
         choice = self._choice(transformation)
         if not isinstance(values, dict):
-            raise gr.Error(f"values must be the sliders' values by name, such as {{}}, got {_short(values)}.", print_exception=False)
+            raise gr.Error(
+                f"values must be the sliders' values by name, such as {{}}, got {_short(values)}.",
+                print_exception=False,
+            )
         known = [control.name for control in choice.controls]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise gr.Error(f"{choice.key} has no slider {unknown[0]!r}; known: {', '.join(known)}.", print_exception=False)
+            raise gr.Error(
+                f"{choice.key} has no slider {unknown[0]!r}; known: {', '.join(known)}.", print_exception=False
+            )
         walk = _checked(self.model.walk, _open(_uploaded(picture)), choice, values)
         rows = readings(choice, walk, self.probe) if choice.trained else []
         return {
@@ -151,7 +163,9 @@ class Demo:
         ]
         reached = [point[READ] for point in points]
         limits = [min(control.low, *reached), max(control.high, *reached)]
-        return gr.update(value=pd.DataFrame(points), y_title=f"{control.label} ({control.unit})", y_lim=limits, visible=True)
+        return gr.update(
+            value=pd.DataFrame(points), y_title=f"{control.label} ({control.unit})", y_lim=limits, visible=True
+        )
 
     def _patch_maps(self, patches: dict, row: float | None, column: float | None) -> str:
         y, x = (min(max(int(index or 1), 1), self.model.grid) - 1 for index in (row, column))

@@ -56,7 +56,8 @@ _WRITE_URL = """(example, kind, ...values) => {
 
 
 def build(demo: Demo, note: str = "", file_life: tuple[int, int] = FILE_LIFE) -> gr.Blocks:
-    """The page. `note` stands on top of it; `file_life`: seconds between two looks through visitors' files, and how old they become."""
+    """The page. `note` stands on top of it; `file_life`: seconds between two looks through visitors' files, and how old
+    they become."""
     with gr.Blocks(title="Between two views", analytics_enabled=False, delete_cache=file_life) as page:
         gr.Markdown(_INTRODUCTION)
         if note:
@@ -73,7 +74,9 @@ def build(demo: Demo, note: str = "", file_life: tuple[int, int] = FILE_LIFE) ->
                     colours, clickable, row, column, alike = _patches_tab(demo.model)
                 with gr.Tab("Use it", id="code"):
                     gr.Markdown(_CODE_TEXT)
-                    code = gr.Code(language="python", interactive=False, label="What is on this page, as code", elem_id="snippet")
+                    code = gr.Code(
+                        language="python", interactive=False, label="What is on this page, as code", elem_id="snippet"
+                    )
         gr.Markdown(_about(demo.model), elem_classes="about")
 
         # The model answers one request at a time, with all cores; of a slider's many values only the last one waits.
@@ -91,7 +94,13 @@ def build(demo: Demo, note: str = "", file_life: tuple[int, int] = FILE_LIFE) ->
         clickable.select(demo.pick_patch, None, [row, column], **at_once)
         kind.input(demo.sliders_of, kind, sliders, **at_once)
         page.load(demo.restore, None, [picture, example, kind, *sliders], **at_once)
-        gr.on([c.change for c in (example, kind, *sliders)], None, [example, kind, *sliders], js=_write_url(demo), **at_once)
+        gr.on(
+            [c.change for c in (example, kind, *sliders)],
+            None,
+            [example, kind, *sliders],
+            js=_write_url(demo),
+            **at_once,
+        )
         gr.api(demo.features, api_name="features", **model)
         gr.api(demo.states, api_name="states", **model)
     return page.queue(max_size=MAX_QUEUE)
@@ -116,8 +125,14 @@ def _inputs(demo: Demo) -> tuple:
     )  # fmt: skip
     sliders = [
         gr.Slider(
-            control.low, control.high, control.start, step=control.step, label=f"{control.label} ({control.unit})", buttons=[],
-            visible=control in demo.choices[demo.start].controls, elem_id=f"slider-{control.name}",
+            control.low,
+            control.high,
+            control.start,
+            step=control.step,
+            label=f"{control.label} ({control.unit})",
+            buttons=[],
+            visible=control in demo.choices[demo.start].controls,
+            elem_id=f"slider-{control.name}",
         )  # fmt: skip
         for control in ALL_CONTROLS
     ]
@@ -127,14 +142,28 @@ def _inputs(demo: Demo) -> tuple:
 def _parts_tab() -> tuple:
     gr.Markdown(_PARTS_TEXT)
     table = gr.HTML(elem_id="readings")
-    lines: dict[str, Any] = {"x": FRACTION, "color": PART, "x_lim": [0, 1], "color_title": " ", "buttons": [], "min_width": 280}
+    lines: dict[str, Any] = {
+        "x": FRACTION,
+        "color": PART,
+        "x_lim": [0, 1],
+        "color_title": " ",
+        "buttons": [],
+        "min_width": 280,
+    }
     with gr.Row():
         similarity = gr.LinePlot(
             y=SIMILARITY, y_lim=[-0.25, 1], color_map=pages.PART_COLOURS, label="How alike each part stays to the start",
             elem_id="similarity", **lines,
         )  # fmt: skip
         colours = {"true": "#888888", **pages.PART_COLOURS}
-        along = gr.LinePlot(y=READ, y_lim=[-1, 1], color_map=colours, label="What each part says along the path", elem_id="along", **lines)
+        along = gr.LinePlot(
+            y=READ,
+            y_lim=[-1, 1],
+            color_map=colours,
+            label="What each part says along the path",
+            elem_id="along",
+            **lines,
+        )
     return table, similarity, along
 
 

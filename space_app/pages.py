@@ -1,4 +1,5 @@
-"""Numbers and pictures -> the page's HTML. Pictures travel inside of it, so that none is left in a file of the server."""
+"""Numbers and pictures -> the page's HTML. Pictures travel inside of it, so that none is left in a file of the
+server."""
 
 from __future__ import annotations
 
@@ -62,19 +63,34 @@ def film(walk: Walk) -> str:
     ]
     head.append(_cell(walk.images[-1], "end view: the picture transformed", "<b>end</b> v2, seen", "seen"))
     made = [
-        _cell(image, f"reconstruction of the state {_fraction(i, k)} of the way, {value:.2f} dB", f'<b data-psnr="{i}">{value:.2f} dB</b>')
+        _cell(
+            image,
+            f"reconstruction of the state {_fraction(i, k)} of the way, {value:.2f} dB",
+            f'<b data-psnr="{i}">{value:.2f} dB</b>',
+        )
         for i, (image, value) in enumerate(zip(walk.reconstructions, walk.psnr, strict=True), start=1)
     ]
     maps = []
     for i, (image, step) in enumerate(zip(walk.reconstructions, walk.states, strict=True), start=1):
         error = (image - walk.images[step]).abs().mean(dim=0)
-        maps.append(_cell(heat(error / ERROR_RANGE), f"error map of the state {_fraction(i, k)} of the way", f"mean {error.mean():.3f}"))
+        maps.append(
+            _cell(
+                heat(error / ERROR_RANGE),
+                f"error map of the state {_fraction(i, k)} of the way",
+                f"mean {error.mean():.3f}",
+            )
+        )
     rows = [
         ("The true path", head),
-        ("Rebuilt from the equivariant part", [_note("The model sees <b>v1</b> …"), *made, _note("… and <b>v2</b>, nothing between.")]),
+        (
+            "Rebuilt from the equivariant part",
+            [_note("The model sees <b>v1</b> …"), *made, _note("… and <b>v2</b>, nothing between.")],
+        ),
         (f"Error, black 0 to yellow {ERROR_RANGE:g}", ["<span></span>", *maps, "<span></span>"]),
     ]
-    body = "".join(f'<h3>{title}</h3><div class="strip" style="--n:{k + 2}">{"".join(cells)}</div>' for title, cells in rows)
+    body = "".join(
+        f'<h3>{title}</h3><div class="strip" style="--n:{k + 2}">{"".join(cells)}</div>' for title, cells in rows
+    )
     return f'<div class="film">{body}{_film_text(walk)}</div>'
 
 
@@ -95,7 +111,9 @@ def _sheet(images: torch.Tensor) -> str:
     return data_uri(torch.cat(list(images), dim=-1))
 
 
-_SCRUB = "this.closest('.player').classList.add('held'); this.closest('.player').style.setProperty('--frame', this.value)"
+_SCRUB = (
+    "this.closest('.player').classList.add('held'); this.closest('.player').style.setProperty('--frame', this.value)"
+)
 _PLAY = (
     "const p = this.closest('.player'), held = p.classList.toggle('held'); p.style.removeProperty('--frame');"
     "if (!held) { p.classList.remove('run'); void p.offsetWidth; p.classList.add('run') }"
@@ -126,7 +144,8 @@ def player(walk: Walk) -> str:
 
 
 def readings_table(readings: list[Reading], num_fitted: int) -> str:
-    """True parameters beside what the read-out of each part says; none where the model was not trained on the transformation."""
+    """True parameters beside what the read-out of each part says; none where the model was not trained on the
+    transformation."""
     if not readings:
         return _note(
             "The read-outs know only the transformations that this model was trained on, and this is another one. The curve below still "
@@ -166,8 +185,11 @@ def colour_maps(maps: dict[str, torch.Tensor]) -> str:
 
 
 def similarity_maps(maps: dict[str, torch.Tensor], row: int, column: int) -> str:
-    """Similarities (2, h, w) by part to the patch at row and column of the first view, marked there; 0 and below is black."""
-    marked = f'<span class="mark" style="--row:{row};--column:{column};--grid:{next(iter(maps.values())).shape[-1]}"></span>'
+    """Similarities (2, h, w) by part to the patch at row and column of the first view, marked there; 0 and below is
+    black."""
+    marked = (
+        f'<span class="mark" style="--row:{row};--column:{column};--grid:{next(iter(maps.values())).shape[-1]}"></span>'
+    )
     images = {part: torch.stack([heat(values) for values in pair]) for part, pair in maps.items()}
     return _pairs(images, f"similarity of the {{part}} part to row {row + 1}, column {column + 1}, {{view}}", marked)
 

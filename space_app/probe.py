@@ -1,4 +1,5 @@
-"""Linear read-outs of a path's parameters from each part's pooled features, fitted on drawn sprites and kept on disk."""
+"""Linear read-outs of a path's parameters from each part's pooled features, fitted on drawn sprites and kept on
+disk."""
 
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class Probe:
-    """Per part: `weights` (2 d, P) and `bias` (P,) on pooled features of (image, moved image - image), and `centre` (d,), their mean.
+    """Per part: `weights` (2 d, P) and `bias` (P,) on pooled features of (image, moved image - image), and `centre`
+    (d,), their mean.
 
-    r2: per part, the coefficient of determination of each parameter on sprites that were not fitted on. num_fitted: how many were.
+    r2: per part, the coefficient of determination of each parameter on sprites that were not fitted on. num_fitted: how
+        many were.
     """
 
     weights: dict[str, torch.Tensor]
@@ -40,14 +43,16 @@ class Probe:
     num_fitted: int
 
     def predict(self, part: str, pooled: torch.Tensor) -> torch.Tensor:
-        """Pooled features (T, d) of an image, first, and its moved versions -> parameters (T, P) of the motion from the first."""
+        """Pooled features (T, d) of an image, first, and its moved versions -> parameters (T, P) of the motion from the
+        first."""
         x = torch.cat([pooled[:1].expand_as(pooled), pooled - pooled[:1]], dim=-1)
         return x @ self.weights[part] + self.bias[part]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One slider's true value at the end of the path, in its own units, what a part's read-out says along the path, and its R2."""
+    """One slider's true value at the end of the path, in its own units, what a part's read-out says along the path, and
+    its R2."""
 
     control: Control
     true: float
@@ -62,7 +67,10 @@ def readings(choice: Choice, walk: Walk, probe: Probe) -> list[Reading]:
         Reading(
             control=control,
             true=control.from_parameters(tuple(walk.parameters[span].tolist())),
-            read={part: [control.from_parameters(tuple(row.tolist())) for row in predicted[part][:, span]] for part in PARTS},
+            read={
+                part: [control.from_parameters(tuple(row.tolist())) for row in predicted[part][:, span]]
+                for part in PARTS
+            },
             r2={part: sum(probe.r2[part][span]) / (span.stop - span.start) for part in PARTS},
         )
         for control, span in zip(choice.controls, choice.spans().values(), strict=True)
@@ -70,7 +78,8 @@ def readings(choice: Choice, walk: Walk, probe: Probe) -> list[Reading]:
 
 
 def num_pairs(side: int) -> int:
-    """How many sprites a probe takes: fewer for large images, so that the first start of the page stays a matter of a minute."""
+    """How many sprites a probe takes: fewer for large images, so that the first start of the page stays a matter of a
+    minute."""
     return 2048 if side <= 128 else 512
 
 
@@ -86,7 +95,9 @@ def fit_probe(model: SplitModel, path: TransformationPath, count: int) -> Probe:
         for part, tokens in features.items():
             pooled[part].append(model.pool(tokens).unflatten(0, (2, -1)))
     parts = {part: _fit_part(torch.cat(values, dim=1), parameters) for part, values in pooled.items()}
-    columns = {name: {part: values[name] for part, values in parts.items()} for name in ("weights", "bias", "centre", "r2")}
+    columns = {
+        name: {part: values[name] for part, values in parts.items()} for name in ("weights", "bias", "centre", "r2")
+    }
     return Probe(**columns, num_fitted=count // 2)
 
 
@@ -118,7 +129,8 @@ def cache_dir() -> Path:
 
 
 def load_probe(model: SplitModel, progress=print) -> Probe:
-    """The probe of a model and the path that it was trained on; fitted where the cache has none for exactly these weights."""
+    """The probe of a model and the path that it was trained on; fitted where the cache has none for exactly these
+    weights."""
     path, count = make_path(model.config.path), num_pairs(model.side)
     digest = hashlib.sha256(f"{path.name} {model.border} {count} {model.mean.tolist()} {model.std.tolist()} 1".encode())
     for name, tensor in sorted(model.model.state_dict().items()):
@@ -142,7 +154,11 @@ def load_probe(model: SplitModel, progress=print) -> Probe:
 
 def _write(file: Path, probe: Probe) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{name}.{part}": getattr(probe, name)[part].contiguous() for name in ("weights", "bias", "centre") for part in PARTS}
+    tensors = {
+        f"{name}.{part}": getattr(probe, name)[part].contiguous()
+        for name in ("weights", "bias", "centre")
+        for part in PARTS
+    }
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
     save_file(tensors, temporary, metadata={"r2": json.dumps(probe.r2), "num_fitted": str(probe.num_fitted)})
     temporary.replace(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controls import Choice
 
-_CODE = '''import torch
+_CODE = """import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from transformers.image_utils import load_image
@@ -37,10 +37,12 @@ print("PSNR of the intermediate states in dB:", [round(value, 2) for value in ps
 
 # both parts of every token, (1, 1 + patches, d) each
 print(outputs.invariant_features.shape, outputs.equivariant_features.shape)
-'''
+"""
 
 
 def snippet(name: str, choice: Choice, values: dict[str, float]) -> str:
     """Code for this model, transformation and values of sliders."""
     parameters = ", ".join(f"{value:.6g}" for value in choice.parameters(values)[0].tolist())
-    return _CODE.format(name=name, path=choice.path.name, parameters=parameters, parameter_names=", ".join(choice.path.parameter_names))
+    return _CODE.format(
+        name=name, path=choice.path.name, parameters=parameters, parameter_names=", ".join(choice.path.parameter_names)
+    )

@@ -1,4 +1,5 @@
-"""The model that the page shows where it has no checkpoint: a small one, trained on drawn sprites at the first start and kept."""
+"""The model that the page shows where it has no checkpoint: a small one, trained on drawn sprites at the first start
+and kept."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ VICREG_WEIGHTS = (25.0, 25.0, 1.0)
 
 
 def train_standin(cache: Path, progress=print, num_steps: int = NUM_STEPS) -> Path:
-    """The folder of the stand-in, trained where the cache has none: VICReg on the invariant part, reconstruction on the equivariant."""
+    """The folder of the stand-in, trained where the cache has none: VICReg on the invariant part, reconstruction on the
+    equivariant."""
     folder = cache / f"standin-{PATH}-{IMAGE_SIZE}-{num_steps}"
     if (folder / "config.json").is_file():
         return folder
@@ -34,8 +36,16 @@ def train_standin(cache: Path, progress=print, num_steps: int = NUM_STEPS) -> Pa
     torch.manual_seed(0)
     model = EqCohViTForPreTraining(
         EqCohViTConfig.from_preset(
-            "micro", IMAGE_SIZE, PATCH_SIZE, feature_dim=256, equivariant_dim=128, decoder_dim=64, path=PATH, border="zeros",
-            decoder_context="mean", decoder_patch_dropout=0.25,
+            "micro",
+            IMAGE_SIZE,
+            PATCH_SIZE,
+            feature_dim=256,
+            equivariant_dim=128,
+            decoder_dim=64,
+            path=PATH,
+            border="zeros",
+            decoder_context="mean",
+            decoder_patch_dropout=0.25,
         )  # fmt: skip
     )
     start_positions(model.eqcohvit)

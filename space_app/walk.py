@@ -1,4 +1,5 @@
-"""What the page shows, as numbers: one picture walked along a transformation path, seen through a model. No page, no server in here."""
+"""What the page shows, as numbers: one picture walked along a transformation path, seen through a model. No page, no
+server in here."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def read_picture(file: Path) -> Image.Image:
         with quiet(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
-                raise BadPicture(f"This picture has {width} × {height} pixels; the limit is {MAX_PIXELS // 10**6} million.")
+                raise BadPicture(
+                    f"This picture has {width} × {height} pixels; the limit is {MAX_PIXELS // 10**6} million."
+                )
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"This picture has {width} × {height} pixels; each side needs at least {MIN_SIDE}.")
         return read_image(content)
@@ -101,15 +104,20 @@ class SplitModel:
             raise ValueError(f"expected an EqCohViT model, {name_or_path} is of model_type {model.config.model_type!r}")
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
-            raise ValueError(f"expected a model with its decoders, {name_or_path} lacks {len(missing)} weights, first {missing[0]}")
+            raise ValueError(
+                f"expected a model with its decoders, {name_or_path} lacks {len(missing)} weights, first {missing[0]}"
+            )
         check_loaded(model, info, name_or_path)
         self.name = Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
         self.model, self.config = model.float().eval(), model.config
         self.processor = processor
-        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        self.mean, self.std = (
+            torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
+        )
         self.side = self.config.square_image_size
         self.grid = self.side // self.config.square_patch_size
-        # Beyond the picture there is no canvas here: its mirror image is what training with a canvas of the same size shows.
+        # Beyond the picture there is no canvas here: its mirror image is what training with a canvas of the same size
+        # shows.
         self.border = "zeros" if self.config.border == "zeros" else "reflection"
 
     @property
@@ -122,7 +130,9 @@ class SplitModel:
         pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
         return pixels.view(1, self.side, self.side, 3).permute(0, 3, 1, 2).float() / 255
 
-    def move(self, images: torch.Tensor, path: TransformationPath, parameters: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+    def move(
+        self, images: torch.Tensor, path: TransformationPath, parameters: torch.Tensor, t: float | torch.Tensor
+    ) -> torch.Tensor:
         """Images (B, 3, H, H) in [0, 1], parameters (B, P) -> their states at the fraction t, a number or (B,)."""
         return path.at(parameters, t)(images, self.border).clamp(0, 1)
 
@@ -165,7 +175,9 @@ class SplitModel:
             psnr=[psnr(decoded[-1, k], images[step]) for k, step in enumerate(states)],
             nearest_psnr=[max(psnr(images[0], images[step]), psnr(images[-1], images[step])) for step in states],
             sweep=decoded[:, -1],
-            sweep_targets=self.move(first.expand(len(t), -1, -1, -1), choice.path, parameters.expand(len(t), -1), last * t),
+            sweep_targets=self.move(
+                first.expand(len(t), -1, -1, -1), choice.path, parameters.expand(len(t), -1), last * t
+            ),
             pooled={part: self.pool(tokens) for part, tokens in features.items()},
             patches=self._patches({part: tokens[[0, -1]] for part, tokens in features.items()}),
         )
@@ -173,7 +185,9 @@ class SplitModel:
     def patches(self, picture: Image.Image, choice: Choice, values: dict[str, float]) -> dict[str, torch.Tensor]:
         """Patch features of the picture and of its end view by part: (2, h, w, d)."""
         first = self.view(picture)
-        return self._patches(self.encode(torch.cat([first, self.move(first, choice.path, choice.parameters(values), 1.0)])))
+        return self._patches(
+            self.encode(torch.cat([first, self.move(first, choice.path, choice.parameters(values), 1.0)]))
+        )
 
     def _patches(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tokens = {part: values[:, self.config.num_prefix_tokens :] for part, values in features.items()}
@@ -187,23 +201,28 @@ def psnr(image: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def similarity_to_start(pooled: torch.Tensor, centre: torch.Tensor) -> list[float]:
-    """Cosine of each of the pooled features (T, d) with the first one, after taking `centre` (d,) away: 1 is unmoved, 0 unrelated."""
+    """Cosine of each of the pooled features (T, d) with the first one, after taking `centre` (d,) away: 1 is unmoved, 0
+    unrelated."""
     centred = pooled - centre
     return F.cosine_similarity(centred, centred[:1], dim=-1).tolist()
 
 
 def principal_colours(features: torch.Tensor) -> torch.Tensor:
-    """The three principal components of patch features (2, h, w, d), found over both images together, as colours (2, h, w, 3) in [0, 1]."""
+    """The three principal components of patch features (2, h, w, d), found over both images together, as colours (2, h,
+    w, 3) in [0, 1]."""
     flat = features.flatten(0, 2).float()
     flat = flat - flat.mean(dim=0)
     components = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
-    signs = torch.gather(components, 1, components.abs().argmax(dim=1, keepdim=True)).sign()  # an axis has no direction of its own
+    signs = torch.gather(
+        components, 1, components.abs().argmax(dim=1, keepdim=True)
+    ).sign()  # an axis has no direction of its own
     scores = flat @ (components * signs).T
     low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
     return ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).view(*features.shape[:3], 3)
 
 
 def patch_similarity(features: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """Cosine (2, h, w) of all patches of both images with one patch of the first, the mean patch taken away; features (2, h, w, d)."""
+    """Cosine (2, h, w) of all patches of both images with one patch of the first, the mean patch taken away; features
+    (2, h, w, d)."""
     centred = features.float() - features.float().mean(dim=(0, 1, 2))
     return F.cosine_similarity(centred, centred[0, row, column], dim=-1)

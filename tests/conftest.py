@@ -37,7 +37,9 @@ def load_script(name: str):
 def save_tiny_encoder(folder: Path, image_size: int = 32, num_layers: int = 4) -> Path:
     """A Hub folder of a ViT of width 16 with patches of 8 pixels."""
     backbone = {"hidden_size": 16, "num_hidden_layers": num_layers, "num_attention_heads": 2}
-    config = EqCohViTConfig.from_preset("micro", image_size, 8, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
+    config = EqCohViTConfig.from_preset(
+        "micro", image_size, 8, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16
+    )
     torch.manual_seed(0)
     return save_hub_folder(folder, EqCohViTForPreTraining(config))
 

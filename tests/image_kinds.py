@@ -1,4 +1,5 @@
-"""Images of every kind, and what each must become, worked out here from its numbers; and the doors through which an image is read."""
+"""Images of every kind, and what each must become, worked out here from its numbers; and the doors through which an
+image is read."""
 
 import base64
 import colorsys
@@ -12,7 +13,8 @@ from PIL import Image, ImageCms
 
 @dataclass
 class Kind:
-    """image: as Pillow holds it. rgb: uint8 (H, W, 3), what it shows. content: the file of it, where a format holds its mode.
+    """image: as Pillow holds it. rgb: uint8 (H, W, 3), what it shows. content: the file of it, where a format holds its
+    mode.
     array: its numbers, where they alone tell what they are."""
 
     image: Image.Image
@@ -41,7 +43,9 @@ def turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
     """The upright image (EXIF 2.3): of the stored one, where row 0 and column 0 lie."""
     if orientation >= 5:
         rgb = rgb.transpose(1, 0, 2)
-    rows, columns = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[orientation]
+    rows, columns = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[
+        orientation
+    ]
     return rgb[::rows, ::columns]
 
 
@@ -57,7 +61,14 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     clear = luma < 128
     found: dict[str, Kind] = {}
 
-    def add(name: str, image: Image.Image, shown: np.ndarray, container: str | None = None, array: Any = None, **options: Any) -> None:
+    def add(
+        name: str,
+        image: Image.Image,
+        shown: np.ndarray,
+        container: str | None = None,
+        array: Any = None,
+        **options: Any,
+    ) -> None:
         found[name] = Kind(image, shown, file_of(image, container, **options) if container else None, array)
 
     def of_palette(*indices: np.ndarray) -> Image.Image:
@@ -75,7 +86,12 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     add("RGBX", Image.frombytes("RGBX", shape[::-1], byte.tobytes()), rgb)
     add("RGBA", Image.fromarray(byte), blend(rgb, alpha), "PNG", byte)
     add("RGBa", Image.fromarray(byte).convert("RGBa"), blend(rgb, alpha))
-    add("CMYK", Image.frombytes("CMYK", shape[::-1], byte.tobytes()), np.rint((255.0 - rgb) * (255.0 - alpha[..., None]) / 255), "TIFF")
+    add(
+        "CMYK",
+        Image.frombytes("CMYK", shape[::-1], byte.tobytes()),
+        np.rint((255.0 - rgb) * (255.0 - alpha[..., None]) / 255),
+        "TIFF",
+    )
     y, cb, cr = rgb[..., 0] * 1.0, rgb[..., 1] - 128.0, rgb[..., 2] - 128.0
     shown = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
     add("YCbCr", Image.frombytes("YCbCr", shape[::-1], rgb.tobytes()), np.rint(shown).clip(0, 255))
@@ -93,10 +109,22 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     add("F to 1", Image.fromarray(share), gray(share * 255), "TIFF", share)
     add("F to 255", Image.fromarray(share * 255), gray(share * 255), "TIFF", share * 255)
     key: Any = int(luma[0, 0])
-    add("P, one colour clear", of_palette(luma), np.where((luma == key)[..., None], 255, palette[luma]), "PNG", transparency=key)
+    add(
+        "P, one colour clear",
+        of_palette(luma),
+        np.where((luma == key)[..., None], 255, palette[luma]),
+        "PNG",
+        transparency=key,
+    )
     found["P, one colour clear"].image.info["transparency"] = key
     key = tuple(rgb[0, 0].tolist())
-    add("RGB, one colour clear", Image.fromarray(rgb), np.where((rgb == rgb[0, 0]).all(-1)[..., None], 255, rgb), "PNG", transparency=key)
+    add(
+        "RGB, one colour clear",
+        Image.fromarray(rgb),
+        np.where((rgb == rgb[0, 0]).all(-1)[..., None], 255, rgb),
+        "PNG",
+        transparency=key,
+    )
     found["RGB, one colour clear"].image.info["transparency"] = key
     return found
 
@@ -104,13 +132,22 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
 def turned_kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     """Those that a format with EXIF holds, in each orientation."""
     found = {}
-    for name, container in (("L", "PNG"), ("RGB", "TIFF"), ("RGBA", "PNG"), ("RGBA", "TIFF"), ("I;16", "PNG"), ("RGB", "PNG")):
+    for name, container in (
+        ("L", "PNG"),
+        ("RGB", "TIFF"),
+        ("RGBA", "PNG"),
+        ("RGBA", "TIFF"),
+        ("I;16", "PNG"),
+        ("RGB", "PNG"),
+    ):
         kind = kinds(height, width)[name]
         for orientation in range(1, 9):
             exif = Image.Exif()
             exif[0x0112] = orientation
             content = file_of(kind.image, container, exif=exif)
-            found[f"{name} {container} {orientation}"] = Kind(Image.open(io.BytesIO(content)), turned(kind.rgb, orientation), content)
+            found[f"{name} {container} {orientation}"] = Kind(
+                Image.open(io.BytesIO(content)), turned(kind.rgb, orientation), content
+            )
     return found
 
 

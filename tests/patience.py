@@ -1,4 +1,5 @@
-"""How long tests wait for what surely comes: a busy machine is slow, and only one that does nothing for so long has a fault."""
+"""How long tests wait for what surely comes: a busy machine is slow, and only one that does nothing for so long has a
+fault."""
 
 import time
 from collections.abc import Callable

@@ -1,9 +1,10 @@
-"""Real runs of scripts/pretrain.py and scripts/finetune.py, started in milliseconds: a server process imports everything once and forks a
-process for each run.
+"""Real runs of scripts/pretrain.py and scripts/finetune.py, started in milliseconds: a server process imports
+everything once and forks a process for each run.
 
-Each run of pretrain.py also records what its stream yields (`record`): one JSON line with the position it starts from, then one for each
-batch. A run that resumes at a position takes back the batches after it, so `samples_seen` is what the steps that count have seen. Each of
-several processes writes `rank-N.exchanges` beside it: for each pass through the model whether gradients will be exchanged.
+Each run of pretrain.py also records what its stream yields (`record`): one JSON line with the position it starts from,
+then one for each batch. A run that resumes at a position takes back the batches after it, so `samples_seen` is what the
+steps that count have seen. Each of several processes writes `rank-N.exchanges` beside it: for each pass through the
+model whether gradients will be exchanged.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-# What `accelerate launch --use_fsdp --fsdp_version 2` sets, and a CPU in place of a GPU: Accelerate shards on GPUs alone, so `live` also
-# makes it take the processes for such.
+# What `accelerate launch --use_fsdp --fsdp_version 2` sets, and a CPU in place of a GPU: Accelerate shards on GPUs
+# alone, so `live` also makes it take the processes for such.
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -73,7 +74,9 @@ class RunServer:
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
         command = [sys.executable, __file__]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ask(self, request: dict) -> dict:
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -99,13 +102,24 @@ class RunServer:
         record.mkdir(parents=True, exist_ok=True)
         common = environment or {}
         if num_processes > 1:
-            common = common | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
+            common = common | {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "WORLD_SIZE": str(num_processes),
+            }
         runs = []
         for rank in range(num_processes):
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
             file, log = record / f"rank-{rank}.jsonl", record / f"rank-{rank}.log"
             starts_before = file.read_text().count('"start"') if file.exists() else 0
-            request = {"argv": argv, "environment": common | ranks, "log": str(log), "record": str(file), "stall": stall, "script": script}
+            request = {
+                "argv": argv,
+                "environment": common | ranks,
+                "log": str(log),
+                "record": str(file),
+                "stall": stall,
+                "script": script,
+            }
             log.touch()
             run = Run(self, self.ask(request)["pid"], log, file)
             run._starts_before = starts_before

@@ -1,4 +1,5 @@
-"""The license of continued weights: that of the base model's card, from a folder, from a run's folder or from the Hub's cache."""
+"""The license of continued weights: that of the base model's card, from a folder, from a run's folder or from the Hub's
+cache."""
 
 import huggingface_hub
 import pytest
@@ -40,10 +41,15 @@ def test_license_of_own_weights_is_ours():
 def test_license_of_continued_weights_is_that_of_the_base_models_card(front_matter, fields, tmp_path):
     license = license_of(settings(make_card(tmp_path / "base", front_matter)))
     assert license.fields == fields
-    assert license.text.startswith("That of another checkpoint") and fields.get("license_name", fields["license"]) in license.text
+    assert (
+        license.text.startswith("That of another checkpoint")
+        and fields.get("license_name", fields["license"]) in license.text
+    )
 
 
-@pytest.mark.parametrize("front_matter", ["", "tags: [vision]", "license: [mit, apache-2.0]", "license: '{{ x }}'", "license: [", "- mit"])
+@pytest.mark.parametrize(
+    "front_matter", ["", "tags: [vision]", "license: [mit, apache-2.0]", "license: '{{ x }}'", "license: [", "- mit"]
+)
 def test_license_that_cannot_be_read_is_other_and_has_to_be_named(front_matter, tmp_path):
     license = license_of(settings(make_card(tmp_path / "base", front_matter)))
     assert license.fields == {"license": "other", "license_name": "license-of-the-base-model"}
@@ -71,7 +77,9 @@ def test_license_of_a_model_of_the_hub_is_read_from_there(monkeypatch, tmp_path)
 
 def test_license_of_a_model_of_the_hub_that_cannot_be_reached_is_linked():
     license = license_of(settings("someone/vit"))  # tests have no network
-    assert license.fields["license"] == "other" and license.fields["license_link"] == "https://huggingface.co/someone/vit"
+    assert (
+        license.fields["license"] == "other" and license.fields["license_link"] == "https://huggingface.co/someone/vit"
+    )
 
 
 def test_run_that_goes_on_from_a_published_state_of_continued_weights_is_none_of_own_weights():
@@ -82,4 +90,10 @@ def test_run_that_goes_on_from_a_published_state_of_continued_weights_is_none_of
 def test_places_of_this_machine_are_no_names_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "a").mkdir(parents=True)
-    assert [hub_id(name) for name in ("runs/a", "./b", "/c", None, "someone/vit")] == [None, None, None, None, "someone/vit"]
+    assert [hub_id(name) for name in ("runs/a", "./b", "/c", None, "someone/vit")] == [
+        None,
+        None,
+        None,
+        None,
+        "someone/vit",
+    ]

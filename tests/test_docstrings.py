@@ -1,4 +1,5 @@
-"""Every public name of the package says what it is: functions and classes by ruff's rules, methods here, where a base may speak."""
+"""Every public name of the package says what it is: functions and classes by ruff's rules, methods here, where a base
+may speak."""
 
 import importlib
 import inspect
@@ -9,7 +10,9 @@ import pytest
 import eqcohvit
 
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(eqcohvit.__path__, "eqcohvit.") if not module.name.endswith(".app")  # pages of metrics
+    module.name
+    for module in pkgutil.walk_packages(eqcohvit.__path__, "eqcohvit.")
+    if not module.name.endswith(".app")  # pages of metrics
 )
 
 

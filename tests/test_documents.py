@@ -1,6 +1,8 @@
-"""What the documents say is true: their commands have flags that exist, their Python runs, their paths and links lead somewhere.
+"""What the documents say is true: their commands have flags that exist, their Python runs, their paths and links lead
+somewhere.
 
-Commands are parsed by the scripts' own parsers and not run; Python is run, on a tiny model and a small image in place of those it names.
+Commands are parsed by the scripts' own parsers and not run; Python is run, on a tiny model and a small image in place
+of those it names.
 """
 
 import ast
@@ -23,10 +25,19 @@ from eqcohvit.training.arguments import parse_arguments
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", ".github/**/*.md", "model_cards/**/*.md", "scripts/**/*.md", "space_app/*.md", "docs/**/*.md")
+    for pattern in (
+        "*.md",
+        ".github/**/*.md",
+        "model_cards/**/*.md",
+        "scripts/**/*.md",
+        "space_app/*.md",
+        "docs/**/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
-INDENTED = re.compile(r"^(?:# {3}| {4})((?:accelerate|torchrun|python|bash) (?:.*\\\n)*.*)$", re.MULTILINE)  # in headers
+INDENTED = re.compile(
+    r"^(?:# {3}| {4})((?:accelerate|torchrun|python|bash) (?:.*\\\n)*.*)$", re.MULTILINE
+)  # in headers
 LOOP = re.compile(r"^for (\w+) in (.+); do\n(.*?)^done$", re.DOTALL | re.MULTILINE)
 LAUNCHERS = {"python": 1, "bash": 1, "accelerate": 2, "torchrun": 1}  # words before the launcher's own flags
 
@@ -44,23 +55,31 @@ def unroll(loop: re.Match[str]) -> str:
 
 
 def all_commands() -> list:
-    """Commands of the documents, in blocks and in the text, and in the headers of scripts and recipes; each without its line breaks."""
+    """Commands of the documents, in blocks and in the text, and in the headers of scripts and recipes; each without its
+    line breaks."""
     found = []
     for path in DOCUMENTS:
         for line, language, text in blocks(path):
             if text.startswith("#!"):  # a batch script: its calls of ours
-                found += [(path, line, call) for call in re.findall(r"python scripts/[^'\n]*", re.sub(r"\\\n\s*", " ", text))]
+                found += [
+                    (path, line, call) for call in re.findall(r"python scripts/[^'\n]*", re.sub(r"\\\n\s*", " ", text))
+                ]
             elif language in ("bash", "sh"):
                 lines = re.sub(LOOP, unroll, re.sub(r"\\\n\s*", " ", text)).splitlines()
                 found += [(path, line, command.strip()) for command in lines if not command.startswith("#")]
         for match in re.finditer(r"(?<!`)`((?:accelerate launch|python|bash) [^`]+)`(?!`)", path.read_text()):
             found.append((path, path.read_text()[: match.start()].count("\n") + 1, " ".join(match[1].split())))
-    headers = [(path, ast.get_docstring(ast.parse(path.read_text()), clean=False)) for path in sorted(ROOT.glob("scripts/*.py"))]
+    headers = [
+        (path, ast.get_docstring(ast.parse(path.read_text()), clean=False))
+        for path in sorted(ROOT.glob("scripts/*.py"))
+    ]
     headers += [(path, path.read_text()) for path in sorted(ROOT.glob("scripts/recipes/*.yaml"))]
     for path, text in headers:
         for match in INDENTED.finditer(text):
             found.append((path, text[: match.start(1)].count("\n") + 1, re.sub(r"\\\n[#\s]*", " ", match[1])))
-    return [pytest.param(command, id=f"{path.relative_to(ROOT)}:{line}") for path, line, command in found if command.strip()]
+    return [
+        pytest.param(command, id=f"{path.relative_to(ROOT)}:{line}") for path, line, command in found if command.strip()
+    ]
 
 
 @pytest.mark.parametrize("command", all_commands())
@@ -115,7 +134,9 @@ def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
         shutil.copytree(tiny_folder, name)
     for name in set(re.findall(r'"(model_cards/[\w.-]+)"', text)):
         shutil.copytree(ROOT / name, name)
-    if (path.parent / "config.json").is_file():  # the card of a released checkpoint, which it calls by the name of its folder
+    if (
+        path.parent / "config.json"
+    ).is_file():  # the card of a released checkpoint, which it calls by the name of its folder
         shutil.copytree(path.parent, path.parent.name)
     if "3DIEBench" in text:
         write_3diebench(tmp_path, {"train": 2, "val": 1})
@@ -128,8 +149,12 @@ def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
 def test_links_and_paths_lead_somewhere(path):
     text = path.read_text()
     links = re.findall(r"\]\((?!https?://|#|mailto:)([^)\s]+)\)", text)
-    places = re.findall(r"^((?:src|scripts|tests|space_app|model_cards)/[\w./]+)", text, flags=re.MULTILINE)  # maps of the files
-    assert not [place for place in [*links, *places] if not (path.parent / place).exists() and not (ROOT / place).exists()]
+    places = re.findall(
+        r"^((?:src|scripts|tests|space_app|model_cards)/[\w./]+)", text, flags=re.MULTILINE
+    )  # maps of the files
+    assert not [
+        place for place in [*links, *places] if not (path.parent / place).exists() and not (ROOT / place).exists()
+    ]
     assert {language for _, language, _ in blocks(path)} <= {"", "bash", "sh", "python", "bibtex", "yaml", "json"}
 
 

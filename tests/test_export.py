@@ -5,9 +5,22 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, ViTConfig, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    ViTConfig,
+    ViTModel,
+)
 
-from eqcohvit import EqCohViTBackbone, EqCohViTConfig, EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel
+from eqcohvit import (
+    EqCohViTBackbone,
+    EqCohViTConfig,
+    EqCohViTForImageClassification,
+    EqCohViTForPreTraining,
+    EqCohViTModel,
+)
 from eqcohvit.export import push_hub_folder, save_hub_folder
 
 BACKBONE = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
@@ -27,21 +40,29 @@ FILES = {
 def make(model_class=EqCohViTModel, channels=3, seed=0):
     torch.manual_seed(seed)
     backbone = {**BACKBONE, "image_size": 24, "patch_size": 8, "num_channels": channels}
-    return model_class(EqCohViTConfig(backbone_config=backbone, feature_dim=8, equivariant_dim=4, decoder_dim=16)).eval()
+    return model_class(
+        EqCohViTConfig(backbone_config=backbone, feature_dim=8, equivariant_dim=4, decoder_dim=16)
+    ).eval()
 
 
 # ------------------------------------------------------------------------------------------------------------------ folder
 
 
-@pytest.mark.parametrize("model_class", [EqCohViTModel, EqCohViTForPreTraining, EqCohViTForImageClassification, EqCohViTBackbone])
+@pytest.mark.parametrize(
+    "model_class", [EqCohViTModel, EqCohViTForPreTraining, EqCohViTForImageClassification, EqCohViTBackbone]
+)
 def test_folder_is_complete_for_every_model_class(model_class, tmp_path):
     model = make(model_class)
-    folder = save_hub_folder(tmp_path / "runs" / "model", model, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6), card="# A card\n")
+    folder = save_hub_folder(
+        tmp_path / "runs" / "model", model, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6), card="# A card\n"
+    )
     assert {path.name for path in folder.iterdir()} == FILES | {"README.md"}
     assert [path.name for path in folder.parent.iterdir()] == ["model"]  # nothing half-written is left beside it
     assert (folder / "README.md").read_text() == "# A card\n"
     loaded = model_class.from_pretrained(folder)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     processor = AutoImageProcessor.from_pretrained(folder)
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert dict(processor.size) == {"height": 24, "width": 24}
@@ -134,7 +155,13 @@ try:
 except ConnectionError as error:
     print(error)
 """
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
     command = [sys.executable, "-c", script, str(tmp_path / "model")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert re.fullmatch(r"upload to user/name failed 2 times, last: .*refused.*; run it again to go on\n", done.stdout), done
+    assert re.fullmatch(
+        r"upload to user/name failed 2 times, last: .*refused.*; run it again to go on\n", done.stdout
+    ), done

@@ -86,8 +86,16 @@ def sources_of(name: str, root: Path, address: str) -> dict:
     if (content := kind.content) is not None:
         path, text = root / f"{index}.png", text_of(content)
         found |= {"path": path, "path, text": str(path), "URL": f"{address}/{index}.png", "base64": text}
-        found |= {"base64, data URL": f"data:image/png;base64,{text}", "bytes": content, "bytes, bytearray": bytearray(content)}
-        found |= {"bytes, memoryview": memoryview(content), "file object": io.BytesIO(content), "file object, open": path.open("rb")}
+        found |= {
+            "base64, data URL": f"data:image/png;base64,{text}",
+            "bytes": content,
+            "bytes, bytearray": bytearray(content),
+        }
+        found |= {
+            "bytes, memoryview": memoryview(content),
+            "file object": io.BytesIO(content),
+            "file object, open": path.open("rb"),
+        }
         found["Pillow image, of a path"] = Image.open(path)
         found |= {"cell": {"bytes": content, "path": None}, "cell, path": {"bytes": None, "path": str(path)}}
     return found
@@ -101,7 +109,9 @@ def test_every_source_of_every_kind_gives_the_same_pixels_through_every_door(nam
         assert_shows(canvas(source), kind, name)
         assert_shows(processed(source), kind, name)
         assert_shows(np.rint(extract.preprocess(source)["pixel_values"][0].permute(1, 2, 0).numpy() * 255), kind, name)
-        if came_as.partition(",")[0] in ("Pillow image", "bytes", "cell", "path, text") and not isinstance(source, bytearray | memoryview):
+        if came_as.partition(",")[0] in ("Pillow image", "bytes", "cell", "path, text") and not isinstance(
+            source, bytearray | memoryview
+        ):
             assert_shows(np.asarray(rows.read_image({"image": source}, "image")), kind, name)
 
 
@@ -152,19 +162,30 @@ def test_the_guard_measures_on_the_same_pixels(tmp_path):
 def test_an_upright_image_is_not_turned_again():
     kind = KINDS["RGB PNG 6"]
     once = read_image(kind.content)
-    assert (np.asarray(read_image(once)) == np.asarray(once)).all() and once.getexif() == {} and "transparency" not in once.info
+    assert (
+        (np.asarray(read_image(once)) == np.asarray(once)).all()
+        and once.getexif() == {}
+        and "transparency" not in once.info
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- generated images
 
 MODES = {"1": (np.bool_, 1), "L": (np.uint8, 1), "LA": (np.uint8, 2), "RGB": (np.uint8, 3), "RGBA": (np.uint8, 4), "I;16": (np.uint16, 1),
          "I": (np.int32, 1), "F": (np.float32, 1)}  # fmt: skip
-CONTAINERS = {"PNG": {*MODES} - {"I", "F"}, "TIFF": {*MODES} - {"1"}, "WEBP": {"RGB", "RGBA"}, "JPEG": {"L", "RGB"}, "memory": {*MODES}}
+CONTAINERS = {
+    "PNG": {*MODES} - {"I", "F"},
+    "TIFF": {*MODES} - {"1"},
+    "WEBP": {"RGB", "RGBA"},
+    "JPEG": {"L", "RGB"},
+    "memory": {*MODES},
+}
 
 
 @st.composite
 def stored_images(draw):
-    """(source, expected uint8 (H, W, 3), tolerance): an image of generated mode, size, numbers, orientation and container."""
+    """(source, expected uint8 (H, W, 3), tolerance): an image of generated mode, size, numbers, orientation and
+    container."""
     container = draw(st.sampled_from(sorted(CONTAINERS)))
     mode = draw(st.sampled_from(sorted(CONTAINERS[container])))
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
@@ -177,7 +198,9 @@ def stored_images(draw):
         low, high = draw(st.sampled_from([(0, 1), (0, 255), (0, 65535), (-50, 20), (300, 1 << 20)]))
         pixels = (low + random.random((height, width, 1)) * (high - low)).astype(dtype)
     else:
-        pixels = random.integers(0, 2 if mode == "1" else np.iinfo(dtype).max + 1, (height, width, channels)).astype(dtype)
+        pixels = random.integers(0, 2 if mode == "1" else np.iinfo(dtype).max + 1, (height, width, channels)).astype(
+            dtype
+        )
     squeezed = pixels[..., 0] if channels == 1 else pixels
     image = Image.fromarray(np.ascontiguousarray(squeezed))
     assert image.mode == mode
@@ -187,9 +210,13 @@ def stored_images(draw):
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
-    options = {"lossless": True, "exact": True} if container == "WEBP" else {"quality": 100} if container == "JPEG" else {}
+    options = (
+        {"lossless": True, "exact": True} if container == "WEBP" else {"quality": 100} if container == "JPEG" else {}
+    )
     content = file_of(image, container, exif=exif, **options)
-    wrap = draw(st.sampled_from([bytes, memoryview, io.BytesIO, text_of, lambda content: Image.open(io.BytesIO(content))]))
+    wrap = draw(
+        st.sampled_from([bytes, memoryview, io.BytesIO, text_of, lambda content: Image.open(io.BytesIO(content))])
+    )
     return wrap(content), expected, 3 if container == "JPEG" else 1
 
 
@@ -226,6 +253,9 @@ def test_the_guide_s_table_is_the_code_s():
     guide = (Path(__file__).parents[1] / "scripts" / "guides" / "features.md").read_text()
     table = [f"| {name} | {text} |" for name, text in SOURCES.items()]
     rules = [f"| {name} | {text} |" for name, text in PIXELS.items()]
-    for lines in (["| an image may be a | |", "|---|---|", *table], ["| its pixels | become 8-bit RGB |", "|---|---|", *rules]):
+    for lines in (
+        ["| an image may be a | |", "|---|---|", *table],
+        ["| its pixels | become 8-bit RGB |", "|---|---|", *rules],
+    ):
         assert "\n".join(lines) + "\n" in guide, "\n".join(lines)
     assert ", ".join(COMMON_FORMATS) in guide

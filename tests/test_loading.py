@@ -121,7 +121,14 @@ def push_to_nowhere(folder):
 
 def test_a_model_without_decoders_starts_a_run_with_new_heads_only(run, photos, tmp_path, capsys):
     AutoModel.from_pretrained(run / "model").save_pretrained(tmp_path / "encoder")
-    flags = ["--init_from", str(tmp_path / "encoder"), "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
+    flags = [
+        "--init_from",
+        str(tmp_path / "encoder"),
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     flags += ["--max_steps", "1", "--per_device_train_batch_size", "4", "--probe_samples", "0"]
     pretrain = load_script("pretrain")
     assert pretrain.cli(flags) == 2
@@ -133,13 +140,29 @@ def test_a_model_without_decoders_starts_a_run_with_new_heads_only(run, photos, 
 def test_a_half_precision_checkpoint_starts_a_run_in_float32(dtype, run, photos, tmp_path):
     """A plain ViT and a split model, as most of the Hub's are saved; and a dense head on them."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 16, "patch_size": 4}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "mlp_ratio": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }
     Dinov2Model(Dinov2Config(**sizes)).to(dtype).save_pretrained(tmp_path / "vit")
     EqCohViTForPreTraining.from_pretrained(run / "model").to(dtype).save_pretrained(tmp_path / "split")
     for name in ("vit", "split"):
         flags = [*SMALL[: SMALL.index("--objective")], "--init_from", str(tmp_path / name)]
         flags = flags[4:] if name == "split" else flags
-        flags += ["--train_dir", str(photos), "--output_dir", str(tmp_path / f"run-{name}"), "--max_steps", "1", "--probe_samples", "0"]
+        flags += [
+            "--train_dir",
+            str(photos),
+            "--output_dir",
+            str(tmp_path / f"run-{name}"),
+            "--max_steps",
+            "1",
+            "--probe_samples",
+            "0",
+        ]
         assert load_script("pretrain").cli([*flags, "--per_device_train_batch_size", "4"]) == 0
         saved = load_file(tmp_path / f"run-{name}" / "checkpoints" / "step-1" / "model.safetensors")
         assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
@@ -153,7 +176,9 @@ def test_a_foreign_model_may_leave_its_head_behind_but_no_layer(tmp_path):
     config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
     Dinov2Model(config).save_pretrained(tmp_path, save_original_format=False)
     weights = load_file(tmp_path / "model.safetensors")
-    save_file({**weights, "classifier.weight": torch.zeros(3, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, "classifier.weight": torch.zeros(3, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
     load_whole(AutoModel, tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())
     shorter = {"num_hidden_layers": 1, "out_features": None, "out_indices": None, "stage_names": None}

@@ -34,7 +34,12 @@ SETTINGS = {
 }
 METRICS = [{"step": 150, "loss": 9.0}, {"step": 299, "loss": 3.25, "recon/u_1": 0.518, "samples_per_second": 617.5}]
 RESULTS = {
-    "settings": {"model": ["/home/someone/secret/model"], "task": ["r2"], "test_source": "user/birds, split test", "seeds": 2},
+    "settings": {
+        "model": ["/home/someone/secret/model"],
+        "task": ["r2"],
+        "test_source": "user/birds, split test",
+        "seeds": 2,
+    },
     "versions": {"torch": "2.13.0"},
     "rows": [
         {"encoder": "run-7", "part": "equivariant", "metric": "R2 rotation, strict", "values": [0.71, 0.73]},
@@ -64,23 +69,37 @@ def test_card_has_valid_front_matter_with_the_models_own_metrics(run_dir, tmp_pa
     run = read_run(run_dir)
     card = render_card(TEMPLATE, run, run["results"])
     data = check_card(card)
-    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("apache-2.0", "transformers", "image-feature-extraction")
-    assert data["datasets"] == ["user/birds"] and "custom_code" in data["tags"] and "## License\n\nApache-2.0.\n" in card
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "apache-2.0",
+        "transformers",
+        "image-feature-extraction",
+    )
+    assert (
+        data["datasets"] == ["user/birds"] and "custom_code" in data["tags"] and "## License\n\nApache-2.0.\n" in card
+    )
     (tmp_path / "README.md").write_text(card)
     parsed = ModelCard.load(tmp_path / "README.md").data  # huggingface_hub's own reader
     found = {(result.metric_name, result.metric_value) for result in parsed.eval_results}
-    assert found == {("R2 rotation, strict (equivariant)", 0.72), ("R2 rotation, strict (invariant)", 0.15)}  # no control among them
+    assert found == {
+        ("R2 rotation, strict (equivariant)", 0.72),
+        ("R2 rotation, strict (invariant)", 0.15),
+    }  # no control among them
     assert {result.metric_type for result in parsed.eval_results} == {"r2"}
     for heading in ("How to use", "How it was trained", "Data", "Results", "Limits", "Citation"):
         assert f"\n## {heading}\n" in card
-    assert "| encoder | part | R2 rotation, strict | kNN-20 |" in card and "| run-7 | equivariant | 0.720 ± 0.127 |  |" in card
+    assert (
+        "| encoder | part | R2 rotation, strict | kNN-20 |" in card
+        and "| run-7 | equivariant | 0.720 ± 0.127 |  |" in card
+    )
     assert "| raw pixels | pixels |  | 0.375 |" in card
 
 
 def test_card_holds_no_number_that_the_run_did_not_produce(run_dir):
     run = read_run(run_dir)
     card = render_card(TEMPLATE, run, run["results"])
-    produced = numbers(TEMPLATE) | numbers(json.dumps([run["settings"], run["metrics"], RESULTS])) | {130.0}  # 250 - 120 dimensions
+    produced = (
+        numbers(TEMPLATE) | numbers(json.dumps([run["settings"], run["metrics"], RESULTS])) | {130.0}
+    )  # 250 - 120 dimensions
     produced |= {95.0, 0.72, 0.127, 0.15, 0.508, 0.28, 0.375}  # means and 95 % intervals of the rows, by hand
     assert numbers(card) <= produced, numbers(card) - produced
 
@@ -108,7 +127,11 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
     run["settings"] |= {"model_preset": None, "init_from": "someone/vit"}
     card = render_card(TEMPLATE, run)
     data = check_card(card)
-    assert (data["base_model"], data["license"], data["license_link"]) == ("someone/vit", "other", "https://huggingface.co/someone/vit")
+    assert (data["base_model"], data["license"], data["license_link"]) == (
+        "someone/vit",
+        "other",
+        "https://huggingface.co/someone/vit",
+    )
     assert "its license applies" in card and "that of [someone/vit](https://huggingface.co/someone/vit)" in card
     run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labelled.parquet"}
     card = render_card(TEMPLATE, run)
@@ -120,7 +143,9 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
 def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     run = read_run(run_dir)
     results = {"rows": [{"encoder": name, "part": "both", "metric": "knn", "values": [0.5]} for name in ("a", "b")]}
-    with pytest.raises(ValueError, match=r"results are of several models \(a, b\), and none has the run's name 'run-7'"):
+    with pytest.raises(
+        ValueError, match=r"results are of several models \(a, b\), and none has the run's name 'run-7'"
+    ):
         render_card(TEMPLATE, run, results)
     results["rows"][0]["encoder"] = "run-7"
     assert len(check_card(render_card(TEMPLATE, run, results))["model-index"][0]["results"]) == 1
@@ -131,8 +156,14 @@ def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     [
         (lambda card: card.removeprefix("---\n"), "begins with front-matter"),
         (lambda card: card.replace("license: apache-2.0", "license: [a"), "front-matter is no YAML"),
-        (lambda card: card.replace("license: apache-2.0\n", ""), "license must be an identifier like 'apache-2.0', got None"),
-        (lambda card: card.replace("image-feature-extraction", "vision", 1), "pipeline_tag must be 'image-feature-.*', got 'vision'"),
+        (
+            lambda card: card.replace("license: apache-2.0\n", ""),
+            "license must be an identifier like 'apache-2.0', got None",
+        ),
+        (
+            lambda card: card.replace("image-feature-extraction", "vision", 1),
+            "pipeline_tag must be 'image-feature-.*', got 'vision'",
+        ),
         (lambda card: card.replace("value: 0.72", "value: .nan"), "needs a type and a finite value"),
         (lambda card: card + "{{ more }}", "still holds the placeholder {{ more }}"),
         (lambda card: card.replace("- custom_code", "- 3"), "tags must be a list of names"),
@@ -146,14 +177,23 @@ def test_wrong_cards_are_named(change, message, run_dir):
 
 
 def test_wrong_templates_and_runs_are_named(run_dir, tmp_path):
-    with pytest.raises(ValueError, match="unknown placeholder 'accuracy' in the template; known: augmentation, backbone"):
+    with pytest.raises(
+        ValueError, match="unknown placeholder 'accuracy' in the template; known: augmentation, backbone"
+    ):
         render_card("---\n{{ accuracy }}\n---\n", read_run(run_dir))
     with pytest.raises(ValueError, match="holds no run: expected config.yaml in it"):
         read_run(tmp_path)
 
 
 def test_details_of_an_evaluation_stay_out_of_the_card(run_dir):
-    row = {"encoder": "run-7", "part": "both", "metric": "R2 rotation, strict", "values": [0.5, 0.7], "headline": True, "settings": {}}
+    row = {
+        "encoder": "run-7",
+        "part": "both",
+        "metric": "R2 rotation, strict",
+        "values": [0.5, 0.7],
+        "headline": True,
+        "settings": {},
+    }
     control = {**row, "encoder": "random weights (run-7)", "values": [0.25]}
     detail = {**row, "metric": "R2 rotation, strict, linear head", "values": [0.3125], "headline": False}
     card = render_card(TEMPLATE, read_run(run_dir), {"protocol": {"seeds": 2}, "rows": [row, control, detail]})

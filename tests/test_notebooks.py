@@ -30,12 +30,19 @@ def test_notebooks_are_kept_with_their_outputs(path):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert path.stat().st_size < 600_000
-    links = re.findall(r"\]\((?!https?://)([^)\s]+)\)", "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
+    links = re.findall(
+        r"\]\((?!https?://)([^)\s]+)\)", "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    )
     assert links and all((path.parent / link).exists() for link in links)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_have_one_title_and_sections_below_it(path):
     notebook = nbformat.read(path, as_version=4)
-    levels = [len(marks) for cell in notebook.cells if cell.cell_type == "markdown" for marks in re.findall(r"^(#*) ", cell.source, re.M)]
+    levels = [
+        len(marks)
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for marks in re.findall(r"^(#*) ", cell.source, re.M)
+    ]
     assert levels[0] == 1 and levels.count(1) == 1 and levels.count(2) >= 3 and 0 not in levels

@@ -47,7 +47,11 @@ def names(wheel):
 
 def test_wheel_holds_the_package_and_nothing_else(built):
     package = ROOT / "src" / "eqcohvit"
-    tracked = {path.relative_to(package.parent).as_posix() for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    tracked = {
+        path.relative_to(package.parent).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     assert names(built[0]) == tracked
     with zipfile.ZipFile(built[0]) as content:
         assert any(name.endswith("licenses/LICENSE") for name in content.namelist())
@@ -63,13 +67,16 @@ def test_source_archive_builds_the_same_wheel(built, tmp_path):
 
 
 def test_wheel_with_its_dependencies_alone_extracts_features(built, tmp_path):
-    """In an environment of the wheel and of what its metadata asks for without an extra, which is no training library."""
+    """In an environment of the wheel and of what its metadata asks for without an extra, which is no training
+    library."""
     site = tmp_path / "site"
     with zipfile.ZipFile(built[0]) as content:
         content.extractall(site)
     (info,) = site.glob("*.dist-info")
     link_distributions(site, *metadata.Distribution.at(info).requires)
-    assert not any((site / name).exists() for name in ("accelerate", "datasets", "peft", "scipy", "gradio", "matplotlib"))
+    assert not any(
+        (site / name).exists() for name in ("accelerate", "datasets", "peft", "scipy", "gradio", "matplotlib")
+    )
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     last = run_python(INFERENCE, tmp_path, site, environment).splitlines()[-1]
     assert last == f"{eqcohvit.__version__} (8, 8, 256) (8, 8, 256)"

@@ -3,7 +3,14 @@ import sys
 
 import pytest
 from PIL import Image
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 from transformers.pipelines import PIPELINE_REGISTRY, pipeline
 
 import eqcohvit
@@ -11,7 +18,13 @@ from eqcohvit.export import save_hub_folder
 from eqcohvit.registration import PIPELINE_TASK, register
 
 CONFIG = {
-    "backbone_config": {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+    "backbone_config": {
+        "model_type": "vit",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
     "feature_dim": 8,
     "equivariant_dim": 4,
 }

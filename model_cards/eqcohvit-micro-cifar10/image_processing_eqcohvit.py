@@ -14,7 +14,8 @@ from .image_reading_eqcohvit import read_image
 
 
 class EqCohViTImageProcessorPil(PilBackend):
-    """Convert to RGB (transparency on white), resize to `size`, scale to [0, 1] and normalise: images -> pixel_values (B, 3, H, W)."""
+    """Convert to RGB (transparency on white), resize to `size`, scale to [0, 1] and normalise: images -> pixel_values
+    (B, 3, H, W)."""
 
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -31,8 +32,11 @@ class EqCohViTImageProcessorPil(PilBackend):
             return [image for item in images for image in self._prepare_images_structure(item)]
         return list(images) if getattr(images, "ndim", 0) == expected_ndims + 1 else [images]
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs) -> np.ndarray:
-        """Any of the `SOURCES` of `image_reading_eqcohvit` -> RGB (3, H, W), uint8; in [0, 1] for floats with `do_rescale=False`.
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs
+    ) -> np.ndarray:
+        """Any of the `SOURCES` of `image_reading_eqcohvit` -> RGB (3, H, W), uint8; in [0, 1] for floats with
+        `do_rescale=False`.
 
         Without `do_convert_rgb` pixels are left as they are, as transformers does.
         """
@@ -43,7 +47,11 @@ class EqCohViTImageProcessorPil(PilBackend):
             return super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
         channels = None if input_data_format is None else getattr(input_data_format, "value", input_data_format)
         pixels = np.moveaxis(np.asarray(read_image(image, channels=channels)), -1, 0)
-        floats = image.is_floating_point() if isinstance(image, torch.Tensor) else getattr(image, "dtype", np.dtype(np.uint8)).kind == "f"
+        floats = (
+            image.is_floating_point()
+            if isinstance(image, torch.Tensor)
+            else getattr(image, "dtype", np.dtype(np.uint8)).kind == "f"
+        )
         return pixels / np.float32(255) if floats and kwargs.get("do_rescale") is False else pixels
 
 

@@ -1,4 +1,5 @@
-"""Configuration of an EqCohViT model: a transformers ViT backbone, a split feature head and K decoders (arXiv:2503.18753)."""
+"""Configuration of an EqCohViT model: a transformers ViT backbone, a split feature head and K decoders
+(arXiv:2503.18753)."""
 
 import difflib
 from typing import Any, Literal, cast
@@ -22,13 +23,49 @@ _PREFIX_TOKENS = {
 }
 SUPPORTED_BACKBONES = tuple(_PREFIX_TOKENS)
 
-# Width, depth and heads of the usual ViT sizes (arXiv:2010.11929, arXiv:2012.12877), with their usual image and patch sizes.
+# Width, depth and heads of the usual ViT sizes (arXiv:2010.11929, arXiv:2012.12877), with their usual image and patch
+# sizes.
 PRESETS: dict[str, dict[str, int]] = {
-    "micro": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 32, "patch_size": 4},
-    "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "mlp_ratio": 4, "image_size": 224, "patch_size": 16},
-    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "mlp_ratio": 4, "image_size": 224, "patch_size": 16},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "mlp_ratio": 4, "image_size": 224, "patch_size": 16},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "mlp_ratio": 4, "image_size": 224, "patch_size": 16},
+    "micro": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "mlp_ratio": 2,
+        "image_size": 32,
+        "patch_size": 4,
+    },
+    "tiny": {
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "mlp_ratio": 4,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "small": {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "mlp_ratio": 4,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "mlp_ratio": 4,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "mlp_ratio": 4,
+        "image_size": 224,
+        "patch_size": 16,
+    },
 }
 
 
@@ -48,32 +85,39 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         backbone_config (`dict` or `PreTrainedConfig`): configuration of the ViT encoder; its `model_type` is one of
             `SUPPORTED_BACKBONES`. Default: a DINOv2-style ViT-S/16 for 224 pixels.
         feature_dim (`int`): width d_patch of the linear feature head's output (section 2 of the paper).
-        equivariant_dim (`int`): the last d_equi of the `feature_dim` dimensions; the first `feature_dim - equivariant_dim`
+        equivariant_dim (`int`): the last d_equi of the `feature_dim` dimensions; the first
+        `feature_dim - equivariant_dim`
             are the invariant part.
         num_intermediates (`int`): K, the number of intermediate states on the transformation path and of decoders.
         include_final (`bool`): whether one more decoder reconstructs the end view, after the K intermediate states.
-        decoder_dim (`int`): channels before the first convolution of each decoder; halved at each 2x upsampling, 16 at least.
-        decoder_context (`"none"`, `"cls"` or `"mean"`): what the decoders read besides each patch's own equivariant feature.
-            `"none"` is the paper. `"cls"` and `"mean"` add the global equivariant feature of both views to every patch, as a smooth
-            pattern over the image (its weights of the lowest 4 x 4 cosine waves), so that pooled features have a use for pose.
+        decoder_dim (`int`): channels before the first convolution of each decoder; halved at each 2x upsampling, 16 at
+        least. decoder_context (`"none"`, `"cls"` or `"mean"`): what the decoders read besides each patch's own
+        equivariant feature.
+            `"none"` is the paper. `"cls"` and `"mean"` add the global equivariant feature of both views to every patch,
+            as a smooth pattern over the image (its weights of the lowest 4 x 4 cosine waves), so that pooled features
+            have a use for pose.
         decoder_patch_dropout (`float`): share of the training samples whose decoders read the global feature alone.
         num_prefix_tokens (`int`, *optional*): tokens before the patch tokens; derived from the backbone when not given.
         path (`str`): the transformation path that the decoders were trained on, for example `"rotation"` or `"se2"`.
         border (`str`): what fills the outside of a moved image in training: `"canvas"`, `"zeros"` or `"reflection"`.
-        classifier_part (`"invariant"`, `"equivariant"`, `"both"` or `"backbone"`): features that the classification head reads.
+        classifier_part (`"invariant"`, `"equivariant"`, `"both"` or `"backbone"`): features that the classification
+        head reads.
             Where it is `"backbone"` the feature head is frozen, because nothing trains it.
         classifier_hidden_dim (`int`): hidden width of the classification head's MLP; 0 is a linear head.
         initializer_range (`float`): standard deviation of the feature head's initial weights.
-        random_weights (`list[str]`, *optional*): encoder weights that no training has made; written where a model is saved.
-        out_features, out_indices: stages (`"stem"`, `"stage1"` ...) whose feature maps `EqCohViTBackbone` returns; default: the last.
-        apply_layernorm (`bool`): whether the backbone's final layer norm is applied to every feature map.
-        reshape_hidden_states (`bool`): feature maps as (B, D, h, w); else as token sequences.
+        random_weights (`list[str]`, *optional*): encoder weights that no training has made; written where a model is
+        saved.
+        out_features, out_indices: stages (`"stem"`, `"stage1"` ...) whose feature maps `EqCohViTBackbone` returns;
+        default: the last. apply_layernorm (`bool`): whether the backbone's final layer norm is applied to every feature
+        map. reshape_hidden_states (`bool`): feature maps as (B, D, h, w); else as token sequences.
         include_prefix_tokens (`bool`): whether token sequences keep the CLS and register tokens.
-        scale_factors (`list[float]`, *optional*): bilinear scale of each feature map, for example `[4, 2, 1, 0.5]`: the pyramid that
+        scale_factors (`list[float]`, *optional*): bilinear scale of each feature map, for example `[4, 2, 1, 0.5]`: the
+        pyramid that
             detection heads expect of a plain ViT (arXiv:2203.16527).
 
     Raises:
-        ValueError: a value or a combination of values is not allowed; the message names the expected and the given ones.
+        ValueError: a value or a combination of values is not allowed; the message names the expected and the given
+            ones.
     """
 
     model_type = "eqcohvit"
@@ -111,7 +155,9 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         kwargs.pop("stage_names", None)
         if not type(self).__module__.startswith("transformers_modules"):
-            kwargs.pop("custom_pipelines", None)  # the installed package registers the task itself, without the trust flag
+            kwargs.pop(
+                "custom_pipelines", None
+            )  # the installed package registers the task itself, without the trust flag
         self._reject_misspelled(kwargs)
         if isinstance(self.backbone_config, dict):
             self._check_model_type(self.backbone_config.get("model_type"))
@@ -145,7 +191,8 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         backbone_kwargs: dict | None = None,
         **kwargs,
     ) -> "EqCohViTConfig":
-        """A configuration of one of the usual sizes (`PRESETS`), on any of the `SUPPORTED_BACKBONES`; sizes in pixels."""
+        """A configuration of one of the usual sizes (`PRESETS`), on any of the `SUPPORTED_BACKBONES`; sizes in
+        pixels."""
         if preset not in PRESETS:
             raise ValueError(f"unknown model preset {preset!r}; known: {', '.join(PRESETS)}")
         cls._check_model_type(backbone_type)
@@ -164,7 +211,9 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.feature_dim < 2:
             raise ValueError(f"feature_dim must be at least 2, got {self.feature_dim}")
         if not 0 < self.equivariant_dim < self.feature_dim:
-            raise ValueError(f"equivariant_dim must lie between 1 and feature_dim - 1 = {self.feature_dim - 1}, got {self.equivariant_dim}")
+            raise ValueError(
+                f"equivariant_dim must lie between 1 and feature_dim - 1 = {self.feature_dim - 1}, got {self.equivariant_dim}"
+            )
         for name in ("num_intermediates", "decoder_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -173,11 +222,15 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if not 0 <= self.decoder_patch_dropout < 1:
             raise ValueError(f"decoder_patch_dropout must lie in [0, 1), got {self.decoder_patch_dropout}")
         if self.decoder_patch_dropout > 0 and self.decoder_context == "none":
-            raise ValueError("decoder_patch_dropout needs a decoder_context, 'cls' or 'mean': the decoders would see nothing")
+            raise ValueError(
+                "decoder_patch_dropout needs a decoder_context, 'cls' or 'mean': the decoders would see nothing"
+            )
         if self.num_prefix_tokens is None or self.num_prefix_tokens < 0:
             raise ValueError(f"num_prefix_tokens must not be negative, got {self.num_prefix_tokens}")
         if self.decoder_context == "cls" and self.num_prefix_tokens == 0:
-            raise ValueError("decoder_context='cls' needs a backbone with a CLS token; this one has none, use 'mean' or 'none'")
+            raise ValueError(
+                "decoder_context='cls' needs a backbone with a CLS token; this one has none, use 'mean' or 'none'"
+            )
         if self.scale_factors is not None and not all(factor > 0 for factor in self.scale_factors):
             raise ValueError(f"scale_factors must be positive, got {self.scale_factors}")
         image_size, patch_size = self.square_image_size, self.square_patch_size
@@ -197,7 +250,9 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         own = [name for name in cls.__annotations__ if not name.startswith("_")]
         for key in kwargs:
             if isinstance(vars(cls).get(key), property):
-                raise ValueError(f"{key!r} belongs to the backbone: expected backbone_config={{{key!r}: ...}}, got {key}={kwargs[key]!r}")
+                raise ValueError(
+                    f"{key!r} belongs to the backbone: expected backbone_config={{{key!r}: ...}}, got {key}={kwargs[key]!r}"
+                )
             near = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
             if near and key not in own and not hasattr(PreTrainedConfig, key):
                 raise ValueError(f"unknown configuration field {key!r}; did you mean {near[0]!r}?")

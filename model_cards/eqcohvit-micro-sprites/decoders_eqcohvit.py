@@ -1,4 +1,5 @@
-"""Decoders of EqCohViT: reconstruct the states of the path between two views from their equivariant features (arXiv:2503.18753, section 3).
+"""Decoders of EqCohViT: reconstruct the states of the path between two views from their equivariant features
+(arXiv:2503.18753, section 3).
 
 Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, K reconstructed states, p patch size.
 """
@@ -13,10 +14,12 @@ from .configuration_eqcohvit import EqCohViTConfig
 
 
 def cosine_basis(height: int, width: int, num_waves: int, like: torch.Tensor) -> torch.Tensor:
-    """The lowest `num_waves` x `num_waves` patterns of the cosine transform on a grid: (num_waves^2, height, width), power 1 together."""
+    """The lowest `num_waves` x `num_waves` patterns of the cosine transform on a grid: (num_waves^2, height, width),
+    power 1 together."""
     index = torch.arange(num_waves, device=like.device, dtype=torch.float32)
     rows, columns = (
-        torch.cos(math.pi * index[:, None] * (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) / n) for n in (height, width)
+        torch.cos(math.pi * index[:, None] * (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) / n)
+        for n in (height, width)
     )
     basis = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)
     return (basis * (2 / (num_waves + 1))).to(like.dtype)
@@ -37,9 +40,10 @@ class DecoderConv(nn.Conv2d):
 class IntermediateDecoders(nn.Module):
     """K decoders with independent weights, run as grouped layers (paper, section 3).
 
-    Each one is a linear layer on the concatenated equivariant features of both views per patch, then four convolutional layers.
-    A layer that upsamples does so by sub-pixel convolution (arXiv:1609.05158). Patch size p = r * 2^n with n <= 4: the first n
-    layers upsample by 2, the others keep the size, and the linear layer makes an r x r grid of each patch.
+    Each one is a linear layer on the concatenated equivariant features of both views per patch, then four convolutional
+    layers. A layer that upsamples does so by sub-pixel convolution (arXiv:1609.05158). Patch size p = r * 2^n with n <=
+    4: the first n layers upsample by 2, the others keep the size, and the linear layer makes an r x r grid of each
+        patch.
     """
 
     num_layers = 4
@@ -64,12 +68,19 @@ class IntermediateDecoders(nn.Module):
             out_width = config.num_channels if last else max(width // 2, 16) if upsamples else width
             self.convs.append(
                 DecoderConv(
-                    groups * width, groups * out_width * (4 if upsamples else 1), 3, padding=1, groups=groups, gain=0.1 if last else 2**0.5
+                    groups * width,
+                    groups * out_width * (4 if upsamples else 1),
+                    3,
+                    padding=1,
+                    groups=groups,
+                    gain=0.1 if last else 2**0.5,
                 )
             )
             width = out_width
 
-    def forward(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]
+    ) -> torch.Tensor:
         """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
         pairs = torch.cat([equivariant, equivariant_end], dim=-1)
         patches, batch_size = pairs[:, self.num_prefix_tokens :], pairs.shape[0]

@@ -19,12 +19,13 @@ _RETURN_TENSORS = (False, True, "pt", "np")
 class EqCohViTFeatureExtractionPipeline(Pipeline):
     """`pipeline("equivariant-feature-extraction", model=...)`.
 
-    Call it with an image, a list of them, a dataset column or a generator. An image is any of the `SOURCES` of `image_reading_eqcohvit`:
-    path, URL, base64 text, bytes, file object, PIL image, array; its pixels are read by the `PIXELS` there, as in training.
+    Call it with an image, a list of them, a dataset column or a generator. An image is any of the `SOURCES` of
+    `image_reading_eqcohvit`: path, URL, base64 text, bytes, file object, PIL image, array; its pixels are read by the
+    `PIXELS` there, as in training.
 
     Args of the call:
-        tokens: `"cls"` (d,), the mean of the patches where the backbone has no CLS token; `"mean"` (d,) over the patches;
-            `"patches"` (h, w, d); `"all"` (P + N, d).
+        tokens: `"cls"` (d,), the mean of the patches where the backbone has no CLS token; `"mean"` (d,) over the
+            patches; `"patches"` (h, w, d); `"all"` (P + N, d).
         part: `"both"`, `"invariant"` or `"equivariant"`.
         return_tensors: `True` or `"pt"` for torch tensors, `"np"` for numpy arrays, else nested lists.
         timeout: seconds to wait for an image behind a URL.
@@ -46,24 +47,34 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
             raise ValueError(f"the pipeline needs an EqCohViT model, got {type(self.model).__name__}")
         missing = getattr(self.model, "missing_encoder_keys", ())
         if missing:
-            raise ValueError(f"expected a checkpoint with all weights of the encoder, but {len(missing)} are missing, first {missing[0]}")
+            raise ValueError(
+                f"expected a checkpoint with all weights of the encoder, but {len(missing)} are missing, first {missing[0]}"
+            )
 
     def __call__(self, images: Any, **kwargs):
         if hasattr(images, "read"):  # a file, which would else be read line by line
             return super().__call__(images, **kwargs)
-        many = isinstance(images, (Sequence, KeyDataset)) and not isinstance(images, (str, bytes, bytearray, memoryview))
+        many = isinstance(images, (Sequence, KeyDataset)) and not isinstance(
+            images, (str, bytes, bytearray, memoryview)
+        )
         if many and len(images) == 0:
             return []
         if isinstance(images, tuple):
             images = list(images)
-        elif many and not isinstance(images, (list, KeyDataset)):  # a dataset's column: decodes one image after the other
+        elif many and not isinstance(
+            images, (list, KeyDataset)
+        ):  # a dataset's column: decodes one image after the other
             return list(super().__call__((image for image in images), **kwargs))
         elif isinstance(images, Iterable) and not isinstance(images, Sized):  # a streamed dataset's column
             images = (image for image in images)
         return super().__call__(images, **kwargs)
 
     def _sanitize_parameters(self, tokens=None, part=None, return_tensors=None, timeout=None, **kwargs):
-        choices = (("tokens", tokens, _TOKENS), ("part", part, _PARTS), ("return_tensors", return_tensors, _RETURN_TENSORS))
+        choices = (
+            ("tokens", tokens, _TOKENS),
+            ("part", part, _PARTS),
+            ("return_tensors", return_tensors, _RETURN_TENSORS),
+        )
         for name, value, known in choices:
             if value is not None and not (isinstance(value, (str, bool)) and value in known):
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")

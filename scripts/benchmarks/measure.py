@@ -50,7 +50,8 @@ class Setup:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of a suite's table. `target` names the figure that has one, with the relation and the limit: ("ratio", "<=", 1.03).
+    """One line of a suite's table. `target` names the figure that has one, with the relation and the limit: ("ratio",
+    "<=", 1.03).
 
     A case that could not be measured has no figures, and its `failure` says why.
     """
@@ -75,7 +76,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Case:
-    """What gives one line of a suite's table, or several from one measurement; nothing is built before `measure` is called."""
+    """What gives one line of a suite's table, or several from one measurement; nothing is built before `measure` is
+    called."""
 
     name: str
     measure: Callable[[], list[Result]]
@@ -93,8 +95,11 @@ def measured(suite: str, case: Case) -> list[Result]:
     return [Result(suite, case.name, {}, failure=failure)]
 
 
-def take_turns(functions: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, list[float]]:
-    """Call the functions in turns, in a new order each round, until `seconds` have passed: seconds per call, one number per round.
+def take_turns(
+    functions: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
+) -> dict[str, list[float]]:
+    """Call the functions in turns, in a new order each round, until `seconds` have passed: seconds per call, one number
+    per round.
 
     What slows the machine for a while then slows all alike. The first call of each is not counted.
     """
@@ -120,7 +125,8 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def clock(device: torch.device) -> float:
-    """The clock. On a CPU it is processor time, added up over the threads, so that other programs on the machine do not count."""
+    """The clock. On a CPU it is processor time, added up over the threads, so that other programs on the machine do not
+    count."""
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
@@ -143,7 +149,8 @@ def paired_ratio(times: list[float], reference: list[float]) -> dict[str, float]
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """What a call with a backward pass needs: on a GPU the peak of allocated memory, on a CPU the tensors kept for the backward pass."""
+    """What a call with a backward pass needs: on a GPU the peak of allocated memory, on a CPU the tensors kept for the
+    backward pass."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

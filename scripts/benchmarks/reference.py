@@ -1,8 +1,9 @@
 """The plain pipeline, the way it is usually written: what scripts/benchmark.py measures against.
 
-Each worker decodes the whole image, then crops, recolours, blurs and rotates view by view with Pillow; the K decoders are separate
-modules called in a loop, and the two views are encoded one after the other. The parameters of the views come from the same sampler as
-ours, so that both pipelines give the same views up to interpolation and rounding to 8 bits.
+Each worker decodes the whole image, then crops, recolours, blurs and rotates view by view with Pillow; the K decoders
+are separate modules called in a loop, and the two views are encoded one after the other. The parameters of the views
+come from the same sampler as ours, so that both pipelines give the same views up to interpolation and rounding to 8
+bits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _BICUBIC = Image.Resampling.BICUBIC
 def plain_views(
     data: bytes, renderer: ViewRenderer, first: ViewParameters, second: ViewParameters, path: SampledPath
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalised pixels; rotation paths only.
+    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalised pixels;
+    rotation paths only.
 
     The parameters are those of one sample, as `renderer.sample` draws them.
     """
@@ -85,7 +87,8 @@ def _to_tensor(image: Image.Image, renderer: ViewRenderer) -> torch.Tensor:
 
 
 class PlainDecoders(nn.Module):
-    """The K decoders as separate modules, one after the other, with the weights of `decoders` (without a global context)."""
+    """The K decoders as separate modules, one after the other, with the weights of `decoders` (without a global
+    context)."""
 
     def __init__(self, decoders: IntermediateDecoders):
         super().__init__()
@@ -96,7 +99,9 @@ class PlainDecoders(nn.Module):
         layers, count = [decoders.from_patches, *decoders.convs], decoders.num_decoders
         self.decoders = nn.ModuleList(nn.ModuleList(_part(layer, k, count) for layer in layers) for k in range(count))
 
-    def forward(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, grid_size: tuple[int, int]
+    ) -> torch.Tensor:
         """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
         states = []
         for decoder in self.decoders:
@@ -112,10 +117,13 @@ class PlainDecoders(nn.Module):
 
 
 def _part(layer: nn.Module, index: int, count: int) -> nn.Module:
-    """The `index`-th of `count` groups of a linear layer or of a convolution that keeps the size, as a layer of its own."""
+    """The `index`-th of `count` groups of a linear layer or of a convolution that keeps the size, as a layer of its
+    own."""
     values = {name: value.chunk(count)[index] for name, value in layer.state_dict().items()}
     out_width, in_width, *kernel = values["weight"].shape
-    part = nn.Conv2d(in_width, out_width, kernel[0], padding=kernel[0] // 2) if kernel else nn.Linear(in_width, out_width)
+    part = (
+        nn.Conv2d(in_width, out_width, kernel[0], padding=kernel[0] // 2) if kernel else nn.Linear(in_width, out_width)
+    )
     part.load_state_dict(values)
     return part.to(values["weight"].device)
 
@@ -143,12 +151,17 @@ class PlainViews(torch.utils.data.Dataset):
 def plain_loss(
     module: PretrainModule, decoders: PlainDecoders, first: torch.Tensor, end: torch.Tensor, intermediates: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of `module` for an objective on CLS features, with one pass of the encoder for each view and decoders in a loop."""
+    """The loss of `module` for an objective on CLS features, with one pass of the encoder for each view and decoders in
+    a loop."""
     outputs = [module.model.eqcohvit(view) for view in (first, end)]
     prefix = module.model.config.num_prefix_tokens
-    features = [torch.stack([output[name] for output in outputs]) for name in ("invariant_features", "equivariant_features")]
+    features = [
+        torch.stack([output[name] for output in outputs]) for name in ("invariant_features", "equivariant_features")
+    ]
     invariant, equivariant = (Tokens(tokens[:, :, 0], tokens[:, :, prefix:]) for tokens in features)
-    inputs = ObjectiveInputs(invariant, equivariant, torch.stack([first, end]), parameters=first.new_zeros(len(first), 1))
+    inputs = ObjectiveInputs(
+        invariant, equivariant, torch.stack([first, end]), parameters=first.new_zeros(len(first), 1)
+    )
     loss = sum(module.objective(inputs).values())
     side = first.shape[-1] // module.model.config.square_patch_size
     states = decoders(*(output.equivariant_features for output in outputs), (side, side))

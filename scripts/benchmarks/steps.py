@@ -38,8 +38,15 @@ class Step:
         self.optimizer = make_optimizer(self.module, args.learning_rate, args.weight_decay)
         batch = args.per_device_train_batch_size
         keys = torch.arange(batch, device=setup.device)
-        canvases = torch.randint(0, 256, (batch, 3, args.canvas_size, args.canvas_size), device=setup.device).to(torch.uint8)
-        self.batch = (canvases, torch.full((batch, 2), 2 * args.image_size, device=setup.device), torch.zeros_like(keys), keys)
+        canvases = torch.randint(0, 256, (batch, 3, args.canvas_size, args.canvas_size), device=setup.device).to(
+            torch.uint8
+        )
+        self.batch = (
+            canvases,
+            torch.full((batch, 2), 2 * args.image_size, device=setup.device),
+            torch.zeros_like(keys),
+            keys,
+        )
 
     def render(self) -> Views:
         """The views of the batch."""
@@ -83,12 +90,19 @@ class PlainStep(Step):
 
 
 def in_processes(setup: Setup, args: PretrainArguments, number: int, case: str) -> list[Result]:
-    """A step of a process that exchanges gradients with the others, beside one that does not; `static_graph` is the option of DDP."""
+    """A step of a process that exchanges gradients with the others, beside one that does not; `static_graph` is the
+    option of DDP."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_process, (number, setup, args, folder), number)
         times = torch.load(Path(folder) / "times.pt", weights_only=True)
     medians, static = milliseconds(times), paired_ratio(times["static_graph"], times["alone"])["ratio"]
-    return [Result("scaling", case, {**medians, **paired_ratio(times["together"], times["alone"]), "static_graph_ratio": static})]
+    return [
+        Result(
+            "scaling",
+            case,
+            {**medians, **paired_ratio(times["together"], times["alone"]), "static_graph_ratio": static},
+        )
+    ]
 
 
 def _process(rank: int, number: int, setup: Setup, args: PretrainArguments, folder: str) -> None:
@@ -102,7 +116,9 @@ def _process(rank: int, number: int, setup: Setup, args: PretrainArguments, fold
     steps = {name: Step(args, setup) for name in ("alone", "together", "static_graph")}
     warnings.simplefilter("ignore", FutureWarning)  # of a new name for an option
     for name in ("together", "static_graph"):
-        steps[name].forward = DistributedDataParallel(steps[name].module, broadcast_buffers=False, static_graph=name == "static_graph")
+        steps[name].forward = DistributedDataParallel(
+            steps[name].module, broadcast_buffers=False, static_graph=name == "static_graph"
+        )
     times = take_turns(steps, setup.device, seconds=0)  # of a fixed number of rounds: the same in all processes
     if rank == 0:
         torch.save(times, Path(folder) / "times.pt")

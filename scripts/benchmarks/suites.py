@@ -22,7 +22,18 @@ from eqcohvit.training.build import build_model, build_renderer
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.transforms import Views
 
-from .measure import Case, Result, Setup, clock, milliseconds, paired_ratio, peak_flops, peak_memory, print_operations, take_turns
+from .measure import (
+    Case,
+    Result,
+    Setup,
+    clock,
+    milliseconds,
+    paired_ratio,
+    peak_flops,
+    peak_memory,
+    print_operations,
+    take_turns,
+)
 from .photos import photo, write_photos
 from .reference import PlainViews, plain_views
 from .steps import PlainStep, Step, in_processes
@@ -33,7 +44,13 @@ _RECIPES = Path(__file__).parents[1] / "recipes"
 
 # The paper's decoders: they read the patches alone.
 _COMMON: dict[str, Any] = {"patch_size": 16, "decoder_context": "none", "decoder_patch_dropout": 0.0, "border": "zeros"}
-_VICREG: dict[str, Any] = {**_COMMON, "objective": "vicreg", "augmentation": "vicreg", "feature_dim": 512, "equivariant_dim": 256}
+_VICREG: dict[str, Any] = {
+    **_COMMON,
+    "objective": "vicreg",
+    "augmentation": "vicreg",
+    "feature_dim": 512,
+    "equivariant_dim": 256,
+}
 _DINOV2: dict[str, Any] = {
     **_COMMON, "objective": "dinov2", "augmentation": "dinov2", "feature_dim": 2048, "equivariant_dim": 512,
     "projector_dim": 2048, "local_crops_number": 8, "local_crops_size": 96,
@@ -42,7 +59,12 @@ _DINOV2: dict[str, Any] = {
 
 def _settings(preset: str, batch_size: int, image_size: int = 224, **changes: Any) -> PretrainArguments:
     recipe = _DINOV2 if changes.get("objective") == "dinov2" else _VICREG
-    values: dict[str, Any] = {**recipe, "model_preset": preset, "image_size": image_size, "per_device_train_batch_size": batch_size}
+    values: dict[str, Any] = {
+        **recipe,
+        "model_preset": preset,
+        "image_size": image_size,
+        "per_device_train_batch_size": batch_size,
+    }
     values |= changes
     if preset == "micro":
         values |= {"patch_size": 8}
@@ -52,7 +74,9 @@ def _settings(preset: str, batch_size: int, image_size: int = 224, **changes: An
 
 
 def _recipe(name: str, batch_size: int, *flags: str) -> PretrainArguments:
-    return parse_arguments(["--config", str(_RECIPES / f"{name}.yaml"), "--per_device_train_batch_size", str(batch_size), *flags])
+    return parse_arguments(
+        ["--config", str(_RECIPES / f"{name}.yaml"), "--per_device_train_batch_size", str(batch_size), *flags]
+    )
 
 
 def _name(args: PretrainArguments) -> str:
@@ -67,11 +91,17 @@ def _name(args: PretrainArguments) -> str:
 
 
 def inference(setup: Setup) -> list[Case]:
-    """The split model beside its own backbone: what the feature head and the split cost a user who extracts features."""
+    """The split model beside its own backbone: what the feature head and the split cost a user who extracts
+    features."""
     batch_sizes = (1, 256) if setup.is_cuda else (1, 4)
     args = _settings("small", 2)
-    cases = [(replace(args, per_device_train_batch_size=n), ("ratio", "<=", 1.03) if n > 1 else None) for n in batch_sizes]
-    return [Case(_name(args), partial(_inference, setup, args, target, setup.seconds / len(cases))) for args, target in cases]
+    cases = [
+        (replace(args, per_device_train_batch_size=n), ("ratio", "<=", 1.03) if n > 1 else None) for n in batch_sizes
+    ]
+    return [
+        Case(_name(args), partial(_inference, setup, args, target, setup.seconds / len(cases)))
+        for args, target in cases
+    ]
 
 
 def _inference(setup: Setup, args: PretrainArguments, target: Target, seconds: float) -> list[Result]:
@@ -80,13 +110,16 @@ def _inference(setup: Setup, args: PretrainArguments, target: Target, seconds: f
     size = (args.per_device_train_batch_size, 3, args.image_size, args.image_size)
     pixels = torch.randn(size, device=setup.device, dtype=dtype)
     with torch.inference_mode():
-        times = take_turns({"split": lambda: model(pixels), "backbone": lambda: model.backbone(pixels)}, setup.device, seconds)
+        times = take_turns(
+            {"split": lambda: model(pixels), "backbone": lambda: model.backbone(pixels)}, setup.device, seconds
+        )
     figures = {**milliseconds(times), **paired_ratio(times["split"], times["backbone"])}
     return [Result("inference", _name(args), figures, target)]
 
 
 def overhead(setup: Setup) -> list[Case]:
-    """A step with the reconstruction beside one without it; render_share is the part of the difference that goes into its targets."""
+    """A step with the reconstruction beside one without it; render_share is the part of the difference that goes into
+    its targets."""
     if setup.is_cuda:
         cases = [(_settings("small", 256), 1.05), (_settings("large", 64, objective="dinov2"), 1.03)]
         recipes, batch_size = {"simclr": "imagenette_simclr", "ibot": "imagenet1k_ibot_vits16"}, 128
@@ -95,7 +128,9 @@ def overhead(setup: Setup) -> list[Case]:
         recipes, batch_size = {objective: f"cifar10_{objective}" for objective in ("simclr", "ibot", "dinov2")}, 8
     cases += [(_recipe(name, batch_size, "--recon_from", "unmasked"), None) for name in recipes.values()]
     cases.append((_recipe(recipes["ibot"], batch_size, "--recon_from", "masked"), None))
-    return [Case(_name(args), partial(_overhead, setup, args, limit, setup.seconds / len(cases))) for args, limit in cases]
+    return [
+        Case(_name(args), partial(_overhead, setup, args, limit, setup.seconds / len(cases))) for args, limit in cases
+    ]
 
 
 def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, seconds: float) -> list[Result]:
@@ -111,7 +146,8 @@ def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, second
 
 
 def data(setup: Setup) -> list[Case]:
-    """From file contents to a batch of two views and two targets: milliseconds per sample on one core, beside Pillow view by view."""
+    """From file contents to a batch of two views and two targets: milliseconds per sample on one core, beside Pillow
+    view by view."""
     photos = [("JPEG", 500, 375, 224), ("JPEG", 1600, 1200, 224), ("WEBP", 500, 375, 224)]
     kinds = [(*photos[0], "path_only"), *((*kind, "vicreg") for kind in photos), ("JPEG", 32, 32, 32, "small")]
     seconds = setup.seconds / len(kinds)
@@ -151,7 +187,9 @@ def _data(
     keys = torch.arange(count, device=setup.device)
     sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
     canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
-    first, second, path = renderer.sample(torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu())
+    first, second, path = renderer.sample(
+        torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu()
+    )
     samples = [(first[rows], second[rows], path[rows]) for rows in (slice(i, i + 1) for i in range(number))]
     functions = {
         "decode": lambda: [decode_image(content, args.canvas_size) for _ in range(number)],
@@ -172,13 +210,16 @@ def _data(
 
 
 def train(setup: Setup) -> list[Case]:
-    """End to end from files on a disk, beside the plain pipeline: samples per second, share of waiting, memory, model FLOPs utilisation."""
+    """End to end from files on a disk, beside the plain pipeline: samples per second, share of waiting, memory, model
+    FLOPs utilisation."""
     if setup.is_cuda:
         cases = [(_settings(preset, size, dataloader_num_workers=15), target) for preset, size, target in (
             ("small", 256, ("ours_samples_per_s", ">=", 2600.0)), ("large", 64, ("mfu", ">=", 0.5)))]  # fmt: skip
     else:
         cases = [(_settings("micro", 8, 64) if setup.quick else _settings("small", 8), None)]
-    return [Case(_name(args), partial(_train, setup, args, target, setup.seconds / len(cases))) for args, target in cases]
+    return [
+        Case(_name(args), partial(_train, setup, args, target, setup.seconds / len(cases))) for args, target in cases
+    ]
 
 
 def _train(setup: Setup, args: PretrainArguments, target: Target, seconds: float) -> list[Result]:
@@ -188,7 +229,9 @@ def _train(setup: Setup, args: PretrainArguments, target: Target, seconds: float
         paths = write_photos(Path(folder), 2 * batch_size if setup.is_cuda else 16)
         ours, plain = Step(args, setup), PlainStep(args, setup)
         loops = {"ours": _our_loop(ours, folder), "plain": _plain_loop(plain, paths)}
-        functions: dict[str, Callable[[], None]] = {name: lambda n=name: waits[n].append(next(loops[n])) for name in loops}
+        functions: dict[str, Callable[[], None]] = {
+            name: lambda n=name: waits[n].append(next(loops[n])) for name in loops
+        }
         times = take_turns(functions, setup.device, seconds)
         memory = {name: peak_memory(functions[name], setup.device) for name in loops}
     figures = {f"{name}_samples_per_s": batch_size / statistics.median(values) for name, values in times.items()}
@@ -208,7 +251,10 @@ def _our_loop(step: Step, folder: str) -> Iterator[float]:
     """Trains a step at each `next`; yields the seconds that it waited for its batch."""
     args, device = step.args, step.setup.device
     stream = CanvasStream(
-        open_source(train_dir=folder), args.canvas_size, args.per_device_train_batch_size, num_workers=args.dataloader_num_workers
+        open_source(train_dir=folder),
+        args.canvas_size,
+        args.per_device_train_batch_size,
+        num_workers=args.dataloader_num_workers,
     )
     batches = DevicePrefetcher(iter(stream), device)
     while True:
@@ -223,7 +269,10 @@ def _plain_loop(step: PlainStep, paths: list[Path]) -> Iterator[float]:
     args, device = step.args, step.setup.device
     indices = np.random.default_rng(0).integers(0, len(paths), (10_000, args.per_device_train_batch_size)).tolist()
     loader = torch.utils.data.DataLoader(
-        PlainViews(paths, step.renderer), batch_sampler=indices, num_workers=args.dataloader_num_workers, pin_memory=step.setup.is_cuda
+        PlainViews(paths, step.renderer),
+        batch_sampler=indices,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=step.setup.is_cuda,
     )
     batches = iter(loader)
     while True:
@@ -235,7 +284,8 @@ def _plain_loop(step: PlainStep, paths: list[Path]) -> Iterator[float]:
 
 
 def _encoder_flops(step: Step) -> float:
-    """Of the backbone and the feature head on both views, forward and backward; decoders, heads and rendering do not count."""
+    """Of the backbone and the feature head on both views, forward and backward; decoders, heads and rendering do not
+    count."""
     pixels = torch.zeros(1, 3, step.args.image_size, step.args.image_size, device=step.setup.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         step.module.model.eqcohvit(pixels)
@@ -243,8 +293,15 @@ def _encoder_flops(step: Step) -> float:
 
 
 def scaling(setup: Setup) -> list[Case]:
-    """A step beside the base case, per sample: what more states, wider parts, other batches, images and numbers of processes cost."""
-    base = _settings("small", 128) if setup.is_cuda else _settings("micro", 8, 32) if setup.quick else _settings("micro", 16, 64)
+    """A step beside the base case, per sample: what more states, wider parts, other batches, images and numbers of
+    processes cost."""
+    base = (
+        _settings("small", 128)
+        if setup.is_cuda
+        else _settings("micro", 8, 32)
+        if setup.quick
+        else _settings("micro", 16, 64)
+    )
     batch_size, image_size = base.per_device_train_batch_size, base.image_size
     changes: dict[str, dict[str, Any]] = {
         "no reconstruction": {"recon_weight": 0.0},
@@ -260,7 +317,9 @@ def scaling(setup: Setup) -> list[Case]:
     number = torch.cuda.device_count() if setup.is_cuda else 2
     seconds = setup.seconds / (len(changes) + 1)
     cases = [Case(name, partial(_scaling, setup, base, name, change, seconds)) for name, change in changes.items()]
-    return cases + [Case(f"{number} processes", partial(in_processes, setup, base, number, f"{number} processes"))] * (number > 1)
+    return cases + [Case(f"{number} processes", partial(in_processes, setup, base, number, f"{number} processes"))] * (
+        number > 1
+    )
 
 
 def _scaling(setup: Setup, base: PretrainArguments, name: str, change: dict[str, Any], seconds: float) -> list[Result]:

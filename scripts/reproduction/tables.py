@@ -51,10 +51,22 @@ def _runs_of_a(paths: Iterable[str]) -> list[Run]:
 _KNOWN_G = ("--recon_weight", "0")  # these two train the equivariant part by their own loss
 _REFERENCES = [
     Run("sie", "SIE, rotation", "vicreg", ("--objective", "sie", *_KNOWN_G), TRANSFORMS),
-    Run("cross_attention", "cross-attention reconstruction, rotation", "vicreg", ("--objective", "cross_attention", *_KNOWN_G), TRANSFORMS),
+    Run(
+        "cross_attention",
+        "cross-attention reconstruction, rotation",
+        "vicreg",
+        ("--objective", "cross_attention", *_KNOWN_G),
+        TRANSFORMS,
+    ),
 ]
 _MASKED = [  # as the paper has it; in the others the decoders read a second pass over the whole views
-    Run(f"{method}-masked", f"{METHODS[method]} + rotation, decoders read the masked views", method, ("--recon_from", "masked"), TRANSFORMS)
+    Run(
+        f"{method}-masked",
+        f"{METHODS[method]} + rotation, decoders read the masked views",
+        method,
+        ("--recon_from", "masked"),
+        TRANSFORMS,
+    )
     for method in ("ibot", "dinov2")
 ]
 _B = [
@@ -64,7 +76,12 @@ _B = [
     Run("k-2-final", "K = 2 and the final view", "vicreg", ("--include_final",)),
 ]
 _C = [
-    Run("context-none", "decoders read each patch alone (paper)", "vicreg", ("--decoder_context", "none", "--decoder_patch_dropout", "0")),
+    Run(
+        "context-none",
+        "decoders read each patch alone (paper)",
+        "vicreg",
+        ("--decoder_context", "none", "--decoder_patch_dropout", "0"),
+    ),
     Run("border-canvas", "border: the photograph goes on", "vicreg", ("--border", "canvas")),
     Run("border-reflection", "border: its mirror image", "vicreg", ("--border", "reflection")),
     Run("lambda-10", "λ / 10", "vicreg", ("--recon_weight", "10")),
@@ -73,16 +90,29 @@ _C = [
     Run("d_equi-three-quarters", "d_equi three quarters of d_patch", "vicreg", (), equivariant_share=0.75),
 ]
 TABLES: dict[str, list[Run]] = {
-    "A": _runs_of_a(_FIRST_PATHS) + _REFERENCES + _MASKED + _runs_of_a(path for path in PATHS if path not in _FIRST_PATHS),
+    "A": _runs_of_a(_FIRST_PATHS)
+    + _REFERENCES
+    + _MASKED
+    + _runs_of_a(path for path in PATHS if path not in _FIRST_PATHS),
     "B": _B,
-    "C": [Run(BASE, "as table A: λ of the recipe, d_equi half, black border, decoders read the mean too", "vicreg", (), TRANSFORMS), *_C],
+    "C": [
+        Run(
+            BASE,
+            "as table A: λ of the recipe, d_equi half, black border, decoders read the mean too",
+            "vicreg",
+            (),
+            TRANSFORMS,
+        ),
+        *_C,
+    ],
     "D": [
         Run("dense-none", "VICReg λ = 0", "vicreg", PATHS["none"][1], dense=True),
         Run("dense-rotation", "VICReg + rotation", "vicreg", PATHS["rotation"][1], dense=True),
         Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
     ],
 }
-# Table D: task -> script, folder of the data, flags, and the number that is shown with its part. Sized for minutes on a CPU.
+# Table D: task -> script, folder of the data, flags, and the number that is shown with its part. Sized for minutes on a
+# CPU.
 DENSE: dict[str, tuple[str, str, str, str]] = {
     "segmentation": (
         "finetune",
@@ -122,10 +152,15 @@ DENSE: dict[str, tuple[str, str, str, str]] = {
 
 
 def chosen_runs(tables: Sequence[str]) -> list[Run]:
-    """The runs of these tables, each once: the comparisons of table A first, then the small tables, then the rest of table A."""
+    """The runs of these tables, each once: the comparisons of table A first, then the small tables, then the rest of
+    table A."""
     first = len(_FIRST_PATHS) * len(METHODS) + len(_REFERENCES) + len(_MASKED)
     own = {name: TABLES[name] for name in tables}
-    ordered = [*own.get("A", [])[:first], *(run for name in "DBC" for run in own.get(name, [])), *own.get("A", [])[first:]]
+    ordered = [
+        *own.get("A", [])[:first],
+        *(run for name in "DBC" for run in own.get(name, [])),
+        *own.get("A", [])[first:],
+    ]
     return list({run.name: run for run in ordered}.values())
 
 
@@ -158,7 +193,8 @@ class Results:
         return _over_runs(runs)
 
     def dense_cell(self, run: Run, task: str, metric: str) -> str:
-        """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another run's file."""
+        """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another
+        run's file."""
         runs = [run, *TABLES["D"]] if run.untrained else [run]
         found = next((found for each in runs if (found := self.read(each.name, task))), [])
         encoder = "random weights" if run.untrained and not self.read(run.name, task) else None
@@ -182,7 +218,9 @@ def r2_columns(transforms: Sequence[str]) -> dict[str, str]:
     columns = {}
     for transform in transforms:
         for protocol in PROTOCOLS if transform in _MOVES else PROTOCOLS[:1]:
-            columns[transform.replace("_", " ") + (f", {protocol}" if transform in _MOVES else "")] = f"R2 {transform}, {protocol}"
+            columns[transform.replace("_", " ") + (f", {protocol}" if transform in _MOVES else "")] = (
+                f"R2 {transform}, {protocol}"
+            )
     return columns
 
 
@@ -209,8 +247,14 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
     names = dict.fromkeys(run.name for name in "ABC" if name in tables for run in TABLES[name])
     check_same_version((name, found) for name in names for found in results.read(name))
     rotation = [(heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()]
-    by_part = [(f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS]
-    classes = [(f"{name}: {part}", part, metric) for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear")) for part in PARTS]
+    by_part = [
+        (f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS
+    ]
+    classes = [
+        (f"{name}: {part}", part, metric)
+        for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear"))
+        for part in PARTS
+    ]
     known = [run for run in TABLES["A"] if results.read(run.name)]
     missing = [run.label for run in TABLES["A"] if run not in known]
     if "A" in tables and known:
@@ -225,10 +269,16 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
             format_table(_lines(results, known, classes)),
         ]
         sections += [f"Not run: {', '.join(missing)}."] if missing else []
-    for name, title in (("B", "number of intermediate states (VICReg, rotation)"), ("C", "λ, d_equi, border, decoders (VICReg, rotation)")):
+    for name, title in (
+        ("B", "number of intermediate states (VICReg, rotation)"),
+        ("C", "λ, d_equi, border, decoders (VICReg, rotation)"),
+    ):
         own = [run for run in TABLES[name] if results.read(run.name)]
         if name in tables and len(own) > 1:
-            extra = [("R2 strict: invariant", "invariant", "R2 rotation, strict"), ("kNN-20: backbone", "backbone", "kNN-20")]
+            extra = [
+                ("R2 strict: invariant", "invariant", "R2 rotation, strict"),
+                ("kNN-20: backbone", "backbone", "kNN-20"),
+            ]
             extra += [("linear: backbone", "backbone", "linear")]
             sections += [f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."]
             sections += [format_table(_lines(results, own, rotation + extra))]

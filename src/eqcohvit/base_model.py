@@ -1,4 +1,5 @@
-"""What a run's settings say about the model that it continued from: its name on the Hub, and the license that follows from it."""
+"""What a run's settings say about the model that it continued from: its name on the Hub, and the license that follows
+from it."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from yaml import YAMLError
 
-LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"  # of the Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
+LICENSE_PATTERN = (
+    r"[a-z0-9][a-z0-9.+-]*"  # of the Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
+)
 
 
 @dataclass(frozen=True)
 class License:
-    """`fields` of a card's front-matter (`license`, and for `other` its `license_name` and `license_link`), and what the card says."""
+    """`fields` of a card's front-matter (`license`, and for `other` its `license_name` and `license_link`), and what
+    the card says."""
 
     fields: dict[str, str]
     text: str
@@ -31,13 +35,16 @@ def hub_id(name: Any) -> str | None:
 def describe_base(settings: dict[str, Any]) -> str | None:
     """The model that the run continued from, as Markdown; None where it began with random weights."""
     if not settings.get("init_from"):
-        return None if settings.get("model_preset") else "another checkpoint"  # a published state does not name places of its machine
+        return (
+            None if settings.get("model_preset") else "another checkpoint"
+        )  # a published state does not name places of its machine
     name = hub_id(settings["init_from"])
     return f"[{name}](https://huggingface.co/{name})" if name else "another checkpoint"
 
 
 def license_of(settings: dict[str, Any]) -> License:
-    """Apache-2.0 for weights of one's own; for continued ones that of the base model's card, which is read from the folder or the Hub.
+    """Apache-2.0 for weights of one's own; for continued ones that of the base model's card, which is read from the
+    folder or the Hub.
 
     Where it cannot be read, or is none of the Hub's identifiers, it is `other`, and the text asks to name it.
     """
@@ -46,7 +53,10 @@ def license_of(settings: dict[str, Any]) -> License:
         return License({"license": "apache-2.0"}, "Apache-2.0.")
     fields = _read_license(source) if source else {}
     if fields:
-        return License(fields, f"That of {base}, whose weights were trained further: `{fields.get('license_name', fields['license'])}`.")
+        return License(
+            fields,
+            f"That of {base}, whose weights were trained further: `{fields.get('license_name', fields['license'])}`.",
+        )
     name = hub_id(source)
     fields = {"license": "other", "license_name": "license-of-the-base-model"}
     fields |= {"license_link": f"https://huggingface.co/{name}"} if name else {}
@@ -58,7 +68,8 @@ def license_of(settings: dict[str, Any]) -> License:
 
 
 def _read_license(source: str) -> dict[str, str]:
-    """The license fields of a card: of a model folder, of a run's folder, or of the Hub; an empty dictionary where none can be read."""
+    """The license fields of a card: of a model folder, of a run's folder, or of the Hub; an empty dictionary where none
+    can be read."""
     folder, name = Path(source), hub_id(source)
     place = next((path for path in (folder / "README.md", folder / "model" / "README.md") if path.is_file()), name)
     if place is None:

@@ -36,15 +36,18 @@ def save_hub_folder(
     card: str | None = None,
     training_state: Path | None = None,
 ) -> Path:
-    """Write a complete Hub folder: weights, configuration, image processor, the code of the model, and README.md where a card is given.
+    """Write a complete Hub folder: weights, configuration, image processor, the code of the model, and README.md where
+    a card is given.
 
-    It is written beside its place and then renamed, so that a reader never sees half of it; an older Hub folder there is replaced.
+    It is written beside its place and then renamed, so that a reader never sees half of it; an older Hub folder there
+    is replaced.
 
     Args:
         model: any of the EqCohViT models.
         image_mean, image_std: per channel, of images in [0, 1]; what the model was trained with.
         card: text of the model card.
-        training_state: folder of a checkpoint of the run, copied to `training_state/`: who has it can go on exactly from there.
+        training_state: folder of a checkpoint of the run, copied to `training_state/`: who has it can go on exactly
+            from there.
 
     Raises:
         ValueError: the model is none of ours, mean or std do not fit it, or the place holds something else.
@@ -60,7 +63,9 @@ def save_hub_folder(
         raise ValueError(f"{folder} is there and is no model folder: give another place")
     side = model.config.square_image_size
     processor = EqCohViTImageProcessorPil(
-        size={"height": side, "width": side}, image_mean=list(map(float, image_mean)), image_std=list(map(float, image_std))
+        size={"height": side, "width": side},
+        image_mean=list(map(float, image_mean)),
+        image_std=list(map(float, image_std)),
     )
     new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
@@ -84,7 +89,8 @@ def save_hub_folder(
 
 
 def model_folder_of(name: str | Path, new: Path) -> Path:
-    """The model folder that `find_model` means; where that is a checkpoint of a run, its model is written as a Hub folder to `new`.
+    """The model folder that `find_model` means; where that is a checkpoint of a run, its model is written as a Hub
+    folder to `new`.
 
     Raises:
         ValueError: as `find_model`, and as `load_whole` for a checkpoint.
@@ -98,7 +104,8 @@ def model_folder_of(name: str | Path, new: Path) -> Path:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a `ValueError` unless it is a model folder; of an EqCohViT all weights must be there and fit its configuration."""
+    """Raise a `ValueError` unless it is a model folder; of an EqCohViT all weights must be there and fit its
+    configuration."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: expected config.json and *.safetensors in it")
     if not list(folder.glob("*.safetensors")):
@@ -127,8 +134,8 @@ def push_hub_folder(
 ) -> str:
     """Upload a Hub folder in one commit and return the commit's URL; the repository is made where it is missing.
 
-    After a broken connection it is tried again, waiting longer each time; what has arrived is not sent again. Weights and code of an
-    earlier upload that the folder no longer holds are deleted in the same commit.
+    After a broken connection it is tried again, waiting longer each time; what has arrived is not sent again. Weights
+    and code of an earlier upload that the folder no longer holds are deleted in the same commit.
 
     Args:
         token: by default the one of the environment (`HF_TOKEN`) or of `hf auth login`.
@@ -140,13 +147,19 @@ def push_hub_folder(
     """
     folder = Path(folder)
     check_model_folder(folder)
-    return push_files(files_of(folder), repo_id, "model", private, token, revision, commit_message, max_attempts, wait_seconds)
+    return push_files(
+        files_of(folder), repo_id, "model", private, token, revision, commit_message, max_attempts, wait_seconds
+    )
 
 
 def files_of(folder: Path) -> dict[str, Path]:
     """The files of a folder by their path in a repository; hidden ones and caches stay behind."""
     files = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {name.as_posix(): path for name, path in files if not any(part.startswith((".", "__pycache__")) for part in name.parts)}
+    return {
+        name.as_posix(): path
+        for name, path in files
+        if not any(part.startswith((".", "__pycache__")) for part in name.parts)
+    }
 
 
 def push_files(
@@ -160,7 +173,8 @@ def push_files(
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
 ) -> str:
-    """Upload files by their path in a repository of type `"model"` or `"space"` (of Gradio), as `push_hub_folder` does and fails."""
+    """Upload files by their path in a repository of type `"model"` or `"space"` (of Gradio), as `push_hub_folder` does
+    and fails."""
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
@@ -168,13 +182,19 @@ def push_files(
     api, sdk = HfApi(token=token), "gradio" if repo_type == "space" else None
     for attempt in range(1, max_attempts + 1):
         try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk).repo_id
+            repo_id = api.create_repo(
+                repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk
+            ).repo_id
             at = {"repo_type": repo_type, "revision": revision}
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
             there = api.list_repo_files(repo_id, **at)
             operations = [
-                *(CommitOperationDelete(name) for name in there if name.endswith(_STALE_PATTERNS) and name not in files),
+                *(
+                    CommitOperationDelete(name)
+                    for name in there
+                    if name.endswith(_STALE_PATTERNS) and name not in files
+                ),
                 *(CommitOperationAdd(name, path) for name, path in files.items()),
             ]
             return api.create_commit(repo_id, operations, commit_message=commit_message, **at).commit_url
@@ -184,7 +204,9 @@ def push_files(
                 raise ValueError(f"the Hub refuses the upload to {repo_id}: {refusal}") from error
             if attempt == max_attempts:
                 reason = str(error.__cause__ or error).splitlines()[0]
-                raise ConnectionError(f"upload to {repo_id} failed {attempt} times, last: {reason}; run it again to go on") from error
+                raise ConnectionError(
+                    f"upload to {repo_id} failed {attempt} times, last: {reason}; run it again to go on"
+                ) from error
             time.sleep(min(wait_seconds * 2 ** (attempt - 1), 60))
     raise ValueError(f"max_attempts must be at least 1, got {max_attempts}")
 

@@ -18,16 +18,21 @@ _LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, StrictDatacl
 
 
 def find_model(name: str | Path) -> str:
-    """The folder or Hub id to load from: a run's folder is its model once it has finished, else its newest checkpoint; all else is itself.
+    """The folder or Hub id to load from: a run's folder is its model once it has finished, else its newest checkpoint;
+    all else is itself.
 
     Raises:
         ValueError: the run has saved nothing yet, or the checkpoint holds adapters.
     """
     folder = Path(name).expanduser()
-    if (folder / CHECKPOINTS).is_dir() and any((folder / file).is_file() for file in (SETTINGS_FILE, FINETUNE_SETTINGS_FILE)):
+    if (folder / CHECKPOINTS).is_dir() and any(
+        (folder / file).is_file() for file in (SETTINGS_FILE, FINETUNE_SETTINGS_FILE)
+    ):
         folder = _model_of_run(folder)
     if (folder / STATE_FILE).is_file() and _settings(folder).get("peft"):
-        raise ValueError(f"{folder} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged")
+        raise ValueError(
+            f"{folder} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged"
+        )
     return str(folder) if folder.is_dir() else str(name)
 
 
@@ -55,10 +60,13 @@ def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:
     """`model_class.from_pretrained` of a model or of what `find_model` finds, where every weight has its tensor.
 
     Raises:
-        ValueError: there is no such model, or a weight is missing, does not fit, or has no place; the message names the first.
+        ValueError: there is no such model, or a weight is missing, does not fit, or has no place; the message names the
+            first.
     """
     try:
-        loaded = model_class.from_pretrained(find_model(name), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        loaded = model_class.from_pretrained(
+            find_model(name), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     except _LOAD_ERRORS as error:
         raise ValueError(f"no model at {name}: {str(error).strip().splitlines()[0]}") from None
     model, info = loaded
@@ -75,8 +83,12 @@ def check_loaded(model: Any, info: dict[str, Any], name: str) -> None:
     """
     for key, found, expected in sorted(info["mismatched_keys"]):
         count = len(info["mismatched_keys"])
-        raise ValueError(f"{name}: expected {key} of shape {tuple(expected)}, found {tuple(found)} ({count} such tensors)")
-    missing = {key for key in info["missing_keys"] if not _MAY_BE_NEW.search(key)} | {*getattr(model, "missing_encoder_keys", ())}
+        raise ValueError(
+            f"{name}: expected {key} of shape {tuple(expected)}, found {tuple(found)} ({count} such tensors)"
+        )
+    missing = {key for key in info["missing_keys"] if not _MAY_BE_NEW.search(key)} | {
+        *getattr(model, "missing_encoder_keys", ())
+    }
     unexpected = {key for key in info["unexpected_keys"] if _is_inside(model, key) and not _MAY_BE_NEW.search(key)}
     for keys, what in ((missing, "lacks"), (unexpected, "has more than its configuration says:")):
         if keys:

@@ -18,7 +18,8 @@ _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdatas
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
-    """What a run left behind: `name`, `settings` (config.yaml), `metrics` (last line of metrics.jsonl), `results` (results.json or none).
+    """What a run left behind: `name`, `settings` (config.yaml), `metrics` (last line of metrics.jsonl), `results`
+    (results.json or none).
 
     Raises:
         ValueError: there is no run in this folder.
@@ -42,8 +43,8 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     Args:
         template: text of model_cards/TEMPLATE.md.
         run: `settings`, `metrics`, `name`.
-        results: of scripts/evaluate.py or scripts/finetune.py: `rows` (`evaluation.results.Row`), and `protocol` or `settings`.
-            Rows with `headline: false` are details that a card leaves out.
+        results: of scripts/evaluate.py or scripts/finetune.py: `rows` (`evaluation.results.Row`), and `protocol` or
+            `settings`. Rows with `headline: false` are details that a card leaves out.
 
     Raises:
         ValueError: a placeholder is unknown, or the front-matter is not valid.
@@ -67,7 +68,10 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
         if metrics
         else "No metrics were logged.",
         "results": _describe_results(rows, results or {}),
-        **{key: settings[key] for key in ("objective", "path", "augmentation", "border", "recon_weight", "num_intermediates")},
+        **{
+            key: settings[key]
+            for key in ("objective", "path", "augmentation", "border", "recon_weight", "num_intermediates")
+        },
         **{key: settings[key] for key in ("feature_dim", "equivariant_dim", "seed")},
         "steps": metrics.get("step", 0),
     }
@@ -114,16 +118,35 @@ def check_card(card: str) -> dict[str, Any]:
                     raise ValueError(f"each result of the card's model-index needs {key}.type, got {result.get(key)!r}")
             for metric in result["metrics"]:
                 value = metric.get("value")
-                if not isinstance(metric.get("type"), str) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                    raise ValueError(f"each metric of the card's model-index needs a type and a finite value, got {metric!r}")
+                if (
+                    not isinstance(metric.get("type"), str)
+                    or not isinstance(value, (int, float))
+                    or not math.isfinite(value)
+                ):
+                    raise ValueError(
+                        f"each metric of the card's model-index needs a type and a finite value, got {metric!r}"
+                    )
     return data
 
 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that a reader can use; places on the machine of the run are its owner's business."""
-    local = {"output_dir", "output", "model", "resume_from_checkpoint", "report_to", "push_to_hub", "push_training_state", "hub_model_id"}
+    local = {
+        "output_dir",
+        "output",
+        "model",
+        "resume_from_checkpoint",
+        "report_to",
+        "push_to_hub",
+        "push_training_state",
+        "hub_model_id",
+    }
     local |= {"train_dir", "data_files", "test_data_files", "knn_guard_data_files"}
-    local |= {key for key, name in (("dataset_name", _dataset_id(settings)), ("init_from", hub_id(settings.get("init_from")))) if not name}
+    local |= {
+        key
+        for key, name in (("dataset_name", _dataset_id(settings)), ("init_from", hub_id(settings.get("init_from"))))
+        if not name
+    }
     return {key: value for key, value in settings.items() if key not in local and value not in (None, [], "")}
 
 
@@ -140,7 +163,9 @@ def _describe_data(settings: dict[str, Any]) -> str:
         name = _dataset_id(settings)
         source = f"[{name}](https://huggingface.co/datasets/{name})" if name else "a local dataset"
         return f"Split `{settings['dataset_split']}` of {source}, streamed; no labels were used."
-    photographs = "" if describe_base(settings) else "no photographs and "  # the model that it continued from may have seen some
+    photographs = (
+        "" if describe_base(settings) else "no photographs and "
+    )  # the model that it continued from may have seen some
     return f"The drawn sprites that are embedded in the package, generated while training; {photographs}no labels were used."
 
 
@@ -154,12 +179,15 @@ def _own_name(rows: list[Row], run_name: str) -> str | None:
     if run_name in names or not names:
         return run_name if names else None
     if len(names) > 1:
-        raise ValueError(f"the results are of several models ({', '.join(names)}), and none has the run's name {run_name!r}")
+        raise ValueError(
+            f"the results are of several models ({', '.join(names)}), and none has the run's name {run_name!r}"
+        )
     return names[0]
 
 
 def _front_matter(settings: dict, repo_id: str, rows: list[Row], results: dict, run_name: str) -> str:
-    """The fields of the front-matter that depend on the run, as YAML: `datasets`, `base_model` and `model-index` where there are any."""
+    """The fields of the front-matter that depend on the run, as YAML: `datasets`, `base_model` and `model-index` where
+    there are any."""
     data: dict[str, Any] = {}
     dataset = _dataset_id(settings)
     if dataset:
@@ -187,7 +215,11 @@ def _front_matter(settings: dict, repo_id: str, rows: list[Row], results: dict, 
             if row.encoder == own
         ]
         data["model-index"] = [{"name": repo_id.split("/")[-1], "results": entries}]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip() if data else "# no dataset of the Hub, no measured results"
+    return (
+        yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()
+        if data
+        else "# no dataset of the Hub, no measured results"
+    )
 
 
 def _describe_results(rows: list[Row], results: dict) -> str:
@@ -198,7 +230,9 @@ def _describe_results(rows: list[Row], results: dict) -> str:
     shown = _table(["protocol", ""], [[f"`{key}`", f"`{value}`"] for key, value in protocol.items()])
     versions = ", ".join(f"{key} {value}" for key, value in results.get("versions", {}).items())
     measured += [INTERVAL] if any(row.half is not None for row in rows) else []
-    return "\n\n".join([*measured, *([shown] if protocol else []), *([f"Measured with {versions}."] if versions else [])])
+    return "\n\n".join(
+        [*measured, *([shown] if protocol else []), *([f"Measured with {versions}."] if versions else [])]
+    )
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

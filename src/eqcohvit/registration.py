@@ -15,7 +15,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .hub.configuration_eqcohvit import EqCohViTConfig
 from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
-from .hub.modeling_eqcohvit import EqCohViTBackbone, EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel
+from .hub.modeling_eqcohvit import (
+    EqCohViTBackbone,
+    EqCohViTForImageClassification,
+    EqCohViTForPreTraining,
+    EqCohViTModel,
+)
 from .hub.pipeline_eqcohvit import EqCohViTFeatureExtractionPipeline
 
 PIPELINE_TASK = "equivariant-feature-extraction"
@@ -28,13 +33,16 @@ _MODEL_CLASSES = {
 
 
 def register() -> None:
-    """Register the classes for `from_pretrained` by Auto class, and their source files for export with a saved model."""
+    """Register the classes for `from_pretrained` by Auto class, and their source files for export with a saved
+    model."""
     AutoConfig.register(EqCohViTConfig.model_type, EqCohViTConfig, exist_ok=True)
     EqCohViTConfig.register_for_auto_class()
     for auto_class, model_class in _MODEL_CLASSES.items():
         auto_class.register(EqCohViTConfig, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class.__name__)
-    AutoImageProcessor.register(EqCohViTConfig, image_processor_classes={"pil": EqCohViTImageProcessorPil}, exist_ok=True)
+    AutoImageProcessor.register(
+        EqCohViTConfig, image_processor_classes={"pil": EqCohViTImageProcessorPil}, exist_ok=True
+    )
     EqCohViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
     # There is none; said here, or the pipelines would look for one in the folder's code and ask whether to run it.
     AutoVideoProcessor.register(EqCohViTConfig, video_processor_classes={}, exist_ok=True)

@@ -1,4 +1,5 @@
-"""A disk that is full while a run saves: the run says so and ends; with more room it goes on, and ends like an undisturbed one."""
+"""A disk that is full while a run saves: the run says so and ends; with more room it goes on, and ends like an
+undisturbed one."""
 
 import subprocess
 
@@ -15,14 +16,22 @@ def small_disk(tmp_path):
     """A file system of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system; test_checkpoint.py does the same to single checkpoints, with a quota")
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip(
+            "needs the right to mount a file system; test_checkpoint.py does the same to single checkpoints, with a quota"
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_run_on_a_full_disk_ends_with_a_clear_error_and_resumes(run_server, photos, tmp_path, small_disk):
-    flags = [*SETTINGS, *"--max_steps 6 --save_steps 2 --resume_from_checkpoint latest --train_dir".split(), str(photos)]
+    flags = [
+        *SETTINGS,
+        *"--max_steps 6 --save_steps 2 --resume_from_checkpoint latest --train_dir".split(),
+        str(photos),
+    ]
     run_server.run([*flags, "--output_dir", str(tmp_path / "truth")], tmp_path / "true_record")
 
     output_dir = small_disk / "run"

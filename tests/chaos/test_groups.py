@@ -39,7 +39,15 @@ def test_uneven_shards_give_equal_steps_and_disjoint_samples(run_server, tmp_pat
     for shard, size in enumerate(sizes):
         rows = {"image": [{"bytes": png(shard * 60 + row), "path": None} for row in range(size)]}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{shard}.parquet"))
-    argv = [*SETTINGS, "--data_files", str(tmp_path / "*.parquet"), "--output_dir", str(tmp_path / "run"), "--max_steps", "15"]
+    argv = [
+        *SETTINGS,
+        "--data_files",
+        str(tmp_path / "*.parquet"),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--max_steps",
+        "15",
+    ]
     run_server.run(argv, tmp_path / "record", num_processes=2)
     ranks = [[pair for batch in samples_seen(tmp_path / "record", rank) for pair in batch] for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == 15 * 4  # two epochs of 56 and a bit
@@ -51,10 +59,17 @@ def test_uneven_shards_give_equal_steps_and_disjoint_samples(run_server, tmp_pat
 def test_a_run_goes_on_with_more_and_fewer_processes_and_loses_or_doubles_nothing(run_server, photos, tmp_path):
     places = ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
     argv, seen = [*SETTINGS, *places, "--resume_from_checkpoint", "latest", "--max_steps"], []
-    for life, (num_processes, max_steps) in enumerate([(1, 2), (2, 5), (1, 12)]):  # 8 + 24 + 28 samples: two epochs of 24 and a half
+    for life, (num_processes, max_steps) in enumerate(
+        [(1, 2), (2, 5), (1, 12)]
+    ):  # 8 + 24 + 28 samples: two epochs of 24 and a half
         runs = run_server.start([*argv, str(max_steps)], tmp_path / f"record{life}", num_processes)
         assert [run.wait(BOUND) for run in runs] == [0] * num_processes, runs[0].output()[-2000:]
-        seen += [pair for rank in range(num_processes) for batch in samples_seen(tmp_path / f"record{life}", rank) for pair in batch]
+        seen += [
+            pair
+            for rank in range(num_processes)
+            for batch in samples_seen(tmp_path / f"record{life}", rank)
+            for pair in batch
+        ]
     assert "the checkpoint is of 2 processes; 1 go on with the rest of its epoch" in runs[0].output()
     counts = Counter(seen)
     assert len(seen) == 60 and set(counts.values()) == {1}
@@ -90,7 +105,16 @@ def children(pid: int) -> list[int]:
 def test_torchrun_ends_and_leaves_no_process_where_one_is_killed(photos, tmp_path):
     launch = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
     command = [sys.executable, *launch, str(SCRIPTS / "pretrain.py"), *SETTINGS]
-    command += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--max_steps", "100000", "--save_steps", "2"]
+    command += [
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--max_steps",
+        "100000",
+        "--save_steps",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

@@ -3,9 +3,10 @@
     pytest -m chaos                                               # 20 kills of one process, 6 of a group of two
     EQCOHVIT_CHAOS_KILLS=50 EQCOHVIT_CHAOS_SEED=7 pytest -m chaos -s    # a longer run by hand; prints what was hit
 
-Each kill is a SIGKILL of a real process (of the whole run, or of one of its two), at a random moment of a random kind: while it starts,
-between and in steps, while a checkpoint is being written, while the model is exported. Decoding moves between the training process and
-two workers from life to life. The truth is a run of the same settings that nobody disturbs.
+Each kill is a SIGKILL of a real process (of the whole run, or of one of its two), at a random moment of a random kind:
+while it starts, between and in steps, while a checkpoint is being written, while the model is exported. Decoding moves
+between the training process and two workers from life to life. The truth is a run of the same settings that nobody
+disturbs.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def kill_somewhere(run: Run, output_dir: Path, generator: random.Random, kind: s
     conditions = {
         "start": (lambda: True, 0.6),
         "step": (lambda: run.num_batches() >= num_batches, 0.1),
-        # One that it writes itself: a left-over goes before the stream begins. A group whose first process dies before they have met waits
-        # for it as long as torch's rendezvous does; ending it sooner is the launcher's part.
+        # One that it writes itself: a left-over goes before the stream begins. A group whose first process dies before
+        # they have met waits for it as long as torch's rendezvous does; ending it sooner is the launcher's part.
         "save": (lambda: run.num_batches() >= 0 and any(checkpoints.glob(".step-*.tmp")), 0.03),
         "export": (lambda: (output_dir / ".model.new").exists(), 0.1),
     }
@@ -87,9 +88,12 @@ def kill_somewhere(run: Run, output_dir: Path, generator: random.Random, kind: s
 
 
 def assert_same_end(output_dir: Path, truth: Path, num_processes: int = 1) -> None:
-    """Weights, teacher, heads, optimizer, random states, positions, metrics and exported model are equal, bit by bit."""
+    """Weights, teacher, heads, optimizer, random states, positions, metrics and exported model are equal, bit by
+    bit."""
     last, true_last = list_checkpoints(output_dir)[-1], list_checkpoints(truth)[-1]
-    assert last.name == true_last.name and sorted(p.name for p in last.iterdir()) == sorted(p.name for p in true_last.iterdir())
+    assert last.name == true_last.name and sorted(p.name for p in last.iterdir()) == sorted(
+        p.name for p in true_last.iterdir()
+    )
     verify_checkpoint(last)
     for file in (f"{last.name}/model.safetensors", "../model/model.safetensors"):
         ours, theirs = (load_file(folder / "checkpoints" / file) for folder in (output_dir, truth))
@@ -131,7 +135,8 @@ def bad_images(output_dir: Path) -> list[tuple[str, str]]:
 
 
 def assert_same_samples(record: Path, true_record: Path, max_steps: int, num_processes: int = 1) -> int:
-    """Each step saw what it sees in the undisturbed run, and each whole epoch has each sample once; returns the number of epochs."""
+    """Each step saw what it sees in the undisturbed run, and each whole epoch has each sample once; returns the number
+    of epochs."""
     seen = []
     for rank in range(num_processes):
         ours, theirs = samples_seen(record, rank), samples_seen(true_record, rank)
@@ -167,10 +172,14 @@ def test_a_run_killed_at_random_times_ends_like_an_undisturbed_one(run_server, d
     run_server.run(flags(dirty_photos, output_dir, max_steps), record)
     assert_same_end(output_dir, truth)
     epochs = assert_same_samples(record, true_record, max_steps)
-    print(f"\n{NUM_KILLS} kills {dict(hit)}: {max_steps} steps of 4 samples, {epochs} whole epochs, all equal (seed {SEED})")
+    print(
+        f"\n{NUM_KILLS} kills {dict(hit)}: {max_steps} steps of 4 samples, {epochs} whole epochs, all equal (seed {SEED})"
+    )
 
 
-def test_a_group_of_two_of_which_one_is_killed_ends_and_goes_on_like_an_undisturbed_one(run_server, dirty_photos, tmp_path):
+def test_a_group_of_two_of_which_one_is_killed_ends_and_goes_on_like_an_undisturbed_one(
+    run_server, dirty_photos, tmp_path
+):
     """The process that is left notices, says so and ends; both resume together."""
     num_kills = max(1, NUM_KILLS * 3 // 10)
     generator, max_steps = random.Random(SEED + 1), 4 * num_kills
@@ -192,5 +201,8 @@ def test_a_group_of_two_of_which_one_is_killed_ends_and_goes_on_like_an_undistur
     run_server.run(flags(dirty_photos, output_dir, max_steps), record, num_processes=2)
     assert_same_end(output_dir, truth, num_processes=2)
     epochs = assert_same_samples(record, true_record, max_steps, num_processes=2)
-    print(f"\n{sum(hit.values())} kills {dict(hit)}: {max_steps} steps of 2 x 4 samples, {epochs} whole epochs, all equal; ", end="")
+    print(
+        f"\n{sum(hit.values())} kills {dict(hit)}: {max_steps} steps of 2 x 4 samples, {epochs} whole epochs, all equal; ",
+        end="",
+    )
     print(f"the other process ended at most {slowest:.1f} s later (seed {SEED})")

@@ -65,7 +65,9 @@ def truth(run_server, photos, tmp_path_factory):
     return make
 
 
-def test_each_signal_saves_the_finished_steps_and_the_run_resumed_after_all_three_ends_alike(run_server, truth, photos, tmp_path):
+def test_each_signal_saves_the_finished_steps_and_the_run_resumed_after_all_three_ends_alike(
+    run_server, truth, photos, tmp_path
+):
     argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--save_total_limit", "1"]
     step = 0
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
@@ -75,7 +77,9 @@ def test_each_signal_saves_the_finished_steps_and_the_run_resumed_after_all_thre
         assert run.wait(BOUND) == EXIT_STOPPED == 75, run.output()[-2000:]
         assert step < saved_step(tmp_path / "run") < 12
         step = saved_step(tmp_path / "run")
-        assert f"stopped by {name} after step {step}; --resume_from_checkpoint latest goes on from there" in run.output()
+        assert (
+            f"stopped by {name} after step {step}; --resume_from_checkpoint latest goes on from there" in run.output()
+        )
         assert not (tmp_path / "run" / "model").exists()
     run_server.run([*argv, "--resume_from_checkpoint", "latest"], tmp_path / "record")
     assert_equal_weights(tmp_path / "run", truth(1))
@@ -112,7 +116,17 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(run_server, p
 
 
 def test_a_signal_while_saving_lets_the_checkpoint_be_finished(run_server, photos, tmp_path):
-    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--save_steps", "2", "--max_steps", "1000"]
+    argv = [
+        *SETTINGS,
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--save_steps",
+        "2",
+        "--max_steps",
+        "1000",
+    ]
     run = run_server.start(argv, tmp_path / "record")[0]
     until(lambda: any((tmp_path / "run" / "checkpoints").glob(".step-*.tmp")), run)
     run.signal(signal.SIGTERM)
@@ -145,7 +159,15 @@ def test_the_second_signal_ends_the_run_at_once(run_server, photos, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
 def test_a_closed_terminal_and_a_spent_time_limit_save_like_any_signal(run_server, photos, tmp_path, name):
-    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--dataloader_num_workers", "1"]
+    argv = [
+        *SETTINGS,
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--dataloader_num_workers",
+        "1",
+    ]
     run = run_server.start(argv, tmp_path / "record")[0]
     until(lambda: run.num_batches() >= 2, run)
     run.signal(getattr(signal, name))
@@ -167,7 +189,17 @@ def test_the_system_may_repeat_that_the_time_is_spent(run_server, photos, tmp_pa
 
 @pytest.mark.parametrize("end", ["| head -n 1", "> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"])
 def test_a_run_whose_output_goes_nowhere_finishes(photos, tmp_path, end):
-    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--logging_steps", "1", "--probe_samples", "0"]
+    argv = [
+        *SETTINGS,
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--logging_steps",
+        "1",
+        "--probe_samples",
+        "0",
+    ]
     done = run_in_shell(argv, end)
     assert done.returncode == 0, done.stderr[-2000:]
     assert saved_step(tmp_path / "run") == 12 and weights(tmp_path / "run")
@@ -189,7 +221,15 @@ def run_in_shell(argv, end, before="", replace=False):
 
 
 def test_the_second_start_of_the_same_run_is_refused_and_the_first_goes_on(run_server, truth, photos, tmp_path):
-    argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest"]
+    argv = [
+        *SETTINGS,
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--resume_from_checkpoint",
+        "latest",
+    ]
     first = run_server.start(argv, tmp_path / "record", stall="5")[0]
     until(lambda: "stalled" in first.output(), first)
     second = run_server.start(argv, tmp_path / "record2")[0]

@@ -28,7 +28,10 @@ class Numbers:
     def decode_batch(self, payloads, canvas_size, fit="native"):
         shape = (3, canvas_size, canvas_size)
         drawn = (Decoded(np.full(shape, number % 256, np.uint8), (number, 7)) for number in payloads)
-        return [BadImage("spoiled") if number in self.bad else canvas for number, canvas in zip(payloads, drawn, strict=True)]
+        return [
+            BadImage("spoiled") if number in self.bad else canvas
+            for number, canvas in zip(payloads, drawn, strict=True)
+        ]
 
     def where(self, record):
         return f"number {record.payload}"

@@ -69,7 +69,9 @@ def test_decode_image_lays_transparency_on_white():
     red, white = [255, 0, 0], [255, 255, 255]
     for data in (encode(rgba, "PNG"), encode(rgba, "WEBP", lossless=True), encode(palette, "PNG", transparency=1)):
         assert corner_colors(decode_image(data, 8).canvas) == [red, white, red, white]
-    assert decode_image(encode(gray_alpha, "PNG"), 8).canvas[0, 0].tolist() == pytest.approx([76] * 4 + [255] * 4, abs=12)
+    assert decode_image(encode(gray_alpha, "PNG"), 8).canvas[0, 0].tolist() == pytest.approx(
+        [76] * 4 + [255] * 4, abs=12
+    )
 
 
 def test_decode_image_converts_gray_bilevel_and_cmyk():

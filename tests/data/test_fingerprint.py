@@ -10,7 +10,9 @@ from eqcohvit.data.fingerprint import file_mark
 def test_fingerprint_of_a_folder_follows_its_files(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "copy")
     first = FolderSource(tmp_path / "copy").fingerprint
-    assert first == FolderSource(tmp_path / "copy").fingerprint != FolderSource(tmp_path / "copy", labels=True).fingerprint
+    assert (
+        first == FolderSource(tmp_path / "copy").fingerprint != FolderSource(tmp_path / "copy", labels=True).fingerprint
+    )
     (tmp_path / "copy" / "a" / "1.jpg").write_bytes(b"other")
     second = FolderSource(tmp_path / "copy").fingerprint
     (tmp_path / "copy" / "a" / "1.jpg").unlink()
@@ -31,7 +33,14 @@ def test_fingerprint_of_a_dataset_follows_the_content_and_not_the_place(tmp_path
 
 def test_fingerprints_of_sprites_and_parts_differ():
     rest, held_out = hold_out(SpritesSource(), 100)
-    sources = [SpritesSource(), SpritesSource(seed=1), SpritesSource(offset=5), SpritesSource(num_samples=5), rest, held_out]
+    sources = [
+        SpritesSource(),
+        SpritesSource(seed=1),
+        SpritesSource(offset=5),
+        SpritesSource(num_samples=5),
+        rest,
+        held_out,
+    ]
     assert len({source.fingerprint for source in sources}) == len(sources)
 
 

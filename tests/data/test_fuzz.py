@@ -1,4 +1,5 @@
-"""2,000 broken variants of small images in every common format: each is used or skipped; nothing crashes, hangs or gets lost."""
+"""2,000 broken variants of small images in every common format: each is used or skipped; nothing crashes, hangs or gets
+lost."""
 
 import io
 import json
@@ -40,7 +41,12 @@ def whole_files() -> dict[str, bytes]:
     add("float TIFF", "TIFF", Image.fromarray(np.linspace(-1, 1, 576, dtype=np.float32).reshape(24, 24)))
     add("deflated TIFF", "TIFF", compression="tiff_deflate")
     for image_format in ("GIF", "WEBP", "PNG"):
-        add(f"animated {image_format}", image_format, save_all=True, append_images=[pixels.transpose(Image.Transpose.ROTATE_90)] * 2)
+        add(
+            f"animated {image_format}",
+            image_format,
+            save_all=True,
+            append_images=[pixels.transpose(Image.Transpose.ROTATE_90)] * 2,
+        )
     return files
 
 
@@ -55,7 +61,9 @@ def broken(data: bytes, other: bytes, generator: random.Random) -> bytes:
             for index in range(place, min(place + generator.randint(1, 4), len(data))):
                 data[index] = generator.randrange(256)
         elif kind == "extreme":  # of a size or an offset
-            data[place : place + 4] = generator.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\x20\0"))
+            data[place : place + 4] = generator.choice(
+                (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\x20\0")
+            )
         elif kind == "cut off":
             del data[place:]
         elif kind == "cut out":
@@ -90,7 +98,9 @@ def test_each_of_2000_broken_images_is_used_or_skipped(tmp_path, capsys):
     assert slowest < SECONDS_PER_IMAGE
     assert all(sum(counts[kind, skipped] for kind in kinds) > NUM_IMAGES / 4 for skipped in (True, False)), counts
 
-    stream = CanvasStream(FolderSource(tmp_path), 8, 50, num_workers=2, max_bad_fraction=1.0, bad_images_path=tmp_path / "bad.jsonl")
+    stream = CanvasStream(
+        FolderSource(tmp_path), 8, 50, num_workers=2, max_bad_fraction=1.0, bad_images_path=tmp_path / "bad.jsonl"
+    )
     used: set[int] = set()
     for batch in stream:
         used.update(key for key, epoch in zip(batch.keys.tolist(), batch.epochs.tolist(), strict=True) if epoch == 0)

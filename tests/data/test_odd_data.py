@@ -15,7 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from tests.data.data_tools import Numbers, png
 
-from eqcohvit.data import BadImage, CanvasStream, DatasetSource, FolderSource, ReadError, check_first_rows, open_source, retry
+from eqcohvit.data import (
+    BadImage,
+    CanvasStream,
+    DatasetSource,
+    FolderSource,
+    ReadError,
+    check_first_rows,
+    open_source,
+    retry,
+)
 from eqcohvit.evaluation.extraction import shuffle_window
 
 GRAYS = range(0, 120, 10)
@@ -45,7 +54,9 @@ def write_table(path, **columns):
 
 def write_images(path, values, column="image"):
     features = datasets.Features({column: datasets.Image()})
-    datasets.Dataset.from_dict({column: [{"bytes": png(v), "path": None} for v in values]}, features=features).to_parquet(path)
+    datasets.Dataset.from_dict(
+        {column: [{"bytes": png(v), "path": None} for v in values]}, features=features
+    ).to_parquet(path)
     return str(path)
 
 
@@ -57,7 +68,9 @@ def test_a_folder_says_how_many_images_it_has_and_what_is_left_out(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(png(i))
     for name in [f"{i}.HEIC" for i in range(40)] + ["one", "two", "three", "notes.txt", ".hidden"]:
         (tmp_path / name).touch()
-    expected = f"4 images in {tmp_path}; left out: 40 .heic, 3 without an ending, 1 .txt (no ending of a format that is read)"
+    expected = (
+        f"4 images in {tmp_path}; left out: 40 .heic, 3 without an ending, 1 .txt (no ending of a format that is read)"
+    )
     assert FolderSource(tmp_path).summary == expected
     assert FolderSource(f"{tmp_path}/*.jpg").summary == f"4 images in {tmp_path}/*.jpg"
     for i in range(4):
@@ -70,7 +83,9 @@ def test_a_folder_says_how_many_images_it_has_and_what_is_left_out(tmp_path):
 
 
 def test_base64_text_is_decoded_and_is_not_printed_whole(tmp_path):
-    texts = [base64.b64encode(png(value)).decode() for value in GRAYS] + [f"data:image/png;base64,{base64.b64encode(png(200)).decode()}"]
+    texts = [base64.b64encode(png(value)).decode() for value in GRAYS] + [
+        f"data:image/png;base64,{base64.b64encode(png(200)).decode()}"
+    ]
     source = open_source(data_files=write_table(tmp_path / "b.parquet", text=texts), image_column="text")
     assert grays(read(source)) == [*GRAYS, 200]
     long = "captions are no images " * 10_000
@@ -97,7 +112,9 @@ def test_columns_without_one_image_a_row_are_refused_at_once(tmp_path, kind, pau
         column, held, file = "images", "List", str(tmp_path / "i.parquet")
         features = datasets.Features({"images": datasets.List(datasets.Image())})
         datasets.Dataset.from_dict({"images": [[{"bytes": png(1), "path": None}]]}, features=features).to_parquet(file)
-    with pytest.raises(ValueError, match=rf"image_column={column} of parquet train holds {held}.*; expected one image a row: images,"):
+    with pytest.raises(
+        ValueError, match=rf"image_column={column} of parquet train holds {held}.*; expected one image a row: images,"
+    ):
         open_source(data_files=file, image_column=column)
     assert pauses == []
 
@@ -155,7 +172,10 @@ def test_a_cut_archive_is_named_without_a_pause(tmp_path, pauses):
     write_tar(tmp_path / "a.tar", GRAYS)
     (tmp_path / "b.tar").write_bytes(write_tar(tmp_path / "b.tar", GRAYS)[:6000])
     source = open_source(data_files=f"{tmp_path}/*.tar")
-    with pytest.raises(ReadError, match=r"cannot read webdataset train, shard 1 of 2, file .*/b\.tar: ReadError: unexpected end of data"):
+    with pytest.raises(
+        ReadError,
+        match=r"cannot read webdataset train, shard 1 of 2, file .*/b\.tar: ReadError: unexpected end of data",
+    ):
         read(source)
     with pytest.raises(ReadError, match=r"/b\.tar") as caught:
         list(islice(CanvasStream(source, 8, 5, num_workers=1), 20))
@@ -181,7 +201,9 @@ class Mistaken(Numbers):
 
 
 def test_what_waiting_cannot_mend_is_not_tried_again(pauses):
-    with pytest.raises(ReadError, match="reading shard 0 of 1 of numbers from row 3 on failed: TypeError: not a number"):
+    with pytest.raises(
+        ReadError, match="reading shard 0 of 1 of numbers from row 3 on failed: TypeError: not a number"
+    ):
         list(islice(CanvasStream(Mistaken([9]), 2, 2), 9))
     with pytest.raises(ValueError, match="TypeError: not a number"):
         check_first_rows(Mistaken([9]), 2)
@@ -190,7 +212,9 @@ def test_what_waiting_cannot_mend_is_not_tried_again(pauses):
 
 def test_first_rows_are_read_and_decoded():
     check_first_rows(Numbers([0, 9], bad=range(7)), 2)  # one is good
-    with pytest.raises(ValueError, match="not one of the first 8 images of numbers can be read; first: number 0: spoiled"):
+    with pytest.raises(
+        ValueError, match="not one of the first 8 images of numbers can be read; first: number 0: spoiled"
+    ):
         check_first_rows(Numbers([0, 9], bad=range(8)), 2)
     check_first_rows(Numbers([9], bad=range(9)), 2, max_bad_fraction=1.0)
     with pytest.raises(ValueError, match="numbers has no rows"):
@@ -202,8 +226,8 @@ def test_first_rows_are_read_and_decoded():
 
 @pytest.fixture
 def web():
-    """(address of a server on the loopback, how often each path was asked for): /GRAY is an image, /STATUS-TIMES/GRAY one after so many
-    answers of that status."""
+    """(address of a server on the loopback, how often each path was asked for): /GRAY is an image, /STATUS-TIMES/GRAY
+    one after so many answers of that status."""
     asked: dict[str, int] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -241,7 +265,9 @@ def test_a_server_that_refuses_for_a_while_is_asked_again(tmp_path, web, status,
 def test_a_lasting_outage_is_named_and_no_image_is_called_bad(tmp_path, web, workers, monkeypatch):
     monkeypatch.setattr(retry, "RETRY_SECONDS", (0.0,))
     source = source_of_urls(tmp_path, [f"{web[0]}/503-99/70"] * 4)
-    with pytest.raises(ReadError, match=r"reading http://127.*/503-99/70 failed 2 times in a row, .*answers 503") as caught:
+    with pytest.raises(
+        ReadError, match=r"reading http://127.*/503-99/70 failed 2 times in a row, .*answers 503"
+    ) as caught:
         list(islice(CanvasStream(source, 8, 2, num_workers=workers, bad_images_path=tmp_path / "bad.jsonl"), 3))
     assert "\n" not in str(caught.value) and not (tmp_path / "bad.jsonl").exists()
     del caught  # which holds the workers
@@ -263,9 +289,9 @@ def test_an_image_that_is_not_there_is_a_bad_image(tmp_path, web, status, pauses
 
 def test_a_bad_image_is_listed_by_its_address(tmp_path, web):
     urls = [f"{web[0]}/404-99/1"] + [f"{web[0]}/{value}" for value in GRAYS]
-    stream = CanvasStream(source_of_urls(tmp_path, urls), 8, 4, max_bad_fraction=0.5, bad_images_path=tmp_path / "bad.jsonl")
+    stream = CanvasStream(
+        source_of_urls(tmp_path, urls), 8, 4, max_bad_fraction=0.5, bad_images_path=tmp_path / "bad.jsonl"
+    )
     list(islice(stream, 3))
     (entry,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
     assert entry["path"] == urls[0] and "404" in entry["reason"]
-
-

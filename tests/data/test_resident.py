@@ -12,7 +12,8 @@ GIB = 2**30
 
 
 class Pictures:
-    """Row i is a picture of random bytes drawn from i; only decoding tells its label. Every picture in `bad` is broken."""
+    """Row i is a picture of random bytes drawn from i; only decoding tells its label. Every picture in `bad` is
+    broken."""
 
     name = "pictures"
     has_labels, label_names, cheap_rows = True, None, False
@@ -41,7 +42,9 @@ class Pictures:
 
 def make_stream(source, keep=True, report=print, **options):
     kept = ResidentCanvases(source, 4, torch.device("cpu"), report) if keep else None
-    return CanvasStream(source, 4, 6, **{"seed": 3, "shuffle_window": 8, "max_bad_fraction": 0.5, "resident": kept} | options)
+    return CanvasStream(
+        source, 4, 6, **{"seed": 3, "shuffle_window": 8, "max_bad_fraction": 0.5, "resident": kept} | options
+    )
 
 
 @pytest.mark.parametrize(("num_workers", "rank", "world_size"), [(0, 0, 1), (0, 2, 5), (2, 0, 1), (2, 1, 2)])
@@ -53,7 +56,9 @@ def test_resident_stream_and_its_resume_equal_the_plain_one(num_workers, rank, w
     assert_same(plain, list(islice(make_stream(Pictures(bad), **options), 26)))
     middle = next(index for index, batch in enumerate(plain) if batch.epochs[0] == 1) + 1
     position = json.loads(json.dumps(plain[middle].position))
-    assert_same(plain[middle + 1 :], list(islice(make_stream(Pictures(bad), position=position, **options), 25 - middle)))
+    assert_same(
+        plain[middle + 1 :], list(islice(make_stream(Pictures(bad), position=position, **options), 25 - middle))
+    )
 
 
 def test_each_good_image_is_decoded_once():
@@ -76,7 +81,9 @@ def test_keeping_stops_where_an_eighth_would_not_stay_free_and_says_so_once(monk
     bytes_of_13, total = 13 * 4 * 4 * 3, 4000  # batches are of 6
 
     def memory(_device):
-        answers.append(total // 8 + bytes_of_13 - 48 * 6 * max(0, len(answers) - 1))  # asked first at the start, then by each batch
+        answers.append(
+            total // 8 + bytes_of_13 - 48 * 6 * max(0, len(answers) - 1)
+        )  # asked first at the start, then by each batch
         return answers[-1], total
 
     monkeypatch.setattr(resident, "memory", memory)

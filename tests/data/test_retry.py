@@ -38,7 +38,10 @@ def test_a_reading_error_is_retried_with_growing_pauses_and_nothing_is_lost_or_d
     assert_same(whole, take(make_stream(Unplugged([100, 90], times=3), batch_size=19), 30))
     assert pauses == [1.0, 4.0, 16.0] * 2
     said = capfd.readouterr().err
-    assert "reading shard 0 of 2 of numbers from row 20 on failed (TimeoutError: read timed out); trying again in 4 s" in said
+    assert (
+        "reading shard 0 of 2 of numbers from row 20 on failed (TimeoutError: read timed out); trying again in 4 s"
+        in said
+    )
 
 
 def test_a_lasting_reading_error_is_named(pauses):
@@ -71,8 +74,12 @@ def test_a_dead_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path, capf
     kept = ResidentCanvases(source, 2, torch.device("cpu")) if keep else None
     assert_same(whole, take(make_stream(source, shuffle=False, num_workers=2, resident=kept), 20))
     assert len(os.listdir(tmp_path)) == 2
-    assert signal.getsignal(signal.SIGCHLD) is handler  # the death of a worker shows where data are awaited, nowhere else
-    assert "decoding 5 images from number 35 to number 39 failed" in capfd.readouterr().err  # the second time, when one did it
+    assert (
+        signal.getsignal(signal.SIGCHLD) is handler
+    )  # the death of a worker shows where data are awaited, nowhere else
+    assert (
+        "decoding 5 images from number 35 to number 39 failed" in capfd.readouterr().err
+    )  # the second time, when one did it
 
 
 def test_a_worker_that_always_dies_is_named(tmp_path, monkeypatch):
@@ -116,5 +123,7 @@ def test_a_remote_file_that_fails_for_a_while_is_not_a_bad_image(monkeypatch, tm
     with pytest.raises(BadImage, match="No such file"):
         sources._read_file("hf://nowhere")
     errors.extend([ConnectionError("reset")] * 9)
-    with pytest.raises(ReadError, match="reading hf://file failed 5 times in a row, at last with ConnectionError: reset"):
+    with pytest.raises(
+        ReadError, match="reading hf://file failed 5 times in a row, at last with ConnectionError: reset"
+    ):
         sources._read_file("hf://file")

@@ -137,7 +137,9 @@ def test_dataset_source_takes_a_local_folder_and_lists_of_files(tmp_path):
 
 def test_dataset_source_needs_image_column_when_several_or_none(tmp_path):
     several = str(write_parquet(tmp_path / "several.parquet", range(4), columns=("image", "mask"), label=False))
-    with pytest.raises(ValueError, match=r"several image columns \(image, mask\); say which one to read with image_column"):
+    with pytest.raises(
+        ValueError, match=r"several image columns \(image, mask\); say which one to read with image_column"
+    ):
         DatasetSource("parquet", data_files=several)
     source = DatasetSource("parquet", data_files=several, image_column="mask")
     assert gray_values(read_all(source)[1]) == [0, 1, 2, 3] and not source.has_labels
@@ -209,7 +211,9 @@ def test_dataset_source_errors_are_one_line(tmp_path):
 def test_sprites_source_renders_fresh_labelled_scenes_each_epoch():
     source = SpritesSource(num_samples=600, seed=3, offset=1000)
     assert source.num_shards == 2 and source.has_labels
-    first, second = ([record.key for shard in range(2) for record in source.read_shard(shard, epoch)] for epoch in range(2))
+    first, second = (
+        [record.key for shard in range(2) for record in source.read_shard(shard, epoch)] for epoch in range(2)
+    )
     assert first == list(range(1000, 1600)) and second == list(range(1600, 2200))
     decoded = source.decode_batch([1000, 1001], 24)
     expected = render_sprites(np.array([1000, 1001]), 24, seed=3)
@@ -254,7 +258,11 @@ def test_hold_out_takes_the_first_rows_of_each_streamed_shard_away(tmp_path):
     everything = values(source)
     assert sorted(values(held_out).values()) == [0, 1, 10, 11, 20, 21]
     assert values(held_out) | values(rest) == everything and not values(held_out).keys() & values(rest).keys()
-    assert rest.has_labels and held_out.label_names == ["even", "odd"] and rest.where(next(rest.read_shard(1, 0))).endswith("row 2")
+    assert (
+        rest.has_labels
+        and held_out.label_names == ["even", "odd"]
+        and rest.where(next(rest.read_shard(1, 0))).endswith("row 2")
+    )
 
 
 def test_hold_out_takes_paths_evenly(tmp_path):
@@ -290,7 +298,9 @@ def test_identity_is_of_the_names_and_moves_with_the_images(photos, tmp_path):
 def test_identity_of_files_of_a_dataset_is_of_their_names_and_sizes(photos, tmp_path):
     for name, number in (("a", 4), ("b", 4), ("c", 5)):
         write_parquet(tmp_path / name / "train.parquet", range(number))
-    first, second, third = (DatasetSource("parquet", data_files=str(tmp_path / name / "*.parquet")).identity for name in "abc")
+    first, second, third = (
+        DatasetSource("parquet", data_files=str(tmp_path / name / "*.parquet")).identity for name in "abc"
+    )
     assert first == second != third
     places = (photos, shutil.copytree(photos, tmp_path / "d"))
     folders = [DatasetSource("imagefolder", data_files={"train": str(place / "**")}) for place in places]
@@ -314,7 +324,10 @@ def test_images_of_a_run_inside_the_folder_are_left_out(photos, tmp_path):
 
 
 def labels_of(source):
-    return [(source.decode_batch([record.payload], 4)[0].canvas[0, 0, 0], record.label) for record in source.read_shard(0, 0)]
+    return [
+        (source.decode_batch([record.payload], 4)[0].canvas[0, 0, 0], record.label)
+        for record in source.read_shard(0, 0)
+    ]
 
 
 def test_a_folder_of_save_to_disk_is_read_as_it_is(tmp_path):
@@ -336,5 +349,7 @@ def test_a_zip_of_class_folders_is_labelled_by_them(root, name, tmp_path):
     with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as archive:
         for value in range(4):
             archive.writestr(f"{root}{('even', 'odd')[value % 2]}/{value}.png", png(value))
-    source = open_source(name, data_files=str(tmp_path / "set" / "*.zip")) if name else open_source(str(tmp_path / "set"))
+    source = (
+        open_source(name, data_files=str(tmp_path / "set" / "*.zip")) if name else open_source(str(tmp_path / "set"))
+    )
     assert sorted(labels_of(source)) == [(0, 0), (1, 1), (2, 0), (3, 1)] and source.label_names == ["even", "odd"]

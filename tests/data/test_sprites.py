@@ -36,7 +36,9 @@ def test_render_accepts_an_empty_batch_and_huge_indices():
     assert not np.array_equal(far[0], far[1])
 
 
-@pytest.mark.parametrize(("indices", "size"), [(np.zeros((2, 2), dtype=np.int64), 16), (np.arange(2), 0), (np.array([0.5]), 16)])
+@pytest.mark.parametrize(
+    ("indices", "size"), [(np.zeros((2, 2), dtype=np.int64), 16), (np.arange(2), 0), (np.array([0.5]), 16)]
+)
 def test_render_rejects_wrong_arguments(indices, size):
     with pytest.raises(ValueError):
         render_sprites(indices, size=size)
@@ -52,7 +54,9 @@ def test_scene_is_independent_of_its_batch():
     for index in range(0, 300, 7):
         alone = render_sprites(np.array([index]), size=31, seed=3)
         for name, value in vars(batch).items():
-            np.testing.assert_array_equal(value[index : index + 1], getattr(alone, name), err_msg=f"{name} of scene {index}")
+            np.testing.assert_array_equal(
+                value[index : index + 1], getattr(alone, name), err_msg=f"{name} of scene {index}"
+            )
 
 
 def test_scene_is_the_same_in_a_forked_process():
@@ -102,7 +106,10 @@ def test_object_stands_out_from_its_background():
     batch = render_sprites(np.arange(300), size=48)
     inside = _object_mask(batch.depth)
     images = batch.images.astype(np.float32)
-    contrast = [np.linalg.norm(image[:, m].mean(axis=1) - image[:, ~m].mean(axis=1)) for image, m in zip(images, inside, strict=True)]
+    contrast = [
+        np.linalg.norm(image[:, m].mean(axis=1) - image[:, ~m].mean(axis=1))
+        for image, m in zip(images, inside, strict=True)
+    ]
     assert min(contrast) > 35.0 and np.median(contrast) > 90.0
 
 
@@ -158,7 +165,13 @@ def test_strokes_are_round_ended_lines():
     strokes = np.full((1, sprite_scenes.MAX_DISTRACTORS, 5), -1.0, dtype=np.float32)  # none
     strokes[0, 0] = [1 / 32, 1 / 32, 0.1, 0.25, 0.0]  # middle, radius, half its length to the right
     opacity = sprites._render_strokes(strokes, grid)[0]
-    assert opacity[8, [1, 3, 8, 13, 15]].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]  # -7, -5, 0, 5 and 7 sixteenths from its middle
+    assert opacity[8, [1, 3, 8, 13, 15]].tolist() == [
+        0.0,
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+    ]  # -7, -5, 0, 5 and 7 sixteenths from its middle
     assert opacity[[5, 7, 9, 11], 8].tolist() == [0.0, 1.0, 1.0, 0.0]
     assert opacity[5].max() == 0.0
 

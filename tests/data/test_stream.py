@@ -30,7 +30,9 @@ def test_batch_fields_belong_together():
 @pytest.mark.parametrize("cheap_rows", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("shard_sizes", [[53], [20, 1, 40], [10] * 6, [0, 5, 0, 2], [3, 50, 7, 1, 9, 2, 30, 8, 1, 4, 6, 12]])
+@pytest.mark.parametrize(
+    "shard_sizes", [[53], [20, 1, 40], [10] * 6, [0, 5, 0, 2], [3, 50, 7, 1, 9, 2, 30, 8, 1, 4, 6, 12]]
+)
 def test_each_epoch_has_each_sample_once_over_all_ranks(shard_sizes, world_size, shuffle, cheap_rows):
     source, num_epochs = Numbers(shard_sizes, cheap_rows=cheap_rows), 3
     seen = []
@@ -48,13 +50,20 @@ def test_each_epoch_has_each_sample_once_over_all_ranks(shard_sizes, world_size,
 @pytest.mark.parametrize("shard_sizes", [[60], [10, 30, 20], [20, 20, 20]])
 def test_ranks_that_share_rows_finish_an_epoch_together(shard_sizes):
     """Equal step counts: after one epoch's worth of samples over all ranks, nothing is left and nothing is doubled."""
-    pairs = [pair for rank in range(2) for pair in flat(take(make_stream(Numbers(shard_sizes), rank=rank, world_size=2, batch_size=30), 1))]
+    pairs = [
+        pair
+        for rank in range(2)
+        for pair in flat(take(make_stream(Numbers(shard_sizes), rank=rank, world_size=2, batch_size=30), 1))
+    ]
     assert sorted(pairs) == [(0, number) for number in range(60)]
 
 
 def test_ranks_get_whole_shards_when_these_divide_well():
     source = Numbers([10] * 8)
-    keys = [{key for epoch, key in flat(take(make_stream(source, rank=rank, world_size=2), 8)) if epoch == 0} for rank in range(2)]
+    keys = [
+        {key for epoch, key in flat(take(make_stream(source, rank=rank, world_size=2), 8)) if epoch == 0}
+        for rank in range(2)
+    ]
     assert all(len({number // 10 for number in own}) == 4 for own in keys) and keys[0].isdisjoint(keys[1])
 
 
@@ -132,7 +141,9 @@ sys.exit(3)
 
 
 def test_workers_survive_a_signal_to_the_group_and_do_not_hold_up_the_exit():
-    assert subprocess.run([sys.executable, "-c", LIVE_AT_EXIT], start_new_session=True, timeout=PATIENCE).returncode == 3
+    assert (
+        subprocess.run([sys.executable, "-c", LIVE_AT_EXIT], start_new_session=True, timeout=PATIENCE).returncode == 3
+    )
 
 
 def test_a_source_without_rows_is_an_error():
@@ -173,7 +184,9 @@ def test_bad_images_are_left_out_counted_and_listed_once(tmp_path):
 
 def test_bad_images_of_two_processes_and_of_a_killed_one_are_listed_once(tmp_path):
     path, source = tmp_path / "bad.jsonl", Numbers([20], bad={3, 11})
-    streams = [iter(make_stream(source, rank=rank, world_size=2, batch_size=3, bad_images_path=path)) for rank in range(2)]
+    streams = [
+        iter(make_stream(source, rank=rank, world_size=2, batch_size=3, bad_images_path=path)) for rank in range(2)
+    ]
     for _ in range(20):  # each rank meets both over the epochs
         for stream in streams:
             next(stream)
@@ -196,7 +209,9 @@ def test_names_of_bad_images_cannot_write_to_the_terminal(tmp_path):
 def test_too_many_bad_images_stop_the_stream(tmp_path):
     path = tmp_path / "bad.jsonl"
     stream = make_stream(Numbers([1000], bad=range(0, 1000, 50)), max_bad_fraction=0.01, bad_images_path=path)
-    with pytest.raises(TooManyBadImages, match=r"of 20\d images .* could not be decoded, more than max_bad_fraction=0.01.*bad.jsonl"):
+    with pytest.raises(
+        TooManyBadImages, match=r"of 20\d images .* could not be decoded, more than max_bad_fraction=0.01.*bad.jsonl"
+    ):
         take(stream, 200)
     take(make_stream(Numbers([1000], bad=range(0, 1000, 50)), max_bad_fraction=0.05), 200)
 
@@ -226,7 +241,9 @@ def test_folder_with_broken_files_streams_exactly_once(tmp_path):
     (tmp_path / "1/text.jpg").write_text("<html>")
     (tmp_path / "2/short.png").write_bytes(png(7)[:-30])
     bad_images = tmp_path / "bad.jsonl"
-    stream = CanvasStream(FolderSource(tmp_path), 8, 10, num_workers=2, max_bad_fraction=0.2, bad_images_path=bad_images)
+    stream = CanvasStream(
+        FolderSource(tmp_path), 8, 10, num_workers=2, max_bad_fraction=0.2, bad_images_path=bad_images
+    )
     batches = take(stream, 8)
     for epoch in range(2):
         values = sorted(int(canvas[0, 0, 0]) for batch in batches for canvas in batch.canvases[batch.epochs == epoch])
@@ -241,7 +258,10 @@ def test_parquet_streams_exactly_once_over_two_ranks_and_resumes(tmp_path):
 
     features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     for shard in range(3):
-        rows = {"picture": [{"bytes": png(shard * 20 + row), "path": None} for row in range(20)], "label": [row % 2 for row in range(20)]}
+        rows = {
+            "picture": [{"bytes": png(shard * 20 + row), "path": None} for row in range(20)],
+            "label": [row % 2 for row in range(20)],
+        }
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{shard}.parquet"), batch_size=8)
     values = []
     for rank in range(2):
@@ -286,7 +306,8 @@ def test_sequential_leaves_bad_images_out_with_a_warning():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_fit_reaches_the_decoder_in_every_way_of_reading(tmp_path, num_workers):
-    """A wide image whose central square is white and whose sides are black: squeezed to 8 x 8, a third of the canvas is white."""
+    """A wide image whose central square is white and whose sides are black: squeezed to 8 x 8, a third of the canvas is
+    white."""
     pixels = np.zeros((8, 24), dtype=np.uint8)
     pixels[:, 8:16] = 255
     for index in range(4):

@@ -15,7 +15,9 @@ def test_resuming_after_any_batch_equals_the_uninterrupted_run(tmp_path, bad, ra
     whole = take(make_stream(source, batch_size=4, **options), 30)
     assert whole[-1].epochs[-1] >= 2
     for index in range(-1, 25):
-        position = make_stream(source, **options).position if index < 0 else json.loads(json.dumps(whole[index].position))
+        position = (
+            make_stream(source, **options).position if index < 0 else json.loads(json.dumps(whole[index].position))
+        )
         stream = make_stream(source, batch_size=4, position=position, **options)
         assert stream.position == position and stream.num_seen == position["num_seen"]
         assert_same(whole[index + 1 : index + 6], take(stream, 5))
@@ -39,13 +41,19 @@ def test_a_second_iterator_goes_on_where_the_stream_stopped():
 @pytest.mark.parametrize("world_sizes", [(2, 3, 1), (1, 4, 4, 2), (3, 2), (2, 2, 5, 3, 1, 2)])
 def test_groups_of_other_sizes_go_on_with_the_epoch_and_lose_or_double_nothing(world_sizes, bad, cheap_rows):
     """Also where the size changes, or the same group resumes, while the rest of an epoch is still handed over."""
-    source, generator, seen = Numbers([10, 17, 3, 15, 8, 8], bad, cheap_rows=cheap_rows), np.random.default_rng(len(world_sizes)), []
+    source, generator, seen = (
+        Numbers([10, 17, 3, 15, 8, 8], bad, cheap_rows=cheap_rows),
+        np.random.default_rng(len(world_sizes)),
+        [],
+    )
     positions = None
     for former, world_size in zip((None, *world_sizes), world_sizes, strict=False):
         num_batches, after = int(generator.integers(1, 5)), []
         for rank in range(world_size):
             position = positions[rank] if positions and former == world_size else positions
-            batches = take(make_stream(source, batch_size=3, rank=rank, world_size=world_size, position=position), num_batches)
+            batches = take(
+                make_stream(source, batch_size=3, rank=rank, world_size=world_size, position=position), num_batches
+            )
             seen += flat(batches)
             after.append(json.loads(json.dumps(batches[-1].position)))
         positions = after

@@ -13,7 +13,14 @@ from eqcohvit.data import CanvasStream, DatasetSource
 
 
 def names_that_escape(elsewhere: Path) -> list[str]:
-    return ["../../escaped.png", f"{elsewhere}/absolute.png", "a/../../../b.png", "good.png", "..png", "line\nbreak\x1b.png"]
+    return [
+        "../../escaped.png",
+        f"{elsewhere}/absolute.png",
+        "a/../../../b.png",
+        "good.png",
+        "..png",
+        "line\nbreak\x1b.png",
+    ]
 
 
 def write_tar(path: Path, names: list[str], elsewhere: Path) -> None:

@@ -91,7 +91,8 @@ def sharded(module: PretrainModule) -> PretrainModule:
 
 
 def check_gradients_of_a_sum() -> None:
-    """`a + b` hands one and the same gradient back to both: adding it up over the processes in place would do so twice."""
+    """`a + b` hands one and the same gradient back to both: adding it up over the processes in place would do so
+    twice."""
     a, b = (torch.zeros(1, 2, requires_grad=True) for _ in range(2))
     weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     ((gather(a) + gather(b)) * weights).sum().backward()

@@ -37,7 +37,8 @@ def read(folder):
 
 
 def farthest(one, two):
-    """The largest difference of two files' tensors, but for biases whose gradient is 0 up to rounding, of which Adam makes whole steps."""
+    """The largest difference of two files' tensors, but for biases whose gradient is 0 up to rounding, of which Adam
+    makes whole steps."""
     one, two = load_file(one), load_file(two)
     assert one.keys() == two.keys()
     blind = ("key.bias", "k_proj.bias", "feature_head.bias", "backbone.layernorm.bias")  # before a softmax or a batch normalisation

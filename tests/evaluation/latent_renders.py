@@ -1,4 +1,5 @@
-"""Renders with known latents: a shaded bar of an object's own shape and shade, turned by a yaw and moved, in a light of some hue."""
+"""Renders with known latents: a shaded bar of an object's own shape and shade, turned by a yaw and moved, in a light of
+some hue."""
 
 import colorsys
 import io
@@ -21,7 +22,8 @@ def draw(yaw, hue, place, length, width, side):
 
 
 def draw_rows(num_groups, per_group, seed=0, side=16):
-    """Columns: image, object (the group), yaw in degrees, hue in [0, 0.5], place (x, y), pose (x, y, z, w), noise that is not shown."""
+    """Columns: image, object (the group), yaw in degrees, hue in [0, 0.5], place (x, y), pose (x, y, z, w), noise that
+    is not shown."""
     rng = np.random.default_rng(seed)
     rows = {name: [] for name in ("image", "object", "yaw", "hue", "place", "pose", "noise")}
     for group in range(num_groups):
@@ -56,7 +58,8 @@ def write_parquet(path, rows, broken=(), rows_per_group=None):
 
 
 def write_3diebench(folder, counts, views=2, side=16):
-    """A tree of renders laid out as 3DIEBench: `counts` objects by split, and the list of each split beside the tree."""
+    """A tree of renders laid out as 3DIEBench: `counts` objects by split, and the list of each split beside the
+    tree."""
     rng = np.random.default_rng(0)
     for split, count in counts.items():
         names = [f"/02691156/{split}{index}/" for index in range(count)]

@@ -1,4 +1,5 @@
-"""What the transformed image of a strict pair tells about g without its original: pictures from code, and features of sharpness."""
+"""What the transformed image of a strict pair tells about g without its original: pictures from code, and features of
+sharpness."""
 
 import numpy as np
 import torch
@@ -33,7 +34,9 @@ def photograph(height, width, rng):
     """Noise whose amplitude falls as 1 / frequency, as that of photographs does."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = 1
-    planes = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency, (height, width)) for _ in range(3)]
+    planes = [
+        np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency, (height, width)) for _ in range(3)
+    ]
     pixels = np.stack(planes, axis=-1)
     return (127.5 + 45 * pixels / pixels.std()).clip(0, 255).astype(np.uint8)
 
@@ -68,7 +71,8 @@ def spectrum(images):
 
 
 def sharpness(images):
-    """Logarithm of the squared differences of neighbours, and of the squared Laplacian, in 8 x 8 cells and as a whole."""
+    """Logarithm of the squared differences of neighbours, and of the squared Laplacian, in 8 x 8 cells and as a
+    whole."""
     gray = images.mean(dim=1, keepdim=True)
     right = (gray[..., 1:-1, 2:] - gray[..., 1:-1, 1:-1]).square()
     down = (gray[..., 2:, 1:-1] - gray[..., 1:-1, 1:-1]).square()

@@ -71,7 +71,9 @@ class Counting(PixelEncoder):
 def run(tmp_path, encoder, num_workers=0, num=2 * CHUNK + 40, source=None, view=None):
     source = source or SpritesSource()
     samples = Samples(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
-    return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "paper"), tmp_path)[encoder.name]
+    return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "paper"), tmp_path)[
+        encoder.name
+    ]
 
 
 def equal(a, b):
@@ -93,7 +95,9 @@ def test_an_interrupted_extraction_goes_on_and_gives_the_same_features(tmp_path)
 
 
 def test_features_do_not_depend_on_the_workers(tmp_path):
-    assert equal(run(tmp_path / "a", PixelEncoder(16), num=80), run(tmp_path / "b", PixelEncoder(16), num_workers=2, num=80))
+    assert equal(
+        run(tmp_path / "a", PixelEncoder(16), num=80), run(tmp_path / "b", PixelEncoder(16), num_workers=2, num=80)
+    )
 
 
 def test_a_damaged_chunk_is_computed_again(tmp_path):
@@ -174,11 +178,18 @@ def test_the_same_file_for_fitting_and_testing_is_refused(tmp_path):
 
     check(f"{a},{b}", c)
     check("hf://one.parquet", "hf://two.parquet")
-    twice = [(a, a), (a, str(tmp_path / "link.parquet")), (f"{a},{b}", str(tmp_path / "*.parquet")), (b, str(tmp_path / "hard.parquet"))]
+    twice = [
+        (a, a),
+        (a, str(tmp_path / "link.parquet")),
+        (f"{a},{b}", str(tmp_path / "*.parquet")),
+        (b, str(tmp_path / "hard.parquet")),
+    ]
     twice += [(a, str(tmp_path / "x" / ".." / "a.parquet")), ("hf://one.parquet", "hf://one.parquet")]
     (tmp_path / "x").mkdir()
     for data_files, test_data_files in twice:
-        with pytest.raises(ValueError, match="test_data_files must share no file with data_files, but .* is in both") as error:
+        with pytest.raises(
+            ValueError, match="test_data_files must share no file with data_files, but .* is in both"
+        ) as error:
             check(data_files, test_data_files)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="share no file with data_files, but .*a.parquet is in both"):
@@ -188,7 +199,8 @@ def test_the_same_file_for_fitting_and_testing_is_refused(tmp_path):
 
 
 def sorted_files(folder, num_files, num_rows, num_classes=10, row_group_size=None):
-    """Parquet files of tiny pictures whose gray value is the class; the rows of all files together are sorted by class."""
+    """Parquet files of tiny pictures whose gray value is the class; the rows of all files together are sorted by
+    class."""
     total = num_files * num_rows
     labels = [index * num_classes // total for index in range(total)]
     for file in range(num_files):
@@ -214,7 +226,9 @@ def test_missing_classes_are_told_in_one_line(tmp_path):
     assert missing_classes(torch.arange(1000) % 4, 10) == (
         "labels of 4 of 10 classes in 1000 images: the data seem to be sorted by class, shuffle them"
     )
-    assert missing_classes(torch.randint(100, (100,), generator=torch.Generator().manual_seed(0)), 100) == ""  # 63 of them expected
+    assert (
+        missing_classes(torch.randint(100, (100,), generator=torch.Generator().manual_seed(0)), 100) == ""
+    )  # 63 of them expected
     assert missing_classes(torch.full((50,), -1), 10) == ""
 
 
@@ -264,7 +278,8 @@ def test_a_change_of_the_class_of_a_model_changes_the_key(tmp_path, monkeypatch)
 
 
 def test_files_that_vanish_while_the_cache_is_pruned_are_no_error(tmp_path):
-    """A link to nothing is what a file looks like that another command removes between the listing and the look at its size."""
+    """A link to nothing is what a file looks like that another command removes between the listing and the look at its
+    size."""
     for name in "ab":
         (tmp_path / (name * 32)).mkdir()
         (tmp_path / (name * 32) / "chunk-00000.safetensors").write_bytes(bytes(10))
@@ -277,7 +292,10 @@ def test_files_that_vanish_while_the_cache_is_pruned_are_no_error(tmp_path):
 def test_two_commands_that_write_the_same_chunk_leave_it_whole(tmp_path, monkeypatch):
     """The second one begins and ends while the first one is between writing its file and putting it in place."""
     caches, state = [FeatureCache(tmp_path, "same") for _ in range(2)], {"seen": 8, "position": None, "last": True}
-    real, tensors = extraction.save_file, {"keys": torch.arange(8), "labels": torch.arange(8), "parameters": torch.zeros(8, 0)}
+    real, tensors = (
+        extraction.save_file,
+        {"keys": torch.arange(8), "labels": torch.arange(8), "parameters": torch.zeros(8, 0)},
+    )
 
     def save(values, path, **options):
         real(values, path, **options)

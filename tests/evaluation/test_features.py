@@ -19,16 +19,36 @@ from eqcohvit.evaluation.features import (
 )
 from eqcohvit.evaluation.preprocessing import Preprocessing
 
-VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
 STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
-SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "window_size": 4}
+SWIN = {
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 1, 1],
+    "num_heads": [1, 2, 2],
+    "window_size": 4,
+}
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 99}
 HW = {"size": {"height": 32, "width": 32}}
 CROP = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
-# model type, configuration, image processor's type and settings; expected tokens before the patches, grid, width, hidden states
+# model type, configuration, image processor's type and settings; expected tokens before the patches, grid, width,
+# hidden states
 MODELS = {
     "vit": (VIT, "ViTImageProcessor", HW, (1, 4, 16, 3)),
-    "deit": (VIT, "DeiTImageProcessor", {"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": True}, (2, 4, 16, 3)),
+    "deit": (
+        VIT,
+        "DeiTImageProcessor",
+        {"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": True},
+        (2, 4, 16, 3),
+    ),
     "beit": (VIT, "BeitImageProcessor", HW, (1, 4, 16, 3)),
     "dinov2": (VIT | {"image_size": 48}, "BitImageProcessor", CROP, (1, 4, 16, 3)),  # interpolates its positions
     "dinov2_with_registers": (VIT | {"num_register_tokens": 4}, "BitImageProcessor", CROP, (5, 4, 16, 3)),
@@ -41,7 +61,12 @@ MODELS = {
     "siglip_vision_model": (VIT, "SiglipImageProcessor", HW, (0, 4, 16, 3)),
     "siglip": ({"vision_config": VIT, "text_config": TEXT}, "SiglipImageProcessor", HW, (0, 4, 16, 3)),
     "convnext": (STAGES, "ConvNextImageProcessor", {"size": {"shortest_edge": 64}}, (0, 2, 16, 5)),
-    "resnet": (STAGES | {"embedding_size": 8}, "ConvNextImageProcessor", {"size": {"shortest_edge": 64}}, (0, 2, 16, 5)),
+    "resnet": (
+        STAGES | {"embedding_size": 8},
+        "ConvNextImageProcessor",
+        {"size": {"shortest_edge": 64}},
+        (0, 2, 16, 5),
+    ),
     "swin": (SWIN, "ViTImageProcessor", {"size": 64}, (0, 4, 32, 4)),
 }
 
@@ -49,7 +74,12 @@ MODELS = {
 def save(folder, model_type, settings, processor_type, processor):
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(model_type, **settings)).save_pretrained(folder)
-    fields = {"image_processor_type": processor_type, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], **processor}
+    fields = {
+        "image_processor_type": processor_type,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        **processor,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
     return str(folder)
 
@@ -59,7 +89,11 @@ def test_any_vision_model_gives_tokens_and_pooled_features(model_type, tmp_path)
     settings, processor_type, processor, (prefix, side, width, states) = MODELS[model_type]
     encoder = load_encoder(save(tmp_path, model_type, settings, processor_type, processor), ["last", "0", "-1"])
     size = 64 if model_type in ("convnext", "resnet", "swin") else 32  # as each processor says
-    assert encoder.image_size == size and encoder.preprocessing.mean == (0.5, 0.4, 0.3) and encoder.preprocessing.std == (0.2, 0.25, 0.3)
+    assert (
+        encoder.image_size == size
+        and encoder.preprocessing.mean == (0.5, 0.4, 0.3)
+        and encoder.preprocessing.std == (0.2, 0.25, 0.3)
+    )
     assert encoder.layers == ["last", "0", str(states - 1)]
     images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
     tokens = encoder.tokens(images)["backbone", LAST]
@@ -69,12 +103,15 @@ def test_any_vision_model_gives_tokens_and_pooled_features(model_type, tmp_path)
     assert torch.allclose(select(vectors, "backbone", LAST, "mean"), tokens.grid.mean(dim=(1, 2)))
     assert select(vectors, "backbone", LAST, "cls_mean").shape == (3, width * (2 if prefix else 1))
     assert select(vectors, "backbone", LAST, "grid").shape == (3, 12 * side**2)
-    assert all(torch.equal(values, again) for values, again in zip(vectors.values(), encoder(images).values(), strict=True))
+    assert all(
+        torch.equal(values, again) for values, again in zip(vectors.values(), encoder(images).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("model_type", ["dinov2", "ijepa", "vit_mae", "resnet", "swin"])
 def test_grid_lies_as_the_image(model_type, tmp_path):
-    """Changing the lower right of the image moves the lower right of the grid the most: rows are rows, and nothing is shuffled."""
+    """Changing the lower right of the image moves the lower right of the grid the most: rows are rows, and nothing is
+    shuffled."""
     settings, processor_type, processor, _ = MODELS[model_type]
     encoder = load_encoder(save(tmp_path, model_type, settings, processor_type, processor), ["1"])
     images = torch.rand(2, 3, encoder.image_size, encoder.image_size, generator=torch.Generator().manual_seed(1))
@@ -90,7 +127,9 @@ def test_grid_lies_as_the_image(model_type, tmp_path):
 def test_normalisation_reaches_the_model(tmp_path):
     folder = save(tmp_path, "vit", *MODELS["vit"][:3])
     encoder, images = load_encoder(folder), torch.rand(2, 3, 32, 32)
-    pixel_values = (images - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.25, 0.3])[:, None, None]
+    pixel_values = (images - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.25, 0.3])[
+        :, None, None
+    ]
     expected = AutoModel.from_pretrained(folder).eval()(pixel_values).last_hidden_state
     assert torch.allclose(encoder(images)[Feature("backbone", LAST, "cls")], expected[:, 0], atol=1e-5)
 
@@ -139,7 +178,9 @@ def test_unknown_layers_are_refused(tmp_path):
     folder = save(tmp_path, "vit", *MODELS["vit"][:3])
     assert load_encoder(folder, ["all"]).layers == ["0", "1", "2"]
     for layer in ("3", "-4", "first"):
-        with pytest.raises(ValueError, match=f"layer must be 'last', 'all' or an index from -3 to 2 for this model, got '{layer}'"):
+        with pytest.raises(
+            ValueError, match=f"layer must be 'last', 'all' or an index from -3 to 2 for this model, got '{layer}'"
+        ):
             load_encoder(folder, [layer])
 
 
@@ -159,7 +200,10 @@ def test_one_random_control_for_each_architecture(tmp_path):
     a, b = make_split(), make_split(1)
     (control,) = random_controls([a, b])
     assert control.name == "random weights" and control.fingerprint not in (a.fingerprint, b.fingerprint)
-    assert [control.name for control in random_controls([a, vit, b])] == ["random weights (split)", "random weights (vit)"]
+    assert [control.name for control in random_controls([a, vit, b])] == [
+        "random weights (split)",
+        "random weights (vit)",
+    ]
     images = torch.rand(1, 3, 16, 16)
     again = random_controls([a])[0](images)
     assert all(torch.equal(values, again[feature]) for feature, values in control(images).items())
@@ -172,7 +216,21 @@ def test_pixels_are_means_of_a_16_by_16_grid():
 
 
 def test_parts_come_in_one_order_whatever_the_order_of_the_vectors():
-    keys = [("backbone", "10"), ("backbone", LAST), ("both", LAST), ("equivariant", LAST), ("backbone", "2"), ("invariant", LAST)]
+    keys = [
+        ("backbone", "10"),
+        ("backbone", LAST),
+        ("both", LAST),
+        ("equivariant", LAST),
+        ("backbone", "2"),
+        ("invariant", LAST),
+    ]
     vectors = {Feature(part, layer, "mean"): torch.zeros(1) for part, layer in keys}
-    expected = [("equivariant", LAST), ("invariant", LAST), ("both", LAST), ("backbone", LAST), ("backbone", "2"), ("backbone", "10")]
+    expected = [
+        ("equivariant", LAST),
+        ("invariant", LAST),
+        ("both", LAST),
+        ("backbone", LAST),
+        ("backbone", "2"),
+        ("backbone", "10"),
+    ]
     assert parts_of(vectors) == expected

@@ -38,7 +38,9 @@ def test_guard_lets_equal_weights_pass_and_stops_at_ruined_ones(shades):
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             parameter.zero_()
-    with pytest.raises(AccuracyFell, match=r"fell from 1.000 at the start to 0\.\d+ at step 20, by more than knn_guard_drop=0.1"):
+    with pytest.raises(
+        AccuracyFell, match=r"fell from 1.000 at the start to 0\.\d+ at step 20, by more than knn_guard_drop=0.1"
+    ):
         guard.check(guard.measure(model, *MEAN_STD), 20)
 
 
@@ -47,7 +49,9 @@ def test_guard_and_evaluation_see_the_same_images_of_wide_photographs(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(24):
         (tmp_path / str(number % 2)).mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (16, 40, 3), dtype=np.uint8)).save(tmp_path / str(number % 2) / f"{number}.png")
+        Image.fromarray(rng.integers(0, 255, (16, 40, 3), dtype=np.uint8)).save(
+            tmp_path / str(number % 2) / f"{number}.png"
+        )
     source = FolderSource(tmp_path, labels=True)
     guard = KnnGuard(source, 24, 16, max_drop=0.1)
     seen = dict(zip([batch.keys for batch in sequential(source, 16, 24)][0].tolist(), guard.images, strict=True))
@@ -58,7 +62,9 @@ def test_guard_and_evaluation_see_the_same_images_of_wide_photographs(tmp_path):
 
 
 def test_guard_measures_in_evaluation_mode():
-    config = EqCohViTConfig.from_preset("micro", 16, 8, backbone_kwargs={"drop_path_rate": 0.9}, feature_dim=16, equivariant_dim=8)
+    config = EqCohViTConfig.from_preset(
+        "micro", 16, 8, backbone_kwargs={"drop_path_rate": 0.9}, feature_dim=16, equivariant_dim=8
+    )
     torch.manual_seed(0)
     model, guard = EqCohViTModel(config).train(), KnnGuard(SpritesSource(), 100, 16, max_drop=0.1)
     assert len({guard.measure(model, *MEAN_STD) for _ in range(3)}) == 1
@@ -74,7 +80,9 @@ def test_known_start_is_kept():
 def test_guard_without_labels_or_images_is_refused(photos):
     with pytest.raises(ValueError, match="needs labelled images, but .* has no label column"):
         KnnGuard(FolderSource(str(photos)), 8, 16, max_drop=0.1)
-    with pytest.raises(ValueError, match="expected 100 labelled images of .*, found 24 of 2 classes; lower knn_guard_samples"):
+    with pytest.raises(
+        ValueError, match="expected 100 labelled images of .*, found 24 of 2 classes; lower knn_guard_samples"
+    ):
         KnnGuard(FolderSource(str(photos), labels=True), 100, 16, max_drop=0.1)
 
 

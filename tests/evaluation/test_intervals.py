@@ -2,13 +2,27 @@ import numpy as np
 import pytest
 import torch
 
-from eqcohvit.evaluation.intervals import accuracy_resampled, half_width, r2_resampled, resamples, seeds_half_width, student
+from eqcohvit.evaluation.intervals import (
+    accuracy_resampled,
+    half_width,
+    r2_resampled,
+    resamples,
+    seeds_half_width,
+    student,
+)
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 from eqcohvit.evaluation.probes import linear_regression
 
 
 def test_student_by_the_table():
-    assert [round(student(degrees), 3) for degrees in (1, 2, 4, 10, 20, 30)] == [12.706, 4.303, 2.776, 2.228, 2.086, 2.042]
+    assert [round(student(degrees), 3) for degrees in (1, 2, 4, 10, 20, 30)] == [
+        12.706,
+        4.303,
+        2.776,
+        2.228,
+        2.086,
+        2.042,
+    ]
 
 
 def test_half_width_of_seeds_by_hand():
@@ -25,7 +39,9 @@ def test_half_width_adds_both_variances():
 def test_accuracy_moves_as_the_binomial_says():
     correct = np.arange(400)[None] % 4 > 0
     resampled = accuracy_resampled(correct)
-    assert resampled.mean() == pytest.approx(0.75, abs=0.005) and resampled.std() == pytest.approx((0.75 * 0.25 / 400) ** 0.5, rel=0.1)
+    assert resampled.mean() == pytest.approx(0.75, abs=0.005) and resampled.std() == pytest.approx(
+        (0.75 * 0.25 / 400) ** 0.5, rel=0.1
+    )
 
 
 def test_r2_of_a_resample_is_that_of_the_repeated_images():
@@ -40,11 +56,14 @@ def test_r2_of_a_resample_is_that_of_the_repeated_images():
 
 @pytest.mark.slow
 def test_the_interval_covers_the_truth():
-    """200 simulated evaluations of three seeds with ridge regression: at least 93 % of the intervals hold the R2 of infinitely many."""
+    """200 simulated evaluations of three seeds with ridge regression: at least 93 % of the intervals hold the R2 of
+    infinitely many."""
 
     def draw(count, generator):
         y = torch.rand(count, 1, generator=generator) * 2 - 1
-        return torch.cat([y + 0.5 * torch.randn(count, 1, generator=generator), torch.randn(count, 2, generator=generator)], dim=1), y
+        return torch.cat(
+            [y + 0.5 * torch.randn(count, 1, generator=generator), torch.randn(count, 2, generator=generator)], dim=1
+        ), y
 
     def evaluate(number, num_test):
         predictions, references = [], []

@@ -19,7 +19,10 @@ def test_kernel_finds_a_product_that_ridge_regression_does_not():
     original, moved, targets = make_pairs(500, 0)
     test_original, test_moved, true = make_pairs(200, 1)
     assert r2(kernel_regression(original, moved, targets, test_original, test_moved), true) > 0.95
-    inputs = torch.cat([original, moved - original], dim=-1), torch.cat([test_original, test_moved - test_original], dim=-1)
+    inputs = (
+        torch.cat([original, moved - original], dim=-1),
+        torch.cat([test_original, test_moved - test_original], dim=-1),
+    )
     (linear,) = linear_regression(inputs[0], targets, inputs[1])
     assert r2(linear, true) < 0.1
 

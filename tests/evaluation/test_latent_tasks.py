@@ -19,7 +19,8 @@ def path(tmp_path_factory):
 
 
 class Moments:
-    """A made encoder that sees where the light is and how it is spread out: places and double angles, and nothing of the hue."""
+    """A made encoder that sees where the light is and how it is spread out: places and double angles, and nothing of
+    the hue."""
 
     name, image_size, fingerprint = "moments", 16, "moments"
 
@@ -79,7 +80,8 @@ def test_change_between_two_pictures_of_an_object(path, tmp_path):
 
 
 def test_angles_are_circular_and_poses_rotations(path, tmp_path):
-    """As a plain number the yaw jumps from 180 to -180 degrees, and a quaternion that describes the same turn may have either sign."""
+    """As a plain number the yaw jumps from 180 to -180 degrees, and a quaternion that describes the same turn may have
+    either sign."""
     settings = {"circular_columns": ["yaw=360"], "quaternion_columns": ["pose"]}
     evaluation = make(path, tmp_path, ["yaw", "pose"], [PixelEncoder(16)], num_train=480, num_test=160, **settings)
     rows = latent_r2(evaluation)
@@ -91,7 +93,8 @@ def test_angles_are_circular_and_poses_rotations(path, tmp_path):
 
 @pytest.mark.slow
 def test_change_of_a_pose_takes_a_head_that_multiplies(tmp_path):
-    """The colour of a picture tells its pose. The change between two is made of products, which a linear head does not have."""
+    """The colour of a picture tells its pose. The change between two is made of products, which a linear head does not
+    have."""
     rng = np.random.default_rng(0)
     half = rng.uniform(-np.pi / 4, np.pi / 4, 1200)
     colors = np.stack([np.sin(half), np.cos(half), np.zeros(1200)], axis=1) / 2 + 0.5

@@ -40,7 +40,8 @@ def test_relative_rotation_about_one_axis_is_the_difference_of_the_angles():
 
 
 def test_relative_rotation_is_in_the_frame_of_the_first():
-    """A quarter turn about x, then of that object about its own y: in the world that is a turn about z. Hand-computed products."""
+    """A quarter turn about x, then of that object about its own y: in the world that is a turn about z. Hand-computed
+    products."""
     first = about("x", 90)[None]
     second = np.array([[0.5, 0.5, 0.5, 0.5]])  # (x 90) (y 90)
     assert np.allclose(relative_rotation(first, second), about("y", 90))

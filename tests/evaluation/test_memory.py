@@ -23,7 +23,13 @@ def test_remembered_computes_the_same_question_once(tmp_path):
 def test_remembered_tells_values_shapes_and_settings_apart(tmp_path):
     calls.clear()
     x, y = torch.arange(6.0).reshape(2, 3), torch.tensor(1.0)
-    for tensors, factor in (((x, y), 2), ((x, y), 3), ((x + 1e-7, y), 2), ((x.reshape(3, 2), y), 2), ((x.double(), y), 2)):
+    for tensors, factor in (
+        ((x, y), 2),
+        ((x, y), 3),
+        ((x + 1e-7, y), 2),
+        ((x.reshape(3, 2), y), 2),
+        ((x.double(), y), 2),
+    ):
         remembered(tmp_path, probe, *tensors, factor=factor)
     assert calls == [2, 3, 2, 2, 2]
 

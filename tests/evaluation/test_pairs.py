@@ -11,8 +11,14 @@ from eqcohvit.transforms import PATHS, make_path, ops
 
 def make_batch(canvas, sizes=(60, 60), value=None):
     keys = torch.arange(8)
-    noise = ops.gaussian_blur(torch.rand(8, 3, canvas, canvas, generator=torch.Generator().manual_seed(0)), torch.full((8,), 3.0))
-    canvases = (noise * 200 + 50).to(torch.uint8) if value is None else torch.full((8, 3, canvas, canvas), value, dtype=torch.uint8)
+    noise = ops.gaussian_blur(
+        torch.rand(8, 3, canvas, canvas, generator=torch.Generator().manual_seed(0)), torch.full((8,), 3.0)
+    )
+    canvases = (
+        (noise * 200 + 50).to(torch.uint8)
+        if value is None
+        else torch.full((8, 3, canvas, canvas), value, dtype=torch.uint8)
+    )
     return Batch(canvases, torch.tensor([sizes]).expand(8, 2), keys, torch.zeros_like(keys), keys % 3, {})
 
 
@@ -50,7 +56,9 @@ def test_pair_shares_everything_but_the_transformation():
     for protocol in PROTOCOLS:
         pair = pairs(protocol, "color_jitter")
         for i in range(8):
-            expected = ops.adjust_color(pair.original[i : i + 1], torch.cat([1 + pair.parameters[i, :3], pair.parameters[i, 3:]])[None])
+            expected = ops.adjust_color(
+                pair.original[i : i + 1], torch.cat([1 + pair.parameters[i, :3], pair.parameters[i, 3:]])[None]
+            )
             assert torch.allclose(pair.transformed[i : i + 1], expected, atol=1e-6)
 
 
@@ -75,7 +83,8 @@ def wave(down, across, size):
     [(0, 0, 1), (30, 0, 16 / 17), (18, 24, 16 / 17), (36, 0, 0.884), (38, 0, 0.430), (0, 38, 0.430), (39, 39, 0)],
 )
 def test_a_circle_of_frequencies_is_kept(down, across, kept, canvas):
-    """Of k half periods along a source of 40 pixels 1 / (1 + (k / 60)^4) is left up to 36, half of that at 38, none from 40 on."""
+    """Of k half periods along a source of 40 pixels 1 / (1 + (k / 60)^4) is left up to 36, half of that at 38, none
+    from 40 on."""
     source = wave(down, across, 40)
     if canvas != 40:
         source = F.interpolate(source, (canvas, canvas), mode="bicubic", antialias=True)

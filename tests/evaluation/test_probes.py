@@ -37,7 +37,9 @@ def scores(x, y, num_train, num_seeds=1):
 def pair_scores(o, g, y, num_train, num_seeds=1):
     """R2 (S,) pooled over the targets, of the chosen heads and of ridge regression."""
     found = regress_pair(o[:num_train], g[:num_train], y[:num_train], o[num_train:], g[num_train:], num_seeds)
-    return [[r2_per_parameter(p.numpy(), y[num_train:].numpy()).mean() for p in found[head]] for head in ("mlp", "linear")]
+    return [
+        [r2_per_parameter(p.numpy(), y[num_train:].numpy()).mean() for p in found[head]] for head in ("mlp", "linear")
+    ]
 
 
 @pytest.mark.parametrize("dim", [0, 12, 100])
@@ -121,7 +123,8 @@ def test_a_dead_dimension_does_not_explode():
 
 
 def test_wide_features_give_the_same_ridge_regression():
-    """More dimensions than samples are solved in the space of the samples: the same as with the Gram matrix of the dimensions."""
+    """More dimensions than samples are solved in the space of the samples: the same as with the Gram matrix of the
+    dimensions."""
     x = torch.randn(60, 50, generator=torch.Generator().manual_seed(0))
     y = x[:, :2] + 0.1 * x[:, 2:4]
     (narrow,) = linear_regression(x[:40], y[:40], x[40:])  # 30 are fitted on
@@ -134,7 +137,9 @@ def test_wide_features_give_the_same_ridge_regression():
     target = (y[fit] - y[fit].mean(dim=0)).double()
     errors, predictions = [], []
     for penalty in (10.0**exponent for exponent in range(-4, 3)):
-        weight = torch.linalg.solve(centred.T @ centred + penalty * len(fit) * torch.eye(50, dtype=torch.float64), centred.T @ target)
+        weight = torch.linalg.solve(
+            centred.T @ centred + penalty * len(fit) * torch.eye(50, dtype=torch.float64), centred.T @ target
+        )
         predicted = (torch.cat([z[val], test]) - z[fit].mean(dim=0)) @ weight + y[fit].mean(dim=0)
         errors.append(((predicted[: len(val)] - y[val]) / y[fit].std(dim=0)).square().mean())
         predictions.append(predicted[len(val) :])
@@ -208,7 +213,9 @@ def test_linear_classification_chooses_the_learning_rate_by_validation():
     x, y = blobs(900, noise=0.6)
     found, rate = accuracy(x, y, 600, learning_rates=(0.0, 0.1), epochs=5)
     assert rate == 0.1
-    assert found == accuracy(x, y, 600, learning_rates=(0.1,), epochs=5)[0]  # the rates of a sweep do not disturb each other
+    assert (
+        found == accuracy(x, y, 600, learning_rates=(0.1,), epochs=5)[0]
+    )  # the rates of a sweep do not disturb each other
 
 
 def test_linear_classification_is_fitted_on_all_samples_in_the_end():

@@ -41,7 +41,8 @@ def evaluation_of(samples, cache_dir, **settings):
 
 @pytest.fixture
 def photos(tmp_path):
-    """200 pictures of 36 x 24 pixels: an almost upright bar in the middle, and noise on both sides that the central square cuts off."""
+    """200 pictures of 36 x 24 pixels: an almost upright bar in the middle, and noise on both sides that the central
+    square cuts off."""
     rng = np.random.default_rng(0)
     for index in range(200):
         bar = draw(

@@ -21,7 +21,13 @@ def test_page_names_the_controls_that_it_has():
 
 
 def test_page_tells_which_protocol_gives_g_away():
-    pairs = [("rotation", "paper"), ("rotation", "strict"), ("zoom", "strict"), ("color_jitter", "paper"), ("hue", "change")]
+    pairs = [
+        ("rotation", "paper"),
+        ("rotation", "strict"),
+        ("zoom", "strict"),
+        ("color_jitter", "paper"),
+        ("hue", "change"),
+    ]
     rows = [
         Row("raw pixels", "pixels", f"R2 {name}, {protocol}", [0.5], settings={"transform": name, "protocol": protocol})
         for name, protocol in pairs

@@ -15,11 +15,14 @@ def test_row_comes_back_from_its_file(tmp_path):
     rows = [Row("a", "backbone", "R2", [0.4, 0.5, 0.6]), Row("a", "backbone", "kNN-20", [0.4], half_width=0.1)]
     write_results(tmp_path / "results.json", {"command": "x", "rows": rows})
     read = [Row(**row) for row in json.loads((tmp_path / "results.json").read_text())["rows"]]
-    assert [str(row) for row in read] == [str(row) for row in rows] and read[0].half_width == pytest.approx(4.3027 * 0.1 / 3**0.5)
+    assert [str(row) for row in read] == [str(row) for row in rows] and read[0].half_width == pytest.approx(
+        4.3027 * 0.1 / 3**0.5
+    )
 
 
 @pytest.mark.parametrize(
-    "names, whole", [(("run-seed0", "run-seed1"), "run"), (("x/seed-0", "x/seed-12"), "x"), (("seed0", "seed1"), "model")]
+    "names, whole",
+    [(("run-seed0", "run-seed1"), "run"), (("x/seed-0", "x/seed-12"), "x"), (("seed0", "seed1"), "model")],
 )
 def test_training_seeds_have_a_line_of_their_own(names, whole):
     rows = [Row(name, "backbone", "R2", [value, value + 0.2]) for name, value in zip(names, (0.4, 0.6), strict=True)]
@@ -28,4 +31,6 @@ def test_training_seeds_have_a_line_of_their_own(names, whole):
 
 
 def test_a_single_model_has_no_line_of_training_seeds():
-    assert training_seeds([Row("run-seed0", "backbone", "R2", [0.4]), Row("other-seed1", "backbone", "R2", [0.4])]) == []
+    assert (
+        training_seeds([Row("run-seed0", "backbone", "R2", [0.4]), Row("other-seed1", "backbone", "R2", [0.4])]) == []
+    )

@@ -24,24 +24,34 @@ def test_probe_agrees_with_the_evaluation_of_the_same_model_and_images(encoder_f
     source = SpritesSource(144, offset=TEST_SPRITES)
     encoder = load_encoder(encoder_folder)
     preprocessing = encoder.preprocessing
-    found = RunProbe(source, 144, 32, make_path("rotation")).measure(encoder.model, preprocessing.mean, preprocessing.std)
+    found = RunProbe(source, 144, 32, make_path("rotation")).measure(
+        encoder.model, preprocessing.mean, preprocessing.std
+    )
     settings = {"transform": ["rotation"], "protocol": ["strict", "paper"], "pooling": ["cls_mean"], "head": ["kernel"]}
     settings |= {"k": 20, "temperature": 0.07}
-    evaluation = Evaluation([encoder_folder], lambda: Samples(source, source, 96, 48), seeds=1, cache_dir=tmp_path, settings=settings)
+    evaluation = Evaluation(
+        [encoder_folder], lambda: Samples(source, source, 96, 48), seeds=1, cache_dir=tmp_path, settings=settings
+    )
     own = {(row.part, row.settings["protocol"]): row.mean for row in r2(evaluation) if row.encoder == "tiny"}
     for part in PARTS:  # up to the rounding of the rendered pixels to 8 bits
         for name, protocol in (("probe/r2", "strict"), ("probe/r2_paper", "paper")):
             assert found[f"{name}/{part}"] == pytest.approx(own[part, protocol], abs=0.01), (part, protocol)
     accuracies = {row.part: row.mean for row in knn(evaluation) if row.encoder == "tiny"}
-    assert {part: accuracies[part] for part in PARTS} == pytest.approx({p: found[f"probe/knn/{p}"] for p in PARTS}, abs=0.02)
+    assert {part: accuracies[part] for part in PARTS} == pytest.approx(
+        {p: found[f"probe/knn/{p}"] for p in PARTS}, abs=0.02
+    )
 
 
 def test_measuring_draws_no_random_number_and_leaves_the_model_as_it_was(encoder_folder, probe):
     model = load_encoder(encoder_folder).model.train()
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     first, second = (probe.measure(model, *MEAN_STD) for _ in range(2))
-    assert first == second and set(first) == {f"probe/{kind}/{part}" for kind in ("r2", "r2_paper", "knn") for part in PARTS}
-    assert torch.equal(torch.get_rng_state(), state) and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert first == second and set(first) == {
+        f"probe/{kind}/{part}" for kind in ("r2", "r2_paper", "knn") for part in PARTS
+    }
+    assert torch.equal(torch.get_rng_state(), state) and all(
+        torch.equal(v, before[k]) for k, v in model.state_dict().items()
+    )
     assert model.training and all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -52,7 +62,12 @@ def test_two_processes_find_what_one_finds(encoder_folder, probe):
     settings = (SpritesSource(96, offset=TEST_SPRITES), 96, 32, make_path("rotation"), 0.01, 0)
     shares = [RunProbe(*settings, rank, 2) for rank in (0, 1)]
     handed: list[torch.Tensor] = []
-    assert shares[1].measure(model, *MEAN_STD, gather=lambda share: handed.append(share) or share.repeat(2, 1, 1), is_main=False) == {}
+    assert (
+        shares[1].measure(
+            model, *MEAN_STD, gather=lambda share: handed.append(share) or share.repeat(2, 1, 1), is_main=False
+        )
+        == {}
+    )
     others = iter(handed)
     found = shares[0].measure(model, *MEAN_STD, gather=lambda share: torch.cat([share, next(others)]))
     assert found == pytest.approx(probe.measure(model, *MEAN_STD), abs=1e-4)

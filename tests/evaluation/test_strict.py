@@ -25,7 +25,11 @@ def test_traces_of_resampling_would_be_seen(monkeypatch):
 
 
 def test_zoom_is_marked_where_sharpness_tells_it():
-    assert given_away(make_path("zoom"), "strict") == given_away(make_path("rotation+zoom"), "strict") == "sharpness tells it"
+    assert (
+        given_away(make_path("zoom"), "strict")
+        == given_away(make_path("rotation+zoom"), "strict")
+        == "sharpness tells it"
+    )
     assert given_away(make_path("perspective"), "strict") == "sharpness tells a part of it"
     assert given_away(make_path("rotation"), "strict") == ""
     assert given_away(make_path("rotation"), "paper") == "the black border tells it"

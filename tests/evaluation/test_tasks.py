@@ -79,7 +79,9 @@ def test_the_first_head_and_pooling_lead_the_table(tmp_path):
         make(tmp_path, encoders[:1], small, head=["linear"], pooling=["cls_mean", "grid"])
     ) + tasks.r2(make(tmp_path, encoders[1:], small, head=["linear"], pooling=["mean"]))
     assert pixels.headline and pooled.headline and pixels.metric == pooled.metric == "R2 rotation, strict, linear head"
-    assert pixels_grid.metric == "R2 rotation, strict, grid, linear head" and pixels_grid.values == pixels.values  # one vector for both
+    assert (
+        pixels_grid.metric == "R2 rotation, strict, grid, linear head" and pixels_grid.values == pixels.values
+    )  # one vector for both
     assert alone.part == "pixels, g alone" and alone.metric == pixels.metric and alone.headline
 
 
@@ -109,7 +111,10 @@ def test_disentanglement_tells_what_moves_and_how(tmp_path):
 
     class Split(Encoder):
         def __call__(self, images):
-            return {Feature("equivariant", LAST, "mean"): centre(images), Feature("invariant", LAST, "mean"): rings(images)}
+            return {
+                Feature("equivariant", LAST, "mean"): centre(images),
+                Feature("invariant", LAST, "mean"): rings(images),
+            }
 
     samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 200, 100)
     evaluation = make(tmp_path, [Split("split", None)], samples, seeds=1, protocol=["paper"])
@@ -118,7 +123,10 @@ def test_disentanglement_tells_what_moves_and_how(tmp_path):
     assert rows["equivariant", "linearity of rotation, paper"] > 0.6
     assert -0.1 < rows["equivariant", "CKA with invariant"] < 0.5
     assert abs(rows["equivariant", "CKA with invariant, shuffled"]) < 0.1
-    assert rows["equivariant", "linearity of rotation, paper, shuffled"] < rows["equivariant", "linearity of rotation, paper"] - 0.05
+    assert (
+        rows["equivariant", "linearity of rotation, paper, shuffled"]
+        < rows["equivariant", "linearity of rotation, paper"] - 0.05
+    )
     assert ("equivariant", "kNN-3") in rows and ("invariant", "R2 rotation, paper") in rows
 
 
@@ -134,7 +142,9 @@ def test_each_draw_is_that_of_its_pair(tmp_path):
         pair, own = PairView(path, "strict", seed)(batch, 16)
         assert torch.equal(images[0], pair[0]) and torch.equal(images[1 + seed], pair[1])
         assert torch.equal(parameters[:, 3 * seed : 3 * seed + 3], own)
-    features = Features({Feature("pixels", LAST, "vector"): images.flatten(2).transpose(0, 1)}, parameters, batch.labels, batch.keys)
+    features = Features(
+        {Feature("pixels", LAST, "vector"): images.flatten(2).transpose(0, 1)}, parameters, batch.labels, batch.keys
+    )
     original, moved, targets = tasks.draws(features, "pixels", LAST, "mean", 2)
     assert torch.equal(original, images[0].flatten(1)) and torch.equal(moved[1], images[2].flatten(1))
     assert torch.equal(targets[1], parameters[:, 3:6])

@@ -1,4 +1,5 @@
-"""What the tests of the Hub room share: a tiny configuration, seeded models, processes that cannot import the package."""
+"""What the tests of the Hub room share: a tiny configuration, seeded models, processes that cannot import the
+package."""
 
 import subprocess
 import sys
@@ -12,11 +13,19 @@ from eqcohvit import EqCohViTConfig
 
 def tiny_config(model_type="dinov2", image_size=32, backbone_kwargs=None, **kwargs):
     """Two layers of width 32, patches of 8 pixels; 14 invariant and 10 equivariant dimensions."""
-    backbone = {"model_type": model_type, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
+    backbone = {
+        "model_type": model_type,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "patch_size": 8,
+    }
     backbone |= {"mlp_ratio": 2} if model_type.startswith("dinov2") else {"intermediate_size": 64}
     backbone |= {"use_mask_token": False} if model_type == "dinov2" else {}
     backbone |= {"image_size": image_size, **(backbone_kwargs or {})}
-    return EqCohViTConfig(**{"backbone_config": backbone, "feature_dim": 24, "equivariant_dim": 10, "decoder_dim": 16, **kwargs})
+    return EqCohViTConfig(
+        **{"backbone_config": backbone, "feature_dim": 24, "equivariant_dim": 10, "decoder_dim": 16, **kwargs}
+    )
 
 
 def seeded(model_class, config, seed=0):
@@ -30,7 +39,8 @@ def seeded(model_class, config, seed=0):
 
 
 def requirements(*wanted):
-    """The distributions of the requirements ("torch>=2.11") and all that these need, nothing optional: name -> distribution."""
+    """The distributions of the requirements ("torch>=2.11") and all that these need, nothing optional: name ->
+    distribution."""
     found, left = {}, [*map(Requirement, wanted)]
     while left:
         requirement = left.pop()
@@ -51,7 +61,8 @@ def link_distributions(folder, *wanted):
 
 
 def run_python(script, cwd, site, env=None, timeout=300):
-    """Standard output of a script in a fresh process that can import the standard library and the folder `site`, nothing else."""
+    """Standard output of a script in a fresh process that can import the standard library and the folder `site`,
+    nothing else."""
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(site)!r})\n{script}"]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]

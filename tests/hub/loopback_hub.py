@@ -1,8 +1,8 @@
-"""A Hub on 127.0.0.1 that speaks as much of the Hub's HTTP as upload and download of models and Spaces need; repositories live in
-memory.
+"""A Hub on 127.0.0.1 that speaks as much of the Hub's HTTP as upload and download of models and Spaces need;
+repositories live in memory.
 
-`with LoopbackHub() as hub:` then run processes with `hub.environment(home)`. `hub.requests` lists what was asked ("PUT /lfs/..."),
-`hub.break_next(prefix, times)` drops the connection in the middle of such requests.
+`with LoopbackHub() as hub:` then run processes with `hub.environment(home)`. `hub.requests` lists what was asked ("PUT
+/lfs/..."), `hub.break_next(prefix, times)` drops the connection in the middle of such requests.
 """
 
 import base64
@@ -19,7 +19,9 @@ TOKEN = "hf_" + "a" * 34
 
 class LoopbackHub:
     def __init__(self):
-        self.repos: dict[str, dict] = {}  # id -> {"private", "branches": {branch: sha}, "commits": {sha: {path: bytes}}}
+        self.repos: dict[
+            str, dict
+        ] = {}  # id -> {"private", "branches": {branch: sha}, "commits": {sha: {path: bytes}}}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.breaks: dict[str, int] = {}
@@ -39,8 +41,16 @@ class LoopbackHub:
 
     def environment(self, home, token=TOKEN, **more):
         """Variables for a process that talks to this Hub and nothing else."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+        }
+        hub = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "*",
+        }
         return kept | hub | ({"HF_TOKEN": token} if token else {}) | {key: str(value) for key, value in more.items()}
 
     def break_next(self, prefix, times=1):
@@ -120,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.send_json({"error": "a Space needs an sdk"}, 400)
             repo_id = f"spaces/{repo_id}"
         if repo_id in self.hub.repos:
-            return self.send_json({"url": f"{self.hub.url}/{repo_id}", "error": "You already created this model repo"}, 409)
+            return self.send_json(
+                {"url": f"{self.hub.url}/{repo_id}", "error": "You already created this model repo"}, 409
+            )
         private = wanted.get("private") or wanted.get("visibility") == "private"
         self.hub.repos[repo_id] = {"private": private, "branches": {"main": "0" * 40}, "commits": {"0" * 40: {}}}
         self.send_json({"url": f"{self.hub.url}/{repo_id}", "id": repo_id, "name": repo_id})
@@ -141,10 +153,20 @@ class _Handler(BaseHTTPRequestHandler):
         files = repo["commits"][sha]
         if action in ("", "revision"):
             siblings = [{"rfilename": name} for name in sorted(files)]
-            about = {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo["private"], "siblings": siblings, "tags": []}
+            about = {
+                "id": repo_id,
+                "modelId": repo_id,
+                "sha": sha,
+                "private": repo["private"],
+                "siblings": siblings,
+                "tags": [],
+            }
             return self.send_json(about)
         if action == "tree":
-            entries = [{"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)} for name, data in sorted(files.items())]
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": _git_oid(data)}
+                for name, data in sorted(files.items())
+            ]
             return self.send_json(entries)
         if action == "preupload":
             return self.preupload(files, json.loads(body))
@@ -158,7 +180,12 @@ class _Handler(BaseHTTPRequestHandler):
             mode = "lfs" if file["path"].endswith(".safetensors") else "regular"
             known = files.get(file["path"])
             answers.append(
-                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": _git_oid(known) if known is not None else None}
+                {
+                    "path": file["path"],
+                    "uploadMode": mode,
+                    "shouldIgnore": False,
+                    "oid": _git_oid(known) if known is not None else None,
+                }
             )
         self.send_json({"files": answers})
 
@@ -187,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
         sha = hashlib.sha1(f"{time.time_ns()}{len(repo['commits'])}".encode()).hexdigest()
         repo["commits"][sha] = files
         repo["branches"][branch] = sha
-        self.send_json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "hookOutput": ""})
+        self.send_json(
+            {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "hookOutput": ""}
+        )
 
     def resolve(self, repo_id, revision, name):
         repo = self.hub.repos.get(repo_id)
@@ -196,7 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repo["branches"].get(revision, revision)
         data = repo["commits"].get(sha, {}).get(name)
         if data is None:
-            return self.send_json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
+            return self.send_json(
+                {"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}
+            )
         headers = {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         status, asked = 200, self.headers.get("Range", "")
         if asked.startswith("bytes="):

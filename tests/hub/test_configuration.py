@@ -14,7 +14,10 @@ from transformers import AutoConfig, AutoModel
         ({"backbone_config": {"model_type": "swin"}}, "unknown backbone model_type 'swin'; known: dinov2"),
         ({"backbone_config": {"hidden_size": 32}}, "unknown backbone model_type None"),
         ({"equivarant_dim": 4}, "unknown configuration field 'equivarant_dim'; did you mean 'equivariant_dim'"),
-        ({"hidden_size": 64}, "'hidden_size' belongs to the backbone: expected backbone_config={'hidden_size': ...}, got hidden_size=64"),
+        (
+            {"hidden_size": 64},
+            "'hidden_size' belongs to the backbone: expected backbone_config={'hidden_size': ...}, got hidden_size=64",
+        ),
         ({"backbone_kwargs": {"patch_size": 5}}, "patch_size must divide image_size: 32 is not a multiple of 5"),
         ({"scale_factors": [1, -2]}, "scale_factors must be positive"),
         ({"out_features": ["stage9"]}, "stage9"),
@@ -26,7 +29,8 @@ def test_wrong_configurations_are_named(kwargs, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("image_size", "belongs to the backbone"), ("equivarant_dim", "did you mean 'equivariant_dim'")]
+    ("name", "message"),
+    [("image_size", "belongs to the backbone"), ("equivarant_dim", "did you mean 'equivariant_dim'")],
 )
 def test_wrong_settings_at_loading_are_named(name, message, folder):
     with pytest.raises(ValueError, match=message):

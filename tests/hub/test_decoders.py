@@ -9,7 +9,9 @@ from eqcohvit.hub.decoders_eqcohvit import IntermediateDecoders, cosine_basis, r
 def make(patch_size=8, grid=4, **kwargs):
     torch.manual_seed(0)
     backbone = {"patch_size": patch_size}
-    return IntermediateDecoders(tiny_config(image_size=grid * patch_size, backbone_kwargs=backbone, num_intermediates=3, **kwargs)).eval()
+    return IntermediateDecoders(
+        tiny_config(image_size=grid * patch_size, backbone_kwargs=backbone, num_intermediates=3, **kwargs)
+    ).eval()
 
 
 def features(batch_size=2, tokens=17):
@@ -73,6 +75,9 @@ def test_cosine_basis_holds_orthogonal_waves_of_power_one_together():
 
 
 def test_reconstruction_losses_are_hand_computed_means():
-    reconstructions, states = torch.zeros(1, 2, 1, 2, 2), torch.tensor([[[[[0.0, 2.0], [0.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]]])
+    reconstructions, states = (
+        torch.zeros(1, 2, 1, 2, 2),
+        torch.tensor([[[[[0.0, 2.0], [0.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]]]),
+    )
     assert reconstruction_losses(reconstructions, states).tolist() == [[1.0, 1.0]]
     assert reconstruction_losses(reconstructions, 2 * states).tolist() == [[4.0, 4.0]]

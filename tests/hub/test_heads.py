@@ -28,43 +28,138 @@ def ids(*shape):
     return torch.arange(2, 2 + torch.Size(shape).numel()).reshape(shape)
 
 
-# Three maps of the strides 8, 16 and 32 or, with the patches' own stride second, four from 4 to 32; images of 64 pixels, patches of 8.
+# Three maps of the strides 8, 16 and 32 or, with the patches' own stride second, four from 4 to 32; images of 64
+# pixels, patches of 8.
 LAYERS = {"num_hidden_layers": 4}
 FOUR_MAPS = {"backbone_kwargs": LAYERS, "out_indices": [1, 2, 3, 4]}
 TOKENS = {**FOUR_MAPS, "reshape_hidden_states": False}
 THREE_SCALES = {"backbone_kwargs": LAYERS, "out_indices": [2, 3, 4], "scale_factors": [1, 0.5, 0.25]}
 FOUR_SCALES = {**FOUR_MAPS, "scale_factors": [2, 1, 0.5, 0.25]}
 
-BOXES = [{"class_labels": torch.tensor([1, 0]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]])}] * 2
+BOXES = [
+    {"class_labels": torch.tensor([1, 0]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]])}
+] * 2
 MASKS = {"mask_labels": [torch.ones(2, 64, 64)] * 2, "class_labels": [torch.tensor([0, 1])] * 2}
 CLASSES = {"labels": torch.arange(2 * 64 * 64).reshape(2, 64, 64) % 3}
 
 DEPTH = {"neck_hidden_sizes": [16, 16, 32, 32], "fusion_hidden_size": 16, "reassemble_factors": [4, 2, 1, 0.5]}
 ANYTHING = {**DEPTH, "patch_size": 8, "reassemble_hidden_size": 32, "head_hidden_size": 8}
 TWO_HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-DETR = {"num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **TWO_HEADS}
-RT_DETR = {"encoder_hidden_dim": 32, "encoder_in_channels": [32] * 3, "decoder_in_channels": [32] * 3, "encoder_ffn_dim": 32, "d_model": 32}
-RT_DETR |= {"decoder_ffn_dim": 32, "decoder_layers": 2, "num_queries": 10, "num_labels": 3, "num_denoising": 0, **TWO_HEADS}
+DETR = {
+    "num_queries": 5,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    **TWO_HEADS,
+}
+RT_DETR = {
+    "encoder_hidden_dim": 32,
+    "encoder_in_channels": [32] * 3,
+    "decoder_in_channels": [32] * 3,
+    "encoder_ffn_dim": 32,
+    "d_model": 32,
+}
+RT_DETR |= {
+    "decoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "num_queries": 10,
+    "num_labels": 3,
+    "num_denoising": 0,
+    **TWO_HEADS,
+}
 RT_DETR |= {"freeze_backbone_batch_norms": False}
-BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-CLIP = {**BERT, "model_type": "clip_text_model", "hidden_size": 16, "projection_dim": 16, "vocab_size": 50, "max_position_embeddings": 8}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+CLIP = {
+    **BERT,
+    "model_type": "clip_text_model",
+    "hidden_size": 16,
+    "projection_dim": 16,
+    "vocab_size": 50,
+    "max_position_embeddings": 8,
+}
 GROUNDING = {**DETR, "d_model": 32, "num_feature_levels": 3, "text_config": {**BERT, "vocab_size": 1100}}
 PHRASES = {"input_ids": torch.tensor([[101, 5, 1012, 7, 1012, 102]] * 2)}  # "5. 7." between BERT's marks
-MASK_FORMER = {"num_labels": 3, "num_queries": 5, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "decoder_layers": 2}
-MASK_FORMER |= {"encoder_feedforward_dim": 32, "dim_feedforward": 32, "encoder_layers": 1, "num_attention_heads": 2, "train_num_points": 32}
-ONE_FORMER = {**MASK_FORMER, "conv_dim": 64, "mask_dim": 64, "hidden_dim": 64, "decoder_layers": 3, "query_dec_layers": 1, "dropout": 0.0}
-ONE_FORMER |= {"text_encoder_width": 64, "text_encoder_num_layers": 1, "text_encoder_vocab_size": 50, "text_encoder_context_length": 7}
+MASK_FORMER = {
+    "num_labels": 3,
+    "num_queries": 5,
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "decoder_layers": 2,
+}
+MASK_FORMER |= {
+    "encoder_feedforward_dim": 32,
+    "dim_feedforward": 32,
+    "encoder_layers": 1,
+    "num_attention_heads": 2,
+    "train_num_points": 32,
+}
+ONE_FORMER = {
+    **MASK_FORMER,
+    "conv_dim": 64,
+    "mask_dim": 64,
+    "hidden_dim": 64,
+    "decoder_layers": 3,
+    "query_dec_layers": 1,
+    "dropout": 0.0,
+}
+ONE_FORMER |= {
+    "text_encoder_width": 64,
+    "text_encoder_num_layers": 1,
+    "text_encoder_vocab_size": 50,
+    "text_encoder_context_length": 7,
+}
 ONE_FORMER |= {"task_seq_len": 7, "text_encoder_n_ctx": 2, "text_encoder_proj_layers": 1, "is_training": True}
-OM_DET = {"num_queries": 5, "decoder_num_layers": 2, "encoder_hidden_dim": 32, "decoder_hidden_dim": 32, "class_embed_dim": 16}
-OM_DET |= {"text_config": CLIP, "text_projection_in_dim": 16, "text_projection_out_dim": 16, "task_encoder_hidden_dim": 16}
-OM_DET |= {"encoder_in_channels": [32] * 3, "vision_features_channels": [32] * 3, "encoder_dim_feedforward": 32, "cache_size": 4}
+OM_DET = {
+    "num_queries": 5,
+    "decoder_num_layers": 2,
+    "encoder_hidden_dim": 32,
+    "decoder_hidden_dim": 32,
+    "class_embed_dim": 16,
+}
+OM_DET |= {
+    "text_config": CLIP,
+    "text_projection_in_dim": 16,
+    "text_projection_out_dim": 16,
+    "task_encoder_hidden_dim": 16,
+}
+OM_DET |= {
+    "encoder_in_channels": [32] * 3,
+    "vision_features_channels": [32] * 3,
+    "encoder_dim_feedforward": 32,
+    "cache_size": 4,
+}
 OM_DET |= {"decoder_dim_feedforward": 32, "decoder_num_heads": 2, "apply_layernorm_after_vision_backbone": False}
-QUERIES = {"classes_input_ids": ids(4, 5), "classes_attention_mask": torch.ones(4, 5, dtype=torch.long), "tasks_input_ids": ids(2, 5)}
+QUERIES = {
+    "classes_input_ids": ids(4, 5),
+    "classes_attention_mask": torch.ones(4, 5, dtype=torch.long),
+    "tasks_input_ids": ids(2, 5),
+}
 QUERIES |= {"tasks_attention_mask": torch.ones(2, 5, dtype=torch.long), "classes_structure": torch.tensor([2, 2])}
-ZOE = {**DEPTH, "bottleneck_features": 16, "bin_embedding_dim": 16, "num_attractors": [4, 2, 2, 2], "num_relative_features": 8}
-ZOE |= {"backbone_hidden_size": 32, "bin_configurations": [{"n_bins": 8, "min_depth": 0.1, "max_depth": 10.0, "name": "nyu"}]}
+ZOE = {
+    **DEPTH,
+    "bottleneck_features": 16,
+    "bin_embedding_dim": 16,
+    "num_attractors": [4, 2, 2, 2],
+    "num_relative_features": 8,
+}
+ZOE |= {
+    "backbone_hidden_size": 32,
+    "bin_configurations": [{"n_bins": 8, "min_depth": 0.1, "max_depth": 10.0, "name": "nyu"}],
+}
 MATTE = {"hidden_size": 32, "fusion_hidden_sizes": [32, 16, 8, 8], "convstream_hidden_sizes": [8, 8, 16]}
-POSE = {"reshape_hidden_states": False, "include_prefix_tokens": False, "backbone_kwargs": {"image_size": [64, 64], "patch_size": [8, 8]}}
+POSE = {
+    "reshape_hidden_states": False,
+    "include_prefix_tokens": False,
+    "backbone_kwargs": {"image_size": [64, 64], "patch_size": [8, 8]},
+}
 
 HEADS = [
     # segmentation and matting
@@ -160,7 +255,9 @@ def test_scale_factors_resize_each_map():
     quarter = plain(x).feature_maps[2].unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean(dim=(3, 5))
     torch.testing.assert_close(model(x).feature_maps[2], quarter)  # half the size is the mean of 2 x 2
     wrong = seeded(EqCohViTBackbone, tiny_config(out_indices=[1, 2], scale_factors=[2]))
-    with pytest.raises(ValueError, match=r"scale_factors needs one number for each of \['stage1', 'stage2'\], got \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"scale_factors needs one number for each of \['stage1', 'stage2'\], got \[2\]"
+    ):
         wrong(x)
 
 

@@ -8,7 +8,9 @@ from transformers import AutoImageProcessor
 
 from eqcohvit import EqCohViTImageProcessorPil
 
-PROCESSOR = EqCohViTImageProcessorPil(size={"height": 8, "width": 12}, image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.5, 1.0])
+PROCESSOR = EqCohViTImageProcessorPil(
+    size={"height": 8, "width": 12}, image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.5, 1.0]
+)
 
 
 def test_pixel_values_match_hand_computed_numbers():
@@ -23,7 +25,12 @@ def test_all_kinds_of_images_give_the_same_values():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 14, 3), dtype=np.uint8))
     array = np.asarray(image)
     expected = PROCESSOR(image, return_tensors="pt").pixel_values
-    for same in (array, array.transpose(2, 0, 1), torch.from_numpy(array.copy()).permute(2, 0, 1), image.convert("RGBA")):
+    for same in (
+        array,
+        array.transpose(2, 0, 1),
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        image.convert("RGBA"),
+    ):
         torch.testing.assert_close(PROCESSOR(same, return_tensors="pt").pixel_values, expected)
     batch = PROCESSOR([image, image.convert("L"), image.convert("P")], return_tensors="pt").pixel_values
     assert batch.shape == (3, 3, 8, 12)
@@ -35,12 +42,18 @@ def test_saved_processor_loads_with_its_settings(tmp_path):
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(loaded) is EqCohViTImageProcessorPil
     image = Image.new("RGB", (30, 30), (10, 200, 90))
-    assert torch.equal(loaded(image, return_tensors="pt").pixel_values, PROCESSOR(image, return_tensors="pt").pixel_values)
+    assert torch.equal(
+        loaded(image, return_tensors="pt").pixel_values, PROCESSOR(image, return_tensors="pt").pixel_values
+    )
 
 
 @pytest.mark.parametrize(
     ("image", "size"),
-    [(Image.new("RGB", (0, 4)), "0 x 4"), (np.zeros((0, 3, 3), np.uint8), "0 x 3 x 3"), (torch.zeros(3, 5, 0), "3 x 5 x 0")],
+    [
+        (Image.new("RGB", (0, 4)), "0 x 4"),
+        (np.zeros((0, 3, 3), np.uint8), "0 x 3 x 3"),
+        (torch.zeros(3, 5, 0), "3 x 5 x 0"),
+    ],
 )
 def test_images_without_pixels_are_named(image, size):
     with pytest.raises(ValueError, match=f"expected an image with pixels, got one of size {size}"):
@@ -109,7 +122,9 @@ def test_photographs_are_turned_upright():
 def test_the_format_of_an_ambiguous_array_can_be_given():
     array = np.random.default_rng(0).integers(0, 256, (3, 8, 3), dtype=np.uint8)
     expected = PROCESSOR(array.transpose(1, 2, 0), return_tensors="pt").pixel_values
-    torch.testing.assert_close(PROCESSOR(array, return_tensors="pt", input_data_format="channels_first").pixel_values, expected)
+    torch.testing.assert_close(
+        PROCESSOR(array, return_tensors="pt", input_data_format="channels_first").pixel_values, expected
+    )
 
 
 @pytest.mark.parametrize("image", [None, 3, "missing.png"])

@@ -1,4 +1,5 @@
-"""Models as a user of transformers handles them: loading, saving, attention, memory savings, half precision, other image sizes."""
+"""Models as a user of transformers handles them: loading, saving, attention, memory savings, half precision, other
+image sizes."""
 
 import json
 
@@ -8,7 +9,13 @@ from tests.hub.hub_tools import seeded, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, ViTConfig, ViTModel
 
-from eqcohvit import EqCohViTBackbone, EqCohViTConfig, EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel
+from eqcohvit import (
+    EqCohViTBackbone,
+    EqCohViTConfig,
+    EqCohViTForImageClassification,
+    EqCohViTForPreTraining,
+    EqCohViTModel,
+)
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
 from eqcohvit.hub.modeling_eqcohvit import pool_tokens, split_features
 
@@ -37,7 +44,13 @@ def main_output(model, x):
 
 def test_output_fields_have_the_documented_order_and_shapes(x):
     outputs = seeded(EqCohViTModel, tiny_config())(x, output_hidden_states=True)
-    assert list(outputs) == ["last_hidden_state", "pooler_output", "invariant_features", "equivariant_features", "hidden_states"]
+    assert list(outputs) == [
+        "last_hidden_state",
+        "pooler_output",
+        "invariant_features",
+        "equivariant_features",
+        "hidden_states",
+    ]
     assert [tuple(outputs[i].shape) for i in range(4)] == [(3, 17, 32), (3, 32), (3, 17, 14), (3, 17, 10)]
     assert [tuple(state.shape) for state in outputs.hidden_states] == [(3, 17, 32)] * 3
     assert torch.equal(outputs.pooler_output, outputs.last_hidden_state[:, 0])
@@ -49,7 +62,10 @@ def test_parts_are_the_first_and_last_dimensions_of_the_linear_head(x):
     features = outputs.last_hidden_state @ model.feature_head.weight.T + model.feature_head.bias
     torch.testing.assert_close(outputs.invariant_features, features[..., :14])
     torch.testing.assert_close(outputs.equivariant_features, features[..., 14:])
-    assert all(torch.equal(a, b) for a, b in zip(split_features(features, 10), (features[..., :14], features[..., 14:]), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(split_features(features, 10), (features[..., :14], features[..., 14:]), strict=True)
+    )
 
 
 def test_split_takes_all_or_nothing_and_no_more():
@@ -156,7 +172,9 @@ def test_only_safetensors_are_written_and_shards_load(tmp_path, x):
     model.save_pretrained(tmp_path, max_shard_size="60KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1 and not list(tmp_path.glob("*.bin"))
-    assert set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()) == {s.name for s in shards}
+    assert set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()) == {
+        s.name for s in shards
+    }
     assert torch.equal(main_output(model, x), main_output(AutoModelForPreTraining.from_pretrained(tmp_path), x))
 
 
@@ -189,7 +207,9 @@ def test_state_dict_of_random_weights_starts_with_the_documented_scales():
     assert not model.eqcohvit.feature_head.bias.any()
     by_empty_checkpoint = EqCohViTForPreTraining.from_pretrained(None, config=model.config, state_dict={})
     for (name, one), other in zip(model.state_dict().items(), by_empty_checkpoint.state_dict().values(), strict=True):
-        assert one.float().std().item() == pytest.approx(other.float().std().item(), rel=0.3, abs=1e-3) or one.numel() < 64, name
+        assert (
+            one.float().std().item() == pytest.approx(other.float().std().item(), rel=0.3, abs=1e-3) or one.numel() < 64
+        ), name
 
 
 # ------------------------------------------------------------------------------------------------ attention, size, memory
@@ -202,7 +222,10 @@ def test_attention_implementations_agree_with_eager(folder, implementation, x):
     model.set_attn_implementation(implementation)
     assert model.backbone.config._attn_implementation == implementation
     torch.testing.assert_close(main_output(model, x), eager, rtol=1e-4, atol=1e-4)
-    assert AutoModel.from_pretrained(folder, attn_implementation=implementation).config._attn_implementation == implementation
+    assert (
+        AutoModel.from_pretrained(folder, attn_implementation=implementation).config._attn_implementation
+        == implementation
+    )
 
 
 def test_output_attentions_are_distributions(folder, x):
@@ -234,14 +257,17 @@ def test_checkpointed_gradients_equal_the_usual_ones(x):
 
 @pytest.mark.parametrize("model_type", ["dinov2", "dinov3_vit", "vit", "ijepa"])
 def test_every_parameter_gets_a_gradient(model_type, x):
-    """Also the mask token of a backbone that has one, which no image uses here: DDP wants a gradient of each parameter."""
+    """Also the mask token of a backbone that has one, which no image uses here: DDP wants a gradient of each
+    parameter."""
     kwargs = {"use_mask_token": True} if model_type == "dinov2" else {}
     config = tiny_config(model_type, backbone_kwargs=kwargs, num_labels=3)
     labels = torch.tensor([0, 1, 2])
     for model_class, inputs in [(EqCohViTForPreTraining, {}), (EqCohViTForImageClassification, {"labels": labels})]:
         model = seeded(model_class, config).train()
         model(x, **inputs).loss.backward()
-        without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        without = [
+            name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+        ]
         assert not without, (model_class, without)
 
 
@@ -252,7 +278,9 @@ def test_mask_token_stands_in_for_masked_patches(x):
     mask[:, 6] = True
     y = x.clone()
     y[:, :, 8:16, 16:24] = 7.0  # patch 6, hidden by the mask
-    assert torch.equal(model(x, bool_masked_pos=mask).last_hidden_state, model(y, bool_masked_pos=mask).last_hidden_state)
+    assert torch.equal(
+        model(x, bool_masked_pos=mask).last_hidden_state, model(y, bool_masked_pos=mask).last_hidden_state
+    )
     with pytest.raises(ValueError, match="needs a backbone with a mask token"):
         seeded(EqCohViTModel, tiny_config())(x, bool_masked_pos=mask)
 
@@ -323,7 +351,9 @@ def test_classifier_reads_the_named_part(part, hidden_dim, x):
 
 def test_classifier_on_a_pretrained_folder_trains_saves_and_loads(folder, tmp_path, x):
     model = AutoModelForImageClassification.from_pretrained(folder, num_labels=3, classifier_part="backbone")
-    assert not model.eqcohvit.feature_head.weight.requires_grad  # loading makes all trainable; the model freezes it again
+    assert (
+        not model.eqcohvit.feature_head.weight.requires_grad
+    )  # loading makes all trainable; the model freezes it again
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     labels, losses = torch.tensor([0, 1, 2]), []
     for _ in range(8):
@@ -373,11 +403,17 @@ def test_wrong_views_are_named(x):
 def test_wrong_checkpoints_are_named(tmp_path, folder):
     vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     vit.save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="expected a checkpoint of model_type 'eqcohvit', found 'vit'; scripts/convert_checkpoint.py"):
+    with pytest.raises(
+        ValueError, match="expected a checkpoint of model_type 'eqcohvit', found 'vit'; scripts/convert_checkpoint.py"
+    ):
         EqCohViTModel.from_pretrained(tmp_path / "vit")
     tiny_config().save_pretrained(tmp_path / "empty")
     with pytest.raises(OSError, match="no file named model.safetensors"):
         AutoModel.from_pretrained(tmp_path / "empty")
-    with pytest.raises(RuntimeError, match=r"expected feature_head.bias of shape \(30,\), found \(24,\) \(2 such tensors\)"):
+    with pytest.raises(
+        RuntimeError, match=r"expected feature_head.bias of shape \(30,\), found \(24,\) \(2 such tensors\)"
+    ):
         AutoModel.from_pretrained(folder, feature_dim=30)
-    assert AutoModel.from_pretrained(folder, feature_dim=30, ignore_mismatched_sizes=True).feature_head.out_features == 30
+    assert (
+        AutoModel.from_pretrained(folder, feature_dim=30, ignore_mismatched_sizes=True).feature_head.out_features == 30
+    )

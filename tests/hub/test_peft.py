@@ -38,7 +38,9 @@ def test_lora_classifier_trains_saves_loads_and_merges(x, tmp_path, folder):
     assert torch.equal(base.eqcohvit.backbone.embeddings.cls_token, frozen)
 
     model.save_pretrained(tmp_path / "adapter")
-    again = PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(folder, num_labels=3), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(
+        AutoModelForImageClassification.from_pretrained(folder, num_labels=3), tmp_path / "adapter"
+    )
     torch.testing.assert_close(again.eval()(pixel_values=x).logits, trained)
 
     merged = again.merge_and_unload()
@@ -66,7 +68,9 @@ def test_native_adapter_is_added_saved_loaded_and_switched_off(x, tmp_path, fold
 
 def test_lora_of_the_pretraining_model_gets_gradients_under_checkpointing(x):
     torch.manual_seed(0)
-    model = get_peft_model(EqCohViTForPreTraining(tiny_config()), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        EqCohViTForPreTraining(tiny_config()), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     model.base_model.model.activation_checkpointing_enable()
     model.train()
     model(pixel_values=x, pixel_values_end=x.flip(-1), intermediates=torch.ones(3, 2, 3, 32, 32)).loss.backward()

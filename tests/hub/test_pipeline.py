@@ -156,7 +156,10 @@ def test_files_in_a_list_are_images(extract, photo, tmp_path):
 
 def test_a_text_file_is_refused(extract, tmp_path):
     (tmp_path / "text.txt").write_text("text")
-    with (tmp_path / "text.txt").open() as file, pytest.raises(ValueError, match=r"its read\(\) gives str, expected bytes"):
+    with (
+        (tmp_path / "text.txt").open() as file,
+        pytest.raises(ValueError, match=r"its read\(\) gives str, expected bytes"),
+    ):
         extract(file)
 
 
@@ -169,7 +172,12 @@ def test_no_images_give_no_features(extract):
 
 def test_tokens_choose_the_documented_pooling(extract, expected, photo):
     equivariant = expected.equivariant_features[0]
-    wanted = {"cls": equivariant[0], "mean": equivariant[1:].mean(dim=0), "all": equivariant, "patches": equivariant[1:].reshape(4, 4, 10)}
+    wanted = {
+        "cls": equivariant[0],
+        "mean": equivariant[1:].mean(dim=0),
+        "all": equivariant,
+        "patches": equivariant[1:].reshape(4, 4, 10),
+    }
     for tokens, value in wanted.items():
         close(extract(photo, tokens=tokens, return_tensors="pt")["equivariant"], value)
     close(extract(photo)["equivariant"], wanted["cls"])

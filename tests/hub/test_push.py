@@ -92,7 +92,11 @@ def test_push_without_write_access_is_one_line_and_exit_code_2(hub, tmp_path, fo
 
 
 def test_range_requests_are_answered_with_the_asked_bytes(hub):
-    hub.repos["user/name"] = {"private": False, "branches": {"main": "a" * 40}, "commits": {"a" * 40: {"f.bin": bytes(range(100))}}}
+    hub.repos["user/name"] = {
+        "private": False,
+        "branches": {"main": "a" * 40},
+        "commits": {"a" * 40: {"f.bin": bytes(range(100))}},
+    }
     request = urllib.request.Request(f"{hub.url}/user/name/resolve/main/f.bin", headers={"Range": "bytes=10-19"})
     with urllib.request.urlopen(request) as answer:
         assert answer.status == 206 and answer.read() == bytes(range(10, 20))
@@ -107,12 +111,16 @@ def test_pretraining_pushes_its_model_card_and_training_state_and_another_run_go
 
     def pretrain(name, *flags):
         command = [sys.executable, str(PUSH.with_name("pretrain.py")), "--output_dir", str(tmp_path / name), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hub.environment(tmp_path / "home"))
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=hub.environment(tmp_path / "home")
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
     assert pretrain("run", *flags).count("pushed to ") == 2  # at each checkpoint
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "modeling_eqcohvit.py"}
-    expected |= {f"training_state/{name}" for name in ("model.safetensors", "optimizer.bin", "config.yaml", "run_state.json")}
+    expected |= {
+        f"training_state/{name}" for name in ("model.safetensors", "optimizer.bin", "config.yaml", "run_state.json")
+    }
     assert expected <= set(hub.files("user/tiny"))
     assert "step 3/3" in pretrain("continued", "--resume_from_checkpoint", "user/tiny", "--max_steps", "3")

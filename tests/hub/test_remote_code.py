@@ -103,7 +103,9 @@ def test_folder_alone_gives_the_same_numbers_in_a_process_without_the_package(pl
         assert_close(found["reconstructions"], reconstructions)
         maps = EqCohViTBackbone.from_pretrained(place / "model", out_indices=[1, 2])(x).feature_maps
         assert_close((found["map1"], found["map2"]), maps)
-    features = pipeline("equivariant-feature-extraction", model=str(place / "model"))(photo, tokens="patches", return_tensors=True)
+    features = pipeline("equivariant-feature-extraction", model=str(place / "model"))(
+        photo, tokens="patches", return_tensors=True
+    )
     assert_close(found["pipeline"], features["equivariant"])
     assert found["stock"].shape == (1, 17, 32)
 
@@ -122,7 +124,9 @@ except ValueError as error:
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForPreTraining, AutoModelForImageClassification])
 def test_with_the_package_no_trust_flag_is_needed(folder, auto_class):
     assert type(auto_class.from_pretrained(folder)).__module__ == "eqcohvit.hub.modeling_eqcohvit"
-    assert type(auto_class.from_pretrained(folder, trust_remote_code=True)).__module__ == "eqcohvit.hub.modeling_eqcohvit"
+    assert (
+        type(auto_class.from_pretrained(folder, trust_remote_code=True)).__module__ == "eqcohvit.hub.modeling_eqcohvit"
+    )
 
 
 def test_shipped_files_import_only_what_every_user_has(folder):
@@ -138,11 +142,18 @@ def test_shipped_files_import_only_what_every_user_has(folder):
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 assert node.module.split(".")[0] in allowed, f"{path.name}: {node.module}"
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 1 and f"{node.module}.py" in names, f"{path.name}: only `from .sibling import x` is shipped"
+                assert node.level == 1 and f"{node.module}.py" in names, (
+                    f"{path.name}: only `from .sibling import x` is shipped"
+                )
 
 
-@pytest.mark.parametrize("released", sorted((ROOT / "model_cards").glob("*/config.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "released", sorted((ROOT / "model_cards").glob("*/config.json")), ids=lambda path: path.parent.name
+)
 def test_released_folders_hold_the_present_code(released):
-    """What a checkpoint is published with is what the tests here have tested: after a change of hub/ its files are copied again."""
+    """What a checkpoint is published with is what the tests here have tested: after a change of hub/ its files are
+    copied again."""
     shipped = {path.name: path.read_text() for path in released.parent.glob("*.py")}
-    assert shipped == {path.name: path.read_text() for path in (ROOT / "src" / "eqcohvit" / "hub").glob("*_eqcohvit.py")}
+    assert shipped == {
+        path.name: path.read_text() for path in (ROOT / "src" / "eqcohvit" / "hub").glob("*_eqcohvit.py")
+    }

@@ -10,15 +10,26 @@ from eqcohvit import EqCohViTForImageClassification, EqCohViTForPreTraining, EqC
 
 @pytest.fixture
 def arguments(tmp_path):
-    sizes = {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 0, "logging_steps": 6, "seed": 0}
-    return TrainingArguments(str(tmp_path / "run"), **sizes, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no")
+    sizes = {
+        "max_steps": 12,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "logging_steps": 6,
+        "seed": 0,
+    }
+    return TrainingArguments(
+        str(tmp_path / "run"), **sizes, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
 
 
 @pytest.fixture
 def images():
     """Noise around -0.5 (label 0) or 0.5 (label 1)."""
     generator = torch.Generator().manual_seed(0)
-    return [{"pixel_values": torch.randn(3, 32, 32, generator=generator) + i % 2 - 0.5, "labels": i % 2} for i in range(16)]
+    return [
+        {"pixel_values": torch.randn(3, 32, 32, generator=generator) + i % 2 - 0.5, "labels": i % 2} for i in range(16)
+    ]
 
 
 def test_trainer_finetunes_a_classifier_and_saves_a_whole_folder(arguments, images, tmp_path):
@@ -40,7 +51,11 @@ def test_trainer_finetunes_a_classifier_and_saves_a_whole_folder(arguments, imag
 
 def test_trainer_runs_the_pretraining_model(arguments, images):
     torch.manual_seed(0)
-    trainer = Trainer(EqCohViTForPreTraining(tiny_config()), arguments, train_dataset=[{"pixel_values": x["pixel_values"]} for x in images])
+    trainer = Trainer(
+        EqCohViTForPreTraining(tiny_config()),
+        arguments,
+        train_dataset=[{"pixel_values": x["pixel_values"]} for x in images],
+    )
     trainer.train()
     first, last = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     assert last < first

@@ -1,4 +1,5 @@
-"""Names and meanings of saved weights: what is on disk is what is in memory, and what no training has made stays known as random."""
+"""Names and meanings of saved weights: what is on disk is what is in memory, and what no training has made stays known
+as random."""
 
 import pytest
 import torch
@@ -6,7 +7,13 @@ from safetensors.torch import load_file
 from tests.hub.hub_tools import seeded, tiny_config
 from transformers import AutoModel, AutoModelForPreTraining, Dinov2Model, Trainer, TrainingArguments, pipeline
 
-from eqcohvit import PIPELINE_TASK, EqCohViTBackbone, EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel
+from eqcohvit import (
+    PIPELINE_TASK,
+    EqCohViTBackbone,
+    EqCohViTForImageClassification,
+    EqCohViTForPreTraining,
+    EqCohViTModel,
+)
 from eqcohvit.export import save_hub_folder
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
 
@@ -27,11 +34,21 @@ def test_names_on_disk_are_names_in_memory(model_type, tmp_path):
 
 def test_trainer_resumes_exactly(tmp_path):
     """The real Trainer: 4 steps, and 2 steps and 2 more from its checkpoint, end with the same bits."""
-    images = [{"pixel_values": torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(i)), "labels": i % 2} for i in range(8)]
+    images = [
+        {"pixel_values": torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(i)), "labels": i % 2}
+        for i in range(8)
+    ]
 
     def train(max_steps, resume=None):
-        sizes = {"max_steps": max_steps, "save_steps": 2, "per_device_train_batch_size": 2, "lr_scheduler_type": "constant"}
-        arguments = TrainingArguments(str(tmp_path / "run"), **sizes, learning_rate=1e-2, report_to=[], use_cpu=True, disable_tqdm=True)
+        sizes = {
+            "max_steps": max_steps,
+            "save_steps": 2,
+            "per_device_train_batch_size": 2,
+            "lr_scheduler_type": "constant",
+        }
+        arguments = TrainingArguments(
+            str(tmp_path / "run"), **sizes, learning_rate=1e-2, report_to=[], use_cpu=True, disable_tqdm=True
+        )
         torch.manual_seed(0)
         model = EqCohViTForImageClassification(tiny_config(num_labels=2))
         Trainer(model, arguments, train_dataset=images).train(resume_from_checkpoint=resume)
@@ -59,7 +76,10 @@ def test_the_encoder_of_a_refused_model_is_refused_too_and_in_half_precision(tmp
     seeded(EqCohViTBackbone, tiny_config()).save_pretrained(tmp_path / "maps")  # has no feature head
     model = EqCohViTForPreTraining.from_pretrained(tmp_path / "maps")
     model.to(torch.bfloat16).eqcohvit.save_pretrained(tmp_path / "half")
-    assert EqCohViTModel.from_pretrained(tmp_path / "half").missing_encoder_keys == ["feature_head.bias", "feature_head.weight"]
+    assert EqCohViTModel.from_pretrained(tmp_path / "half").missing_encoder_keys == [
+        "feature_head.bias",
+        "feature_head.weight",
+    ]
 
 
 def test_training_makes_random_weights_the_models_own(tmp_path):
@@ -74,7 +94,9 @@ def test_training_makes_random_weights_the_models_own(tmp_path):
     assert EqCohViTModel.from_pretrained(tmp_path / "trained").missing_encoder_keys == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("equivariant_dim", 8), ("num_prefix_tokens", 2), ("decoder_context", "cls")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("equivariant_dim", 8), ("num_prefix_tokens", 2), ("decoder_context", "cls")]
+)
 def test_another_meaning_than_the_checkpoints_is_refused(folder, field, value):
     with pytest.raises(ValueError, match=f"was trained with {field}=.*, got {value!r}"):
         AutoModelForPreTraining.from_pretrained(folder, **{field: value})
@@ -89,7 +111,9 @@ def test_another_meaning_than_the_checkpoints_is_refused(folder, field, value):
 # ------------------------------------------------------------------------------------------------- options, precision
 
 
-@pytest.mark.parametrize("model_class", [EqCohViTModel, EqCohViTForPreTraining, EqCohViTForImageClassification, EqCohViTBackbone])
+@pytest.mark.parametrize(
+    "model_class", [EqCohViTModel, EqCohViTForPreTraining, EqCohViTForImageClassification, EqCohViTBackbone]
+)
 def test_options_of_the_configuration_reach_the_nested_backbone(folder, model_class):
     model = model_class.from_pretrained(folder, output_hidden_states=True)
     assert len(model(X).hidden_states) == 3 and model(X, output_hidden_states=False).hidden_states is None

@@ -34,14 +34,20 @@ def test_sie_terms_equal_a_reference():
     objective.zero_grad()
 
     embeddings = {}
-    for part, expander in (("invariant", objective.invariant_expander), ("equivariant", objective.equivariant_expander)):
+    for part, expander in (
+        ("invariant", objective.invariant_expander),
+        ("equivariant", objective.equivariant_expander),
+    ):
         embeddings[part] = expander(getattr(inputs, part).cls.flatten(0, 1)).chunk(2)
     batch, dim = embeddings["invariant"][0].shape
     predicted = torch.stack([
         objective.predictor(embeddings["equivariant"][0][i : i + 1], inputs.parameters[i : i + 1])[0] for i in range(batch)
     ])  # fmt: skip
     invariance = sum(((a - b) ** 2).sum() for a, b in zip(*embeddings["invariant"], strict=True)) / (batch * dim)
-    equivariance = sum(((a - b) ** 2).sum() for a, b in zip(predicted, embeddings["equivariant"][1], strict=True)) / predicted.numel()
+    equivariance = (
+        sum(((a - b) ** 2).sum() for a, b in zip(predicted, embeddings["equivariant"][1], strict=True))
+        / predicted.numel()
+    )
     variance = covariance = 0.0
     for view in range(2):
         z = torch.cat([embeddings["invariant"][view], embeddings["equivariant"][view]], dim=1)
@@ -49,7 +55,12 @@ def test_sie_terms_equal_a_reference():
         matrix = torch.cov(z.T)
         covariance = covariance + (matrix**2).sum().sub((matrix.diagonal() ** 2).sum()) / z.shape[1]
     variance = variance + sum(torch.relu(1 - s) for s in standard_deviations(predicted)) / predicted.shape[1]
-    reference = {"invariance": 10 * invariance, "equivariance": 4.5 * equivariance, "variance": 5 * variance, "covariance": covariance}
+    reference = {
+        "invariance": 10 * invariance,
+        "equivariance": 4.5 * equivariance,
+        "variance": 5 * variance,
+        "covariance": covariance,
+    }
     for name, value in reference.items():
         assert math.isclose(terms[f"ssl/{name}"].item(), value.item(), rel_tol=1e-4), name
     sum(reference.values()).backward()
@@ -57,7 +68,9 @@ def test_sie_terms_equal_a_reference():
 
 
 def test_sie_expanders_share_the_width_in_proportion_to_the_parts():
-    sizes = ObjectiveSizes(invariant_dim=6, equivariant_dim=2, projector_dim=20, patch_size=4, parameter_limits=((-1.0, 1.0),))
+    sizes = ObjectiveSizes(
+        invariant_dim=6, equivariant_dim=2, projector_dim=20, patch_size=4, parameter_limits=((-1.0, 1.0),)
+    )
     objective = OBJECTIVES["sie"](sizes, OBJECTIVES["sie"].Options())
     assert [layer.weight.shape for layer in objective.invariant_expander[::3]] == [(15, 6), (15, 15), (15, 15)]
     assert [layer.weight.shape for layer in objective.equivariant_expander[::3]] == [(5, 2), (5, 5), (5, 5)]

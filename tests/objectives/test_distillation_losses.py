@@ -1,4 +1,5 @@
-"""The losses of DINO, iBOT and DINOv2 against references written sample by sample from the equations: values and gradients."""
+"""The losses of DINO, iBOT and DINOv2 against references written sample by sample from the equations: values and
+gradients."""
 
 import math
 
@@ -48,7 +49,9 @@ def test_multi_crop_loss_pairs_every_view_with_every_other_teacher_view(num_loca
     ]  # fmt: skip
     assert len(losses) == 2 + 2 * num_local
     leaves = (logits, local) if num_local else (logits,)
-    assert_same_value_and_gradients(multi_crop_loss(targets, logits, local, temperature), sum(losses) / len(losses), *leaves)
+    assert_same_value_and_gradients(
+        multi_crop_loss(targets, logits, local, temperature), sum(losses) / len(losses), *leaves
+    )
 
 
 def test_masked_patch_loss_averages_over_a_views_patches_then_over_views():
@@ -88,12 +91,16 @@ def test_koleo_loss_of_equal_features_stays_finite(dtype):
 def test_softmax_targets_by_hand():
     targets = softmax_targets(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5]), temperature=0.5)
     assert torch.allclose(targets, torch.tensor([1.0, math.exp(2)]) / (1 + math.exp(2)))
-    assert torch.allclose(softmax_targets(torch.tensor([3.0, 7.0]), torch.tensor([3.0, 7.0]), 0.1), torch.tensor([0.5, 0.5]))
+    assert torch.allclose(
+        softmax_targets(torch.tensor([3.0, 7.0]), torch.tensor([3.0, 7.0]), 0.1), torch.tensor([0.5, 0.5])
+    )
 
 
 def test_update_center_moves_by_exactly_its_share_of_the_mean():
     center = torch.tensor([1.0, 0.0])
-    update_center(center, torch.tensor([[[2.0, 1.0], [4.0, 1.0]], [[0.0, 3.0], [2.0, 3.0]]]), momentum=0.75)  # mean (2, 2)
+    update_center(
+        center, torch.tensor([[[2.0, 1.0], [4.0, 1.0]], [[0.0, 3.0], [2.0, 3.0]]]), momentum=0.75
+    )  # mean (2, 2)
     assert torch.allclose(center, torch.tensor([0.75 * 1 + 0.25 * 2, 0.25 * 2]))
 
 

@@ -13,7 +13,9 @@ prototypes = Prototypes(5, 7, norm_last_layer=False)
 
 def embeddings(batch=7, dim=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, dim, generator=generator, dtype=torch.float32), torch.randn(batch, dim, generator=generator)
+    return torch.randn(batch, dim, generator=generator, dtype=torch.float32), torch.randn(
+        batch, dim, generator=generator
+    )
 
 
 def reference_vicreg(x, y):
@@ -43,7 +45,10 @@ def test_vicreg_terms_equal_an_elementwise_reference():
 def test_covariance_penalty_and_its_gradient_are_those_of_the_whole_covariance_matrix(shape):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
     values, gradients = [], []
-    for penalty in (covariance_penalty, lambda z: (z.T.cov().square().sum() - z.T.cov().diagonal().square().sum()) / z.shape[1]):
+    for penalty in (
+        covariance_penalty,
+        lambda z: (z.T.cov().square().sum() - z.T.cov().diagonal().square().sum()) / z.shape[1],
+    ):
         leaf = x.clone().requires_grad_()
         value = penalty(leaf)
         value.backward()

@@ -27,7 +27,8 @@ def test_hidden_patches_beyond_the_capacity_are_left_out():
 
 
 def test_capacity_by_hand():
-    """Of a view of 196 patches: mean 0.15 x 196 = 29.4, variance (0.5 x (0.09 + 0.04 / 3) - 0.0225) x 196^2 = 1120.467."""
+    """Of a view of 196 patches: mean 0.15 x 196 = 29.4, variance (0.5 x (0.09 + 0.04 / 3) - 0.0225) x 196^2 =
+    1120.467."""
     assert (
         hidden_patches_capacity(128, 196, TeacherOptions())
         == math.ceil(128 * 29.4 + 6 * math.sqrt(128 * 1120.467))

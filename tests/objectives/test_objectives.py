@@ -23,12 +23,18 @@ def make_inputs(batch=6, same=False, local=2):
     generator = torch.Generator().manual_seed(0)
 
     def tokens(dim):
-        cls, patches = torch.randn(2, batch, dim, generator=generator), torch.randn(2, batch, PATCHES, dim, generator=generator)
+        cls, patches = (
+            torch.randn(2, batch, dim, generator=generator),
+            torch.randn(2, batch, PATCHES, dim, generator=generator),
+        )
         if same:
             cls, patches = cls[:1].expand_as(cls).clone(), patches[:1].expand_as(patches).clone()
         return Tokens(cls.requires_grad_(), patches.requires_grad_())
 
-    masks = torch.rand(2, batch, PATCHES, generator=generator).argsort(dim=-1) < torch.tensor([0, 3, 8, 5, 1, 2])[:batch, None]
+    masks = (
+        torch.rand(2, batch, PATCHES, generator=generator).argsort(dim=-1)
+        < torch.tensor([0, 3, 8, 5, 1, 2])[:batch, None]
+    )
     return ObjectiveInputs(
         invariant=tokens(DIM),
         equivariant=tokens(6),
@@ -102,7 +108,12 @@ def test_defaults_are_those_of_the_published_runs():
     ibot, dinov2 = (OBJECTIVES[name].Options() for name in ("ibot", "dinov2"))
     for options in (ibot, dinov2):
         assert (options.targets, options.heads, options.norm_last_layer) == ("centering", "shared", False)
-    assert (ibot.num_prototypes, ibot.min_masked_patches, ibot.koleo_weight, ibot.teacher_momentum) == (8192, 16, 0, 0.996)
+    assert (ibot.num_prototypes, ibot.min_masked_patches, ibot.koleo_weight, ibot.teacher_momentum) == (
+        8192,
+        16,
+        0,
+        0.996,
+    )
     assert (dinov2.num_prototypes, dinov2.min_masked_patches, dinov2.koleo_weight) == (65536, 4, 0.1)
     assert (ibot.centered_patches, dinov2.centered_patches, dinov2.teacher_momentum) == ("all", "hidden", 0.992)
 
@@ -160,8 +171,15 @@ def test_options_that_would_spoil_the_loss_are_refused(name, text, message):
 
 
 def test_parse_options_reads_each_type():
-    options = parse_options(OBJECTIVES["ibot"].Options, "num_prototypes = 7, norm_last_layer=true ,teacher_momentum=0.5,heads=separate")
-    assert (options.num_prototypes, options.norm_last_layer, options.teacher_momentum, options.heads) == (7, True, 0.5, "separate")
+    options = parse_options(
+        OBJECTIVES["ibot"].Options, "num_prototypes = 7, norm_last_layer=true ,teacher_momentum=0.5,heads=separate"
+    )
+    assert (options.num_prototypes, options.norm_last_layer, options.teacher_momentum, options.heads) == (
+        7,
+        True,
+        0.5,
+        "separate",
+    )
     assert parse_options(OBJECTIVES["ibot"].Options, "") == OBJECTIVES["ibot"].Options()
 
 
@@ -180,7 +198,9 @@ def test_uninformed_value_is_that_of_a_student_without_preference(name):
     teacher_head = copy.deepcopy(objective.head)
     with torch.no_grad():
         objective.head.cls.prototypes.weight.zero_()
-    assert objective(inputs, teacher_head)["ssl/cls"].item() == pytest.approx(objective.uninformed_values(6)["ssl/cls"], rel=1e-5)
+    assert objective(inputs, teacher_head)["ssl/cls"].item() == pytest.approx(
+        objective.uninformed_values(6)["ssl/cls"], rel=1e-5
+    )
 
 
 def test_vicreg_starts_near_its_start_value():

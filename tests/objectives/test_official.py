@@ -156,7 +156,8 @@ def distillation_steps(name, options, temperature, masked=True):
 
 
 def test_dino():
-    """2 global and 3 local crops; the official student's logits are one array, of which the first are the global ones."""
+    """2 global and 3 local crops; the official student's logits are one array, of which the first are the global
+    ones."""
     case = CASES["dino"]
     sizes = ObjectiveSizes(invariant_dim=PROTOTYPES, equivariant_dim=2, projector_dim=4, patch_size=4)
     options = parse_options(OBJECTIVES["ibot"].Options, f"num_prototypes={PROTOTYPES},mask_probability=0")

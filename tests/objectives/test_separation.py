@@ -9,7 +9,8 @@ NUM = 20_000
 
 
 def views(correlations, seed=0):
-    """Tokens (NUM, 1, D) of both views: dimension i has variance 1 and the correlation `correlations[i]` between them."""
+    """Tokens (NUM, 1, D) of both views: dimension i has variance 1 and the correlation `correlations[i]` between
+    them."""
     generator = torch.Generator().manual_seed(seed)
     shared, first, end = torch.randn(3, NUM, len(correlations), generator=generator)
     rho = torch.tensor(correlations)
@@ -79,7 +80,9 @@ def test_scale_and_shift_of_the_tokens_change_nothing():
     scale, shift = torch.tensor([100.0, 0.5, 7.0]), torch.tensor([3.0, -50.0, 0.1])
     rows = random_rows(4, 3)
     _, plain = separated(first, end, rows, rank=2)
-    _, scaled = separated(first * scale + shift, end * scale - shift, rows / scale, rank=2)  # a shift of each view of its own
+    _, scaled = separated(
+        first * scale + shift, end * scale - shift, rows / scale, rank=2
+    )  # a shift of each view of its own
     assert torch.allclose(scaled * scale, plain, atol=1e-3)
 
 

@@ -14,7 +14,9 @@ def benchmark(monkeypatch):
     module = load_script("benchmark")
     suites = sys.modules["benchmarks.suites"]
     sized, recipe = suites._settings, suites._recipe
-    monkeypatch.setattr(suites, "_settings", lambda preset, batch, size=224, **changes: sized("micro", 4, 16, **changes))
+    monkeypatch.setattr(
+        suites, "_settings", lambda preset, batch, size=224, **changes: sized("micro", 4, 16, **changes)
+    )
     monkeypatch.setattr(suites, "_recipe", lambda name, batch, *flags: recipe(name, 2, *flags))
     return module
 
@@ -79,7 +81,10 @@ def test_a_case_that_fails_is_named_and_the_others_are_measured(benchmark, measu
     printed = capsys.readouterr()
     assert "failed: OutOfMemoryError: no memory" in printed.out and "ratio <= 1.03: met" in printed.out
     assert printed.err == "error: 1 cases failed; the table says why\n"
-    assert [(row["case"], bool(row["failure"])) for row in json.loads(output.read_text())["results"]] == [("bad", True), ("good", False)]
+    assert [(row["case"], bool(row["failure"])) for row in json.loads(output.read_text())["results"]] == [
+        ("bad", True),
+        ("good", False),
+    ]
 
 
 def test_print_operations_names_what_takes_the_most(measure, capsys):
@@ -89,7 +94,8 @@ def test_print_operations_names_what_takes_the_most(measure, capsys):
 
 
 @pytest.mark.parametrize(
-    "suite", ["inference", *(pytest.param(name, marks=pytest.mark.slow) for name in ("overhead", "data", "train", "scaling"))]
+    "suite",
+    ["inference", *(pytest.param(name, marks=pytest.mark.slow) for name in ("overhead", "data", "train", "scaling"))],
 )
 def test_suite_gives_positive_figures_that_are_written_and_compared(benchmark, tmp_path, capsys, suite):
     output = tmp_path / "result.json"
@@ -99,7 +105,9 @@ def test_suite_gives_positive_figures_that_are_written_and_compared(benchmark, t
     assert written["versions"]["torch"] == torch.__version__ and written["settings"]["device"] == "cpu"
     for row in written["results"]:
         assert row["suite"] == suite and row["figures"]["ratio"] > 0, row
-        assert all(value > 0 for name, value in row["figures"].items() if name.endswith(("_ms", "_mib", "per_s", "per_sample"))), row
+        assert all(
+            value > 0 for name, value in row["figures"].items() if name.endswith(("_ms", "_mib", "per_s", "per_sample"))
+        ), row
         row["figures"] = {name: value / 1e3 for name, value in row["figures"].items()}
     output.write_text(json.dumps(written))
     capsys.readouterr()

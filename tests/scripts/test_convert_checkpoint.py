@@ -39,7 +39,9 @@ def shake(model):
 # --------------------------------------------------------------------------------------------------- transformers folders
 
 
-@pytest.mark.parametrize("model_type", ["vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "deit", "vit_msn", "ijepa", "vit_mae"])
+@pytest.mark.parametrize(
+    "model_type", ["vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "deit", "vit_msn", "ijepa", "vit_mae"]
+)
 def test_transformers_folder_keeps_the_backbone_outputs(model_type, tmp_path):
     torch.manual_seed(0)
     mlp = {"mlp_ratio": 2} if model_type.startswith("dinov2") else {"intermediate_size": 64}
@@ -49,7 +51,16 @@ def test_transformers_folder_keeps_the_backbone_outputs(model_type, tmp_path):
     source = shake(AutoModel.from_config(config))
     source.save_pretrained(tmp_path / "source")
     ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path / "source")
-    args = ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out"), "--feature_dim", "24", "--equivariant_dim", "10"]
+    args = [
+        "--source",
+        str(tmp_path / "source"),
+        "--output",
+        str(tmp_path / "out"),
+        "--feature_dim",
+        "24",
+        "--equivariant_dim",
+        "10",
+    ]
     script.main(script.parse(args))
 
     converted = AutoModel.from_pretrained(tmp_path / "out")
@@ -101,7 +112,8 @@ def official_weights(layout, width=32, depth=2, patch=8, grid=4, registers=0, sw
 
 
 def rotate(t, grid, prefix):
-    """Rotary positions of DINOv3: queries or keys (B, heads, P + N, d), their patches turned by 2 pi y / 100^(i / (d / 4)), and by x."""
+    """Rotary positions of DINOv3: queries or keys (B, heads, P + N, d), their patches turned by 2 pi y / 100^(i / (d /
+    4)), and by x."""
     d = t.shape[-1]
     centres = 2 * (torch.arange(grid) + 0.5) / grid - 1
     y, x = torch.meshgrid(centres, centres, indexing="ij")
@@ -113,7 +125,8 @@ def rotate(t, grid, prefix):
 
 
 def official_forward(w, x, num_heads=4):
-    """The forward pass of DINOv2, DINOv3 and iBOT, written from their papers: images (B, 3, H, W) -> tokens (B, 1 + R + N, D)."""
+    """The forward pass of DINOv2, DINOv3 and iBOT, written from their papers: images (B, 3, H, W) -> tokens (B, 1 + R +
+    N, D)."""
     width, rotary = w["cls_token"].shape[-1], "rope_embed.periods" in w
 
     def norm(name, t):
@@ -123,7 +136,9 @@ def official_forward(w, x, num_heads=4):
         return F.linear(t, w[f"{name}.weight"], w[f"{name}.bias"] * w.get(f"{name}.bias_mask", torch.ones(())))
 
     patch = w["patch_embed.proj.weight"].shape[-1]
-    tokens = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch).flatten(2).transpose(1, 2)
+    tokens = (
+        F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=patch).flatten(2).transpose(1, 2)
+    )
     grid = x.shape[-1] // patch
     tokens = torch.cat([w["cls_token"].expand(len(x), -1, -1), tokens], dim=1) + w.get("pos_embed", torch.zeros(()))
     registers = w.get("register_tokens", w.get("storage_tokens", torch.zeros(1, 0, width)))
@@ -131,7 +146,11 @@ def official_forward(w, x, num_heads=4):
     i = 0
     while f"blocks.{i}.norm1.weight" in w:
         block = f"blocks.{i}"
-        q, k, v = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", tokens)).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            linear(f"{block}.attn.qkv", norm(f"{block}.norm1", tokens))
+            .unflatten(-1, (3, num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         if rotary:
             q, k = (rotate(t, grid, 1 + registers.shape[1]) for t in (q, k))
         attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
@@ -140,7 +159,11 @@ def official_forward(w, x, num_heads=4):
         hidden = norm(f"{block}.norm2", tokens)
         if f"{block}.mlp.w3.weight" in w:
             together = f"{block}.mlp.w12.weight" in w
-            halves = [linear(f"{block}.mlp.w12", hidden)] if together else [linear(f"{block}.mlp.w{n}", hidden) for n in (1, 2)]
+            halves = (
+                [linear(f"{block}.mlp.w12", hidden)]
+                if together
+                else [linear(f"{block}.mlp.w{n}", hidden) for n in (1, 2)]
+            )
             gate, up = torch.cat(halves, dim=-1).chunk(2, dim=-1)
             update = linear(f"{block}.mlp.w3", F.silu(gate) * up)
         else:
@@ -179,7 +202,9 @@ def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
     weights = official_weights(layout, **kwargs)
     torch.save(wrap(weights), tmp_path / "weights.pth")
     args = ["--source", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out")]
-    args += [] if layout == "dinov3" else ["--num_attention_heads", "4"]  # DINOv3's rotary periods tell the width of a head
+    args += (
+        [] if layout == "dinov3" else ["--num_attention_heads", "4"]
+    )  # DINOv3's rotary periods tell the width of a head
     args += ["--feature_dim", "24", "--equivariant_dim", "10", "--report", str(tmp_path / "report.json")]
     script.main(script.parse(args))
 
@@ -192,7 +217,10 @@ def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
     assert torch.equal(mask_token.flatten(), weights["masked_embed" if layout == "ibot" else "mask_token"].flatten())
 
     report = json.loads((tmp_path / "report.json").read_text())
-    by_action = {action: [entry for entry in report if entry["action"] == action] for action in ("copied", "split", "dropped", "new")}
+    by_action = {
+        action: [entry for entry in report if entry["action"] == action]
+        for action in ("copied", "split", "dropped", "new")
+    }
     unused = [entry["source"] for entry in by_action["dropped"]]
     assert all(re.search("head|rope_embed.periods|bias_mask|local_cls_norm", source) for source in unused)
     assert len(by_action["copied"]) + len(by_action["split"]) == len(weights) - len(set(unused) & set(weights))
@@ -217,12 +245,24 @@ def test_report_names_what_became_of_each_key():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w | {"blocks.0.surprise": torch.zeros(2)}, r"unknown key 'blocks.0.surprise' of shape \(2,\) in the dinov2 layout"),
-        (lambda w: {k: v for k, v in w.items() if k != "norm.bias"}, r"expected layernorm.bias of shape \(32,\), found nothing"),
+        (
+            lambda w: w | {"blocks.0.surprise": torch.zeros(2)},
+            r"unknown key 'blocks.0.surprise' of shape \(2,\) in the dinov2 layout",
+        ),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "norm.bias"},
+            r"expected layernorm.bias of shape \(32,\), found nothing",
+        ),
         (lambda w: w | {"norm.bias": torch.zeros(5)}, r"expected layernorm.bias of shape \(32,\), found \(5,\)"),
-        (lambda w: {"conv1.weight": torch.zeros(3)}, "expected the keys of an official DINO or iBOT ViT .*, found conv1.weight"),
+        (
+            lambda w: {"conv1.weight": torch.zeros(3)},
+            "expected the keys of an official DINO or iBOT ViT .*, found conv1.weight",
+        ),
         (lambda w: {"epoch": 3}, "expected a state dict of tensors, found dict"),
-        (lambda w: w | {"pos_embed": torch.zeros(1, 16, 32)}, "expected pos_embed of a square grid and one CLS token, found 16 positions"),
+        (
+            lambda w: w | {"pos_embed": torch.zeros(1, 16, 32)},
+            "expected pos_embed of a square grid and one CLS token, found 16 positions",
+        ),
     ],
 )
 def test_wrong_state_dicts_are_named(change, message, tmp_path):
@@ -246,17 +286,34 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, monkeypatch):
 
 def test_command_line_error_is_one_line_and_writes_nothing(tmp_path):
     torch.save(official_weights("ibot"), tmp_path / "weights.pth")
-    command = [sys.executable, str(SCRIPT), "--source", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--source",
+        str(tmp_path / "weights.pth"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: the width 32 is no multiple of 64, the usual width of a head: give --num_attention_heads\n"
+    assert (
+        done.stderr
+        == "error: the width 32 is no multiple of 64, the usual width of a head: give --num_attention_heads\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_report_that_cannot_be_written_ends_before_the_model_is(tmp_path):
     AutoModel.from_config(AutoConfig.for_model("dinov2", **SIZES, mlp_ratio=2)).save_pretrained(tmp_path / "in")
     (tmp_path / "file").touch()
-    flags = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--report", str(tmp_path / "file" / "report.json")]
+    flags = [
+        "--source",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "out"),
+        "--report",
+        str(tmp_path / "file" / "report.json"),
+    ]
     with pytest.raises(ValueError, match=r"cannot write the report .*report.json: File exists"):
         script.main(script.parse(flags))
     assert not (tmp_path / "out").exists()

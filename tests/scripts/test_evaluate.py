@@ -39,7 +39,10 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     assert "\nrotation, paper: the black border tells it\n" in table and "rotation, strict: " not in table
     assert results["settings"]["transform"] == ["rotation"] and results["versions"]["torch"]
     page = (tmp_path / "results.html").read_text()
-    assert "<script" not in page and page.count("data:image/png;base64,") == len(list((tmp_path / "plots").glob("*.png"))) == 4
+    assert (
+        "<script" not in page
+        and page.count("data:image/png;base64,") == len(list((tmp_path / "plots").glob("*.png"))) == 4
+    )
     assert results["protocol"]["data_fingerprint"] and results["models"][0]["name"] == "tiny"
 
 
@@ -48,7 +51,14 @@ def test_layers_and_disentanglement_reach_tables_and_plots(evaluate, folder, tmp
     small = "--max_samples 40 --max_test_samples 20 --seeds 1"
     assert run(evaluate, folder, tmp_path / "x.json", *flags.split(), *small.split()) == 0
     table = capsys.readouterr().out
-    for text in ("backbone, layer 1", "R2 zoom, strict", "kNN-20", "linear", "change under zoom, strict", "CKA with invariant"):
+    for text in (
+        "backbone, layer 1",
+        "R2 zoom, strict",
+        "kNN-20",
+        "linear",
+        "change under zoom, strict",
+        "CKA with invariant",
+    ):
         assert text in table
     plots = {path.name for path in (tmp_path / "x_plots").iterdir()}
     names = ("r2_bars", "r2_by_layer", "scatter_zoom", "pca_maps", "neighbours")
@@ -83,7 +93,10 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
         ("--train_dir nowhere", "nowhere"),
         ("--test_data_files a.parquet", "test_data_files needs data to fit on"),
         ("--data_files a.parquet --test_split test", "test_split needs dataset_name without data_files"),
-        ("--data_files {folder}/*.json --test_data_files {folder}/config.json", "test_data_files must share no file with data_files"),
+        (
+            "--data_files {folder}/*.json --test_data_files {folder}/config.json",
+            "test_data_files must share no file with data_files",
+        ),
         ("--radius -1", "radius must not be negative, got -1"),
         ("--context_frames -1", "context_frames must not be negative, got -1"),
         ("--num_workers -1", "num_workers must not be negative, got -1"),
@@ -108,10 +121,14 @@ def test_missing_model_ends_with_2_and_one_line(evaluate, tmp_path, capsys):
 @pytest.mark.parametrize("end", ["> /dev/full", "| true"])
 def test_numbers_are_written_before_they_are_printed(folder, tmp_path, end):
     """Also to a terminal that knows ASCII alone, where the table has a sign that is none."""
-    small = "--max_samples 60 --max_test_samples 30 --seeds 2 --head linear --pooling cls_mean --protocol strict".split()
+    small = (
+        "--max_samples 60 --max_test_samples 30 --seeds 2 --head linear --pooling cls_mean --protocol strict".split()
+    )
     output = ["--output", str(tmp_path / "results.json"), "--cache_dir", str(tmp_path / "cache")]
     command = shlex.join([sys.executable, str(SCRIPTS / "evaluate.py"), "--model", str(folder), *small, *output])
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {end}"], capture_output=True, timeout=300, env=environment)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} {end}"], capture_output=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "results.json").read_text())["rows"]

@@ -38,7 +38,20 @@ def rows_of(path):
 
 def test_video_tasks_score_all_parts_and_both_controls(evaluate, encoder_folder, files, tmp_path, capsys):
     output = tmp_path / "results.json"
-    assert run(evaluate, encoder_folder, files, output, "--task", "video_segmentation", "part_propagation", "--frame_size", "64") == 0
+    assert (
+        run(
+            evaluate,
+            encoder_folder,
+            files,
+            output,
+            "--task",
+            "video_segmentation",
+            "part_propagation",
+            "--frame_size",
+            "64",
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     assert "video segmentation J&F" in captured.out and "part propagation mIoU" in captured.out
     assert "video 2/2 two: 3 frames, tiny" in captured.err
@@ -61,12 +74,37 @@ def test_heads_are_fitted_for_an_encoder_and_for_random_weights(evaluate, encode
 
 def test_finetuned_model_is_scored_as_it_is(evaluate, encoder_folder, files, tmp_path, capsys):
     test_files = shutil.copy(files, tmp_path / "test.parquet")  # the same file for both is refused
-    flags = ["--task", "segmentation", "--model", encoder_folder, "--num_labels", "2", "--head", "linear", "--max_steps", "2"]
+    flags = [
+        "--task",
+        "segmentation",
+        "--model",
+        encoder_folder,
+        "--num_labels",
+        "2",
+        "--head",
+        "linear",
+        "--max_steps",
+        "2",
+    ]
     flags += ["--per_device_train_batch_size", "2", "--data_files", files, "--test_data_files", str(test_files)]
     assert load_script("finetune").cli([*flags, "--output_dir", str(tmp_path / "run")]) == 0
     model = str(tmp_path / "run" / "model")
-    assert run(evaluate, model, files, tmp_path / "results.json", "--test_data_files", str(test_files), "--task", "segmentation") == 0
-    finetuned = {row["metric"]: row["values"] for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
+    assert (
+        run(
+            evaluate,
+            model,
+            files,
+            tmp_path / "results.json",
+            "--test_data_files",
+            str(test_files),
+            "--task",
+            "segmentation",
+        )
+        == 0
+    )
+    finetuned = {
+        row["metric"]: row["values"] for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    }
     rows = rows_of(tmp_path / "results.json")
     assert rows["run", "backbone", "segmentation mIoU"] == finetuned["mIoU"]
     assert run(evaluate, model, files, tmp_path / "other.json", "--task", "depth") == 2
@@ -77,7 +115,10 @@ def test_finetuned_model_is_scored_as_it_is(evaluate, encoder_folder, files, tmp
     ("flags", "message"),
     [
         (["--task", "segmentation"], "segmentation needs --num_labels"),
-        (["--task", "video_segmentation", "--max_frames", "1"], "video one has one frame; label propagation needs at least two"),
+        (
+            ["--task", "video_segmentation", "--max_frames", "1"],
+            "video one has one frame; label propagation needs at least two",
+        ),
         (["--task", "detection"], "no column objects for the objects; its columns: image, annotation, sequence, frame"),
         (["--task", "keypoints", "--target_column", "frame"], "must hold keypoints as"),
     ],

@@ -23,7 +23,19 @@ def pretrain():
 @pytest.fixture(scope="module")
 def finished(pretrain, photos, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("runs") / "run"
-    code = pretrain.cli([*SMALL, "--train_dir", str(photos), "--output_dir", str(output_dir), "--path", "se2", "--augmentation", "small"])
+    code = pretrain.cli(
+        [
+            *SMALL,
+            "--train_dir",
+            str(photos),
+            "--output_dir",
+            str(output_dir),
+            "--path",
+            "se2",
+            "--augmentation",
+            "small",
+        ]
+    )
     assert code == 0
     return output_dir
 
@@ -59,7 +71,17 @@ def test_resumed_run_equals_the_uninterrupted_one(pretrain, finished, photos, tm
     shutil.copytree(finished, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-6")
     shutil.rmtree(resumed / "model")
-    flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(resumed), "--path", "se2", "--augmentation", "small"]
+    flags = [
+        *SMALL,
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(resumed),
+        "--path",
+        "se2",
+        "--augmentation",
+        "small",
+    ]
     assert pretrain.cli([*flags, "--resume_from_checkpoint", "latest"]) == 0
     assert metrics(resumed) == metrics(finished)  # also line 4, whose mean began before the checkpoint of step 3
     ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (resumed, finished))
@@ -68,9 +90,22 @@ def test_resumed_run_equals_the_uninterrupted_one(pretrain, finished, photos, tm
 
 @pytest.mark.parametrize("objective", ["ibot", "dinov2"])
 def test_resumed_run_with_a_teacher_equals_the_uninterrupted_one(pretrain, photos, tmp_path, objective):
-    flags = [*SMALL, "--train_dir", str(photos), "--objective", objective, "--local_crops_number", "2", "--local_crops_size", "8"]
+    flags = [
+        *SMALL,
+        "--train_dir",
+        str(photos),
+        "--objective",
+        objective,
+        "--local_crops_number",
+        "2",
+        "--local_crops_size",
+        "8",
+    ]
     flags += "--drop_path_rate 0.2 --max_steps 4 --save_steps 2 --augmentation ibot --weight_decay_end 0.4 --layer_decay 0.9".split()
-    flags += ["--objective_options", "num_prototypes=16,teacher_momentum=0.9,teacher_temperature_steps=3,freeze_last_layer_steps=1"]
+    flags += [
+        "--objective_options",
+        "num_prototypes=16,teacher_momentum=0.9,teacher_temperature_steps=3,freeze_last_layer_steps=1",
+    ]
     if objective == "ibot":  # as its recipes
         flags += "--layerscale_value 0 --drop_path_schedule linear --clip_gradients parameter".split()
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -90,21 +125,36 @@ def test_resumed_run_with_a_teacher_equals_the_uninterrupted_one(pretrain, photo
 
 
 def test_high_resolution_phase_goes_on_from_the_end_of_a_run(pretrain, photos, tmp_path):
-    """As imagenet1k_dinov2_vitl16_highres: larger images, from a checkpoint; with a rate of about 0, so that what was taken can be seen."""
+    """As imagenet1k_dinov2_vitl16_highres: larger images, from a checkpoint; with a rate of about 0, so that what was
+    taken can be seen."""
     flags = [*SMALL, "--train_dir", str(photos), "--objective", "dinov2", "--local_crops_number", "2"]
     low, high = tmp_path / "low", tmp_path / "high"
-    options = ["--local_crops_size", "8", "--objective_options", "num_prototypes=16,teacher_momentum=0.5", "--max_steps", "2"]
+    options = [
+        "--local_crops_size",
+        "8",
+        "--objective_options",
+        "num_prototypes=16,teacher_momentum=0.5",
+        "--max_steps",
+        "2",
+    ]
     assert pretrain.cli([*flags, *options, "--output_dir", str(low)]) == 0
     still = "num_prototypes=16,teacher_momentum=1,center_momentum=1"
     options = ["--local_crops_size", "12", "--objective_options", still, "--max_steps", "1"]
     options += ["--init_from", str(low / "checkpoints" / "step-2"), "--image_size", "32", "--learning_rate", "1e-12"]
     assert pretrain.cli([*flags, *options, "--min_learning_rate", "0", "--output_dir", str(high)]) == 0
-    before, after = (load_file(folder / "checkpoints" / step / "model.safetensors") for folder, step in ((low, "step-2"), (high, "step-1")))
+    before, after = (
+        load_file(folder / "checkpoints" / step / "model.safetensors")
+        for folder, step in ((low, "step-2"), (high, "step-1"))
+    )
     assert before.keys() == after.keys()
     for name in before:
         if name.endswith("position_embeddings"):
             grid = before[name][:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-            larger = torch.nn.functional.interpolate(grid, size=8, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+            larger = (
+                torch.nn.functional.interpolate(grid, size=8, mode="bicubic", align_corners=False)
+                .flatten(2)
+                .transpose(1, 2)
+            )
             assert torch.allclose(after[name], torch.cat([before[name][:, :1], larger], dim=1), atol=1e-5)
         else:
             assert torch.allclose(after[name], before[name], atol=1e-6), name
@@ -112,7 +162,19 @@ def test_high_resolution_phase_goes_on_from_the_end_of_a_run(pretrain, photos, t
 
 
 def test_baseline_without_reconstruction_runs_on_sprites(pretrain, tmp_path):
-    code = pretrain.cli([*SMALL, "--output_dir", str(tmp_path / "run"), "--recon_weight", "0", "--objective", "simclr", "--max_steps", "2"])
+    code = pretrain.cli(
+        [
+            *SMALL,
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--recon_weight",
+            "0",
+            "--objective",
+            "simclr",
+            "--max_steps",
+            "2",
+        ]
+    )
     assert code == 0
     assert "ssl/contrast" in metrics(tmp_path / "run")[0] and "recon/u_1" not in metrics(tmp_path / "run")[0]
     assert "grad_norm/decoders" not in metrics(tmp_path / "run")[0]

@@ -48,7 +48,9 @@ def test_the_first_line_says_what_is_left_out_and_a_small_folder_is_warned_of(pr
 
 def write_images(path, column="image", values=range(12)):
     features = datasets.Features({column: datasets.Image()})
-    datasets.Dataset.from_dict({column: [{"bytes": png(v), "path": None} for v in values]}, features=features).to_parquet(path)
+    datasets.Dataset.from_dict(
+        {column: [{"bytes": png(v), "path": None} for v in values]}, features=features
+    ).to_parquet(path)
 
 
 def odd_data(kind, folder):
@@ -89,7 +91,9 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
-def test_data_that_cannot_be_read_end_with_2_and_one_line_before_anything_is_written(pretrain, tmp_path, capsys, kind, pauses):
+def test_data_that_cannot_be_read_end_with_2_and_one_line_before_anything_is_written(
+    pretrain, tmp_path, capsys, kind, pauses
+):
     flags = odd_data(kind, tmp_path)
     assert pretrain.cli([*SMALL, *flags, "--output_dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -110,7 +114,8 @@ def test_a_folder_without_a_step_can_be_used_again_with_other_settings(pretrain,
 
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_a_tracker_that_cannot_be_opened_ends_with_2(pretrain, tmp_path, capsys, monkeypatch, in_folder):
-    """As wandb without a key, and as one that writes into the run's folder; an own tracker in the place of a library's."""
+    """As wandb without a key, and as one that writes into the run's folder; an own tracker in the place of a
+    library's."""
     opened_in = []
 
     class Locked(trackers.LOGGER_TYPE_TO_CLASS["tensorboard"]):
@@ -126,7 +131,15 @@ def test_a_tracker_that_cannot_be_opened_ends_with_2(pretrain, tmp_path, capsys,
     monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, "tensorboard", Locked)
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TENSORBOARD])
     write_images(tmp_path / "a.parquet")
-    flags = [*SMALL, "--data_files", f"{tmp_path}/a.parquet", "--output_dir", str(tmp_path / "run"), "--report_to", "tensorboard"]
+    flags = [
+        *SMALL,
+        "--data_files",
+        f"{tmp_path}/a.parquet",
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--report_to",
+        "tensorboard",
+    ]
     assert pretrain.cli(flags) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == "error: cannot open the tracker tensorboard: no key: log in first"
@@ -136,11 +149,22 @@ def test_a_tracker_that_cannot_be_opened_ends_with_2(pretrain, tmp_path, capsys,
 def test_an_evaluation_of_data_that_break_off_ends_with_1_and_one_line(tmp_path, capsys, encoder_folder):
     urls = pa.table({"url": ["http://nowhere.invalid/1.png"] * 8})
     pq.write_table(urls, tmp_path / "urls.parquet")
-    flags = ["--model", encoder_folder, "--task", "r2", "--data_files", f"{tmp_path}/urls.parquet", "--image_column", "url"]
+    flags = [
+        "--model",
+        encoder_folder,
+        "--task",
+        "r2",
+        "--data_files",
+        f"{tmp_path}/urls.parquet",
+        "--image_column",
+        "url",
+    ]
     flags += ["--max_samples", "4", "--max_test_samples", "2", "--cache_dir", str(tmp_path / "cache")]
     assert load_script("evaluate").cli(flags) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: reading http://nowhere.invalid/1.png failed 5 times in a row, at last with ConnectionError: no answer")
+    assert error.startswith(
+        "error: reading http://nowhere.invalid/1.png failed 5 times in a row, at last with ConnectionError: no answer"
+    )
 
 
 def test_an_evaluation_of_a_csv_without_files_ends_with_2(capsys, encoder_folder):

@@ -1,4 +1,5 @@
-"""Runs that continue from something: a Hub ViT, a model, a checkpoint, a published training state; with LoRA; and what stops them."""
+"""Runs that continue from something: a Hub ViT, a model, a checkpoint, a published training state; with LoRA; and what
+stops them."""
 
 import json
 import shutil
@@ -12,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import load_script
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessorPil
 
-VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 16, "patch_size": 4}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
 NEW_HEADS = (
     "--feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
     "--objective ibot --objective_options num_prototypes=32,bottleneck_dim=8,teacher_momentum=0.5"
@@ -81,7 +89,11 @@ def test_head_warmup_leaves_the_backbone_as_it_came(pretrain, vit, photos, tmp_p
     assert f"starting from {vit}: backbone; all else is new" in capsys.readouterr().out
     source, model = AutoModel.from_pretrained(vit), AutoModel.from_pretrained(tmp_path / "run" / "model")
     ours = model.backbone.state_dict()
-    assert all(torch.equal(tensor, ours[name]) for name, tensor in source.state_dict().items() if not name.endswith("mask_token"))
+    assert all(
+        torch.equal(tensor, ours[name])
+        for name, tensor in source.state_dict().items()
+        if not name.endswith("mask_token")
+    )
 
 
 def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, continued, photos, tmp_path, capsys):
@@ -89,7 +101,10 @@ def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, con
     options = "num_prototypes=32,bottleneck_dim=8,teacher_momentum=1"  # and a rate of about 0: all stays as it begins
     flags += ["--learning_rate", "1e-30", "--min_learning_rate", "0", "--objective_options", options]
     assert run(pretrain, *flags, *RUN) == 0
-    assert "backbone, feature head and decoders, the objective's heads, teacher; all else is new" in capsys.readouterr().out
+    assert (
+        "backbone, feature head and decoders, the objective's heads, teacher; all else is new"
+        in capsys.readouterr().out
+    )
     ours, theirs = (weights(folder / "checkpoints" / "step-4") for folder in (tmp_path / "run", continued))
     assert ours.keys() == theirs.keys() and any(name.startswith("teacher.") for name in ours)
     centres = {"objective.cls_center", "objective.patch_center"}  # follow the batches
@@ -99,7 +114,16 @@ def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, con
 
 
 def test_run_with_another_objective_takes_all_but_its_heads(pretrain, continued, photos, tmp_path, capsys):
-    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--objective", "simclr"]
+    flags = [
+        "--init_from",
+        continued / "model",
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "run",
+        "--objective",
+        "simclr",
+    ]
     assert run(pretrain, *flags, *RUN) == 0
     out = capsys.readouterr().out
     assert "backbone, feature head and decoders; all else is new" in out
@@ -131,7 +155,10 @@ def test_run_from_a_published_state_equals_the_uninterrupted_one(pretrain, conti
 
 def test_published_state_asks_for_the_images_that_it_does_not_name(pretrain, continued, tmp_path, capsys):
     assert run(pretrain, "--resume_from_checkpoint", continued / "model", "--output_dir", tmp_path / "run") == 2
-    assert "does not say which images it was trained on: give --dataset_name, --data_files or --train_dir" in capsys.readouterr().err
+    assert (
+        "does not say which images it was trained on: give --dataset_name, --data_files or --train_dir"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -143,7 +170,16 @@ def test_published_state_refuses_other_settings(pretrain, continued, photos, tmp
 
 
 def test_mismatched_heads_are_refused_with_both_shapes(pretrain, continued, photos, tmp_path, capsys):
-    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run", "--projector_dim", "8"]
+    flags = [
+        "--init_from",
+        continued / "model",
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "run",
+        "--projector_dim",
+        "8",
+    ]
     assert run(pretrain, *flags, *RUN) == 2
     error = capsys.readouterr().err
     assert "expected head.cls.mlp.0.bias of shape (8,), found (16,)" in error and error.count("\n") == 1
@@ -159,13 +195,17 @@ def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photo
     state = weights(tmp_path / "run" / "checkpoints" / "step-4")
     source = AutoModel.from_pretrained(vit).state_dict()
     prefix = "model.eqcohvit.backbone."
-    base = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix) and ".base_layer." in name}
+    base = {
+        name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix) and ".base_layer." in name
+    }
     assert base and all(torch.equal(tensor, source[name.replace(".base_layer", "")]) for name, tensor in base.items())
     assert any(name.endswith("lora_B.default.weight") and tensor.abs().sum() > 0 for name, tensor in state.items())
 
     # The teacher has adapters of its own, which follow the student's, beside the same weights.
     adapters = [name for name in state if name.startswith("teacher.encoder.") and ".lora_B." in name]
-    assert adapters and not any(torch.equal(state[name], state[name.replace("teacher.encoder.", "model.eqcohvit.")]) for name in adapters)
+    assert adapters and not any(
+        torch.equal(state[name], state[name.replace("teacher.encoder.", "model.eqcohvit.")]) for name in adapters
+    )
     assert not any(name.startswith("teacher.encoder.") and ".base_layer." in name for name in state)
 
     exported = AutoModel.from_pretrained(tmp_path / "run" / "model").eval()
@@ -177,15 +217,39 @@ def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photo
     torch.testing.assert_close(exported(x).equivariant_features, adapted.equivariant_features, rtol=1e-4, atol=1e-5)
 
     resumed = tmp_path / "resumed"
-    assert run(pretrain, *flags, "--output_dir", resumed, "--resume_from_checkpoint", tmp_path / "run" / "checkpoints" / "step-2") == 0
+    assert (
+        run(
+            pretrain,
+            *flags,
+            "--output_dir",
+            resumed,
+            "--resume_from_checkpoint",
+            tmp_path / "run" / "checkpoints" / "step-2",
+        )
+        == 0
+    )
     assert metrics(resumed) == metrics(tmp_path / "run")[1:]
-    assert all(torch.equal(t, weights(resumed / "model")[name]) for name, t in weights(tmp_path / "run" / "model").items())
+    assert all(
+        torch.equal(t, weights(resumed / "model")[name]) for name, t in weights(tmp_path / "run" / "model").items()
+    )
 
 
 def test_checkpoint_of_a_lora_run_is_no_start_but_its_model_is(pretrain, vit, photos, tmp_path, capsys):
     flags = ["--train_dir", photos, *RUN, "--max_steps", "2"]
-    assert run(pretrain, "--init_from", vit, *NEW_HEADS, *flags, "--peft", "lora", "--output_dir", tmp_path / "lora") == 0
-    assert run(pretrain, "--init_from", tmp_path / "lora" / "checkpoints" / "step-2", *flags, "--output_dir", tmp_path / "a") == 2
+    assert (
+        run(pretrain, "--init_from", vit, *NEW_HEADS, *flags, "--peft", "lora", "--output_dir", tmp_path / "lora") == 0
+    )
+    assert (
+        run(
+            pretrain,
+            "--init_from",
+            tmp_path / "lora" / "checkpoints" / "step-2",
+            *flags,
+            "--output_dir",
+            tmp_path / "a",
+        )
+        == 2
+    )
     assert "is a checkpoint of a LoRA run: start from its model folder" in capsys.readouterr().err
     assert run(pretrain, "--init_from", tmp_path / "lora", *flags, "--output_dir", tmp_path / "b") == 0
 
@@ -195,7 +259,8 @@ def test_checkpoint_of_a_lora_run_is_no_start_but_its_model_is(pretrain, vit, ph
 
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory):
-    """Horizontal and vertical stripes at all places, in two folders: a random encoder tells them apart, a ruined one does not."""
+    """Horizontal and vertical stripes at all places, in two folders: a random encoder tells them apart, a ruined one
+    does not."""
     root = tmp_path_factory.mktemp("stripes")
     generator = np.random.default_rng(0)
     for i in range(160):
@@ -229,25 +294,71 @@ def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_pa
 def test_guard_takes_labelled_images_from_elsewhere(pretrain, vit, stripes, photos, tmp_path, kind):
     source = stripes
     if kind == "parquet":
-        rows = [{"image": {"bytes": path.read_bytes(), "path": None}, "label": path.parent.name} for path in sorted(stripes.rglob("*.png"))]
+        rows = [
+            {"image": {"bytes": path.read_bytes(), "path": None}, "label": path.parent.name}
+            for path in sorted(stripes.rglob("*.png"))
+        ]
         classes = datasets.ClassLabel(names=["columns", "rows"])
         features = datasets.Features({"image": datasets.Image(), "label": classes})
         source = tmp_path / "labelled.parquet"
         datasets.Dataset.from_list(rows, features=features).to_parquet(source)
-    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, "--max_steps", "2"]
-    flags += ["--knn_guard_steps", "2", "--knn_guard_samples", "160", "--knn_guard_data_files", source, "--learning_rate", "1e-6"]
+    flags = [
+        "--init_from",
+        vit,
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "run",
+        *NEW_HEADS,
+        *RUN,
+        "--max_steps",
+        "2",
+    ]
+    flags += [
+        "--knn_guard_steps",
+        "2",
+        "--knn_guard_samples",
+        "160",
+        "--knn_guard_data_files",
+        source,
+        "--learning_rate",
+        "1e-6",
+    ]
     assert run(pretrain, *flags) == 0
     assert metrics(tmp_path / "run")[0]["guard/knn"] > 0.7
 
 
 def test_guard_without_labels_is_refused_at_the_start(pretrain, photos, tmp_path, capsys):
-    flags = ["--train_dir", photos, "--output_dir", tmp_path / "run", *RUN, "--knn_guard_steps", "1", "--knn_guard_samples", "10"]
+    flags = [
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "run",
+        *RUN,
+        "--knn_guard_steps",
+        "1",
+        "--knn_guard_samples",
+        "10",
+    ]
     assert run(pretrain, *flags) == 2
     assert "has no label column" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(pretrain, vit, photos, tmp_path, capsys):
-    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, "--save_steps", "1"]
+def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(
+    pretrain, vit, photos, tmp_path, capsys
+):
+    flags = [
+        "--init_from",
+        vit,
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "run",
+        *NEW_HEADS,
+        *RUN,
+        "--save_steps",
+        "1",
+    ]
     assert run(pretrain, *flags, "--learning_rate", "1e30") == 1
     error = capsys.readouterr().err
     assert "loss, " in error and "not finite at step 2" in error and "nonfinite" in error
@@ -265,13 +376,25 @@ def test_collapsed_parts_and_a_loss_that_does_not_move_are_warned_of(pretrain, c
     for name in ("weight", "bias"):
         tensors[f"eqcohvit.feature_head.{name}"].zero_()  # equal features for all images
     save_file(tensors, flat / "model.safetensors", metadata={"format": "pt"})
-    flags = ["--init_from", flat, "--train_dir", photos, "--output_dir", tmp_path / "run", "--objective", "simclr", *RUN]
+    flags = [
+        "--init_from",
+        flat,
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "run",
+        "--objective",
+        "simclr",
+        *RUN,
+    ]
     assert run(pretrain, *flags, "--learning_rate", "1e-30", "--min_learning_rate", "0", "--recon_weight", "0") == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert len(warnings) == 3 and all("at step 2" in warning for warning in warnings)  # once each, though they last
     assert "ssl/contrast sits at 2.398, its value for features that tell nothing (2.398)" in warnings[0]
     assert "the invariant part has collapsed" in warnings[1] and "the equivariant part has collapsed" in warnings[2]
-    assert {"rank/invariant", "rank/equivariant", "std/invariant", "grad_norm/encoder"} <= set(metrics(tmp_path / "run")[0])
+    assert {"rank/invariant", "rank/equivariant", "std/invariant", "grad_norm/encoder"} <= set(
+        metrics(tmp_path / "run")[0]
+    )
 
 
 def test_infinite_weight_in_a_start_is_named(pretrain, continued, photos, tmp_path, capsys):
@@ -282,5 +405,7 @@ def test_infinite_weight_in_a_start_is_named(pretrain, continued, photos, tmp_pa
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     assert run(pretrain, "--init_from", broken, "--train_dir", photos, "--output_dir", tmp_path / "run", *RUN) == 1
     error = capsys.readouterr().err
-    assert "recon/u_1" in error and "weights were not finite before this step (model.decoders.from_patches.bias)" in error
+    assert (
+        "recon/u_1" in error and "weights were not finite before this step (model.decoders.from_patches.bias)" in error
+    )
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))

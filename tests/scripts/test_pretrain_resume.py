@@ -31,11 +31,16 @@ def run(pretrain, images, output_dir, steps, *flags):
 
 def test_other_images_are_refused_before_anything_is_written(pretrain, images, tmp_path, capsys):
     assert run(pretrain, images, tmp_path / "run", 2) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".run.lock"}
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".run.lock"
+    }
     Image.new("RGB", (40, 40)).save(images / "new.png")
     assert run(pretrain, images, tmp_path / "run", 3, "--resume_from_checkpoint", "latest") == 2
     message = capsys.readouterr().err
-    assert "cannot resume over other images (24 then, 25 now): restore them, or start a new run from this one, with --init_from" in message
+    assert (
+        "cannot resume over other images (24 then, 25 now): restore them, or start a new run from this one, with --init_from"
+        in message
+    )
     assert before == {path: path.read_bytes() for path in before}
     (images / "new.png").unlink()
     assert run(pretrain, images, tmp_path / "run", 3, "--resume_from_checkpoint", "latest") == 0
@@ -44,8 +49,13 @@ def test_other_images_are_refused_before_anything_is_written(pretrain, images, t
 def test_images_that_have_moved_are_found_by_a_flag(pretrain, images, tmp_path, capsys):
     assert run(pretrain, images, tmp_path / "run", 1) == 0
     moved = images.rename(tmp_path / "moved")
-    assert pretrain.cli(["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--resume_from_checkpoint", "latest"]) == 2
-    assert "no such folder" in (message := capsys.readouterr().err) and "give --train_dir or --data_files anew" in message
+    assert (
+        pretrain.cli(["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--resume_from_checkpoint", "latest"])
+        == 2
+    )
+    assert (
+        "no such folder" in (message := capsys.readouterr().err) and "give --train_dir or --data_files anew" in message
+    )
     assert run(pretrain, moved, tmp_path / "run", 2, "--resume_from_checkpoint", "latest") == 0
 
 

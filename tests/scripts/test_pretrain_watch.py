@@ -42,7 +42,11 @@ def weights(output_dir: Path) -> dict[str, torch.Tensor]:
 
 def test_probes_are_logged_at_the_start_at_their_steps_and_at_the_end(probed):
     steps = {line["step"]: {name for name in line if name.startswith("probe/")} for line in metrics(probed)}
-    names = {f"probe/{kind}/{part}" for kind in ("r2", "r2_paper", "knn") for part in ("equivariant", "invariant", "backbone")}
+    names = {
+        f"probe/{kind}/{part}"
+        for kind in ("r2", "r2_paper", "knn")
+        for part in ("equivariant", "invariant", "backbone")
+    }
     assert steps == {0: names, 2: set(), 3: names, 4: names}
 
 
@@ -50,7 +54,9 @@ def test_run_with_probes_trains_the_weights_of_one_without(pretrain, probed, tmp
     assert pretrain.cli([*SMALL, "--probe_samples", "0", "--output_dir", str(tmp_path / "run")]) == 0
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 4]
     with_probes, without = weights(probed), weights(tmp_path / "run")
-    assert with_probes.keys() == without.keys() and all(torch.equal(with_probes[name], without[name]) for name in without)
+    assert with_probes.keys() == without.keys() and all(
+        torch.equal(with_probes[name], without[name]) for name in without
+    )
 
 
 def test_resumed_run_has_the_same_probes_and_its_page_the_whole_history(pretrain, probed, tmp_path, capsys):
@@ -76,8 +82,17 @@ def test_lines_show_the_newest_r2_and_fit_100_columns(pretrain, tmp_path, capsys
 
 def test_page_is_one_file_that_says_how_the_run_was_made(probed):
     page = (probed / "report.html").read_text()
-    assert not re.search(r"(src|href)=['\"](?!data:)|url\(|<script|https?://", page) and page.count("data:image/png;base64,") == 1
-    for text in ("vicreg + rotation", "step 4 of 4", "python scripts/pretrain.py", "--probe_samples 96", "<dt>torch</dt>"):
+    assert (
+        not re.search(r"(src|href)=['\"](?!data:)|url\(|<script|https?://", page)
+        and page.count("data:image/png;base64,") == 1
+    )
+    for text in (
+        "vicreg + rotation",
+        "step 4 of 4",
+        "python scripts/pretrain.py",
+        "--probe_samples 96",
+        "<dt>torch</dt>",
+    ):
         assert text in page
     assert "fitted on 64 images, tested on 32, every 3 steps" in page
 

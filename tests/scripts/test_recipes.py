@@ -1,4 +1,5 @@
-"""The recipes: they build at their full size, run a step at a small one, and hold the values that their documents say they hold."""
+"""The recipes: they build at their full size, run a step at a small one, and hold the values that their documents say
+they hold."""
 
 import re
 from functools import cache
@@ -38,7 +39,9 @@ def parse(name: str, *flags: str) -> PretrainArguments:
 
 
 def header(name: str) -> str:
-    return "".join(line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#"))
+    return "".join(
+        line for line in (FOLDER / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#")
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -54,7 +57,10 @@ def test_recipe_builds_at_its_full_size(name):
         module = build_module(args, build_model(args))
     encoder = sum(p.numel() for p in module.model.eqcohvit.backbone.parameters())
     low, high = SIZES[args.model_preset or ""]
-    assert low < encoder < high and module.model.config.backbone_config.hidden_size == PRESETS[args.model_preset]["hidden_size"]
+    assert (
+        low < encoder < high
+        and module.model.config.backbone_config.hidden_size == PRESETS[args.model_preset]["hidden_size"]
+    )
     assert module.model.eqcohvit.feature_head.out_features == args.feature_dim
     build_renderer(args)
 
@@ -63,7 +69,9 @@ def test_recipe_builds_at_its_full_size(name):
 def test_recipe_runs_a_step_at_a_small_size(name):
     """With its objective, options, views and optimizer; only what makes it large is smaller."""
     options = load_recipe(FOLDER / f"{name}.yaml").get("objective_options", {})
-    options |= {key: 12 for key in ("num_prototypes", "bottleneck_dim") if OBJECTIVES[parse(name).objective].uses_teacher}
+    options |= {
+        key: 12 for key in ("num_prototypes", "bottleneck_dim") if OBJECTIVES[parse(name).objective].uses_teacher
+    }
     options |= {key: 0 for key in options if key == "freeze_last_layer_steps"}  # so that all parameters move
     flags = ["--objective_options", ",".join(f"{key}={str(value).lower()}" for key, value in options.items())]
     if parse(name).local_crops_number:
@@ -73,7 +81,9 @@ def test_recipe_runs_a_step_at_a_small_size(name):
     args = parse(name, *SMALL, *flags)
     torch.manual_seed(0)
     module, renderer = build_module(args, build_model(args)).train(), build_renderer(args)
-    optimizer = make_optimizer(module, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale)
+    optimizer = make_optimizer(
+        module, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale
+    )
     values = step_values(args.warmup_steps, args)
     set_step(optimizer, values)
     before = [p.detach().clone() for p in module.parameters()]
@@ -105,7 +115,8 @@ RUN = {  # settings of no effect on what is learnt, or on the machines alone
     "objective", "per_device_train_batch_size", "dataloader_num_workers",
     "save_steps", "keep_every_steps", "sample_steps", "logging_steps",
 }  # fmt: skip
-# What the equivariance task adds, the same in all recipes of a method: it has a table of its own, with one recipe of each.
+# What the equivariance task adds, the same in all recipes of a method: it has a table of its own, with one recipe of
+# each.
 TASK = {
     "path", "recon_weight", "recon_from", "decoder_context", "decoder_patch_dropout", "feature_dim", "equivariant_dim", "decoder_dim",
 }  # fmt: skip
@@ -129,7 +140,9 @@ def settings_of(name: str) -> dict:
 
 def value_of(cell: str):
     value = yaml.safe_load(cell.replace(",", ""))
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value  # YAML wants a sign in the exponent
+    return (
+        float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value
+    )  # YAML wants a sign in the exponent
 
 
 @pytest.mark.parametrize(("recipes", "rows"), [pytest.param(*table, id=table[0][0]) for table in tables()])

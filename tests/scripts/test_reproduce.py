@@ -17,7 +17,14 @@ ALL = "--table A B C D --data cifar10 --data_files train-*.parquet --test_data_f
 
 
 def rows(part, metric, *values, encoder="x"):
-    return {"encoder": encoder, "part": part, "metric": metric, "values": list(values), "headline": True, "settings": {}}
+    return {
+        "encoder": encoder,
+        "part": part,
+        "metric": metric,
+        "values": list(values),
+        "headline": True,
+        "settings": {},
+    }
 
 
 def write(folder, name, *found):
@@ -41,18 +48,34 @@ def test_every_command_is_one_that_its_script_takes(tmp_path):
     assert len(seen) == len(stages) == 2 * (len(work.runs) - 3) + 2 * 7 + 5
     assert seen["vicreg-none", "pretrain"].recon_weight == 0 and seen["vicreg-rotation", "pretrain"].recon_weight == 100
     assert (
-        seen["simclr-rotation", "pretrain"].recon_weight == 20 and seen["simclr-all", "pretrain"].path == "se2+color_jitter+gaussian_blur"
+        seen["simclr-rotation", "pretrain"].recon_weight == 20
+        and seen["simclr-all", "pretrain"].path == "se2+color_jitter+gaussian_blur"
     )
     assert {seen[run.name, "pretrain"].max_steps for run in work.runs if not run.untrained} == {7}
     assert seen["d_equi-quarter", "pretrain"].equivariant_dim == 64 and seen["k-2-final", "pretrain"].include_final
     trained = seen["dense-random", "depth"]
-    assert trained.random_weights and not seen["dense-none", "depth"].random_weights and seen["dense-none", "depth"].max_steps == 120
+    assert (
+        trained.random_weights
+        and not seen["dense-none", "depth"].random_weights
+        and seen["dense-none", "depth"].max_steps == 120
+    )
 
 
 def test_runs_that_compare_come_first_and_each_once():
     names = [run.name for run in tables.chosen_runs(["A", "B", "C"])]
-    assert len(names) == len(set(names)) and names[:5] == ["vicreg-none", "simclr-none", "ibot-none", "dinov2-none", "vicreg-rotation"]
-    assert names.index("cross_attention") < names.index("k-1") < names.index("context-none") < names.index("vicreg-color_jitter")
+    assert len(names) == len(set(names)) and names[:5] == [
+        "vicreg-none",
+        "simclr-none",
+        "ibot-none",
+        "dinov2-none",
+        "vicreg-rotation",
+    ]
+    assert (
+        names.index("cross_attention")
+        < names.index("k-1")
+        < names.index("context-none")
+        < names.index("vicreg-color_jitter")
+    )
 
 
 def test_tables_hold_what_the_results_say(tmp_path):
@@ -68,7 +91,9 @@ def test_tables_hold_what_the_results_say(tmp_path):
     )
     write(tmp_path, "k-1", rows("equivariant", metric, 0.125), pixels)
     text = tables.render_tables(tmp_path)
-    assert "0.550 ± 0.635" in cells(text, "VICReg + rotation") and "0.250" in cells(text, "VICReg + rotation") + cells(text, "K = 2")
+    assert "0.550 ± 0.635" in cells(text, "VICReg + rotation") and "0.250" in cells(text, "VICReg + rotation") + cells(
+        text, "K = 2"
+    )
     assert cells(text, "K = 1")[1] == "0.125" and cells(text, "K = 2")[1] == "0.550 ± 0.635"
     assert "0.700" in cells(text, "raw pixels")
     assert "Not run: " in text and "iBOT + SE(2)" in text and "Table C" not in text and "Table D" not in text
@@ -83,7 +108,11 @@ def test_training_seeds_are_averaged(tmp_path):
 
 def test_mean_over_transformations_needs_them_all(tmp_path):
     kinds = ("rotation", "color_jitter", "gaussian_blur", "translation")
-    write(tmp_path, "vicreg-none", *(rows("equivariant", f"R2 {kind}, paper", 0.1 * i, 0.2 * i) for i, kind in enumerate(kinds)))
+    write(
+        tmp_path,
+        "vicreg-none",
+        *(rows("equivariant", f"R2 {kind}, paper", 0.1 * i, 0.2 * i) for i, kind in enumerate(kinds)),
+    )
     write(tmp_path, "sie", rows("equivariant", "R2 rotation, paper", 0.5))
     text = tables.render_tables(tmp_path)
     assert cells(text, "VICReg λ = 0")[-1] == "0.225 ± 0.953" and cells(text, "SIE, rotation")[-1] == ""
@@ -150,7 +179,10 @@ def test_driver_runs_a_table_in_pieces_and_keeps_what_is_done(tmp_path):
     assert reproduce.cli([*flags, "--time_limit", "0.4"]) == 75
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/model/config.json")}
     assert reproduce.cli(flags) == 0
-    assert len(list((tmp_path / "runs").glob("*/results.json"))) == 4 and {path: path.stat().st_mtime_ns for path in done} == done
+    assert (
+        len(list((tmp_path / "runs").glob("*/results.json"))) == 4
+        and {path: path.stat().st_mtime_ns for path in done} == done
+    )
     text = (tmp_path / "runs" / "tables.md").read_text()
     assert all(all(cells(text, label)) for label in ("K = 1", "K = 2", "K = 3", "K = 2 and the final view"))
     noted = json.loads((tmp_path / "runs" / "k-3" / "run.json").read_text())
@@ -165,7 +197,10 @@ def test_budget_chooses_the_steps(tmp_path, capsys):
     write_parquet(tmp_path / "train.parquet", 300)
     shutil.copy(tmp_path / "train.parquet", tmp_path / "test.parquet")
     flags = f"--table B --data cifar10 --data_files {tmp_path}/train.parquet --test_data_files {tmp_path}/test.parquet".split()
-    few, many = (reproduce.Reproduction(reproduce.parse([*flags, "--output_dir", str(tmp_path / b), "--budget", b])) for b in ("20", "60"))
+    few, many = (
+        reproduce.Reproduction(reproduce.parse([*flags, "--output_dir", str(tmp_path / b), "--budget", b]))
+        for b in ("20", "60")
+    )
     assert 1.5 * few.plan["max_steps"] < many.plan["max_steps"] <= 500
     assert reproduce.cli([*flags, "--output_dir", str(tmp_path / "none"), "--budget", "0.1"]) == 2
     assert "minutes are needed" in capsys.readouterr().err and not (tmp_path / "none").exists()
@@ -178,4 +213,6 @@ def write_parquet(path, count):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
         images.append({"bytes": buffer.getvalue(), "path": None})
     features = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
-    datasets.Dataset.from_dict({"img": images, "label": [i % 2 for i in range(count)]}, features=features).to_parquet(path)
+    datasets.Dataset.from_dict({"img": images, "label": [i % 2 for i in range(count)]}, features=features).to_parquet(
+        path
+    )

@@ -24,8 +24,17 @@ def test_a_run_that_uploads_prints_writes_and_uploads_no_token(photos, tmp_path)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         uploaded = hub.files("user/name")
-    assert "pushed to" in done.stdout and "README.md" in uploaded and "config.json" in uploaded  # a wrong token is refused by this Hub
+    assert (
+        "pushed to" in done.stdout and "README.md" in uploaded and "config.json" in uploaded
+    )  # a wrong token is refused by this Hub
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert any(name.endswith("config.yaml") for name in written) and any(name.endswith("manifest.json") for name in written)
-    for name, content in {**written, **uploaded, "stdout": done.stdout.encode(), "stderr": done.stderr.encode()}.items():
+    assert any(name.endswith("config.yaml") for name in written) and any(
+        name.endswith("manifest.json") for name in written
+    )
+    for name, content in {
+        **written,
+        **uploaded,
+        "stdout": done.stdout.encode(),
+        "stderr": done.stderr.encode(),
+    }.items():
         assert TOKEN.encode() not in content, name

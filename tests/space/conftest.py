@@ -25,16 +25,21 @@ from walk import SplitModel  # noqa: E402
 
 PATH = "se2+color_jitter"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-)
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A Hub folder of a tiny model with random weights, whose reconstructions are neither flat nor equal for all pictures."""
+    """A Hub folder of a tiny model with random weights, whose reconstructions are neither flat nor equal for all
+    pictures."""
     torch.manual_seed(0)
-    backbone = {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "use_mask_token": False}
+    backbone = {
+        "model_type": "dinov2",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "use_mask_token": False,
+    }
     config = EqCohViTConfig(
         backbone_config={**backbone, "image_size": 32, "patch_size": 8},
         feature_dim=16, equivariant_dim=8, decoder_dim=16, initializer_range=0.5, path=PATH, border="zeros",
@@ -82,7 +87,9 @@ def server(demo, tmp_path_factory):
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A headless Chromium of the system; scripts/test.sh installs it where apt-get can."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need the extra 'dev' (playwright)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the browser tests need the extra 'dev' (playwright)"
+    )
     if CHROMIUM is None:
         pytest.skip("the browser tests need chromium: apt-get install chromium")
     with playwright.sync_playwright() as running:

@@ -62,7 +62,9 @@ def test_states_are_those_of_the_model(client, demo, model, picture_files, make_
     assert len(answer["reconstructions"]) == 2 and answer["reconstructions"][0].startswith("data:image/webp;base64,")
 
 
-def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(server, demo, model, picture_files, make_picture):
+def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(
+    server, demo, model, picture_files, make_picture
+):
     expected = [model.walk(make_picture(i), demo.choices[KEY], SETTINGS).psnr for i in range(12)]
     assert len({tuple(round(value, 3) for value in values) for values in expected}) == 12
     clients = [make_client(server) for _ in range(5)]

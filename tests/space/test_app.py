@@ -35,7 +35,13 @@ def test_released_checkpoint_is_whole_small_and_shown_by_default():
     folder = app.RELEASED[1]
     assert app.find_model(None) == (str(folder.resolve()), "")
     names = {path.name for path in folder.iterdir()}
-    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "modeling_eqcohvit.py"} <= names
+    assert {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "modeling_eqcohvit.py",
+    } <= names
     assert (folder / "model.safetensors").stat().st_size <= 5_000_000
     assert SplitModel(str(folder)).config.path == "se2+color_jitter"
     check_card((folder / "README.md").read_text())
@@ -65,14 +71,31 @@ def test_space_front_matter_is_what_the_hub_wants():
 
 
 def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path):
-    """Lay the Space out as it is uploaded and start a process of it, where of the package's extras nothing can be imported."""
+    """Lay the Space out as it is uploaded and start a process of it, where of the package's extras nothing can be
+    imported."""
     space = tmp_path / "space"
     for name, path in push_to_hub.space_files(folder).items():
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(path.read_bytes())
-    assert (space / "app.py").is_file() and (space / "eqcohvit" / "__init__.py").is_file() and not list((space / "model").glob("*.py"))
-    wanted = {re.match(r"[\w-]+", line)[0] for line in (space / "requirements.txt").read_text().splitlines() if line[0] != "#"}
-    assert wanted == {"gradio", "huggingface-hub", "numpy", "pandas", "pillow", "pyyaml", "safetensors", "torch", "transformers"}
+    assert (
+        (space / "app.py").is_file()
+        and (space / "eqcohvit" / "__init__.py").is_file()
+        and not list((space / "model").glob("*.py"))
+    )
+    wanted = {
+        re.match(r"[\w-]+", line)[0] for line in (space / "requirements.txt").read_text().splitlines() if line[0] != "#"
+    }
+    assert wanted == {
+        "gradio",
+        "huggingface-hub",
+        "numpy",
+        "pandas",
+        "pillow",
+        "pyyaml",
+        "safetensors",
+        "torch",
+        "transformers",
+    }
     code = (
         "import sys\n"
         "for name in 'accelerate datasets evaluate peft scipy matplotlib pycocotools torchvision'.split(): sys.modules[name] = None\n"
@@ -88,7 +111,9 @@ def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path
         "print(len(demo.show({'path': 'fish.png'}, demo.start, 1, 1, *values)), model.name, note == '')\n"
     )
     environment = {**os.environ, "EQCOHVIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=space, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "9 model True"
 

@@ -13,7 +13,8 @@ STARTS = {control.name: control.start for control in ALL_CONTROLS}
 
 @pytest.fixture
 def open_page(browser, server):
-    """Open the page in a window of its own, wait for its first pictures; collects what it asks of other machines and what breaks."""
+    """Open the page in a window of its own, wait for its first pictures; collects what it asks of other machines and
+    what breaks."""
     contexts = []
 
     def opened(query="", **kwargs):
@@ -22,7 +23,12 @@ def open_page(browser, server):
         context.set_default_timeout(1000 * PATIENCE)  # 30 s otherwise, too little for a busy machine
         page = context.new_page()
         page.foreign, page.broken = [], []
-        page.on("request", lambda request: None if request.url.startswith((server, "data:", "blob:")) else page.foreign.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((server, "data:", "blob:")) else page.foreign.append(request.url)
+            ),
+        )
         page.on("pageerror", lambda error: page.broken.append(str(error)))
         page.goto(server + query)
         page.locator("[data-psnr='2']").wait_for()
@@ -52,14 +58,17 @@ def psnr_of(demo, picture, key, **values) -> list[float]:
 
 
 def click_until_changed(page, before):
-    """Click on the right of the map until the picture of alike patches is another: a click on a page that is still busy may be lost."""
+    """Click on the right of the map until the picture of alike patches is another: a click on a page that is still busy
+    may be lost."""
     from playwright.sync_api import TimeoutError
 
     def clicked() -> bool:
         box = page.locator("#clickable img").bounding_box()
         page.locator("#clickable img").click(position={"x": box["width"] * 0.9, "y": box["height"] / 2})
         try:
-            page.wait_for_function("before => document.querySelector('#alike img').src !== before", arg=before, timeout=10_000)
+            page.wait_for_function(
+                "before => document.querySelector('#alike img').src !== before", arg=before, timeout=10_000
+            )
         except TimeoutError:
             return False
         return True
@@ -67,7 +76,9 @@ def click_until_changed(page, before):
     assert until(clicked), "no click changed the picture"
 
 
-def test_page_shows_the_model_s_numbers_and_follows_slider_upload_and_tabs(open_page, demo, examples, picture_files, make_picture):
+def test_page_shows_the_model_s_numbers_and_follows_slider_upload_and_tabs(
+    open_page, demo, examples, picture_files, make_picture
+):
     page = open_page()
     fish = Image.open(examples["fish"]).convert("RGB")
     expect_psnr(page, psnr_of(demo, fish, "rotation"))

@@ -56,7 +56,9 @@ def test_show_says_whether_the_reconstructions_beat_the_nearer_view(demo, model,
 
 def test_show_patch_marks_the_patch_and_stays_within_the_grid(demo, picture_files):
     assert "--row:1;--column:2;--grid:4" in demo.show_patch({"path": str(picture_files[0])}, "rotation", 2, 3, *STARTS)
-    assert "--row:3;--column:0;--grid:4" in demo.show_patch({"path": str(picture_files[0])}, "rotation", 99, -5, *STARTS)
+    assert "--row:3;--column:0;--grid:4" in demo.show_patch(
+        {"path": str(picture_files[0])}, "rotation", 99, -5, *STARTS
+    )
 
 
 @pytest.mark.parametrize("kind", ["nothing", "text", "huge"])
@@ -65,12 +67,20 @@ def test_show_of_a_bad_picture_is_a_message(demo, tmp_path, kind):
     file.write_bytes(b"not a picture" if kind == "text" else b"\0" * (11 * 1024**2))
     with pytest.raises(gr.Error) as caught:
         demo.show(None if kind == "nothing" else {"path": str(file)}, "rotation", 1, 1, *STARTS)
-    assert {"nothing": "Choose one", "text": "cannot be read", "huge": "11.0 MB; the limit is 10 MB"}[kind] in caught.value.message
+    assert {"nothing": "Choose one", "text": "cannot be read", "huge": "11.0 MB; the limit is 10 MB"}[
+        kind
+    ] in caught.value.message
 
 
 def test_restore_takes_only_what_the_page_knows(demo):
     class Request:
-        query_params = {"picture": "house", "transformation": "se2+color_jitter", "angle": "12", "shift_x": "900", "hue": "x"}
+        query_params = {
+            "picture": "house",
+            "transformation": "se2+color_jitter",
+            "angle": "12",
+            "shift_x": "900",
+            "hue": "x",
+        }
 
     picture, name, key, *sliders = demo.restore(Request)
     assert picture.endswith("house.png") and name == "house" and key == "se2+color_jitter"
@@ -97,7 +107,9 @@ def test_snippet_prints_the_numbers_of_the_page(demo, model, folder, tmp_path, m
 def test_show_of_a_vit_s_at_224_pixels_takes_less_than_two_seconds(tmp_path, examples, picture_files):
     """A whole interaction without the network, in seconds of all cores, which the page uses for one request."""
     torch.manual_seed(0)
-    folder = save_hub_folder(tmp_path / "vits", EqCohViTForPreTraining(EqCohViTConfig.from_preset("small", 224, 16, path="se2")))
+    folder = save_hub_folder(
+        tmp_path / "vits", EqCohViTForPreTraining(EqCohViTConfig.from_preset("small", 224, 16, path="se2"))
+    )
     model = SplitModel(str(folder))
     demo = Demo(model, fit_probe(model, make_path("se2"), 16), examples)
     torch.set_num_threads(os.cpu_count())

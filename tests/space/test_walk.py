@@ -7,7 +7,16 @@ from tests.image_kinds import kinds, turned_kinds
 from controls import list_choices
 from eqcohvit import EqCohViTModel
 from eqcohvit.export import save_hub_folder
-from walk import MAX_BYTES, BadPicture, SplitModel, patch_similarity, principal_colours, psnr, read_picture, similarity_to_start
+from walk import (
+    MAX_BYTES,
+    BadPicture,
+    SplitModel,
+    patch_similarity,
+    principal_colours,
+    psnr,
+    read_picture,
+    similarity_to_start,
+)
 
 VALUES = {"angle": 30, "shift_x": 3, "brightness": -20, "hue": 20}
 
@@ -33,7 +42,9 @@ def test_walk_reconstructions_are_the_model_s(model, choice, make_picture):
         return ((images - model.mean) / model.std)[None]
 
     with torch.no_grad():
-        outputs = model.model(normalised(walk.images[0]), normalised(walk.images[-1]), normalised(walk.images[walk.states]))
+        outputs = model.model(
+            normalised(walk.images[0]), normalised(walk.images[-1]), normalised(walk.images[walk.states])
+        )
     direct = (outputs.reconstructions[0] * model.std + model.mean).clamp(0, 1)
     assert torch.allclose(walk.reconstructions, direct, atol=1e-5)
     errors = (direct - walk.images[walk.states]).square().mean(dim=(1, 2, 3))

@@ -21,8 +21,15 @@ def test_options_of_an_objective_are_a_mapping_in_a_recipe(tmp_path):
     options = "num_prototypes: 32, heads: separate, norm_last_layer: true, teacher_momentum: 0.9"
     recipe.write_text(f"objective: ibot\nobjective_options: {{{options}}}\n")
     options = parse_arguments(["--config", str(recipe)]).parsed_objective_options()
-    assert (options.num_prototypes, options.heads, options.norm_last_layer, options.teacher_momentum) == (32, "separate", True, 0.9)
-    args = parse_arguments(["--config", str(recipe), "--objective_options", "num_prototypes=8"])  # a flag replaces the whole
+    assert (options.num_prototypes, options.heads, options.norm_last_layer, options.teacher_momentum) == (
+        32,
+        "separate",
+        True,
+        0.9,
+    )
+    args = parse_arguments(
+        ["--config", str(recipe), "--objective_options", "num_prototypes=8"]
+    )  # a flag replaces the whole
     assert args.parsed_objective_options().num_prototypes == 8 and args.parsed_objective_options().heads == "shared"
 
 
@@ -46,13 +53,25 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--per_device_train_batch_size 1", "must be at least 2"),
         ("--recon_weight nan", "recon_weight must be a finite number, got nan"),
         ("--push_to_hub", "push_to_hub needs hub_model_id"),
-        ("--objective ibot --backbone vit_mae", "hides patches behind a mask token, which the encoder of vit_mae has not"),
+        (
+            "--objective ibot --backbone vit_mae",
+            "hides patches behind a mask token, which the encoder of vit_mae has not",
+        ),
         ("--objective ibot --objective_options mask_ratio=0.9", "must lie between 0 and 1, got 0.9"),
         ("--objective ibot --objective_options num_prototype=9", "did you mean 'num_prototypes'"),
-        ("--objective simclr --objective_options teacher_momentum=1", "of this objective's options .temperature, out_dim., got"),
-        ("--local_crops_number 2", "local_crops_number must be 0 for the objective vicreg; local crops are used by ibot, dinov2"),
+        (
+            "--objective simclr --objective_options teacher_momentum=1",
+            "of this objective's options .temperature, out_dim., got",
+        ),
+        (
+            "--local_crops_number 2",
+            "local_crops_number must be 0 for the objective vicreg; local crops are used by ibot, dinov2",
+        ),
         ("--objective ibot --local_crops_number -1", "local_crops_number must not be negative, got -1"),
-        ("--objective ibot --local_crops_number 2 --local_crops_size 12", "must be a multiple of patch_size = 8, got 12"),
+        (
+            "--objective ibot --local_crops_number 2 --local_crops_size 12",
+            "must be a multiple of patch_size = 8, got 12",
+        ),
         ("--backbone vit --drop_path_rate 0.1", "drop_path_rate needs one of the backbones dinov2, .*, got vit"),
         ("--layerscale_value -1", "layerscale_value must not be negative, got -1"),
         ("--weight_decay_end -1", "weight_decay_end must not be negative, got -1"),
@@ -74,7 +93,12 @@ def test_impossible_settings_are_refused_in_one_line(flags, message):
 
 @pytest.mark.parametrize(
     ("flags", "known"),
-    [("--objective moco", "'vicreg', 'simclr'"), ("--backbone resnet", "'dinov2'"), ("--border wrap", "'canvas'"), ("--nope 1", "--nope")],
+    [
+        ("--objective moco", "'vicreg', 'simclr'"),
+        ("--backbone resnet", "'dinov2'"),
+        ("--border wrap", "'canvas'"),
+        ("--nope 1", "--nope"),
+    ],
 )
 def test_unknown_choices_exit_with_2_and_list_the_known_ones(flags, known, capsys):
     with pytest.raises(SystemExit) as error:
@@ -123,7 +147,11 @@ def test_help_shows_defaults_where_there_are_some(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: None)" not in text and "(default: )" not in text
     assert "peak learning rate of AdamW, not scaled by the batch size (default: 0.003)" in text
-    titles = [title for title in ("data:", "start:", "views:", "objective:", "optimisation:", "run:") if f" {title} --" in text]
+    titles = [
+        title
+        for title in ("data:", "start:", "views:", "objective:", "optimisation:", "run:")
+        if f" {title} --" in text
+    ]
     assert titles == ["data:", "start:", "views:", "objective:", "optimisation:", "run:"]
 
 

@@ -6,21 +6,27 @@ from eqcohvit.training.build import build_model, build_module
 
 
 def settings(**kwargs):
-    return PretrainArguments(image_size=16, feature_dim=16, equivariant_dim=8, decoder_dim=16, projector_dim=16, **kwargs)
+    return PretrainArguments(
+        image_size=16, feature_dim=16, equivariant_dim=8, decoder_dim=16, projector_dim=16, **kwargs
+    )
 
 
 @pytest.mark.parametrize("backbone", ["dinov2", "dinov2_with_registers", "dinov3_vit"])
 @pytest.mark.parametrize(("schedule", "rates"), [("uniform", [0.3, 0.3, 0.3, 0.3]), ("linear", [0.0, 0.1, 0.2, 0.3])])
 def test_stochastic_depth_is_the_same_in_all_layers_or_rises_to_the_last(backbone, schedule, rates):
     model = build_model(settings(backbone=backbone, drop_path_rate=0.3, drop_path_schedule=schedule))  # four layers
-    found = [module.drop_prob for module in model.eqcohvit.backbone.modules() if type(module).__name__.endswith("DropPath")]
+    found = [
+        module.drop_prob for module in model.eqcohvit.backbone.modules() if type(module).__name__.endswith("DropPath")
+    ]
     assert found == pytest.approx(rates)
     assert model.config.backbone_config.drop_path_rate == 0.3
 
 
 def test_the_first_layer_of_a_linear_schedule_drops_nothing_and_the_last_half_of_the_samples():
     torch.manual_seed(0)
-    layers = build_model(settings(drop_path_rate=0.5, drop_path_schedule="linear")).train().eqcohvit.backbone.encoder.layer
+    layers = (
+        build_model(settings(drop_path_rate=0.5, drop_path_schedule="linear")).train().eqcohvit.backbone.encoder.layer
+    )
     states = torch.randn(400, 3, 128)
     dropped = [(layer.drop_path(states) == 0).all(dim=(1, 2)).float().mean().item() for layer in layers]
     assert dropped == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2], abs=0.08) and dropped[0] == 0
@@ -38,4 +44,6 @@ def test_layer_scale_of_0_means_none(value, start, is_trained):
     scales = {name: p for name, p in module.model.named_parameters() if name.endswith("lambda1")}
     assert len(scales) == 8  # two a layer
     assert all(p.requires_grad == is_trained and torch.allclose(p, torch.tensor(start)) for p in scales.values())
-    assert not {id(p) for p in scales.values()} & {id(p) for p in module.teacher.parameters()}  # so that checkpoints hold both
+    assert not {id(p) for p in scales.values()} & {
+        id(p) for p in module.teacher.parameters()
+    }  # so that checkpoints hold both

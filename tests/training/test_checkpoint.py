@@ -30,7 +30,9 @@ def save(output_dir: Path, step: int, keep: int = 2, keep_every: int = 0, fail: 
         if fail:
             raise OSError("disk full")
 
-    return save_checkpoint(Accelerator(cpu=True), output_dir, step, {"step": step, "ranks": [{}]}, write, keep, keep_every)
+    return save_checkpoint(
+        Accelerator(cpu=True), output_dir, step, {"step": step, "ranks": [{}]}, write, keep, keep_every
+    )
 
 
 def names(output_dir: Path) -> list[str]:
@@ -73,7 +75,9 @@ def test_left_overs_of_a_killed_save_are_removed_and_never_taken(tmp_path):
 
 DAMAGES = {
     "weights has 2 bytes, expected 17": lambda folder: (folder / "weights").write_text("we"),
-    "weights has another content than when it was saved": lambda folder: (folder / "weights").write_text("Weights of step 6"),
+    "weights has another content than when it was saved": lambda folder: (folder / "weights").write_text(
+        "Weights of step 6"
+    ),
     "weights is missing": lambda folder: (folder / "weights").unlink(),
     "cannot read manifest.json (No such file or directory)": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json is damaged": lambda folder: (folder / "manifest.json").write_text('{"files": {"weig'),
@@ -96,7 +100,9 @@ def test_latest_passes_over_damaged_checkpoints_and_says_why(tmp_path, reason):
 def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(tmp_path):
     assert find_checkpoint(tmp_path, "latest") is None
     (tmp_path / "checkpoints" / "step-7").mkdir(parents=True)
-    with pytest.raises(ValueError, match="none of the checkpoints in .* is whole .step-7: cannot read manifest.json.*remove them"):
+    with pytest.raises(
+        ValueError, match="none of the checkpoints in .* is whole .step-7: cannot read manifest.json.*remove them"
+    ):
         find_checkpoint(tmp_path, "latest")
 
 
@@ -193,10 +199,16 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, name, pla
 
 # Places that cannot be written
 
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 3 MB of its own, or none (None) where this user may not mount one."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)], capture_output=True
+        ).returncode
+        == 0
+    )
     yield tmp_path if mounted else None
     if mounted:
         subprocess.run(["umount", str(tmp_path)], check=True)

@@ -1,4 +1,5 @@
-"""torch.compile of the step: one graph without breaks, no recompilation, and the losses and gradients of the eager step."""
+"""torch.compile of the step: one graph without breaks, no recompilation, and the losses and gradients of the eager
+step."""
 
 import pytest
 import torch
@@ -25,7 +26,13 @@ def make(objective):
     )  # fmt: skip
     args.check()
     torch.manual_seed(0)
-    backbone = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4}
+    backbone = {
+        "model_type": "dinov2",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+    }
     backbone |= {"mlp_ratio": 2, "use_mask_token": objective in TEACHER}
     model = EqCohViTForPreTraining(args.model_config(backbone))
     return args, build_module(args, model).train(), build_renderer(args)
@@ -37,7 +44,9 @@ def canvases():
     return pixels, torch.full((6, 2), 20), torch.zeros_like(keys), keys
 
 
-@pytest.mark.parametrize("objective", [o if o == "vicreg" else pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES])
+@pytest.mark.parametrize(
+    "objective", [o if o == "vicreg" else pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES]
+)
 def test_compiled_step_is_one_graph_and_equals_the_eager_one(objective):
     args, eager, renderer = make(objective)
     compiled = make(objective)[1]
@@ -56,7 +65,9 @@ def test_compiled_step_is_one_graph_and_equals_the_eager_one(objective):
     gradients = {name: p.grad for name, p in eager.named_parameters() if p.grad is not None}
     scale = max(gradient.abs().max().item() for gradient in gradients.values())
     for name, parameter in compiled.named_parameters():
-        assert name not in gradients or torch.allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5 * scale), name
+        assert name not in gradients or torch.allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5 * scale), (
+            name
+        )
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     for module in (eager, compiled):
@@ -65,10 +76,18 @@ def test_compiled_step_is_one_graph_and_equals_the_eager_one(objective):
     assert torch.linalg.matrix_rank(heads[0][:16]) == 4 and torch.allclose(*heads, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", ["se2", *(pytest.param(p, marks=pytest.mark.slow) for p in ("perspective+color_jitter", "gaussian_blur"))])
+@pytest.mark.parametrize(
+    "path", ["se2", *(pytest.param(p, marks=pytest.mark.slow) for p in ("perspective+color_jitter", "gaussian_blur"))]
+)
 def test_compiled_rendering_is_one_graph_and_equals_the_eager_one(path):
     args = PretrainArguments(
-        path=path, augmentation="vicreg", image_size=16, patch_size=4, objective="ibot", local_crops_number=1, local_crops_size=8
+        path=path,
+        augmentation="vicreg",
+        image_size=16,
+        patch_size=4,
+        objective="ibot",
+        local_crops_number=1,
+        local_crops_size=8,
     )
     eager, compiled = build_renderer(args), build_renderer(args)
     torch._dynamo.reset()
@@ -83,7 +102,9 @@ def test_compiled_rendering_is_one_graph_and_equals_the_eager_one(path):
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("objective", ["ibot", *(pytest.param(o, marks=pytest.mark.slow) for o in ("vicreg", "dinov2"))])
+@pytest.mark.parametrize(
+    "objective", ["ibot", *(pytest.param(o, marks=pytest.mark.slow) for o in ("vicreg", "dinov2"))]
+)
 def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     """Over five steps of two batches, with logs, pictures and a teacher whose temperature rises."""
     pretrain = load_script("pretrain")
@@ -129,4 +150,6 @@ def test_activation_checkpointing_changes_neither_losses_nor_gradients():
         kept[name] = sum(sizes)
     assert kept["checkpointed"] < 0.9 * kept["plain"]
     for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)), name
+        assert (a.grad is None) == (b.grad is None) and (
+            a.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+        ), name

@@ -17,7 +17,9 @@ def make_batch(first_key):
 
 
 def check(tmp_path, terms, layer, batches):
-    check_step(Accelerator(cpu=True), tmp_path, 5, {name: torch.tensor(value) for name, value in terms.items()}, batches, layer)
+    check_step(
+        Accelerator(cpu=True), tmp_path, 5, {name: torch.tensor(value) for name, value in terms.items()}, batches, layer
+    )
 
 
 def test_finite_step_writes_nothing(tmp_path):
@@ -28,7 +30,9 @@ def test_finite_step_writes_nothing(tmp_path):
 def test_broken_step_names_the_terms_and_keeps_all_of_its_batches(tmp_path):
     layer = nn.Linear(2, 2)
     layer(torch.tensor([[1.0, float("nan")]])).sum().backward()
-    with pytest.raises(FloatingPointError, match="ssl/contrast, grad_norm not finite at step 5; the weights were still finite"):
+    with pytest.raises(
+        FloatingPointError, match="ssl/contrast, grad_norm not finite at step 5; the weights were still finite"
+    ):
         terms = {"loss": 1.0, "ssl/contrast": float("nan"), "grad_norm": float("inf")}
         check(tmp_path, terms, layer, [make_batch(10), make_batch(20)])
     saved = load_file(tmp_path / "nonfinite" / "step-5-rank-0.safetensors")
@@ -46,7 +50,11 @@ def test_broken_weights_are_named(tmp_path):
         model[0].weight[0, 1] = float("inf")
     model[1].running_mean.fill_(float("nan"))
     assert nonfinite_weights(model) == ["0.weight", "1.running_mean"]
-    with pytest.raises(FloatingPointError, match=r"weights not finite after step 9 \(0.weight, 1.running_mean\), so that no checkpoint"):
+    with pytest.raises(
+        FloatingPointError, match=r"weights not finite after step 9 \(0.weight, 1.running_mean\), so that no checkpoint"
+    ):
         check_weights(model, 9)
-    with pytest.raises(FloatingPointError, match=r"loss not finite at step 5; the weights were not finite before this step \(0.weight"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss not finite at step 5; the weights were not finite before this step \(0.weight"
+    ):
         check(tmp_path, {"loss": float("nan")}, model, [make_batch(0)])

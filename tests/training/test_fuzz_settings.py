@@ -17,11 +17,17 @@ from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_ar
 from eqcohvit.training.checkpoint import verify_checkpoint
 
 repeatable = settings(
-    max_examples=150, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 FIELDS = {f.name: f for f in dataclasses.fields(PretrainArguments)}
 
-words = st.sampled_from(["", "none", "rotation", "rotation+zoom", "+", "user/name", "latest", "ibot", "vit", "a=1", "=", "-1", "\x1b[2J"])
+words = st.sampled_from(
+    ["", "none", "rotation", "rotation+zoom", "+", "user/name", "latest", "ibot", "vit", "a=1", "=", "-1", "\x1b[2J"]
+)
 numbers = st.integers(-3, 2**40) | st.floats() | st.sampled_from([0, 1, 2, 8, 16, 32, 64, 0.5, 1e-9, 1e300, 10**400])
 anything = st.recursive(
     st.none() | st.booleans() | numbers | words | st.text(max_size=8),
@@ -66,7 +72,11 @@ def test_any_recipe_is_taken_or_refused_in_one_line(tmp_path, capsys, recipe):
 
 
 @repeatable
-@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | anything.map(lambda value: yaml.safe_dump(value).encode()))
+@given(
+    content=st.binary(max_size=60)
+    | st.text(max_size=60).map(str.encode)
+    | anything.map(lambda value: yaml.safe_dump(value).encode())
+)
 def test_any_file_is_a_recipe_or_refused_in_one_line(tmp_path, content):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
@@ -90,7 +100,9 @@ def test_a_recipe_cannot_run_code(tmp_path):
 @given(
     objective=st.sampled_from(list(OBJECTIVES)),
     options=st.dictionaries(
-        st.sampled_from([f.name for objective in OBJECTIVES.values() for f in dataclasses.fields(objective.Options)] + ["nope"]),
+        st.sampled_from(
+            [f.name for objective in OBJECTIVES.values() for f in dataclasses.fields(objective.Options)] + ["nope"]
+        ),
         anything,
         max_size=3,
     )
@@ -98,7 +110,9 @@ def test_a_recipe_cannot_run_code(tmp_path):
 )
 def test_any_options_of_an_objective_are_taken_or_refused_in_one_line(tmp_path, capsys, objective, options):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"objective": objective, "objective_options": options}, allow_unicode=True), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"objective": objective, "objective_options": options}, allow_unicode=True), encoding="utf-8"
+    )
     parse(["--config", str(path)], capsys)
 
 
@@ -124,11 +138,17 @@ def test_any_model_configuration_is_taken_and_saved_alike_or_refused(fields):
         return
     event("taken")
     if all(not isinstance(value, float) or math.isfinite(value) for value in fields.values()):
-        assert EqCohViTConfig.from_dict(json.loads(config.to_json_string(use_diff=False))).to_json_string() == config.to_json_string()
+        assert (
+            EqCohViTConfig.from_dict(json.loads(config.to_json_string(use_diff=False))).to_json_string()
+            == config.to_json_string()
+        )
 
 
 @repeatable
-@given(content=anything | st.fixed_dictionaries({"files": anything | st.dictionaries(st.text(max_size=5), anything, max_size=2)}))
+@given(
+    content=anything
+    | st.fixed_dictionaries({"files": anything | st.dictionaries(st.text(max_size=5), anything, max_size=2)})
+)
 def test_any_manifest_is_refused_in_one_line(tmp_path, content):
     folder = Path(tmp_path)
     (folder / "manifest.json").write_text(json.dumps(content))

@@ -30,7 +30,13 @@ def test_rankme_of_broken_features_is_not_a_number_and_no_error():
 
 
 def healthy(**changes):
-    return {"ssl/cls": 5.0, "std/invariant": 0.3, "rank/invariant": 9.0, "rank/equivariant": 8.0, "teacher/entropy": 2.0} | changes
+    return {
+        "ssl/cls": 5.0,
+        "std/invariant": 0.3,
+        "rank/invariant": 9.0,
+        "rank/equivariant": 8.0,
+        "teacher/entropy": 2.0,
+    } | changes
 
 
 def test_healthy_run_gets_no_warning():
@@ -41,8 +47,14 @@ def test_healthy_run_gets_no_warning():
     ("changes", "texts"),
     [
         ({"ssl/cls": math.log(4096) - 0.05}, ("ssl/cls sits at 8.268", "8.318", "learning_rate")),
-        ({"std/invariant": 1e-5}, ("invariant part has collapsed", "the same for all images (std 1e-05)", "learning_rate")),
-        ({"rank/equivariant": 1.02}, ("equivariant part has collapsed onto one direction (rank 1.02)", "raise recon_weight")),
+        (
+            {"std/invariant": 1e-5},
+            ("invariant part has collapsed", "the same for all images (std 1e-05)", "learning_rate"),
+        ),
+        (
+            {"rank/equivariant": 1.02},
+            ("equivariant part has collapsed onto one direction (rank 1.02)", "raise recon_weight"),
+        ),
         ({"teacher/entropy": 0.001}, ("all images on one prototype", "teacher_temperature")),
     ],
 )

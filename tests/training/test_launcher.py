@@ -45,15 +45,23 @@ def test_a_launchers_value_that_no_run_can_have_is_refused(monkeypatch, name, va
 
 def test_fine_tuning_refuses_accumulation(monkeypatch):
     monkeypatch.setenv(ACCUMULATION, "4")
-    with pytest.raises(ValueError, match="no gradient accumulation, but the launcher sets gradient_accumulation_steps to 4"):
+    with pytest.raises(
+        ValueError, match="no gradient accumulation, but the launcher sets gradient_accumulation_steps to 4"
+    ):
         make_accelerator(None)
 
 
-@pytest.mark.parametrize(("flags", "steps", "origin"), [([], 4, "launcher"), (["--gradient_accumulation_steps", "1"], 1, "set")])
-def test_every_step_updates_and_the_start_says_where_settings_come_from(monkeypatch, photos, tmp_path, capsys, flags, steps, origin):
+@pytest.mark.parametrize(
+    ("flags", "steps", "origin"), [([], 4, "launcher"), (["--gradient_accumulation_steps", "1"], 1, "set")]
+)
+def test_every_step_updates_and_the_start_says_where_settings_come_from(
+    monkeypatch, photos, tmp_path, capsys, flags, steps, origin
+):
     monkeypatch.setenv(ACCUMULATION, "4")
     output_dir = tmp_path / "run"
-    assert load_script("pretrain").cli([*SMALL, *flags, "--train_dir", str(photos), "--output_dir", str(output_dir)]) == 0
+    assert (
+        load_script("pretrain").cli([*SMALL, *flags, "--train_dir", str(photos), "--output_dir", str(output_dir)]) == 0
+    )
     said = capsys.readouterr().out.splitlines()[1]  # after what the folder holds
     assert f"on 1 x cpu (one process), precision no (default), accumulation {steps} ({origin})" in said
     assert f"{2 * steps} samples a step" in said

@@ -29,7 +29,8 @@ def test_ticks_are_round_numbers(low, high, ticks):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.12346, "0.1235"), (1234, "1234"), (12345, "12.35k"), (2e6, "2M"), (-0.5, "-0.5"), (math.nan, "nan")]
+    ("value", "text"),
+    [(0.12346, "0.1235"), (1234, "1234"), (12345, "12.35k"), (2e6, "2M"), (-0.5, "-0.5"), (math.nan, "nan")],
 )
 def test_numbers_are_short(value, text):
     assert short(value) == text
@@ -43,10 +44,16 @@ def test_points_lie_where_the_axes_say():
 def test_values_that_are_not_finite_leave_a_gap():
     points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, math.inf), (4, 2.0), (5, 1.0)]
     text, lines = draw("loss", "loss", [Series("loss", points, 0)])
-    assert [len(line) for line in lines] == [2, 2] and "2 not finite" in text and "nan" not in re.sub("<div.*</div>", "", text)
+    assert (
+        [len(line) for line in lines] == [2, 2]
+        and "2 not finite" in text
+        and "nan" not in re.sub("<div.*</div>", "", text)
+    )
 
 
-@pytest.mark.parametrize("points", [[], [(3, 0.5)], [(0, math.nan)], [(0, 2.0), (1, 2.0)], [(7, 0.0)], [(1, 1e-300), (2, 1e300)]])
+@pytest.mark.parametrize(
+    "points", [[], [(3, 0.5)], [(0, math.nan)], [(0, 2.0), (1, 2.0)], [(7, 0.0)], [(1, 1e-300), (2, 1e300)]]
+)
 def test_degenerate_series_are_drawn(points):
     text, lines = draw("a < b", "R2 & more", [Series("<c>", points, 7)])
     assert all(math.isfinite(value) for line in lines for point in line for value in point)

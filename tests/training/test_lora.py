@@ -11,7 +11,14 @@ def make_model(backbone_type="dinov2", **backbone_kwargs):
     torch.manual_seed(0)
     backbone = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **backbone_kwargs}
     config = EqCohViTConfig.from_preset(
-        "micro", 16, 8, backbone_type=backbone_type, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=4, decoder_dim=16
+        "micro",
+        16,
+        8,
+        backbone_type=backbone_type,
+        backbone_kwargs=backbone,
+        feature_dim=12,
+        equivariant_dim=4,
+        decoder_dim=16,
     )
     return EqCohViTForPreTraining(config).eval()
 
@@ -35,7 +42,9 @@ def test_adapters_change_nothing_at_first_and_are_all_that_is_trained_in_the_bac
         name for name, _ in model.named_parameters() if not name.startswith("eqcohvit.backbone.")
     }
     adapted = [name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    assert len(adapted) == 12 and all(name.startswith("eqcohvit.backbone.") for name in adapted)  # q, k, v, o and two of the MLP, twice
+    assert len(adapted) == 12 and all(
+        name.startswith("eqcohvit.backbone.") for name in adapted
+    )  # q, k, v, o and two of the MLP, twice
 
 
 def test_masked_patches_get_a_trained_token():
@@ -58,8 +67,12 @@ def test_merged_model_is_a_plain_one_that_computes_the_same(backbone_type, tmp_p
     result.save_pretrained(tmp_path)
     loaded = EqCohViTForPreTraining.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(loaded.eqcohvit(x).invariant_features, expected.invariant_features, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(loaded.eqcohvit(x).equivariant_features, expected.equivariant_features, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.eqcohvit(x).invariant_features, expected.invariant_features)  # the run goes on with its adapters
+    torch.testing.assert_close(
+        loaded.eqcohvit(x).equivariant_features, expected.equivariant_features, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        model.eqcohvit(x).invariant_features, expected.invariant_features
+    )  # the run goes on with its adapters
 
 
 def test_model_without_adapters_is_its_own_merged_model():

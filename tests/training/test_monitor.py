@@ -103,14 +103,19 @@ def test_progress_goes_on_from_its_state_exactly():
 
 
 def test_size_counts_what_is_trained_and_what_memory_that_takes():
-    args = PretrainArguments(image_size=16, patch_size=8, feature_dim=16, equivariant_dim=8, decoder_dim=16, projector_dim=16)
+    args = PretrainArguments(
+        image_size=16, patch_size=8, feature_dim=16, equivariant_dim=8, decoder_dim=16, projector_dim=16
+    )
     module = build_module(args, build_model(args))
     encoder, total = (sum(p.numel() for p in part.parameters()) for part in (module.model.eqcohvit, module))
     assert f"encoder of {encoder / 1e6:.2f} M parameters, {total / 1e6:.2f} M trained" in describe_size(module)
     module.model.eqcohvit.backbone.requires_grad_(False)
     left = total - sum(p.numel() for p in module.model.eqcohvit.backbone.parameters())
     text = describe_size(module)
-    assert f"{left / 1e6:.2f} M trained" in text and f"({(4 * total + 12 * left) / 2**20:.0f} MiB of weights, gradients" in text
+    assert (
+        f"{left / 1e6:.2f} M trained" in text
+        and f"({(4 * total + 12 * left) / 2**20:.0f} MiB of weights, gradients" in text
+    )
 
 
 def test_save_samples_shows_the_pixels(tmp_path):

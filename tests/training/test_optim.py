@@ -21,11 +21,18 @@ def test_weight_decay_spares_vectors_but_neither_tokens_nor_positions():
     model = EqCohViTModel(EqCohViTConfig.from_preset("micro", backbone_kwargs={"use_mask_token": True}))
     groups = make_optimizer(model, 1e-3, 0.05).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, spared = ({names[id(p)] for g in groups if g["weight_decay"] == decay for p in g["params"]} for decay in (0.05, 0))
+    decayed, spared = (
+        {names[id(p)] for g in groups if g["weight_decay"] == decay for p in g["params"]} for decay in (0.05, 0)
+    )
     tokens = {f"backbone.embeddings.{name}" for name in ("cls_token", "position_embeddings", "mask_token")}
     assert tokens | {"feature_head.weight"} <= decayed
     first = "backbone.encoder.layer.0"
-    assert {"feature_head.bias", "backbone.layernorm.weight", f"{first}.norm1.weight", f"{first}.layer_scale1.lambda1"} <= spared
+    assert {
+        "feature_head.bias",
+        "backbone.layernorm.weight",
+        f"{first}.norm1.weight",
+        f"{first}.layer_scale1.lambda1",
+    } <= spared
     assert decayed | spared == set(names.values()) and not decayed & spared
 
 
@@ -75,7 +82,9 @@ def test_frozen_backbone_stays_bit_by_bit_while_the_heads_learn():
         set_step(optimizer, values(1e-2, backbone_warmup(step, head_warmup_steps=2, warmup_steps=1)))
         model(torch.randn(2, 3, 16, 16)).invariant_features.square().mean().backward()
         optimizer.step()
-        changed = {name for name, p in model.named_parameters() if p.grad is not None and not torch.equal(p, before[name])}
+        changed = {
+            name for name, p in model.named_parameters() if p.grad is not None and not torch.equal(p, before[name])
+        }
         assert any(name.startswith("backbone.") for name in changed) == (step == 2)
         assert "feature_head.weight" in changed
 

@@ -34,14 +34,20 @@ def test_a_program_goes_on_where_its_output_cannot_be_written(tmp_path, place):
         os.close(read)
     else:
         write = os.open("/dev/full", os.O_WRONLY)
-    command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *script(tmp_path)] if place == "closed descriptors" else script(tmp_path)
+    command = (
+        ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *script(tmp_path)]
+        if place == "closed descriptors"
+        else script(tmp_path)
+    )
     done = subprocess.run(command, stdout=write, stderr=write, env={"PYTHONIOENCODING": "utf-8"}, timeout=60)
     os.close(write)
     assert done.returncode == 0 and (tmp_path / "done").exists()
 
 
 def test_characters_that_the_stream_has_not_are_escaped(tmp_path):
-    done = subprocess.run(script(tmp_path), capture_output=True, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, timeout=60)
+    done = subprocess.run(
+        script(tmp_path), capture_output=True, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, timeout=60
+    )
     assert done.returncode == 0 and done.stderr == b"\\xb1\n" * 3
 
 

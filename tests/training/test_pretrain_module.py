@@ -30,7 +30,9 @@ def make_module(
     teacher = objective in TEACHERS
     args = PretrainArguments(
         objective=objective,
-        objective_options=",".join(filter(None, ("num_prototypes=12,bottleneck_dim=8,mask_probability=1" if teacher else "", options))),
+        objective_options=",".join(
+            filter(None, ("num_prototypes=12,bottleneck_dim=8,mask_probability=1" if teacher else "", options))
+        ),
         recon_weight=recon_weight,
         recon_from=recon_from,
         projector_dim=16,
@@ -40,7 +42,16 @@ def make_module(
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "use_mask_token": teacher}
     sizes |= {"mlp_ratio": 2} if backbone_type.startswith("dinov2") else {"intermediate_size": 32}
     config = EqCohViTConfig.from_preset(
-        "micro", 16, 4, backbone_type, sizes | (backbone or {}), feature_dim=14, equivariant_dim=6, decoder_dim=16, path=path, **config
+        "micro",
+        16,
+        4,
+        backbone_type,
+        sizes | (backbone or {}),
+        feature_dim=14,
+        equivariant_dim=6,
+        decoder_dim=16,
+        path=path,
+        **config,
     )
     torch.manual_seed(0)
     return build_module(args, EqCohViTForPreTraining(config))
@@ -49,7 +60,9 @@ def make_module(
 def make_views(batch=6, num_targets=2, masks=True, local=2):
     generator = torch.Generator().manual_seed(0)
     shapes = (((), 16), ((), 16), ((num_targets,), 16), ((local,), 8))
-    first, end, targets, crops = (torch.randn(batch, *shape, 3, size, size, generator=generator) for shape, size in shapes)
+    first, end, targets, crops = (
+        torch.randn(batch, *shape, 3, size, size, generator=generator) for shape, size in shapes
+    )
     hidden = torch.rand(batch, 2, 16, generator=generator) < 0.3
     hidden[0] = False
     return Views(first, end, targets, torch.rand(batch, 1), crops if local else None, hidden if masks else None)
@@ -105,7 +118,11 @@ def test_every_trainable_parameter_gets_a_gradient(objective, autocast):
         terms = module(views_for(module), VALUES)
     assert all(value.dtype == torch.float32 for value in terms.values())
     terms["loss"].backward()
-    assert [name for name, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())] == []
+    assert [
+        name
+        for name, p in module.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ] == []
 
 
 @pytest.mark.parametrize("decoder_context", ["none", "cls", "mean"])
@@ -171,8 +188,12 @@ def test_decoders_can_read_the_unmasked_views():
 
 
 @pytest.mark.parametrize("objective", TEACHERS)
-@pytest.mark.parametrize(("probability", "recon_from", "passes"), [(0, "unmasked", 1), (0.5, "unmasked", 2), (0.5, "masked", 1)])
-def test_both_views_are_encoded_again_only_for_decoders_that_read_unmasked_views(objective, probability, recon_from, passes):
+@pytest.mark.parametrize(
+    ("probability", "recon_from", "passes"), [(0, "unmasked", 1), (0.5, "unmasked", 2), (0.5, "masked", 1)]
+)
+def test_both_views_are_encoded_again_only_for_decoders_that_read_unmasked_views(
+    objective, probability, recon_from, passes
+):
     module = make_module(objective, recon_from=recon_from, options=f"mask_probability={probability}")
     sizes = []
     module.model.eqcohvit.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
@@ -187,7 +208,9 @@ def test_no_shape_depends_on_the_number_of_masked_views(objective):
     keys = torch.arange(6)
     rows = []
     numbers = set()
-    module.objective.head.cls.prototypes.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    module.objective.head.cls.prototypes.register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].shape[:-1].numel())
+    )
     for epoch in range(6):
         masks = BlockMasking(min_patches=1).sample(0, torch.full_like(keys, epoch), keys, 3, grid_size=4)
         numbers.add(masks.any(dim=-1).sum().item())

@@ -22,7 +22,9 @@ def test_backbone_warmup_by_hand():
 
 
 def test_linear_warmup_by_hand():
-    assert [linear_warmup(step, 5, 0.04, 0.08) for step in (0, 1, 4, 5, 9)] == pytest.approx([0.04, 0.05, 0.08, 0.08, 0.08])
+    assert [linear_warmup(step, 5, 0.04, 0.08) for step in (0, 1, 4, 5, 9)] == pytest.approx(
+        [0.04, 0.05, 0.08, 0.08, 0.08]
+    )
     assert [linear_warmup(step, 1, 0.04, 0.08) for step in (0, 1)] == [0.04, 0.08]
     assert linear_warmup(0, 0, 0.04, 0.08) == 0.08
 

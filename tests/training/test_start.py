@@ -107,7 +107,10 @@ def test_completed_settings_are_a_recipe(tmp_path):
     [
         ("--patch_size 4", "expected patch_size=4, found 8 in init_from="),
         ("--backbone vit", "expected backbone='vit', found 'dinov2' in init_from="),
-        ("--feature_dim 32", "expected feature_dim=32, found 24 in init_from=.*; --no-init_heads begins with new heads"),
+        (
+            "--feature_dim 32",
+            "expected feature_dim=32, found 24 in init_from=.*; --no-init_heads begins with new heads",
+        ),
         ("--model_preset small", "model_preset cannot be chosen together with init_from="),
     ],
 )
@@ -119,10 +122,16 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(flags, message, tmp_pa
 
 
 def test_sources_of_no_use_are_refused_in_one_line(tmp_path):
-    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)).save_pretrained(
+        tmp_path / "bert"
+    )
     (tmp_path / "empty").mkdir()
     no_model = "no model at"
-    for name, message in (("bert", "expected a model_type of dinov2.*, found 'bert'"), ("empty", no_model), ("nowhere", no_model)):
+    for name, message in (
+        ("bert", "expected a model_type of dinov2.*, found 'bert'"),
+        ("empty", no_model),
+        ("nowhere", no_model),
+    ):
         with pytest.raises(ValueError, match=message) as error:
             settings("--init_from", tmp_path / name)
         assert "\n" not in str(error.value)
@@ -145,7 +154,9 @@ def test_truncated_weights_are_refused_in_one_line(save, tmp_path):
 @pytest.mark.parametrize("heads", [True, False])
 def test_split_model_brings_its_heads_unless_new_ones_are_wanted(heads, tmp_path):
     source = save_split(tmp_path)
-    sizes = "--feature_dim 24 --equivariant_dim 8 --decoder_dim 16 --decoder_context none --decoder_patch_dropout 0".split()
+    sizes = (
+        "--feature_dim 24 --equivariant_dim 8 --decoder_dim 16 --decoder_context none --decoder_patch_dropout 0".split()
+    )
     args = settings("--init_from", tmp_path, *sizes, "--init_heads" if heads else "--no-init_heads")
     torch.manual_seed(1)
     model = build_model(args, open_start(args.init_from))

@@ -11,8 +11,17 @@ from eqcohvit.training.stochastic_depth import add_for_some
 
 def make_backbone(rate, backbone="dinov2", **kwargs):
     torch.manual_seed(0)
-    sizes = {"image_size": 16, "patch_size": 8, "feature_dim": 16, "equivariant_dim": 8, "decoder_dim": 16, "projector_dim": 16}
-    return build_model(PretrainArguments(backbone=backbone, drop_path_rate=rate, **sizes, **kwargs)).eqcohvit.backbone.train()
+    sizes = {
+        "image_size": 16,
+        "patch_size": 8,
+        "feature_dim": 16,
+        "equivariant_dim": 8,
+        "decoder_dim": 16,
+        "projector_dim": 16,
+    }
+    return build_model(
+        PretrainArguments(backbone=backbone, drop_path_rate=rate, **sizes, **kwargs)
+    ).eqcohvit.backbone.train()
 
 
 def layers_of(backbone):
@@ -22,7 +31,9 @@ def layers_of(backbone):
 def computed(backbone, num_samples):
     """Samples that the attention of each layer has computed."""
     seen = []
-    hooks = [layer.norm1.register_forward_hook(lambda *parts: seen.append(len(parts[-1]))) for layer in layers_of(backbone)]
+    hooks = [
+        layer.norm1.register_forward_hook(lambda *parts: seen.append(len(parts[-1]))) for layer in layers_of(backbone)
+    ]
     backbone(torch.randn(num_samples, 3, 16, 16))
     for hook in hooks:
         hook.remove()
@@ -65,7 +76,8 @@ def test_evaluation_and_parameters_are_those_of_the_library():
 
 
 def test_a_sample_changes_as_a_layer_alone_would_change_it():
-    """Each sample is as it was, or has one or both branches, scaled; and each gets a gradient through what is computed of it."""
+    """Each sample is as it was, or has one or both branches, scaled; and each gets a gradient through what is computed
+    of it."""
     layer = layers_of(make_backbone(0.5))[0]
     states = torch.randn(6, 5, 128, requires_grad=True)
     outputs = layer(states)

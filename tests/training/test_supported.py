@@ -1,6 +1,7 @@
 """Every objective on every path with every backbone family trains: the table of what is supported.
 
-The quick set has each pair of (objective, path), (objective, backbone) and (path, backbone) once; the whole product is slow.
+The quick set has each pair of (objective, path), (objective, backbone) and (path, backbone) once; the whole product is
+slow.
 """
 
 import itertools
@@ -16,7 +17,9 @@ from eqcohvit.transforms import PATHS, BlockMasking, MultiCrop, ViewRenderer, ma
 NAMES, PATH_NAMES = list(OBJECTIVES), list(PATHS)
 CASES = list(itertools.product(NAMES, PATH_NAMES, SUPPORTED_BACKBONES))
 QUICK = {
-    (NAMES[(i + j) % len(NAMES)], path, backbone) for i, backbone in enumerate(SUPPORTED_BACKBONES) for j, path in enumerate(PATH_NAMES)
+    (NAMES[(i + j) % len(NAMES)], path, backbone)
+    for i, backbone in enumerate(SUPPORTED_BACKBONES)
+    for j, path in enumerate(PATH_NAMES)
 }
 EXTRA = {"dinov2_with_registers": {"num_register_tokens": 2}, "dinov3_vit": {"num_register_tokens": 2}}
 

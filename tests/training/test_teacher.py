@@ -3,7 +3,10 @@ from tests.training.test_pretrain_module import VALUES, make_module, views_for
 
 
 def states(module):
-    student = {**module.model.eqcohvit.state_dict(prefix="encoder."), **module.objective.head.state_dict(prefix="head.")}
+    student = {
+        **module.model.eqcohvit.state_dict(prefix="encoder."),
+        **module.objective.head.state_dict(prefix="head."),
+    }
     return student, module.teacher.state_dict()
 
 
@@ -43,7 +46,9 @@ def test_teacher_sees_the_whole_views_without_stochastic_depth():
     module = make_module("ibot", backbone={"drop_path_rate": 0.5}).train()
     views = views_for(module)
     seen = []
-    module.teacher.encoder.register_forward_hook(lambda _module, args, kwargs, _out: seen.append((args[0], kwargs)), with_kwargs=True)
+    module.teacher.encoder.register_forward_hook(
+        lambda _module, args, kwargs, _out: seen.append((args[0], kwargs)), with_kwargs=True
+    )
     module(views, VALUES)
     module(views, VALUES)
     assert torch.equal(seen[0][0], torch.cat([views.first, views.end])) and seen[0][1] == {}

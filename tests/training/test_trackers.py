@@ -80,8 +80,12 @@ def test_a_tracker_that_fails_is_told_of_once_and_stops_no_other(picture):
 
 def test_a_tracker_that_is_not_installed_is_refused():
     check_tracker("none")
-    missing = next(str(name) for name in LoggerType.list() if str(name) not in ["all", *map(str, get_available_trackers())])
-    with pytest.raises(ValueError, match=f"report_to: the tracker '{missing}' is not installed; installed: .*; known: .*{missing}"):
+    missing = next(
+        str(name) for name in LoggerType.list() if str(name) not in ["all", *map(str, get_available_trackers())]
+    )
+    with pytest.raises(
+        ValueError, match=f"report_to: the tracker '{missing}' is not installed; installed: .*; known: .*{missing}"
+    ):
         check_tracker(missing)
     with pytest.raises(ValueError, match="the tracker 'wandbb' is unknown; "):
         check_tracker("wandbb")

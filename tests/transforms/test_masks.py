@@ -13,7 +13,8 @@ def sample(masking, number=4000, seed=0, epoch=0, stream=3, first=0):
 
 
 def test_block_masks_by_hand():
-    """Five of 4 x 4 patches: a block of 2 x 2; then one that would hide two patches more, and the next try, of one patch."""
+    """Five of 4 x 4 patches: a block of 2 x 2; then one that would hide two patches more, and the next try, of one
+    patch."""
     corner = [0.0, 0.5, 0.0, 0.0]  # area 4, aspect ratio 1, top 0, left 0
     beside = [0.0, 0.5, 0.0, 0.34]  # the same at left 1
     single = [0.99, 0.5, 0.8, 0.0]  # area 4 - 0.99 x 3 for the last patch, at top 3
@@ -54,7 +55,8 @@ def test_number_of_hidden_patches_is_bounded_and_mostly_met():
 
 
 def test_blocks_are_at_least_as_large_as_asked():
-    """The first block alone, by its area: about uniform between the smallest and all that is to be hidden, 39 of 196 patches."""
+    """The first block alone, by its area: about uniform between the smallest and all that is to be hidden, 39 of 196
+    patches."""
     areas = {}
     for smallest in (4, 16):
         masking = BlockMasking(probability=1.0, ratio=0.2, ratio_variance=0.0, min_patches=smallest, num_blocks=1)

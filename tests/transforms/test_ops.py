@@ -88,7 +88,9 @@ ORDERS = list(itertools.permutations(range(4)))
 def test_jitter_color_applies_the_operations_in_each_order(images):
     factors = [1.3, 0.6, 1.7, 0.15]
     operations = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)
-    result, _ = ops.jitter_color(images[:1].expand(24, -1, -1, -1), torch.tensor([factors]).expand(24, 4), torch.tensor(ORDERS))
+    result, _ = ops.jitter_color(
+        images[:1].expand(24, -1, -1, -1), torch.tensor([factors]).expand(24, 4), torch.tensor(ORDERS)
+    )
     for order, ours in zip(ORDERS, result, strict=True):
         expected = images[:1]
         for operation in order:
@@ -132,7 +134,9 @@ def resized(images, top_left, size, number, width_factor=1.0):
 
 
 @pytest.mark.parametrize("group", [4, 16, 1000])
-@pytest.mark.parametrize(("top_left", "size", "number"), [(0, 24, 24), (3, 17, 40), (5, 19, 7), (0, 24, 5), (20, 4, 30), (7, 1, 9)])
+@pytest.mark.parametrize(
+    ("top_left", "size", "number"), [(0, 24, 24), (3, 17, 40), (5, 19, 7), (0, 24, 5), (20, 4, 30), (7, 1, 9)]
+)
 def test_bicubic_filter_is_the_antialiased_resize_of_torch(images, monkeypatch, group, top_left, size, number):
     monkeypatch.setattr(ops, "_GROUP", group)
     part = images[..., top_left : top_left + size, top_left : top_left + size]
@@ -141,7 +145,9 @@ def test_bicubic_filter_is_the_antialiased_resize_of_torch(images, monkeypatch, 
 
 
 def test_apply_filter_gives_each_view_of_an_image_its_own_weights(images):
-    centers = torch.tensor([[2.5, 3.5], [7.5, 9.5], [0.5, 1.5], [20.5, 23.5]])  # of two views of two images, at the pixels' own places
+    centers = torch.tensor(
+        [[2.5, 3.5], [7.5, 9.5], [0.5, 1.5], [20.5, 23.5]]
+    )  # of two views of two images, at the pixels' own places
     ones, ends = torch.ones(4), (torch.zeros(4), torch.full((4,), 24.0))
     axis_filter = ops.bicubic_filter(centers, ones, ends, 24, (3.0, 1.0), (torch.zeros(4), ones))
     out = ops.apply_filter(images[:2].permute(0, 2, 1, 3), axis_filter, 2)
@@ -162,7 +168,9 @@ def test_magnification_of_zoom_rotation_and_homography():
         return torch.stack([x / w, y / w])
 
     jacobian = torch.autograd.functional.jacobian(place, torch.zeros(2).double())
-    assert ops.magnification(homography).item() == pytest.approx(abs(torch.linalg.det(jacobian).item()) ** -0.5, rel=1e-5)
+    assert ops.magnification(homography).item() == pytest.approx(
+        abs(torch.linalg.det(jacobian).item()) ** -0.5, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("border", ops.BORDERS)
@@ -180,7 +188,9 @@ def test_gaussian_blur_agrees_with_the_closed_form_in_the_middle():
     x = torch.arange(33) - 16.0
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    assert torch.allclose(ops.gaussian_blur(impulse, torch.tensor([sigma]))[0, 0], torch.outer(kernel, kernel), atol=1e-5)
+    assert torch.allclose(
+        ops.gaussian_blur(impulse, torch.tensor([sigma]))[0, 0], torch.outer(kernel, kernel), atol=1e-5
+    )
 
 
 def test_gaussian_blur_of_each_image_by_its_own_sigma(images):
@@ -195,18 +205,24 @@ def test_gaussian_blur_mirrors_the_image_at_its_border(images):
     mirrored = torch.cat([images.flip(-1), images, images.flip(-1)], dim=-1)
     mirrored = torch.cat([mirrored.flip(-2), mirrored, mirrored.flip(-2)], dim=-2)
     sigma = torch.full((4,), 1.5)
-    assert torch.allclose(ops.gaussian_blur(images, sigma), ops.gaussian_blur(mirrored, sigma)[..., 24:48, 24:48], atol=1e-6)
+    assert torch.allclose(
+        ops.gaussian_blur(images, sigma), ops.gaussian_blur(mirrored, sigma)[..., 24:48, 24:48], atol=1e-6
+    )
 
 
 def test_gaussian_blur_is_near_pils(images):
-    smooth = ops.gaussian_blur(images, torch.full((4,), 2.0))  # PIL approximates a Gaussian by box filters, edges extended
+    smooth = ops.gaussian_blur(
+        images, torch.full((4,), 2.0)
+    )  # PIL approximates a Gaussian by box filters, edges extended
     ours = ops.gaussian_blur(quantized(smooth), torch.full((4,), 1.5))[0, :, 6:-6, 6:-6]
     theirs = from_pil(to_pil(smooth[0]).filter(ImageFilter.GaussianBlur(1.5)))[:, 6:-6, 6:-6]
     assert (ours - theirs).abs().max() < 0.02
 
 
 def test_gaussian_blur_keeps_constants_and_zero_is_the_identity(images):
-    assert torch.allclose(ops.gaussian_blur(torch.full((2, 3, 8, 8), 0.3), torch.tensor([0.5, 30.0])), torch.tensor(0.3))
+    assert torch.allclose(
+        ops.gaussian_blur(torch.full((2, 3, 8, 8), 0.3), torch.tensor([0.5, 30.0])), torch.tensor(0.3)
+    )
     assert torch.allclose(ops.gaussian_blur(images, torch.zeros(4)), images, atol=1e-6)
 
 
@@ -235,7 +251,9 @@ def test_sampling_crop_reads_the_right_quarter(images):
 @pytest.mark.parametrize("border", ops.BORDERS)
 def test_sampling_grid_follows_the_matrices_point_by_point(border):
     generator = torch.Generator().manual_seed(0)
-    crop = torch.eye(3) + torch.cat([0.2 * torch.randn(2, 3, 2, 3, generator=generator), torch.zeros(2, 3, 1, 3)], dim=2)
+    crop = torch.eye(3) + torch.cat(
+        [0.2 * torch.randn(2, 3, 2, 3, generator=generator), torch.zeros(2, 3, 1, 3)], dim=2
+    )
     motion = torch.eye(3) + 0.1 * torch.randn(2, 3, 3, 3, generator=generator)
     grid, _ = ops.sampling_grid(crop, motion, 6, border)
     x, y = (2 * 4 + 1) / 6 - 1, (2 * 1 + 1) / 6 - 1  # the pixel in column 4 and row 1
@@ -267,10 +285,14 @@ def test_borders_fill_what_a_shift_leaves_open(images):
 
 def test_sample_renders_several_views_in_their_order(images):
     half_turn = motion([[-1, 0, 0], [0, -1, 0], [0, 0, 1]]).expand(4, 1, 3, 3)
-    grid, _ = ops.sampling_grid(identity(4).expand(4, 2, 3, 3), torch.cat([identity(4), half_turn], dim=1), 24, "canvas")
+    grid, _ = ops.sampling_grid(
+        identity(4).expand(4, 2, 3, 3), torch.cat([identity(4), half_turn], dim=1), 24, "canvas"
+    )
     views = ops.sample(images, grid)
     assert views.shape == (4, 2, 3, 24, 24)
-    assert torch.allclose(views[:, 0], images, atol=1e-5) and torch.allclose(views[:, 1], images.flip(-1, -2), atol=1e-5)
+    assert torch.allclose(views[:, 0], images, atol=1e-5) and torch.allclose(
+        views[:, 1], images.flip(-1, -2), atol=1e-5
+    )
 
 
 def test_unknown_border_is_refused():
@@ -280,4 +302,6 @@ def test_unknown_border_is_refused():
 
 def test_affine_stacks_numbers_and_tensors():
     a = torch.tensor([math.pi, 2.0])
-    assert torch.equal(ops.affine([[1, a, 0], [0, 1, 0], [0, 0, 1]], a)[:, 0], torch.tensor([[1, math.pi, 0], [1, 2.0, 0]]))
+    assert torch.equal(
+        ops.affine([[1, a, 0], [0, 1, 0], [0, 0, 1]], a)[:, 0], torch.tensor([[1, math.pi, 0], [1, 2.0, 0]])
+    )

@@ -96,15 +96,21 @@ def test_translation_range_is_10_of_224_pixels():
 
 
 def test_se2_rotates_first_and_translates_then(images):
-    angle, shift = torch.full((5, 1), math.pi / 2, dtype=torch.float64), torch.tensor([[8 / 32, 0.0]], dtype=torch.float64).expand(5, 2)
+    angle, shift = (
+        torch.full((5, 1), math.pi / 2, dtype=torch.float64),
+        torch.tensor([[8 / 32, 0.0]], dtype=torch.float64).expand(5, 2),
+    )
     moved = make_path("se2").at(torch.cat([angle, shift], dim=1), 1.0)(images)
     assert torch.allclose(moved[..., 8:], images.rot90(1, (-2, -1))[..., :-8], atol=1e-6)
 
 
 def test_zoom_by_two_shows_the_middle(images):
     zoomed = make_path("zoom").at(torch.full((5, 1), math.log(2), dtype=torch.float64), 1.0)(images)
-    # Every second pixel of the zoomed image lies a quarter of a pixel beside one of the original: smooth images agree closely.
-    middle = torch.nn.functional.interpolate(images[..., 8:24, 8:24], scale_factor=2, mode="bilinear", align_corners=False)
+    # Every second pixel of the zoomed image lies a quarter of a pixel beside one of the original: smooth images agree
+    # closely.
+    middle = torch.nn.functional.interpolate(
+        images[..., 8:24, 8:24], scale_factor=2, mode="bilinear", align_corners=False
+    )
     assert torch.allclose(zoomed[..., 2:-2, 2:-2], middle[..., 2:-2, 2:-2], atol=1e-6)
 
 

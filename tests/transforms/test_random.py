@@ -49,4 +49,6 @@ def test_uniforms_tell_large_keys_apart():
 def test_uniforms_of_several_streams_at_once_equal_those_of_each():
     keys, epochs = torch.tensor([4, 4, 9]), torch.tensor([2, 2, 2])
     together = uniforms(7, epochs, keys, torch.tensor([0, 5, 5]), 6)
-    assert torch.equal(together, torch.cat([uniforms(7, epochs[:1], keys[i : i + 1], s, 6) for i, s in enumerate((0, 5, 5))]))
+    assert torch.equal(
+        together, torch.cat([uniforms(7, epochs[:1], keys[i : i + 1], s, 6) for i, s in enumerate((0, 5, 5))])
+    )

@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from eqcohvit.data import decode_image
-from eqcohvit.transforms import AUGMENTATIONS, BlockMasking, MultiCrop, Transformation, ViewRenderer, make_path, ops, training_canvas_size
+from eqcohvit.transforms import (
+    AUGMENTATIONS,
+    BlockMasking,
+    MultiCrop,
+    Transformation,
+    ViewRenderer,
+    make_path,
+    ops,
+    training_canvas_size,
+)
 from eqcohvit.transforms import views as views_module
 from eqcohvit.transforms.random import uniforms
 from eqcohvit.transforms.views import ViewParameters, _resized_crop, _resized_region, path_reach, sample_view
@@ -37,7 +46,9 @@ def test_views_shapes_and_normalization(canvases):
     assert views.first.shape == views.end.shape == (BATCH, 3, SIZE, SIZE)
     assert views.intermediates.shape == (BATCH, 3, 3, SIZE, SIZE)
     assert views.parameters.shape == (BATCH, 1)
-    assert torch.allclose(renderer.normalize(torch.zeros(3, 1, 1)).flatten(), -torch.tensor(renderer.mean) / torch.tensor(renderer.std))
+    assert torch.allclose(
+        renderer.normalize(torch.zeros(3, 1, 1)).flatten(), -torch.tensor(renderer.mean) / torch.tensor(renderer.std)
+    )
 
 
 def test_path_only_first_view_is_the_whole_image(canvases):
@@ -80,12 +91,16 @@ def test_groups_of_outputs_change_no_view(canvases, monkeypatch, border):
 
 
 def test_base_blur_is_in_pixels_of_the_view(canvases):
-    augmentation = dataclasses.replace(AUGMENTATIONS["path_only"][0], crop_scale=(0.5, 0.5), blur_probability=1.0, blur_sigma=(20.0, 20.0))
+    augmentation = dataclasses.replace(
+        AUGMENTATIONS["path_only"][0], crop_scale=(0.5, 0.5), blur_probability=1.0, blur_sigma=(20.0, 20.0)
+    )
     renderers = [ViewRenderer(make_path("rotation"), SIZE) for _ in range(2)]
     renderers[0].augmentations = [augmentation] * 2
     renderers[1].augmentations = [dataclasses.replace(augmentation, blur_probability=0.0)] * 2
     keys = torch.arange(BATCH)
-    blurred, sharp = (renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys).first for renderer in renderers)
+    blurred, sharp = (
+        renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys).first for renderer in renderers
+    )
     expected = ops.gaussian_blur(sharp, torch.full((BATCH,), 20 * SIZE / 224))
     assert torch.allclose(blurred, expected, atol=1e-4)
 
@@ -98,7 +113,9 @@ def test_views_differ_by_epoch_seed_and_sample(canvases):
         assert not torch.allclose(other.first, base.first) and not torch.allclose(other.parameters, base.parameters)
 
 
-@pytest.mark.parametrize("path", ["rotation", "se2", "zoom", "perspective", "color_jitter", "gaussian_blur", "rotation+color_jitter"])
+@pytest.mark.parametrize(
+    "path", ["rotation", "se2", "zoom", "perspective", "color_jitter", "gaussian_blur", "rotation+color_jitter"]
+)
 def test_intermediates_lie_on_the_path_of_the_end_view(canvases, path):
     """A path with parameters scaled by t ends at the state u_t: render it again with the smaller magnitude."""
     views, _ = render(canvases, path, num_intermediates=1, border="reflection")
@@ -221,7 +238,9 @@ def test_orders_flips_and_probabilities_are_those_of_the_augmentation():
 @functools.cache
 def natural(height, width, seed=0):
     """A picture whose spectrum falls as that of photographs, 1 / f: uint8 (3, height, width)."""
-    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)).clamp_min(1 / max(height, width))
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)).clamp_min(
+        1 / max(height, width)
+    )
     noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
     picture = torch.fft.ifft2(torch.fft.fft2(noise) / frequency).real
     return (128 + 40 * picture / picture.std()).clamp(0, 255).to(torch.uint8)
@@ -244,7 +263,9 @@ def boxed(left, top, width, height):
     """Parameters of one view that is cropped and nothing else."""
     no, one = torch.zeros(1, dtype=torch.bool), torch.tensor([[1.0, 1, 1, 0]])
     box = torch.tensor([[left, top, width, height]]).float()
-    return ViewParameters(box, flip=no, color=one, order=torch.arange(4)[None], grey=no, sigma=torch.zeros(1), solarize=no)
+    return ViewParameters(
+        box, flip=no, color=one, order=torch.arange(4)[None], grey=no, sigma=torch.zeros(1), solarize=no
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (1500, 2000)])
@@ -406,7 +427,9 @@ def test_local_crop_shows_the_drawn_part_of_the_image():
     keys = torch.arange(BATCH)
     for i in range(2):
         draws = uniforms(0, torch.zeros_like(keys), keys, 16 + i, 33)
-        left, _, width, height = sample_view(AUGMENTATIONS["path_only"][2], draws, torch.full((BATCH, 2), CANVAS), SIZE).box.T / CANVAS
+        left, _, width, height = (
+            sample_view(AUGMENTATIONS["path_only"][2], draws, torch.full((BATCH, 2), CANVAS), SIZE).box.T / CANVAS
+        )
         assert (width * height < 0.45).all() and (width * height > 0.07).all()
         centre, half = left + width / 2, width / 2
         row = pixels[:, i, 0, 8]

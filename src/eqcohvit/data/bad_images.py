@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 class BadImages:
-    """The list of bad images of a run: one JSON object per line. What an earlier part of the run, or another process, has listed is not
-    listed again."""
+    """The list of bad images of a run: one JSON object per line. What an earlier part of the run, or another process,
+    has listed is not listed again."""
 
     def __init__(self, source_name: str, path: str | Path | None):
         self.source_name = source_name

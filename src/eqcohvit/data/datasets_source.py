@@ -30,12 +30,12 @@ MAX_SHOWN = 300  # characters of a path or a URL; what is longer is an image as 
 
 
 class DatasetSource(ImageSource):
-    """Anything that `datasets.load_dataset(..., streaming=True)` opens: a Hub id, a local folder, or "parquet", "webdataset",
-    "imagefolder" ... with `data_files` (globs, a list, or a comma-separated list).
+    """Anything that `datasets.load_dataset(..., streaming=True)` opens: a Hub id, a local folder, or "parquet",
+    "webdataset", "imagefolder" ... with `data_files` (globs, a list, or a comma-separated list).
 
-    Images stay undecoded bytes (or paths), only the needed columns are read, and the order is ours: `datasets` neither shuffles nor
-    splits. Few shards are split further, by Parquet row group. `image_column` may be left out when exactly one column holds images;
-    `label_column` when there is one ClassLabel column or one named "label" or "cls".
+    Images stay undecoded bytes (or paths), only the needed columns are read, and the order is ours: `datasets` neither
+    shuffles nor splits. Few shards are split further, by Parquet row group. `image_column` may be left out when exactly
+    one column holds images; `label_column` when there is one ClassLabel column or one named "label" or "cls".
     """
 
     def __init__(
@@ -58,13 +58,19 @@ class DatasetSource(ImageSource):
         files = None if data_files is None else expand_data_files(path, data_files, split)
         self._opened = (path, name, split, files)
         dataset = self._load(path, name, split, files)
-        features = dataset.features or dict.fromkeys(self._first_row(dataset))  # some builders learn their columns from the rows only
+        features = dataset.features or dict.fromkeys(
+            self._first_row(dataset)
+        )  # some builders learn their columns from the rows only
         self._image_column = _find_image_column(features, image_column, self.name)
         self._label_column = _find_label_column(features, label_column, self.name)
         self.has_labels = self._label_column is not None
-        self.label_names = getattr(features[self._label_column], "names", None) if self._label_column is not None else None
+        self.label_names = (
+            getattr(features[self._label_column], "names", None) if self._label_column is not None else None
+        )
         columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
-        if dataset.info.builder_name == "parquet":  # these columns alone, in blocks not of the first one's size, which may be 0
+        if (
+            dataset.info.builder_name == "parquet"
+        ):  # these columns alone, in blocks not of the first one's size, which may be 0
             check_columns(self._local_files(), columns)
             dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
         if dataset.features:
@@ -82,7 +88,9 @@ class DatasetSource(ImageSource):
                     raise
                 # Of an archive the builder takes the folder that it lies in for the class.
                 undecoded = datasets.Image(decode=False)
-                dataset = self._load(path, name, split, files, drop_labels=True).cast_column(self._image_column, undecoded)
+                dataset = self._load(path, name, split, files, drop_labels=True).cast_column(
+                    self._image_column, undecoded
+                )
                 self._label_column, self.has_labels = None, False
                 self._records, self.label_names = _labelled_by_folder([image for image, _ in self._read(dataset)])
                 self.has_labels = True
@@ -95,11 +103,16 @@ class DatasetSource(ImageSource):
     def _load(self, path: str, name: str | None, split: str, data_files: Any, **options: Any) -> Any:
         import datasets
 
-        open_it = partial(datasets.load_dataset, path, name, split=split, data_files=data_files, streaming=True, **options)
-        return self._naming_files(open_it)  # not found, gated, no connection, no such configuration or split, broken files
+        open_it = partial(
+            datasets.load_dataset, path, name, split=split, data_files=data_files, streaming=True, **options
+        )
+        return self._naming_files(
+            open_it
+        )  # not found, gated, no connection, no such configuration or split, broken files
 
     def _naming_files(self, function: Callable[[], Any]) -> Any:
-        """What the function returns; its errors become one line that names the dataset, and the file where one is broken."""
+        """What the function returns; its errors become one line that names the dataset, and the file where one is
+        broken."""
         try:
             return function()
         except Exception as error:
@@ -111,10 +124,12 @@ class DatasetSource(ImageSource):
     def _local_files(self) -> list[str]:
         _, _, split, files = self._opened
         found = (files or {}).get(split, [])
-        return [str(file) for file in ([found] if isinstance(found, (str, os.PathLike)) else found) if os.path.isfile(file)]
+        return [
+            str(file) for file in ([found] if isinstance(found, (str, os.PathLike)) else found) if os.path.isfile(file)
+        ]
 
     def _broken(self) -> str:
-        """", file F", where one of the local files cannot be read to its end."""
+        """ ", file F", where one of the local files cannot be read to its end."""
         files = self._local_files()
         broken = files if len(files) == 1 else [file for file in files if not is_whole(file)]
         return f", file {broken[0]}" if broken else ""
@@ -178,7 +193,8 @@ class DatasetSource(ImageSource):
                 yield [row[self._image_column]], [row[self._label_column] if self.has_labels else None]
 
     def read_columns(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, list[Any]]]:
-        """Columns of all rows, without their images: the keys of the records, int64 (N,), and the values by column, N each.
+        """Columns of all rows, without their images: the keys of the records, int64 (N,), and the values by column, N
+        each.
 
         Raises:
             ValueError: a name is not a column.
@@ -255,7 +271,8 @@ def check_columns(files: Sequence[str], columns: Sequence[str]) -> None:
 
 
 def is_whole(file: str) -> bool:
-    """Whether a local file can be opened to its end, as far as that is quick to tell; True of a kind that it cannot tell."""
+    """Whether a local file can be opened to its end, as far as that is quick to tell; True of a kind that it cannot
+    tell."""
     import pyarrow
     import pyarrow.parquet
 
@@ -271,7 +288,8 @@ def is_whole(file: str) -> bool:
 
 
 def expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:
-    """Local patterns become sorted lists of files, so that a pattern without any match is reported here, in one line."""
+    """Local patterns become sorted lists of files, so that a pattern without any match is reported here, in one
+    line."""
     if isinstance(data_files, dict):
         return data_files
     patterns = _patterns(data_files)
@@ -283,14 +301,18 @@ def expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any
 def _patterns(data_files: str | Sequence[str]) -> list[str]:
     if not isinstance(data_files, str):
         return [os.fspath(file) for file in data_files]
-    return [data_files] if os.path.exists(data_files) else [part.strip() for part in data_files.split(",") if part.strip()]
+    return (
+        [data_files] if os.path.exists(data_files) else [part.strip() for part in data_files.split(",") if part.strip()]
+    )
 
 
 def _local_files(pattern: str) -> list[str]:
     if "://" in pattern:
         return [pattern]
     expanded = os.path.expanduser(pattern)
-    files = [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
+    files = (
+        [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
+    )
     if not files:
         raise ValueError(f"data_files: no file matches {pattern}")
     return [os.path.abspath(file) for file in files]
@@ -306,7 +328,9 @@ def builder_for(data_files: str | Sequence[str] | dict[str, Any]) -> str:
         raise ValueError('data_files per split need a dataset_name, such as "parquet" or a Hub id')
     endings = {os.path.splitext(pattern)[1].lower() for pattern in _patterns(data_files)}
     if len(endings) != 1 or not endings <= _BUILDER_OF_ENDING.keys():
-        raise ValueError(f"data_files without dataset_name must all end in one of {', '.join(_BUILDER_OF_ENDING)}, got {data_files}")
+        raise ValueError(
+            f"data_files without dataset_name must all end in one of {', '.join(_BUILDER_OF_ENDING)}, got {data_files}"
+        )
     return _BUILDER_OF_ENDING[endings.pop()]
 
 
@@ -325,7 +349,9 @@ def _find_image_column(features: dict[str, Any], wanted: str | None, name: str) 
         return wanted
     found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
-        what = f"several image columns ({', '.join(found)})" if found else f"no image column among its columns ({columns})"
+        what = (
+            f"several image columns ({', '.join(found)})" if found else f"no image column among its columns ({columns})"
+        )
         raise ValueError(f"{name} has {what}; say which one to read with image_column")
     return found[0]
 
@@ -348,13 +374,16 @@ def _find_label_column(features: dict[str, Any], wanted: str | None, name: str) 
     integers = [
         column
         for column, feature in features.items()
-        if isinstance(feature, datasets.ClassLabel) or str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool"))
+        if isinstance(feature, datasets.ClassLabel)
+        or str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool"))
     ]
     if wanted is not None:
         if wanted not in features:
             raise ValueError(f"label_column={wanted} is not a column of {name}; its columns: {', '.join(features)}")
         if features[wanted] is not None and wanted not in integers:
-            raise ValueError(f"label_column={wanted} of {name} must hold class indices, but its type is {features[wanted]}")
+            raise ValueError(
+                f"label_column={wanted} of {name} must hold class indices, but its type is {features[wanted]}"
+            )
         return wanted
     class_labels = [column for column in integers if isinstance(features[column], datasets.ClassLabel)]
     if len(class_labels) == 1:
@@ -374,14 +403,17 @@ def open_source(
 ) -> Source:
     """The source that the arguments of a script name; with none of them, the embedded sprites.
 
-    `data_files` without `dataset_name` is understood by its ending (.parquet, .arrow, .tar). `label_column="folder"` labels the images
-    of `train_dir` by their parent folder. `leave_out` is a folder inside of it whose images do not count, such as that of a run.
+    `data_files` without `dataset_name` is understood by its ending (.parquet, .arrow, .tar). `label_column="folder"`
+    labels the images of `train_dir` by their parent folder. `leave_out` is a folder inside of it whose images do not
+    count, such as that of a run.
     """
     if train_dir is not None and (dataset_name is not None or data_files is not None):
         raise ValueError("give either train_dir (a folder of images) or dataset_name / data_files, not both")
     if train_dir is not None:
         if image_column is not None or label_column not in (None, "folder"):
-            raise ValueError('train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)')
+            raise ValueError(
+                'train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)'
+            )
         return FolderSource(train_dir, labels=label_column == "folder", leave_out=leave_out)
     if dataset_name is None:
         if data_files is not None:

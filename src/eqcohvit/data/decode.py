@@ -1,8 +1,9 @@
 """One image, in any format that Pillow reads, to one canvas: uint8 RGB, S x S, upright.
 
-The image lies in the upper left corner at its own resolution, so that crops of it are as sharp as those of the file; only an axis of more
-than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which follows from the original (height, width) that
-travels with the canvas. Whatever is wrong with the data ends in `BadImage`, never in another exception.
+The image lies in the upper left corner at its own resolution, so that crops of it are as sharp as those of the file;
+only an axis of more than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which
+follows from the original (height, width) that travels with the canvas. Whatever is wrong with the data ends in
+`BadImage`, never in another exception.
 """
 
 from typing import Any, NamedTuple
@@ -27,8 +28,9 @@ from ..hub.image_reading_eqcohvit import (
 
 __all__ = ["FITS", "MAX_PIXELS", "BadImage", "Decoded", "decode_image", "image_extensions", "one_line"]
 
-# EXIF orientation -> the dimensions of (3, height, width) that are reversed to make the stored image upright, from 5 on after exchanging
-# height and width (EXIF 2.3, tag 0x0112); applied to the content of the canvas, because it commutes with the resampling.
+# EXIF orientation -> the dimensions of (3, height, width) that are reversed to make the stored image upright, from 5 on
+# after exchanging height and width (EXIF 2.3, tag 0x0112); applied to the content of the canvas, because it commutes
+# with the resampling.
 _REVERSED = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
 # EXIF orientations whose stored columns, and whose stored rows, run against the upright image.
 _COLUMNS_REVERSED = (2, 3, 7, 8)
@@ -38,8 +40,8 @@ FITS = ("native", "square")
 
 
 class Decoded(NamedTuple):
-    """canvas: uint8 (3, S, S), RGB, black beyond the image. size: (height, width) of the upright original, in pixels. label: where decoding
-    is what tells it."""
+    """canvas: uint8 (3, S, S), RGB, black beyond the image. size: (height, width) of the upright original, in pixels.
+    label: where decoding is what tells it."""
 
     canvas: np.ndarray
     size: tuple[int, int]
@@ -47,14 +49,15 @@ class Decoded(NamedTuple):
 
 
 def decode_image(data: Any, canvas_size: int, fit: str = "native") -> Decoded:
-    """Decode an image, any of the `SOURCES` of `image_reading_eqcohvit`, to a canvas of `canvas_size` x `canvas_size` pixels.
+    """Decode an image, any of the `SOURCES` of `image_reading_eqcohvit`, to a canvas of `canvas_size` x `canvas_size`
+    pixels.
 
-    `fit="native"` puts the whole image at its own resolution into the top left corner, smaller along an axis that exceeds the canvas.
-    `fit="square"` cuts the central square of the upright original before any resampling, and resamples it to the whole canvas, by the
-    same factor along x and y; the size is then that of the square.
+    `fit="native"` puts the whole image at its own resolution into the top left corner, smaller along an axis that
+    exceeds the canvas. `fit="square"` cuts the central square of the upright original before any resampling, and
+    resamples it to the whole canvas, by the same factor along x and y; the size is then that of the square.
 
-    Its pixels become 8-bit RGB by the `PIXELS` there: upright, transparency on white, numbers scaled. Raises `BadImage` for anything that
-    is not a whole image.
+    Its pixels become 8-bit RGB by the `PIXELS` there: upright, transparency on white, numbers scaled. Raises `BadImage`
+    for anything that is not a whole image.
     """
     if canvas_size < 1:
         raise ValueError(f"canvas_size must be a positive number of pixels, got {canvas_size}")
@@ -67,8 +70,8 @@ def decode_image(data: Any, canvas_size: int, fit: str = "native") -> Decoded:
         raise
     except Image.UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None
-    # Mutated files make Pillow's readers raise almost anything: OSError, SyntaxError, ValueError, struct.error, EOFError,
-    # IndexError, KeyError, OverflowError, RecursionError, zlib.error, MemoryError, DecompressionBombError ...
+    # Mutated files make Pillow's readers raise almost anything: OSError, SyntaxError, ValueError, struct.error,
+    # EOFError, IndexError, KeyError, OverflowError, RecursionError, zlib.error, MemoryError, DecompressionBombError ...
     except Exception as error:
         raise BadImage(one_line(error)) from None
 
@@ -82,7 +85,8 @@ def one_line(error: Exception, limit: int = 200) -> str:
 def _decode(data: Any, canvas_size: int, fit: str) -> Decoded:
     image = opened(data)
     width, height = image.size
-    # JPEG only: decode at 1/2, 1/4 or 1/8, never below the canvas. It changes the image, so not for one that the caller holds.
+    # JPEG only: decode at 1/2, 1/4 or 1/8, never below the canvas. It changes the image, so not for one that the caller
+    # holds.
     drafted = image is not data and image.draft("RGB", (canvas_size, canvas_size)) is not None
     load(image)
     if not drafted:
@@ -106,7 +110,8 @@ def _decode(data: Any, canvas_size: int, fit: str) -> Decoded:
 
 
 def _central_square(image: Image.Image, turned: int) -> Image.Image:
-    """The largest central square. An odd margin is one pixel wider on the right or at the bottom of the upright image."""
+    """The largest central square. An odd margin is one pixel wider on the right or at the bottom of the upright
+    image."""
     side = min(image.size)
     left = (image.width - side + (turned in _COLUMNS_REVERSED)) // 2
     top = (image.height - side + (turned in _ROWS_REVERSED)) // 2
@@ -114,9 +119,11 @@ def _central_square(image: Image.Image, turned: int) -> Image.Image:
 
 
 def _resized(image: Image.Image, height: int, width: int) -> torch.Tensor:
-    """Modes RGB, L, RGBa -> (3, height, width), as Pillow's bicubic `resize` up to rounding; transparency lies on white.
+    """Modes RGB, L, RGBa -> (3, height, width), as Pillow's bicubic `resize` up to rounding; transparency lies on
+    white.
 
-    For the interleaved 8-bit channels that Pillow gives, torch has vectorised kernels; it holds more copies, so large images come smaller.
+    For the interleaved 8-bit channels that Pillow gives, torch has vectorised kernels; it holds more copies, so large
+    images come smaller.
     """
     if image.width * image.height > 16 * width * height:
         halfway = (min(image.width, 2 * width), min(image.height, 2 * height))

@@ -18,9 +18,9 @@ def digest(parts: Sequence[Any]) -> str:
 def file_mark(path: str, whole_bytes: int = WHOLE_BYTES, sample_bytes: int = SAMPLE_BYTES) -> tuple[Any, ...]:
     """Name, size and a digest of the content of a local file; the address of a remote one, which holds its commit.
 
-    A file of more than `whole_bytes` is not read whole: the digest is of 64 samples of `sample_bytes`, and the time of its last change is
-    part of the mark. So a copy with another time counts as another file. What is missed is a change between the samples after which
-    size and time are the same as before, as where a tool restores the time.
+    A file of more than `whole_bytes` is not read whole: the digest is of 64 samples of `sample_bytes`, and the time of
+    its last change is part of the mark. So a copy with another time counts as another file. What is missed is a change
+    between the samples after which size and time are the same as before, as where a tool restores the time.
     """
     if "://" in path:
         return (path,)

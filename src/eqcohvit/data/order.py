@@ -4,10 +4,12 @@ epoch   a seeded permutation of the shards, dealt into groups of up to `MAX_GROU
 group   its shards are read round-robin; the rows of this rank pass through windows, each permuted as a whole
 row     how many rows of the group this rank has emitted
 
-Ranks share the rows of each shard (row % world_size) where dropping a row is cheap or the shards do not divide well; then no rank runs
-ahead of another. Otherwise each rank reads its own shards. The order goes on for ever on every rank, so none can wait for another.
+Ranks share the rows of each shard (row % world_size) where dropping a row is cheap or the shards do not divide well;
+then no rank runs ahead of another. Otherwise each rank reads its own shards. The order goes on for ever on every rank,
+so none can wait for another.
 
-A group of another size first deals out what the ranks of the former one had left of their epoch; its positions hold theirs meanwhile.
+A group of another size first deals out what the ranks of the former one had left of their epoch; its positions hold
+theirs meanwhile.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +40,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """What decides the order of a rank's samples (see above), and of an earlier group's rest, `handover`, which comes first."""
+    """What decides the order of a rank's samples (see above), and of an earlier group's rest, `handover`, which comes
+    first."""
 
     source: Source
     seed: int = 0
@@ -51,7 +54,8 @@ class Order:
 
     @property
     def splits_rows(self) -> bool:
-        """Dividing S shards among ranks would let ranks drift apart by up to world_size / S of an epoch, in every epoch."""
+        """Dividing S shards among ranks would let ranks drift apart by up to world_size / S of an epoch, in every
+        epoch."""
         shards, ranks = self.source.num_shards, self.world_size
         return self.source.cheap_rows or (shards % ranks != 0 and shards < 16 * ranks)
 
@@ -61,7 +65,8 @@ class Order:
         return {name: getattr(self, name) for name in names} | {"num_shards": self.source.num_shards}
 
     def resumed_at(self, position: dict[str, Any] | list[dict[str, Any]] | None) -> tuple["Order", dict[str, int]]:
-        """The order that goes on from a position of this rank, or from those of all ranks of a group of another size, and its `START`.
+        """The order that goes on from a position of this rank, or from those of all ranks of a group of another size,
+        and its `START`.
 
         Raises:
             ValueError: it is no such position, or of another source, seed, shuffle or window.
@@ -73,7 +78,11 @@ class Order:
             for order, one in zip(former, position, strict=True):
                 order._check(one)
             shares = {name: sum(one[name] for one in position) // self.world_size for name in ("num_seen", "num_bad")}
-            return replace(self, handover=tuple(position)), {"epoch": _last_epoch(position), "group": HANDOVER, "row": 0} | shares
+            return replace(self, handover=tuple(position)), {
+                "epoch": _last_epoch(position),
+                "group": HANDOVER,
+                "row": 0,
+            } | shares
         self._check(position)
         start = {name: int(position[name]) for name in START}
         return replace(self, handover=tuple(position["handover"])) if start["group"] == HANDOVER else self, start
@@ -89,7 +98,9 @@ class Order:
             raise ValueError(f"position lacks {', '.join(missing)}; expected the `position` of a batch, got {position}")
         for name, value in identity.items():
             if position[name] != value:
-                raise ValueError(f"cannot resume: the position was saved with {name}={position[name]}, this stream has {name}={value}")
+                raise ValueError(
+                    f"cannot resume: the position was saved with {name}={position[name]}, this stream has {name}={value}"
+                )
 
     def samples(self, epoch: int, group: int, row: int) -> Iterator[Sample]:
         """This rank's samples from a position on, without end."""
@@ -109,7 +120,8 @@ class Order:
                 raise ValueError(f"{self.source.name} has no rows (rank {self.rank} of {self.world_size})")
 
     def _handed_over(self, skip: int) -> Iterator[Sample]:
-        """This rank's share of what the ranks of the former group had left of their epoch (the last one that any of them had begun)."""
+        """This rank's share of what the ranks of the former group had left of their epoch (the last one that any of
+        them had begun)."""
         last_epoch, rests = _last_epoch(self.handover), []
         for rank, position in enumerate(self.handover):
             order, start = replace(self, rank=rank, world_size=len(self.handover), handover=()).resumed_at(position)
@@ -135,7 +147,9 @@ class Order:
         """The samples of a group from the row `skip` on."""
         rows = _round_robin([_read_shard(self.source, shard, epoch) for shard in self._groups(epoch)[group]])
         if self.splits_rows and self.world_size > 1:
-            first = (self.rank - group - epoch) % self.world_size  # the remainder of a division falls on each rank in turn
+            first = (
+                self.rank - group - epoch
+            ) % self.world_size  # the remainder of a division falls on each rank in turn
             rows = islice(rows, first, None, self.world_size)
         if not self.shuffle:
             for row, record in enumerate(islice(rows, skip, None), start=skip + 1):
@@ -151,7 +165,8 @@ class Order:
             start = end
 
     def _windows(self, rows: Iterator[Record], epoch: int, group: int) -> Iterator[list[Record]]:
-        """Lists of `shuffle_window` records. The first is cut at random (if it does not hold all), so that borders differ by epoch."""
+        """Lists of `shuffle_window` records. The first is cut at random (if it does not hold all), so that borders
+        differ by epoch."""
         window = list(islice(rows, self.shuffle_window))
         if len(window) == self.shuffle_window:
             cut = int(self._generator(epoch, group).integers(1, self.shuffle_window + 1))
@@ -162,12 +177,17 @@ class Order:
             window = list(islice(rows, self.shuffle_window))
 
     def _generator(self, *counters: int) -> np.random.Generator:
-        # The length goes in too: a seed sequence ignores trailing zeros, and (epoch 3) must not equal (epoch 3, group 0).
+        # The length goes in too: a seed sequence ignores trailing zeros, and (epoch 3) must not equal (epoch 3, group
+        # 0).
         return np.random.default_rng([len(counters), self.seed, *counters])
 
 
 def _last_epoch(positions: Sequence[dict[str, Any]]) -> int:
-    return max(max(position["epoch"], _last_epoch(position.get("handover", ())), 0) for position in positions) if positions else 0
+    return (
+        max(max(position["epoch"], _last_epoch(position.get("handover", ())), 0) for position in positions)
+        if positions
+        else 0
+    )
 
 
 def _round_robin(iterators: list[Iterator[_Item]]) -> Iterator[_Item]:

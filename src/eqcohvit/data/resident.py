@@ -1,4 +1,5 @@
-"""Small data sets stay decoded on the training device, so that each image is decoded and transferred once, not once an epoch."""
+"""Small data sets stay decoded on the training device, so that each image is decoded and transferred once, not once an
+epoch."""
 
 from collections.abc import Callable
 from operator import length_hint
@@ -14,11 +15,13 @@ RESERVE = 1 / 8  # of the device's memory, left free for whatever else grows
 
 
 class ResidentCanvases:
-    """Canvas, size and label of each image that has been decoded, by its key: what `CanvasStream` yields is the same without it.
+    """Canvas, size and label of each image that has been decoded, by its key: what `CanvasStream` yields is the same
+    without it.
 
-    Keeping stops, with one line to `report`, where less than an eighth of the memory of the device (of the machine or its container on a
-    CPU) would stay free; what is not kept is decoded in each epoch. The shards of a process change by epoch, so in the end each process
-    keeps them all. The keys of the source must name the same image in each epoch, which those of `SpritesSource` do not.
+    Keeping stops, with one line to `report`, where less than an eighth of the memory of the device (of the machine or
+    its container on a CPU) would stay free; what is not kept is decoded in each epoch. The shards of a process change
+    by epoch, so in the end each process keeps them all. The keys of the source must name the same image in each epoch,
+    which those of `SpritesSource` do not.
 
     Raises:
         ValueError: nothing says how much memory is free, as on a CPU without Linux.
@@ -33,7 +36,9 @@ class ResidentCanvases:
         number = length_hint(source)  # 0 where only reading would tell
         if number > room:
             needed = number * self._canvas_bytes / 2**30
-            report(f"resident: {number} images need {needed:.1f} GiB on {device}; at most {room} fit, the others are decoded each epoch")
+            report(
+                f"resident: {number} images need {needed:.1f} GiB on {device}; at most {room} fit, the others are decoded each epoch"
+            )
 
     def __len__(self) -> int:
         return len(self._held)
@@ -76,15 +81,25 @@ class ResidentCanvases:
 
 
 def memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a GPU; otherwise of the machine, or of the control group with the least left that this process is in."""
+    """(free, total) bytes of a GPU; otherwise of the machine, or of the control group with the least left that this
+    process is in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     try:
         lines = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         kibibytes = {name: int(value.split()[0]) for name, value in lines}
-        own = next((line[3:].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "")
+        own = next(
+            (
+                line[3:].strip("/")
+                for line in Path("/proc/self/cgroup").read_text().splitlines()
+                if line.startswith("0::")
+            ),
+            "",
+        )
     except OSError:
-        raise ValueError(f"resident needs a CUDA device, or Linux, to know how much memory is free; got {device.type}") from None
+        raise ValueError(
+            f"resident needs a CUDA device, or Linux, to know how much memory is free; got {device.type}"
+        ) from None
     limits = [(kibibytes["MemAvailable"] * 1024, kibibytes["MemTotal"] * 1024)]
     root = Path("/sys/fs/cgroup")
     for group in (root / own, *(root / own).parents):

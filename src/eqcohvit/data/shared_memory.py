@@ -1,4 +1,5 @@
-"""Results of worker processes in shared memory, whose lack is an error in the worker and not a result that never comes."""
+"""Results of worker processes in shared memory, whose lack is an error in the worker and not a result that never
+comes."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class NoSharedMemory(OSError):
 
 
 def share(result: Any) -> Any:
-    """The same nested result, its tensors in shared memory where this is a worker of a `DataLoader`; `NoSharedMemory` in its place.
+    """The same nested result, its tensors in shared memory where this is a worker of a `DataLoader`; `NoSharedMemory`
+    in its place.
 
     The loader itself would move them in a thread of the worker, where an error is only printed.
     """
@@ -25,7 +27,9 @@ def share(result: Any) -> Any:
     try:
         _move(result)
     except RuntimeError as error:
-        return NoSharedMemory(f"no room in shared memory for a worker's result ({' '.join(str(error).split())[:150]}). {_way_out()}")
+        return NoSharedMemory(
+            f"no room in shared memory for a worker's result ({' '.join(str(error).split())[:150]}). {_way_out()}"
+        )
     return result
 
 

@@ -1,7 +1,8 @@
 """Where images come from. A `Source` is a list of shards of records that can be read again in the same order.
 
-Reading a record is cheap and happens in the main process; `decode_batch` is the expensive part and happens in the workers.
-A record's key is a stable int64 (shard << 32 | row, except for sprites), so that random choices keyed by it survive resuming.
+Reading a record is cheap and happens in the main process; `decode_batch` is the expensive part and happens in the
+workers. A record's key is a stable int64 (shard << 32 | row, except for sprites), so that random choices keyed by it
+survive resuming.
 """
 
 import glob
@@ -43,12 +44,14 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a record could have changed; from names, sizes and samples of the content, without reading all of it."""
+        """Changes whenever a record could have changed; from names, sizes and samples of the content, without reading
+        all of it."""
         ...
 
     @property
     def identity(self) -> str:
-        """Changes where a key would name another record; from the names of the images or files, which may lie anywhere."""
+        """Changes where a key would name another record; from the names of the images or files, which may lie
+        anywhere."""
         return self.fingerprint
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
@@ -100,16 +103,19 @@ def _read_file(text: str) -> bytes:
 
 
 class FolderSource(ImageSource):
-    """Image files below a folder, or matched by a glob of files and folders ("**" included). Names that start with "." are left out.
+    """Image files below a folder, or matched by a glob of files and folders ("**" included). Names that start with "."
+    are left out.
 
-    No labels are needed; `labels=True` takes the name of the parent folder as the class. Images below the folder `leave_out` are none
-    of them, unless all are. Shards are strided (`files[i::n]`), so that
+    No labels are needed; `labels=True` takes the name of the parent folder as the class. Images below the folder
+    `leave_out` are none of them, unless all are. Shards are strided (`files[i::n]`), so that
     each of them mixes all folders.
     """
 
     cheap_rows = True
 
-    def __init__(self, root_or_glob: str | os.PathLike, labels: bool = False, leave_out: str | os.PathLike | None = None):
+    def __init__(
+        self, root_or_glob: str | os.PathLike, labels: bool = False, leave_out: str | os.PathLike | None = None
+    ):
         self.name = os.path.expanduser(os.fspath(root_or_glob))
         found = _outside(leave_out, _list_files(self.name), self.name)
         self._files = sorted(filter(_is_image, found))
@@ -131,7 +137,9 @@ class FolderSource(ImageSource):
         return f"{len(self._files)} images in {self.name}{self._what_is_left_out()}"
 
     def _what_is_left_out(self) -> str:
-        counts = [f"{count} {ending or 'without an ending'}" for ending, count in self._left_out.most_common(MAX_ENDINGS)]
+        counts = [
+            f"{count} {ending or 'without an ending'}" for ending, count in self._left_out.most_common(MAX_ENDINGS)
+        ]
         if rest := self._left_out.total() - sum(count for _, count in self._left_out.most_common(MAX_ENDINGS)):
             counts.append(f"{rest} others")
         return f"; left out: {', '.join(counts)} (no ending of a format that is read)" if counts else ""
@@ -180,7 +188,9 @@ def _list_files(root_or_glob: str) -> set[str]:
     else:
         matches = []
     if not matches:
-        raise ValueError(f"no such folder: {root_or_glob} (expected a folder of images, or a glob that matches files or folders)")
+        raise ValueError(
+            f"no such folder: {root_or_glob} (expected a folder of images, or a glob that matches files or folders)"
+        )
     found, seen = set(), set()
     for match in matches:
         if not os.path.isdir(match):
@@ -196,7 +206,8 @@ def _list_files(root_or_glob: str) -> set[str]:
 
 
 class SpritesSource(Source):
-    """The embedded data: rendered scenes, labelled, endless. An "epoch" is `num_samples` scenes that no other epoch repeats.
+    """The embedded data: rendered scenes, labelled, endless. An "epoch" is `num_samples` scenes that no other epoch
+    repeats.
 
     The key of a scene is its index: offset + epoch * num_samples + i.
     """
@@ -220,7 +231,15 @@ class SpritesSource(Source):
         from . import sprite_scenes, sprite_shapes, sprites
 
         modules = (sprites, sprite_scenes, sprite_shapes)  # what draws them is what they are
-        return digest(["sprites", self.num_samples, self.seed, self.offset, *(Path(module.__file__).read_bytes() for module in modules)])
+        return digest(
+            [
+                "sprites",
+                self.num_samples,
+                self.seed,
+                self.offset,
+                *(Path(module.__file__).read_bytes() for module in modules),
+            ]
+        )
 
     @property
     def identity(self) -> str:
@@ -244,7 +263,8 @@ class SpritesSource(Source):
 
 
 class _PartOfSource:
-    """Some rows of each shard of a source, `num_rows` of them held out (at most 1 / `share`), or all the others; keys stay the same."""
+    """Some rows of each shard of a source, `num_rows` of them held out (at most 1 / `share`), or all the others; keys
+    stay the same."""
 
     def __init__(self, source: Source, num_rows: int, share: int, held_out: bool):
         self.name, self.num_shards, self.cheap_rows = source.name, source.num_shards, source.cheap_rows
@@ -272,7 +292,9 @@ class _PartOfSource:
         if self.cheap_rows:
             first = list(records)
             num_rows = min(self._num_rows, len(first) // self._share)
-            rows = {i * len(first) // num_rows for i in range(num_rows)}  # evenly spread: paths are often sorted by class
+            rows = {
+                i * len(first) // num_rows for i in range(num_rows)
+            }  # evenly spread: paths are often sorted by class
         else:  # the beginning of the shard, so that no more than that has to be read for the few
             first = list(islice(records, self._share * self._num_rows))
             rows = range(min(self._num_rows, len(first) // self._share))
@@ -288,5 +310,6 @@ def hold_out(source: Source, num_samples: int, share: int = 2) -> tuple[Source, 
 
 
 def describe_data(source: Source) -> dict[str, Any]:
-    """What a checkpoint says of the images that it was trained on: `identity`, and `num_images` (0 where the source does not say)."""
+    """What a checkpoint says of the images that it was trained on: `identity`, and `num_images` (0 where the source
+    does not say)."""
     return {"identity": source.identity, "num_images": length_hint(source)}

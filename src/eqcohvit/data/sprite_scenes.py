@@ -1,10 +1,11 @@
 """What is seen on a sprite: the parameters of a scene, drawn from (seed, index) alone.
 
-They come from a counter-based hash, so there is no generator state to fork, to save or to share, and scene i is the same in every batch,
-worker and run.
+They come from a counter-based hash, so there is no generator state to fork, to save or to share, and scene i is the
+same in every batch, worker and run.
 
-Coordinates: positions are fractions of the image side from the image centre, x to the right and y down, as in pixel grids.
-Angles are radians, counter-clockwise as seen on the screen; 0 is upright. A single image carries a noisy cue of "up", as
+Coordinates: positions are fractions of the image side from the image centre, x to the right and y down, as in pixel
+grids. Angles are radians, counter-clockwise as seen on the screen; 0 is upright. A single image carries a noisy cue of
+"up", as
 photographs do: the light and the objects are upright only up to the two standard deviations below.
 """
 
@@ -16,7 +17,9 @@ import numpy as np
 
 from .sprite_shapes import SHAPES
 
-LIGHT_ANGLE_STD = np.deg2rad(35.0)  # radians; deviation of the light (and of the background gradient) from "straight above"
+LIGHT_ANGLE_STD = np.deg2rad(
+    35.0
+)  # radians; deviation of the light (and of the background gradient) from "straight above"
 POSE_ANGLE_STD = np.deg2rad(40.0)  # radians; deviation of the object from upright
 SCALE_RANGE = (0.24, 0.38)  # radius of the object's bounding circle, as a fraction of the image side
 MAX_DISTRACTORS = 4
@@ -26,7 +29,8 @@ _NUM_DRAWS = 96  # uniforms per scene; new parameters take unused ones, so that 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A repeating texture with values in [0, 1]; every field is float32 (B, 1, 1). `sprites` says how they make the texture."""
+    """A repeating texture with values in [0, 1]; every field is float32 (B, 1, 1). `sprites` says how they make the
+    texture."""
 
     cos: np.ndarray  # cycles per unit length times the cosine of the direction
     sin: np.ndarray
@@ -59,13 +63,17 @@ class Scenes:
     object_gradient: np.ndarray  # (B, 3), added where fully lit
     object_texture: np.ndarray  # (B, 3)
     object_pattern: Pattern
-    strokes: np.ndarray  # float32 (B, MAX_DISTRACTORS, 5): x, y, radius, half its length as (x, y); absent ones have a negative radius
+    strokes: (
+        np.ndarray
+    )  # float32 (B, MAX_DISTRACTORS, 5): x, y, radius, half its length as (x, y); absent ones have a negative radius
     stroke_color: np.ndarray  # (B, 3)
     depth: np.ndarray  # float32 (B, 5): background tilt x, y; object distance in front; object tilt x, y
 
     def take(self, rows: np.ndarray) -> "Scenes":
         """Some of the scenes, by indices (b,)."""
-        taken: dict[str, Any] = {k: value.take(rows) if isinstance(value, Pattern) else value[rows] for k, value in vars(self).items()}
+        taken: dict[str, Any] = {
+            k: value.take(rows) if isinstance(value, Pattern) else value[rows] for k, value in vars(self).items()
+        }
         return Scenes(**taken)
 
 
@@ -125,12 +133,15 @@ def draw_scenes(indices: np.ndarray, seed: int) -> Scenes:
 def _draw_pose(draw: _Draws) -> np.ndarray:
     scale = draw.uniform(*SCALE_RANGE)
     reach = 0.5 - 0.95 * scale  # only the tips of turned objects leave the image
-    return np.stack([draw.uniform(-reach, reach), draw.uniform(-reach, reach), draw.normal(POSE_ANGLE_STD), scale], axis=1)
+    return np.stack(
+        [draw.uniform(-reach, reach), draw.uniform(-reach, reach), draw.normal(POSE_ANGLE_STD), scale], axis=1
+    )
 
 
 def _draw_colors(draw: _Draws) -> dict[str, np.ndarray]:
     """The colours of `Scenes` by name, sRGB (B, 3) each."""
-    # Any hue, and either the object or the background is the lighter one: no colour channel tells them apart in all scenes.
+    # Any hue, and either the object or the background is the lighter one: no colour channel tells them apart in all
+    # scenes.
     hue, lightness, chroma = draw.uniform(0.0, 2.0 * np.pi), draw.uniform(0.3, 0.78), draw.uniform(0.03, 0.09)
     # From an even wall to a faint sky: as in photographs, the background often does not tell where up is.
     gradient = draw.uniform(0.0, 0.3)
@@ -169,7 +180,13 @@ def _draw_strokes(draw: _Draws) -> np.ndarray:
 
 
 def _draw_depth(draw: _Draws) -> np.ndarray:
-    ranges = ((-0.1, 0.1), (0.0, 0.2), (0.3, 0.5), (-0.15, 0.15), (-0.15, 0.15))  # of the plane's tilt, the gap, the object's tilt
+    ranges = (
+        (-0.1, 0.1),
+        (0.0, 0.2),
+        (0.3, 0.5),
+        (-0.15, 0.15),
+        (-0.15, 0.15),
+    )  # of the plane's tilt, the gap, the object's tilt
     return np.stack([draw.uniform(*limits) for limits in ranges], axis=1)
 
 

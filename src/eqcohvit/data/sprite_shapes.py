@@ -1,5 +1,5 @@
-"""The shapes of sprites as signed distance functions: float32 (b, s, s) -> (b, s, s), negative inside, in the unit of the bounding
-circle's radius.
+"""The shapes of sprites as signed distance functions: float32 (b, s, s) -> (b, s, s), negative inside, in the unit of
+the bounding circle's radius.
 
 Local coordinates: x right, y up, upright. None of the shapes is symmetric under any rotation.
 """
@@ -14,7 +14,8 @@ def _length(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
-    """Exact inside and on the faces, a lower bound beyond the corners, which is all that edges and soft shadows need."""
+    """Exact inside and on the faces, a lower bound beyond the corners, which is all that edges and soft shadows
+    need."""
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
@@ -56,13 +57,16 @@ def _drop(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A disc of radius 0.9 minus one of radius 0.72, open to the upper right; round the two tips the distance to the nearer one."""
+    """A disc of radius 0.9 minus one of radius 0.72, open to the upper right; round the two tips the distance to the
+    nearer one."""
     x, y = 0.96 * (x + 0.06) + 0.28 * y, np.abs(0.96 * y - 0.28 * (x + 0.06))
     outer, inner, offset = 0.9, 0.72, 0.43
     tip_x = (outer**2 - inner**2 + offset**2) / (2.0 * offset)
     tip_y = float(np.sqrt(outer**2 - tip_x**2))
     beyond = x * tip_y - y * tip_x > offset * np.maximum(tip_y - y, 0.0)
-    return np.where(beyond, _length(x - tip_x, y - tip_y), np.maximum(_length(x, y) - outer, inner - _length(x - offset, y)))
+    return np.where(
+        beyond, _length(x - tip_x, y - tip_y), np.maximum(_length(x, y) - outer, inner - _length(x - offset, y))
+    )
 
 
 def _key(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -85,7 +89,9 @@ def _fish(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     body = _length(x - 0.22, mirrored + 0.42) - 0.86
     tail = np.maximum((mirrored + 0.75 * (x + 0.25)) * 0.8, -0.92 - x)
     tail = np.maximum(tail, (1.4 * (-0.7 - x) - mirrored) * 0.58)
-    fin = np.maximum(_half_plane(x, y, 0.35, 0.35, -0.1, 0.72), np.maximum(_half_plane(x, y, -0.1, 0.72, -0.2, 0.3), 0.2 - y))
+    fin = np.maximum(
+        _half_plane(x, y, 0.35, 0.35, -0.1, 0.72), np.maximum(_half_plane(x, y, -0.1, 0.72, -0.2, 0.3), 0.2 - y)
+    )
     return np.maximum(np.minimum(np.minimum(body, tail), fin), 0.1 - _length(x - 0.6, y - 0.1))
 
 

@@ -1,8 +1,8 @@
 """Sprites: an endless, labelled stream of small rendered scenes, the default data that needs no download.
 
-A scene is a function of (seed, index) alone (`sprite_scenes`). Shapes are signed distance functions on the unit square, so every size
-shows the same scene. Per-pixel work uses only + - * / sqrt, min, max and rint, which IEEE 754 rounds exactly: an image does not depend
-on which SIMD path a batch shape happens to take.
+A scene is a function of (seed, index) alone (`sprite_scenes`). Shapes are signed distance functions on the unit square,
+so every size shows the same scene. Per-pixel work uses only + - * / sqrt, min, max and rint, which IEEE 754 rounds
+exactly: an image does not depend on which SIMD path a batch shape happens to take.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class SpriteBatch:
 
     images: uint8 (B, 3, size, size), RGB.
     labels: int64 (B,), index into `sprite_shapes.SHAPES`.
-    pose: float32 (B, 4), the object's (x, y, angle, scale): centre as a fraction of the side from the image centre (x right,
-        y down), radians counter-clockwise from upright, radius of the bounding circle as a fraction of the side.
-    depth: float32 (B, size, size), distance from the camera in sides: a slightly tilted background plane near 1, and a domed,
-        tilted object at least 0.05 in front of it. Distractors are painted on the background.
+    pose: float32 (B, 4), the object's (x, y, angle, scale): centre as a fraction of the side from the image centre (x
+        right, y down), radians counter-clockwise from upright, radius of the bounding circle as a fraction of the side.
+    depth: float32 (B, size, size), distance from the camera in sides: a slightly tilted background plane near 1, and a
+        domed, tilted object at least 0.05 in front of it. Distractors are painted on the background.
     mask: bool (B, size, size), where the object is.
     """
 
@@ -40,7 +40,9 @@ class SpriteBatch:
 def render_sprites(indices: np.ndarray, size: int, seed: int = 0) -> SpriteBatch:
     """Render the scenes `indices`, int64 (B,), at `size` x `size` pixels. Scene i depends on (seed, i) only."""
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"indices must be an integer array of shape (B,), got {indices.dtype} of shape {indices.shape}")
+        raise ValueError(
+            f"indices must be an integer array of shape (B,), got {indices.dtype} of shape {indices.shape}"
+        )
     if size < 1:
         raise ValueError(f"size must be a positive number of pixels, got {size}")
     scenes = draw_scenes(indices, seed)
@@ -57,10 +59,13 @@ def render_sprites(indices: np.ndarray, size: int, seed: int = 0) -> SpriteBatch
 
 
 def _local_coordinates(pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pose (b, 4) -> the (x, y) of each pixel centre in its object's frame, y up, in radii; float32 (b, size, size) each."""
+    """Pose (b, 4) -> the (x, y) of each pixel centre in its object's frame, y up, in radii; float32 (b, size, size)
+    each."""
     grid = _pixel_centres(size)
     x, y, scale = pose[:, 0:1], pose[:, 1:2], pose[:, 3:4]
-    angle = pose[:, 2:3].astype(np.float64)  # rounded to float32 afterwards: hides the last bits, where libraries differ
+    angle = pose[:, 2:3].astype(
+        np.float64
+    )  # rounded to float32 afterwards: hides the last bits, where libraries differ
     cos, sin = np.cos(angle).astype(np.float32) / scale, np.sin(angle).astype(np.float32) / scale
     right, down = grid - x, grid - y
     return _outer_sum(cos * right, -sin * down), _outer_sum(-sin * right, -cos * down)
@@ -71,7 +76,8 @@ def _pixel_centres(size: int) -> np.ndarray:
 
 
 def _outer_sum(along_x: np.ndarray, along_y: np.ndarray) -> np.ndarray:
-    """(b, s), (b, s) -> (b, s, s), [b, i, j] = along_x[b, j] + along_y[b, i]: affine functions of the pixel for one addition."""
+    """(b, s), (b, s) -> (b, s, s), [b, i, j] = along_x[b, j] + along_y[b, i]: affine functions of the pixel for one
+    addition."""
     return along_x[:, None, :] + along_y[:, :, None]
 
 
@@ -86,7 +92,8 @@ def _wave(t: np.ndarray) -> np.ndarray:
 
 
 def _render_pattern(x: np.ndarray, y: np.ndarray, pattern: Pattern, resolution: float | np.ndarray) -> np.ndarray:
-    """Texture at (x, y), broadcastable to (b, s, s) -> [0, 1]. `resolution`, pixels per unit of x, keeps edges a pixel wide."""
+    """Texture at (x, y), broadcastable to (b, s, s) -> [0, 1]. `resolution`, pixels per unit of x, keeps edges a pixel
+    wide."""
     u = (x * pattern.cos + pattern.phase_u) + y * pattern.sin
     v = (x * -pattern.sin + pattern.phase_v) + y * pattern.cos
     if pattern.warp.any():
@@ -123,7 +130,9 @@ def _blend(image: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> None:
     image += difference
 
 
-def _render_class(scenes: Scenes, shape_distance: ShapeDistance, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _render_class(
+    scenes: Scenes, shape_distance: ShapeDistance, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scenes (b) of one class -> RGB uint8 (b, 3, size, size), depth float32 and mask bool (b, size, size)."""
     grid, scale = _pixel_centres(size), scenes.pose[:, 3:4]
     pixels_per_radius = (size * scale)[:, :, None]
@@ -165,7 +174,8 @@ def _render_class(scenes: Scenes, shape_distance: ShapeDistance, size: int) -> t
 
 
 def _render_shade(scenes: Scenes, distance: np.ndarray, towards_light: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Light on the object, [0, 1]: a gradient across it, and a rim that is bright where the outline faces the light, dark where not."""
+    """Light on the object, [0, 1]: a gradient across it, and a rim that is bright where the outline faces the light,
+    dark where not."""
     x, y, scale = scenes.pose[:, 0:1], scenes.pose[:, 1:2], scenes.pose[:, 3:4]
     shade = towards_light - distance
     shade *= _coverage(distance + 0.07, -0.3)
@@ -181,7 +191,9 @@ def _render_strokes(strokes: np.ndarray, grid: np.ndarray) -> np.ndarray:
     for x, y, radius, along_x, along_y in (np.split(stroke, 5, axis=1) for stroke in strokes.swapaxes(0, 1)):
         right, down = grid - x, grid - y
         squared = along_x * along_x + along_y * along_y + 1e-6
-        place = _outer_sum(right * (along_x / squared), down * (along_y / squared))  # along the stroke: its ends are at -1 and 1
+        place = _outer_sum(
+            right * (along_x / squared), down * (along_y / squared)
+        )  # along the stroke: its ends are at -1 and 1
         place.clip(-1.0, 1.0, out=place)
         from_x = right[:, None, :] - place * along_x[:, :, None]
         from_y = down[:, :, None] - place * along_y[:, :, None]

@@ -1,8 +1,8 @@
 """Any `Source` -> an endless stream of full batches of canvases: seeded, sharded, exactly once per epoch, resumable.
 
-Raw records are read in the main process (in a thread), in an order whose position is plain state (`order`), and decoded in the workers,
-whose number changes nothing (`workers`). So nothing waits in a shuffle buffer that a checkpoint would have to hold: resuming reads the
-current group again, undecoded, up to the row.
+Raw records are read in the main process (in a thread), in an order whose position is plain state (`order`), and decoded
+in the workers, whose number changes nothing (`workers`). So nothing waits in a shuffle buffer that a checkpoint would
+have to hold: resuming reads the current group again, undecoded, up to the row.
 """
 
 import warnings
@@ -33,8 +33,9 @@ class TooManyBadImages(Exception):
 class Batch:
     """B samples.
 
-    canvases: uint8 (B, 3, S, S). sizes: int64 (B, 2), (height, width) of the originals in pixels. keys, epochs: int64 (B,); together
-    they name one view of one sample. labels: int64 (B,), -1 if unknown. position: JSON-able; where to go on after this batch.
+    canvases: uint8 (B, 3, S, S). sizes: int64 (B, 2), (height, width) of the originals in pixels. keys, epochs: int64
+    (B,); together they name one view of one sample. labels: int64 (B,), -1 if unknown. position: JSON-able; where to go
+    on after this batch.
     """
 
     canvases: torch.Tensor
@@ -52,7 +53,8 @@ class Batch:
         return Batch(*(function(tensor) for tensor in tensors), position=self.position)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which the copy to a GPU runs beside its work; what is there, or on a GPU, stays."""
+        """The batch in page-locked memory, from which the copy to a GPU runs beside its work; what is there, or on a
+        GPU, stays."""
         return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -63,11 +65,12 @@ class Batch:
 class CanvasStream:
     """Iterating yields `Batch`es for ever. A new iterator goes on after the last batch that the stream has yielded.
 
-    `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another size, whose epoch this
-    one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as then, batch size and number of workers may
-    differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to the last yielded batch) and each listed once in
-    `bad_images_path` (JSON lines). `fit` as in `decode_image`. Images are mixed from up to `group_shards` shards at a time. With `resident`
-    the canvases are on its device, and each is decoded once where it has room.
+    `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another
+    size, whose epoch this one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as
+    then, batch size and number of workers may differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to
+    the last yielded batch) and each listed once in `bad_images_path` (JSON lines). `fit` as in `decode_image`. Images
+    are mixed from up to `group_shards` shards at a time. With `resident` the canvases are on its device, and each is
+    decoded once where it has room.
     """
 
     def __init__(
@@ -123,7 +126,9 @@ class CanvasStream:
     def __iter__(self) -> Iterator[Batch]:
         start = dict(self.position)
         samples = self._order.samples(start["epoch"], start["group"], start["row"])
-        depth = max(4, self._order.shuffle_window // self.batch_size)  # the next window is read while this one is decoded
+        depth = max(
+            4, self._order.shuffle_window // self.batch_size
+        )  # the next window is read while this one is decoded
         how = (self.source, self.canvas_size, self.batch_size, self.num_workers, depth)
         if (resident := self._resident) is None:
             chunks = decoded(samples, *how, fit=self.fit)
@@ -156,7 +161,8 @@ class CanvasStream:
 
 
 def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0, num_rows: int = 8) -> None:
-    """Read and decode the first images of a source, so that what is wrong with all of them is known before anything is written.
+    """Read and decode the first images of a source, so that what is wrong with all of them is known before anything is
+    written.
 
     Raises:
         ValueError: the rows cannot be read, or not one of them is an image where `max_bad_fraction` is below 1.
@@ -191,11 +197,14 @@ def sequential(
 ) -> Iterator[Batch]:
     """One pass in the order of the source, without shuffling; the last batch may be smaller. For evaluation.
 
-    `max_samples` counts the rows read. Bad images are left out, and a warning at the end says how many; none but bad ones is an error.
+    `max_samples` counts the rows read. Bad images are left out, and a warning at the end says how many; none but bad
+    ones is an error.
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
-    chunks = decoded(islice(_in_order(source), max_samples), source, canvas_size, batch_size, num_workers, depth=4, fit=fit)
+    chunks = decoded(
+        islice(_in_order(source), max_samples), source, canvas_size, batch_size, num_workers, depth=4, fit=fit
+    )
     return _one_pass(chunks, batch_size, source.name)
 
 
@@ -215,11 +224,14 @@ def _one_pass(chunks: Iterator[Chunk], batch_size: int, name: str) -> Iterator[B
     if problems and not num_good:
         raise TooManyBadImages(f"none of the {len(problems)} images of {name} could be decoded; first: {problems[0]}")
     if problems:
-        warnings.warn(f"left out {len(problems)} images of {name} that could not be decoded; first: {problems[0]}", stacklevel=2)
+        warnings.warn(
+            f"left out {len(problems)} images of {name} that could not be decoded; first: {problems[0]}", stacklevel=2
+        )
 
 
 def _to_batch(chunk: Chunk, position: dict[str, Any]) -> Batch:
     keys, labels, epochs = (column.contiguous() for column in chunk.meta[:, :3].unbind(1))
     batch = Batch(chunk.canvases, chunk.sizes, keys, epochs, labels, position)
-    # The workers' canvases are pinned already, but not those of a batch that was put together from two chunks, after a bad image.
+    # The workers' canvases are pinned already, but not those of a batch that was put together from two chunks, after a
+    # bad image.
     return batch.pin_memory() if torch.cuda.is_available() else batch

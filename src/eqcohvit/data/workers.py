@@ -1,4 +1,5 @@
-"""Reading in a thread and decoding in worker processes, in order; a worker that dies is replaced and its work done again."""
+"""Reading in a thread and decoding in worker processes, in order; a worker that dies is replaced and its work done
+again."""
 
 import contextlib
 import os
@@ -25,7 +26,8 @@ from .shared_memory import WAIT_SECONDS, NoSharedMemory, check_result, share
 from .sources import Source
 
 _Item = TypeVar("_Item")
-# What the loader says of it: where it copies to page-locked memory (with a GPU), the thread that does so may die of the broken connection.
+# What the loader says of it: where it copies to page-locked memory (with a GPU), the thread that does so may die of the
+# broken connection.
 _WORKER_DIED = ("DataLoader worker", "Pin memory thread")
 
 
@@ -39,7 +41,8 @@ class Chunk:
 
     canvases: uint8 (g, 3, S, S). sizes: int64 (g, 2). good: bool (n,). bad: (index, reason, where) of each other one.
     kept: bool (n,), `KEPT` ones: good, but without canvas and size until `ResidentCanvases.filled` gives them back.
-    meta: int64 (n, 5), (key, label, epoch, group, row); after the bad ones are dropped (g, 5), or (g, 7) with num_seen and num_bad.
+    meta: int64 (n, 5), (key, label, epoch, group, row); after the bad ones are dropped (g, 5), or (g, 7) with num_seen
+        and num_bad.
     """
 
     canvases: torch.Tensor
@@ -61,7 +64,8 @@ class Decoder(Dataset[Chunk]):
         self.source, self.canvas_size, self.fit = source, canvas_size, fit
 
     def __getitems__(self, samples: list[Sample]) -> "Chunk | ReadError":
-        # A worker that takes too long dies of the alarm. The loader's own timeout would also be how long a dead one goes unnoticed.
+        # A worker that takes too long dies of the alarm. The loader's own timeout would also be how long a dead one
+        # goes unnoticed.
         limited = get_worker_info() is not None and hasattr(signal, "setitimer")
         if limited:
             signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)
@@ -75,7 +79,9 @@ class Decoder(Dataset[Chunk]):
 
     def _chunk(self, samples: list[Sample]) -> Chunk:
         fresh = [index for index, sample in enumerate(samples) if sample.record.payload is not KEPT]
-        decoded = self.source.decode_batch([samples[index].record.payload for index in fresh], self.canvas_size, self.fit)
+        decoded = self.source.decode_batch(
+            [samples[index].record.payload for index in fresh], self.canvas_size, self.fit
+        )
         good = [item for item in decoded if not isinstance(item, BadImage)]
         canvases = torch.empty((len(good), 3, self.canvas_size, self.canvas_size), dtype=torch.uint8)
         for canvas, item in zip(canvases.numpy(), good, strict=True):
@@ -103,10 +109,12 @@ def decoded(
     prepare: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
     fit: str = "native",
 ) -> Iterator[Chunk]:
-    """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it is handed out.
+    """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it
+    is handed out.
 
     Raises:
-        ReadError: workers have died, or ended themselves after half an hour at a chunk, again and again at the samples that it names.
+        ReadError: workers have died, or ended themselves after half an hour at a chunk, again and again at the samples
+            that it names.
         NoSharedMemory: a worker has no room for what it has decoded.
     """
     decoder, reader = Decoder(source, canvas_size, fit), BackgroundIterator(_lists(samples, chunk_size), depth)
@@ -129,7 +137,12 @@ def decoded(
                     return
             except NoSharedMemory:
                 raise
-            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:  # the latter where it took a result with it
+            except (
+                RuntimeError,
+                ConnectionError,
+                FileNotFoundError,
+                EOFError,
+            ) as error:  # the latter where it took a result with it
                 if not num_workers or (isinstance(error, RuntimeError) and not str(error).startswith(_WORKER_DIED)):
                     raise
                 again.extendleft(reversed(handed_out))
@@ -151,7 +164,9 @@ def _noted(lists: Iterator[list[Sample]], handed_out: deque[list[Sample]]) -> It
         yield samples
 
 
-def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, careful: bool) -> Iterator[Chunk | ReadError]:
+def _load(
+    decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, careful: bool
+) -> Iterator[Chunk | ReadError]:
     loader = DataLoader(
         decoder,
         batch_sampler=lists,
@@ -165,7 +180,8 @@ def _load(decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, car
     )
     if not num_workers or threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    # The loader would handle SIGCHLD so that a dead worker raises wherever the main thread is: in the middle of a step, or of a checkpoint.
+    # The loader would handle SIGCHLD so that a dead worker raises wherever the main thread is: in the middle of a step,
+    # or of a checkpoint.
     handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     signal.signal(signal.SIGCHLD, handler)
@@ -182,7 +198,8 @@ def _identity(item: _Item) -> _Item:
 
 
 def _survive_signals(_worker: int) -> None:
-    """Schedulers signal all processes of a job, Ctrl-C the group; the main process may still want batches for its last step."""
+    """Schedulers signal all processes of a job, Ctrl-C the group; the main process may still want batches for its last
+    step."""
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -218,17 +235,29 @@ def regroup(chunks: Iterable[Chunk], size: int, keep_last: bool = False) -> Iter
 
 
 def _merged(parts: list[tuple[torch.Tensor, ...]]) -> Chunk:
-    canvases, sizes, meta = parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Chunk(canvases, sizes, meta, good=torch.ones(len(meta), dtype=torch.bool), bad=[], kept=torch.zeros(len(meta), dtype=torch.bool))
+    canvases, sizes, meta = (
+        parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    )
+    return Chunk(
+        canvases,
+        sizes,
+        meta,
+        good=torch.ones(len(meta), dtype=torch.bool),
+        bad=[],
+        kept=torch.zeros(len(meta), dtype=torch.bool),
+    )
 
 
 class BackgroundIterator:
-    """Runs an iterator in a thread, at most `depth` items ahead. The thread starts with the first item, after workers have forked."""
+    """Runs an iterator in a thread, at most `depth` items ahead. The thread starts with the first item, after workers
+    have forked."""
 
     def __init__(self, items: Generator[Any, None, None], depth: int):
         self._queue: queue.Queue = queue.Queue(depth)
         stop = threading.Event()
-        self._thread = threading.Thread(target=_fill, args=(items, self._queue, stop), name="canvas-reader", daemon=True)
+        self._thread = threading.Thread(
+            target=_fill, args=(items, self._queue, stop), name="canvas-reader", daemon=True
+        )
         # Also runs at exit: a thread that is still inside pyarrow while the interpreter goes down can crash it.
         self._finalizer = weakref.finalize(self, _stop, self._thread, self._queue, stop)
         self._started = False

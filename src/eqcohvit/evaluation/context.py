@@ -1,4 +1,5 @@
-"""What the tasks of one evaluation share: settings, encoders with their controls, images, the cache, and the figures of the report."""
+"""What the tasks of one evaluation share: settings, encoders with their controls, images, the cache, and the figures of
+the report."""
 
 from __future__ import annotations
 
@@ -59,7 +60,10 @@ class Evaluation:
     def model_encoders(self) -> list[ModelEncoder]:
         """The models that were asked for, without controls."""
         names = short_names(self.models)
-        return [load_encoder(path, self.layers, name, self.trust_remote_code) for path, name in zip(self.models, names, strict=True)]
+        return [
+            load_encoder(path, self.layers, name, self.trust_remote_code)
+            for path, name in zip(self.models, names, strict=True)
+        ]
 
     @cached_property
     def encoders(self) -> list[Encoder]:
@@ -108,11 +112,14 @@ class Evaluation:
         return found
 
     def _warn_of_missing_classes(self) -> None:
-        """One line for each part whose images are of too few classes, of those that the sources name or that any part has shown."""
+        """One line for each part whose images are of too few classes, of those that the sources name or that any part
+        has shown."""
         sources = {part: getattr(self.samples, part) for part in self._labels}
         named = [len(source.label_names or ()) for source in sources.values()]
         highest = [(int(labels.max()), len(labels)) for labels in self._labels.values()]
-        shown = [label + 1 for label, number in highest if label < 100 * number]  # larger ones are ids, which are no classes from 0 on
+        shown = [
+            label + 1 for label, number in highest if label < 100 * number
+        ]  # larger ones are ids, which are no classes from 0 on
         for part, source in sources.items():
             problem = missing_classes(self._labels[part], max(named + shown, default=0))
             if problem and part not in self._warned:
@@ -122,7 +129,8 @@ class Evaluation:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """A name for each model, as short as it can be while they differ. `model` is what every run calls its folder, so that is left out."""
+    """A name for each model, as short as it can be while they differ. `model` is what every run calls its folder, so
+    that is left out."""
     parts = [[part for part in path.rstrip("/").split("/") if part] for path in models]
     parts = [part[:-1] if len(part) > 1 and part[-1] == "model" else part for part in parts]
     for length in range(1, max(map(len, parts)) + 1):

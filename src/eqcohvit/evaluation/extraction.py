@@ -1,7 +1,8 @@
 """Images of a source -> frozen features in memory, by way of a cache on disk.
 
-Features are made in blocks of 32 images and kept in chunks of 8 blocks, one file each. So an interrupted run goes on at the next chunk, a
-second task on the same features reads them in seconds, and no number depends on workers, memory or interruptions.
+Features are made in blocks of 32 images and kept in chunks of 8 blocks, one file each. So an interrupted run goes on at
+the next chunk, a second task on the same features reads them in seconds, and no number depends on workers, memory or
+interruptions.
 """
 
 from __future__ import annotations
@@ -49,7 +50,20 @@ _ROW_BYTES = 1 << 9  # of a path or an index, at least
 _LEAST_WINDOW = 2048  # images
 _ENOUGH_CLASSES = 0.8
 # What makes features of an image file, besides the model: a change of this code must not find old features.
-_PIPELINE = (image_reading_eqcohvit, decode, order, sources, stream, workers, pairs, features, preprocessing, ops, paths, random)
+_PIPELINE = (
+    image_reading_eqcohvit,
+    decode,
+    order,
+    sources,
+    stream,
+    workers,
+    pairs,
+    features,
+    preprocessing,
+    ops,
+    paths,
+    random,
+)
 _FEATURE_CODE = (*_PIPELINE, sys.modules[__name__])
 _LIBRARIES = ("torch", "transformers")  # their versions are part of the key
 
@@ -73,11 +87,15 @@ class Samples:
         shared = self.train is self.test and part == "train"
         return f"{getattr(self, part).fingerprint} {getattr(self, f'num_{part}')} {self.num_test if shared else 0}"
 
-    def blocks(self, part: str, canvas: int, seen: int = 0, position: dict | None = None) -> Iterator[tuple[Batch, int]]:
-        """The images of `"train"` or `"test"` as canvases of side `canvas`, in a fixed shuffled order, each once, in blocks of up to 32.
+    def blocks(
+        self, part: str, canvas: int, seen: int = 0, position: dict | None = None
+    ) -> Iterator[tuple[Batch, int]]:
+        """The images of `"train"` or `"test"` as canvases of side `canvas`, in a fixed shuffled order, each once, in
+        blocks of up to 32.
 
-        They are mixed from up to 64 shards, and from as many rows as `shuffle_window` says: data may be sorted by class.
-        With each block comes how many images of the stream were read so far; with its `position` that says where to go on.
+        They are mixed from up to 64 shards, and from as many rows as `shuffle_window` says: data may be sorted by
+        class. With each block comes how many images of the stream were read so far; with its `position` that says where
+        to go on.
         """
         start = self.num_test if self.train is self.test and part == "train" else 0
         stop = start + getattr(self, f"num_{part}")
@@ -106,7 +124,8 @@ class Samples:
 
 
 def shuffle_window(source: Source) -> int:
-    """How many undecoded images to shuffle at a time: as many as 256 MiB hold, judged by the first one; paths and indices all at once."""
+    """How many undecoded images to shuffle at a time: as many as 256 MiB hold, judged by the first one; paths and
+    indices all at once."""
     records = (record for shard in range(source.num_shards) for record in source.read_shard(shard, 0))
     record = next(records, None)
     payload = record.payload if record is not None else None
@@ -115,7 +134,8 @@ def shuffle_window(source: Source) -> int:
 
 
 def missing_classes(labels: torch.Tensor, num_classes: int) -> str:
-    """What is wrong with labels (N,) of too few classes, in one line; empty where they are as many as a random choice would hold.
+    """What is wrong with labels (N,) of too few classes, in one line; empty where they are as many as a random choice
+    would hold.
 
     Of C classes a random choice of N images holds C (1 - (1 - 1/C)^N) on average; less than 4/5 of that is too few.
     """
@@ -134,15 +154,20 @@ def check_test_data(
     test_data_files: str | None,
     train_dir: str | None,
 ) -> None:
-    """Raise a `ValueError` of one line where the test images would be others than the arguments say, or those that are fitted on."""
+    """Raise a `ValueError` of one line where the test images would be others than the arguments say, or those that are
+    fitted on."""
     if data_files is None and train_dir is None and dataset_name is None:
         for name, value in (("test_split", test_split), ("test_data_files", test_data_files)):
             if value:
-                raise ValueError(f"{name} needs data to fit on, got {value!r} alone: give dataset_name or data_files too")
+                raise ValueError(
+                    f"{name} needs data to fit on, got {value!r} alone: give dataset_name or data_files too"
+                )
     if test_split and not test_data_files:
         if data_files is not None or train_dir is not None:  # there a split is a mere name of all the files
             allowed = "give test_data_files, or neither to hold some out"
-            raise ValueError(f"test_split needs dataset_name without data_files, got test_split={test_split!r} beside files: {allowed}")
+            raise ValueError(
+                f"test_split needs dataset_name without data_files, got test_split={test_split!r} beside files: {allowed}"
+            )
         if test_split == dataset_split:
             raise ValueError(f"test_split must be another split than dataset_split, got {test_split!r} for both")
     if test_data_files:
@@ -151,7 +176,8 @@ def check_test_data(
 
 
 def _check_no_file_twice(folder: str, fitting: dict[str, str | None], test_data_files: str) -> None:
-    """Raise a `ValueError` where a test file is one of those that are fitted on, or lies in their folder, by whatever path or link."""
+    """Raise a `ValueError` where a test file is one of those that are fitted on, or lies in their folder, by whatever
+    path or link."""
     tested = _real_files(folder, test_data_files)
     for name, value in fitting.items():
         fitted = _real_files(folder, value) if value else {}
@@ -159,11 +185,14 @@ def _check_no_file_twice(folder: str, fitting: dict[str, str | None], test_data_
         if common:
             path = fitted[common[0]]
             rest = f" and {len(common) - 1} more" if len(common) > 1 else ""
-            raise ValueError(f"test_data_files must share no file with {name}, but {path}{rest} is in both: give other files to test on")
+            raise ValueError(
+                f"test_data_files must share no file with {name}, but {path}{rest} is in both: give other files to test on"
+            )
 
 
 def _real_files(folder: str, patterns: str) -> dict[tuple[int, int] | str, str]:
-    """Identity of each file that comma-separated patterns and folders name -> its path. What is not on this machine is its own identity."""
+    """Identity of each file that comma-separated patterns and folders name -> its path. What is not on this machine is
+    its own identity."""
     found: dict[tuple[int, int] | str, str] = {}
     for pattern in [patterns] if os.path.exists(patterns) else patterns.split(","):
         pattern = pattern.strip()
@@ -171,7 +200,9 @@ def _real_files(folder: str, patterns: str) -> dict[tuple[int, int] | str, str]:
             found[pattern] = pattern
             continue
         for match in glob.glob(os.path.join(folder, os.path.expanduser(pattern)), recursive=True):
-            inside = [match] if os.path.isfile(match) else glob.glob(os.path.join(glob.escape(match), "**"), recursive=True)
+            inside = (
+                [match] if os.path.isfile(match) else glob.glob(os.path.join(glob.escape(match), "**"), recursive=True)
+            )
             for path in filter(os.path.isfile, inside):
                 status = os.stat(path)
                 found[status.st_dev, status.st_ino] = os.path.normpath(path)
@@ -221,7 +252,8 @@ class PairView:
 
 @dataclass(frozen=True)
 class Features:
-    """vectors: (N, V, d) of each kind, V views of N images. parameters: (N, P) of g. labels: (N,), -1 if unknown. keys: (N,)."""
+    """vectors: (N, V, d) of each kind, V views of N images. parameters: (N, P) of g. labels: (N,), -1 if unknown. keys:
+    (N,)."""
 
     vectors: dict[Feature, torch.Tensor]
     parameters: torch.Tensor
@@ -237,7 +269,8 @@ class Features:
 
 
 def code_hash(encoder: Encoder | None = None) -> str:
-    """SHA-256 of the code that makes features: of the pipeline, or with an encoder of its own class and of its model's classes.
+    """SHA-256 of the code that makes features: of the pipeline, or with an encoder of its own class and of its model's
+    classes.
 
     Classes of torch and transformers are left out, whose versions tell; classes from a model's repository are not.
     """
@@ -245,14 +278,17 @@ def code_hash(encoder: Encoder | None = None) -> str:
         files = {module.__file__ for module in _FEATURE_CODE}
     else:
         classes = {type(encoder), *(type(module) for module in getattr(encoder, "model", torch.nn.Module()).modules())}
-        own = {kind for kind in classes if kind.__module__.split(".")[0] not in _LIBRARIES}  # remote code: transformers_modules
+        own = {
+            kind for kind in classes if kind.__module__.split(".")[0] not in _LIBRARIES
+        }  # remote code: transformers_modules
         files = {inspect.getsourcefile(kind) for kind in own}
     contents = sorted(Path(file).read_bytes() for file in files if file is not None)
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 class FeatureCache:
-    """Chunks of features of one (encoder, samples, view), in files chunk-00000.safetensors ... that are written whole or not at all."""
+    """Chunks of features of one (encoder, samples, view), in files chunk-00000.safetensors ... that are written whole
+    or not at all."""
 
     def __init__(self, root: str | Path, *identity: str):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -260,7 +296,8 @@ class FeatureCache:
         self.folder = Path(root) / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def state(self, index: int) -> dict | None:
-        """Where the stream stood after a chunk: `seen`, `position`, `last`; None where the chunk is missing or damaged."""
+        """Where the stream stood after a chunk: `seen`, `position`, `last`; None where the chunk is missing or
+        damaged."""
         try:
             with safe_open(self._path(index), "pt") as file:
                 return json.loads(file.metadata()["state"])
@@ -278,7 +315,11 @@ class FeatureCache:
         """Write a chunk whole or not at all; `state` is where the stream stands after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".chunk-{index:05d}-{os.getpid()}.tmp"  # another command may write the same chunk
-        save_file({name: values.contiguous() for name, values in tensors.items()}, temporary, metadata={"state": json.dumps(state)})
+        save_file(
+            {name: values.contiguous() for name, values in tensors.items()},
+            temporary,
+            metadata={"state": json.dumps(state)},
+        )
         temporary.replace(self._path(index))
 
     def read(self) -> Features:
@@ -291,7 +332,8 @@ class FeatureCache:
 
 
 def prune_cache(root: str | Path, max_bytes: float) -> int:
-    """Remove the features that were used longest ago until the others take no more than `max_bytes`; returns how many bytes went.
+    """Remove the features that were used longest ago until the others take no more than `max_bytes`; returns how many
+    bytes went.
 
     Those used within the last hour stay: another command may be at work on them.
     """
@@ -309,15 +351,20 @@ def prune_cache(root: str | Path, max_bytes: float) -> int:
     return total - left
 
 
-def extract(encoders: Sequence[Encoder], samples: Samples, part: str, view: View, cache_dir: str | Path) -> dict[str, Features]:
-    """Features of all encoders, by name, for the `"train"` or `"test"` images in a view. What the cache holds is not computed again.
+def extract(
+    encoders: Sequence[Encoder], samples: Samples, part: str, view: View, cache_dir: str | Path
+) -> dict[str, Features]:
+    """Features of all encoders, by name, for the `"train"` or `"test"` images in a view. What the cache holds is not
+    computed again.
 
     Raises:
         ValueError: the source has no images for this part.
     """
     images = samples.fingerprint(part)
     caches = {
-        encoder.name: FeatureCache(cache_dir, encoder.fingerprint, code_hash(encoder), images, view.name, str(encoder.image_size))
+        encoder.name: FeatureCache(
+            cache_dir, encoder.fingerprint, code_hash(encoder), images, view.name, str(encoder.image_size)
+        )
         for encoder in encoders
     }
     for size in sorted({encoder.image_size for encoder in encoders}):
@@ -330,7 +377,12 @@ def extract(encoders: Sequence[Encoder], samples: Samples, part: str, view: View
 
 
 def _fill(
-    encoders: list[Encoder], caches: dict[str, tuple[FeatureCache, int]], samples: Samples, part: str, view: View, image_size: int
+    encoders: list[Encoder],
+    caches: dict[str, tuple[FeatureCache, int]],
+    samples: Samples,
+    part: str,
+    view: View,
+    image_size: int,
 ) -> None:
     """Compute the missing chunks; an encoder that has a chunk already is not run on it."""
     first = min(count for _, count in caches.values())
@@ -374,4 +426,6 @@ def progress(what: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
     """A bar on a terminal, a line now and then in a log; gone when it is done."""
     interval = 0.2 if sys.stderr.isatty() else 30
     intervals = {"mininterval": interval, "maxinterval": max(interval, 10)}
-    return tqdm(desc=what, total=total, initial=min(initial, total), unit=unit, leave=False, dynamic_ncols=True, **intervals)
+    return tqdm(
+        desc=what, total=total, initial=min(initial, total), unit=unit, leave=False, dynamic_ncols=True, **intervals
+    )

@@ -1,4 +1,5 @@
-"""Frozen encoders: any transformers vision model, its parts and layers as token grids and pooled vectors, and the controls."""
+"""Frozen encoders: any transformers vision model, its parts and layers as token grids and pooled vectors, and the
+controls."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ RANDOM, PIXELS = "random weights", "raw pixels"
 
 
 class Feature(NamedTuple):
-    """Name of one kind of vector: a part, its layer (`"last"` or the index of a hidden state), and how tokens became a vector."""
+    """Name of one kind of vector: a part, its layer (`"last"` or the index of a hidden state), and how tokens became a
+    vector."""
 
     part: str
     layer: str
@@ -39,14 +41,16 @@ class Feature(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """prefix: (B, P, d), CLS first, then registers; P may be 0. grid: (B, h, w, d), one token per patch or per cell of a feature map."""
+    """prefix: (B, P, d), CLS first, then registers; P may be 0. grid: (B, h, w, d), one token per patch or per cell of
+    a feature map."""
 
     prefix: torch.Tensor
     grid: torch.Tensor
 
 
 class Encoder(Protocol):
-    """Frozen features. `image_size`: side of the images it takes, in pixels. `fingerprint`: changes whenever a feature could change."""
+    """Frozen features. `image_size`: side of the images it takes, in pixels. `fingerprint`: changes whenever a feature
+    could change."""
 
     name: str
     image_size: int
@@ -77,15 +81,19 @@ class PixelEncoder:
 
 
 class ModelEncoder:
-    """A transformers vision model in eval mode: a split model (equivariant, invariant, both, backbone), or any other (backbone).
+    """A transformers vision model in eval mode: a split model (equivariant, invariant, both, backbone), or any other
+    (backbone).
 
     Args:
         model: its `last_hidden_state` is a token sequence, patches last (ViT-like), or a feature map (B, C, h, w).
         preprocessing: side and normalisation of the images.
-        layers: `"last"`, and indices of hidden states (0 is the embedding, -1 the last block); `"all"` is every hidden state.
+        layers: `"last"`, and indices of hidden states (0 is the embedding, -1 the last block); `"all"` is every hidden
+            state.
     """
 
-    def __init__(self, name: str, model: PreTrainedModel, preprocessing: Preprocessing, layers: Iterable[str] = (LAST,)):
+    def __init__(
+        self, name: str, model: PreTrainedModel, preprocessing: Preprocessing, layers: Iterable[str] = (LAST,)
+    ):
         self.name, self.preprocessing, self.image_size = name, preprocessing, preprocessing.image_size
         self.is_split = isinstance(model.config, EqCohViTConfig)
         self.model = model.eval()
@@ -115,7 +123,8 @@ class ModelEncoder:
         return f"{weights_hash(self.model)} {self.preprocessing} {' '.join(self.layers)}"
 
     def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], Tokens]:
-        """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32. H, W may differ from `image_size`."""
+        """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32. H, W may differ
+        from `image_size`."""
         with torch.no_grad():  # no inference mode: sharded training would go on with weights that were gathered in it
             outputs = self._run(images, output_hidden_states=self.layers != [LAST])
         states = {("backbone", layer): outputs.hidden_states[int(layer)] for layer in self.layers if layer != LAST}
@@ -145,14 +154,21 @@ class ModelEncoder:
         return self.model(pixel_values, **self._interpolation(images.shape[-2:]), **kwargs)
 
     def _interpolation(self, image_size: Sequence[int]) -> dict[str, bool]:
-        """ViTs of another native size need a word before they interpolate their positions; most other models have no such argument."""
+        """ViTs of another native size need a word before they interpolate their positions; most other models have no
+        such argument."""
         native = square_side(getattr(self.model.config, "image_size", None))
         takes = "interpolate_pos_encoding" in inspect.signature(type(self.model).forward).parameters
-        return {"interpolate_pos_encoding": True} if takes and native is not None and tuple(image_size) != (native, native) else {}
+        return (
+            {"interpolate_pos_encoding": True}
+            if takes and native is not None and tuple(image_size) != (native, native)
+            else {}
+        )
 
     def _num_hidden_states(self) -> int:
         with torch.inference_mode():
-            return len(self._run(torch.zeros(1, 3, self.image_size, self.image_size), output_hidden_states=True).hidden_states)
+            return len(
+                self._run(torch.zeros(1, 3, self.image_size, self.image_size), output_hidden_states=True).hidden_states
+            )
 
 
 def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
@@ -166,7 +182,9 @@ def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
         else:
             index = int(layer) if layer.lstrip("-").isdigit() else None
             if index is None or not -count <= index < count:
-                raise ValueError(f"layer must be 'last', 'all' or an index from {-count} to {count - 1} for this model, got {layer!r}")
+                raise ValueError(
+                    f"layer must be 'last', 'all' or an index from {-count} to {count - 1} for this model, got {layer!r}"
+                )
             found.append(str(index % count))
     return list(dict.fromkeys(found))
 
@@ -174,8 +192,9 @@ def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
 def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int | None) -> Tokens:
     """A hidden state -> prefix tokens and the grid of the others.
 
-    `state` is a feature map (B, d, h, w), or a sequence (B, P + h * w, d) of an image of (height, width) pixels. h and w follow from the
-    patch size; a sequence that is shorter than that (Swin's, which merges patches) has no prefix and the aspect ratio of the image.
+    `state` is a feature map (B, d, h, w), or a sequence (B, P + h * w, d) of an image of (height, width) pixels. h and
+    w follow from the patch size; a sequence that is shorter than that (Swin's, which merges patches) has no prefix and
+    the aspect ratio of the image.
     """
     if state.ndim == 4:
         return Tokens(state.new_zeros(len(state), 0, state.shape[1]), state.permute(0, 2, 3, 1))
@@ -192,7 +211,8 @@ def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int
 
 
 def project_grid(grid: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, h, w, d) -> (B, 12 h w): each by one fixed random projection to 12 numbers; grids above 8 x 8 are averaged down to it."""
+    """Tokens (B, h, w, d) -> (B, 12 h w): each by one fixed random projection to 12 numbers; grids above 8 x 8 are
+    averaged down to it."""
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(grid.shape[-1], GRID_CHANNELS, generator=generator) / math.sqrt(grid.shape[-1])
     projected = (grid @ matrix.to(grid)).permute(0, 3, 1, 2)
@@ -221,13 +241,22 @@ def _architecture(config: Any) -> str:
     return repr(sorted(shown.items(), key=lambda item: item[0]))
 
 
-_NAMES = {"_name_or_path", "architectures", "auto_map", "custom_pipelines", "transformers_version", "dtype", "torch_dtype"}
+_NAMES = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "custom_pipelines",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+}
 
 
 def load_encoder(
     name_or_path: str, layers: Iterable[str] = (LAST,), name: str | None = None, trust_remote_code: bool = False
 ) -> ModelEncoder:
-    """The model of a folder (also of a run, or a checkpoint of one) or repository, with its image processor's size and normalisation.
+    """The model of a folder (also of a run, or a checkpoint of one) or repository, with its image processor's size and
+    normalisation.
 
     `timm/NAME`, `hf-hub:USER/REPO` and folders in timm's format are models of timm (see `timm_encoder`).
 
@@ -260,7 +289,8 @@ def _device() -> torch.device:
 
 
 def random_controls(encoders: list[ModelEncoder]) -> list[ModelEncoder]:
-    """One control per architecture and preprocessing among the encoders; named after a model where there are several."""
+    """One control per architecture and preprocessing among the encoders; named after a model where there are
+    several."""
     distinct: dict[str, ModelEncoder] = {}
     for encoder in encoders:
         distinct.setdefault(f"{encoder.architecture} {encoder.preprocessing}", encoder)
@@ -290,8 +320,11 @@ def square_side(size: Any) -> int | None:
 
 
 def select(vectors: dict[Feature, torch.Tensor], part: str, layer: str, pooling: str) -> torch.Tensor:
-    """The vectors of a part by a pooling of `POOLINGS`: `"cls_mean"` is both side by side; without a CLS token the mean stands for it."""
-    have = {feature.pooling: values for feature, values in vectors.items() if (feature.part, feature.layer) == (part, layer)}
+    """The vectors of a part by a pooling of `POOLINGS`: `"cls_mean"` is both side by side; without a CLS token the mean
+    stands for it."""
+    have = {
+        feature.pooling: values for feature, values in vectors.items() if (feature.part, feature.layer) == (part, layer)
+    }
     if "vector" in have:
         return have["vector"]
     if pooling not in POOLINGS:

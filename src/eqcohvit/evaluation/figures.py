@@ -1,4 +1,5 @@
-"""Which plots a report shows, made of rows, predictions, neighbours and patch features. Matplotlib is imported when they are drawn."""
+"""Which plots a report shows, made of rows, predictions, neighbours and patch features. Matplotlib is imported when
+they are drawn."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def figures_of_rows(rows: Sequence[Row]) -> list[Figure]:
     return figures
 
 
-def scatter_figure(name: str, protocol: str, parameter_names: Sequence[str], predictions: Predictions, true: np.ndarray) -> Figure:
+def scatter_figure(
+    name: str, protocol: str, parameter_names: Sequence[str], predictions: Predictions, true: np.ndarray
+) -> Figure:
     """Predictions (N, P) of each (encoder, part) against the true parameters (N, P)."""
     keys = [key for key in predictions if key[1] != "both"]
     keys = keys if len(keys) <= _MAX_COLUMNS else [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
@@ -54,7 +57,9 @@ def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> F
     for encoder in evaluation.model_encoders[:3]:
         size = encoder.image_size
         batch, _ = next(evaluation.samples.blocks("test", view.canvas_size(size)))
-        images = view(batch, size)[0][:, :num_images].transpose(0, 1).flatten(0, 1)  # image, transformed, image, transformed ...
+        images = (
+            view(batch, size)[0][:, :num_images].transpose(0, 1).flatten(0, 1)
+        )  # image, transformed, image, transformed ...
         shown.append(images)
         for (part, layer), tokens in encoder.tokens(images).items():
             if layer == LAST and part != "both":
@@ -101,7 +106,9 @@ def neighbours_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) 
             x, queried = (select(f[encoder.name].vectors, part, layer, pooling)[:, 0] for f in (train, test))
             _, index = nearest_neighbours(x, queried[queries], k)
             found[encoder.name, part] = thumbnails.show(train[thumbnails.name].vectors, index)
-            same[encoder.name, part] = (train[encoder.name].labels[index] == test[encoder.name].labels[queries][:, None]).numpy()
+            same[encoder.name, part] = (
+                train[encoder.name].labels[index] == test[encoder.name].labels[queries][:, None]
+            ).numpy()
     columns = [*list(found)[: _MAX_COLUMNS - 3], *list(found)[-1:]] if len(found) > _MAX_COLUMNS - 2 else list(found)
     shown = thumbnails.show(test[thumbnails.name].vectors, queries)
     caption = "Test images and their nearest training images by cosine similarity. Green frame: the same class."

@@ -20,7 +20,8 @@ class AccuracyFell(Exception):
 
 
 class KnnGuard:
-    """Measures the backbone's kNN accuracy (k = 20, CLS and mean of the patches) and stops the run where it has fallen too far.
+    """Measures the backbone's kNN accuracy (k = 20, CLS and mean of the patches) and stops the run where it has fallen
+    too far.
 
     Args:
         source: labelled images that are not trained on.
@@ -35,10 +36,14 @@ class KnnGuard:
 
     def __init__(self, source: Source, num_samples: int, image_size: int, max_drop: float, start: float | None = None):
         if not source.has_labels:
-            raise ValueError(f"the kNN guard needs labelled images, but {source.name} has no label column: give --knn_guard_steps 0")
+            raise ValueError(
+                f"the kNN guard needs labelled images, but {source.name} has no label column: give --knn_guard_steps 0"
+            )
         batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples, fit="square"))
         self.images, self.labels = torch.cat([b.canvases for b in batches]), torch.cat([b.labels for b in batches])
-        if len(self.labels) < 0.9 * num_samples or (self.labels < 0).any() or len(self.labels.unique()) < 2:  # some may be unreadable
+        if (
+            len(self.labels) < 0.9 * num_samples or (self.labels < 0).any() or len(self.labels.unique()) < 2
+        ):  # some may be unreadable
             found = f"{int((self.labels >= 0).sum())} of {len(self.labels.unique())} classes"
             raise ValueError(
                 f"the kNN guard expected {num_samples} labelled images of at least 2 classes from {source.name}, found {found}; "
@@ -47,16 +52,20 @@ class KnnGuard:
         self.max_drop, self.start = max_drop, start
 
     def measure(self, model: EqCohViTModel, image_mean: Sequence[float], image_std: Sequence[float]) -> float:
-        """Accuracy of the model as it is now, for the normalisation that it was trained with; its mode stays what it was."""
+        """Accuracy of the model as it is now, for the normalisation that it was trained with; its mode stays what it
+        was."""
         training = model.training
-        encoder = ModelEncoder("guard", model, Preprocessing(self.images.shape[-1], tuple(image_mean), tuple(image_std)))
+        encoder = ModelEncoder(
+            "guard", model, Preprocessing(self.images.shape[-1], tuple(image_mean), tuple(image_std))
+        )
         vectors = (encoder(images.float() / 255) for images in self.images.split(_BATCH_SIZE))
         features = torch.cat([select(block, "backbone", LAST, "cls_mean").cpu() for block in vectors])
         model.train(training)
         return knn_accuracy(features[::2], self.labels[::2], features[1::2], self.labels[1::2])
 
     def check(self, accuracy: float, step: int) -> None:
-        """Take the first accuracy as the start; raise `AccuracyFell` where a later one is more than `max_drop` below it."""
+        """Take the first accuracy as the start; raise `AccuracyFell` where a later one is more than `max_drop` below
+        it."""
         if self.start is None:
             self.start = accuracy
         if self.start - accuracy > self.max_drop:

@@ -1,4 +1,5 @@
-"""Kernel ridge regression on pairs of features: nearly what an MLP finds, in closed form, fast enough to repeat while a model trains."""
+"""Kernel ridge regression on pairs of features: nearly what an MLP finds, in closed form, fast enough to repeat while a
+model trains."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ def kernel_regression(
     test_original: torch.Tensor,
     test_moved: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Predict targets from the features o of an image and g of its transformed version by ridge regression with a Gaussian kernel.
+    """Predict targets from the features o of an image and g of its transformed version by ridge regression with a
+    Gaussian kernel.
 
-    The inputs are [o, g - o]. Leaving out each of the N samples in turn, in closed form, chooses the kernel's width and the penalty, or
-    the mean of the targets. The angle of a rotation depends on both features together, which a linear regression does not see: on the
-    strict pairs of a trained model it finds an R2 of 0.1 where this finds 0.6.
+    The inputs are [o, g - o]. Leaving out each of the N samples in turn, in closed form, chooses the kernel's width and
+    the penalty, or the mean of the targets. The angle of a rotation depends on both features together, which a linear
+    regression does not see: on the strict pairs of a trained model it finds an R2 of 0.1 where this finds 0.6.
 
     Args:
         original, moved: (N, d) to fit on; None for `moved` where the targets are of one image.
@@ -73,7 +75,8 @@ def kernel_regress(
     test_moved: torch.Tensor | None,
     num_seeds: int,
 ) -> dict[str, np.ndarray]:
-    """`"kernel"` (S, M, P): predictions for S draws of g; `"chosen"` (S,): the name of the probe. Arguments as of `probes.regress_pair`."""
+    """`"kernel"` (S, M, P): predictions for S draws of g; `"chosen"` (S,): the name of the probe. Arguments as of
+    `probes.regress_pair`."""
     found = []
     for seed in range(num_seeds):
         fit = _draw(original, seed), None if moved is None else _draw(moved, seed), _draw(targets, seed)

@@ -124,8 +124,8 @@ def read_latents(
     Without a group column each row is a group.
 
     Raises:
-        ValueError: the source has no columns, or a column is missing, not numeric, incomplete, or has another shape than
-            its kind needs.
+        ValueError: the source has no columns, or a column is missing, not numeric, incomplete, or has another shape
+            than its kind needs.
     """
     if not isinstance(source, DatasetSource):
         allowed = "give dataset_name or data_files"

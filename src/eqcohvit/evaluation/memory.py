@@ -1,4 +1,5 @@
-"""What probes have found, on disk beside the features: a probe that has been fitted on the same numbers before is not fitted again."""
+"""What probes have found, on disk beside the features: a probe that has been fitted on the same numbers before is not
+fitted again."""
 
 from __future__ import annotations
 
@@ -17,12 +18,15 @@ from . import probes
 
 
 def remembered(
-    cache_dir: str | Path, probe: Callable[..., dict[str, np.ndarray]], *tensors: torch.Tensor | None, **settings: object
+    cache_dir: str | Path,
+    probe: Callable[..., dict[str, np.ndarray]],
+    *tensors: torch.Tensor | None,
+    **settings: object,
 ) -> dict[str, np.ndarray]:
     """`probe(*tensors, **settings)`, arrays by name, from `cache_dir` where the same was asked before.
 
-    The key is the content of the tensors, the settings, the code of the probes, and what computes. So the controls, which many commands
-    share, are fitted once, and an interrupted command goes on at the probe where it was.
+    The key is the content of the tensors, the settings, the code of the probes, and what computes. So the controls,
+    which many commands share, are fitted once, and an interrupted command goes on at the probe where it was.
     """
     given = [tensor for tensor in tensors if tensor is not None]
     device = torch.cuda.get_device_name() if given[0].is_cuda else "cpu"

@@ -1,7 +1,8 @@
 """Images and their transformed versions for the R2 probe, rendered in two protocols.
 
 `paper`: the central square of the image, and that square after g with empty (black) pixels where it has left the frame.
-`strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border gives g away.
+`strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border
+gives g away.
 
 A square lattice holds more detail along its diagonals than along its axes, and interpolation takes away more along the
 axes: both turn with g. So strict views are read from a picture without the frequencies that only the diagonals hold.
@@ -40,7 +41,8 @@ class Pair:
 
 
 def strict_crop(path: TransformationPath) -> float:
-    """The fraction of a square image's side whose view stays filled under every g of the path: 1 / sqrt(2) for 45 degrees.
+    """The fraction of a square image's side whose view stays filled under every g of the path: 1 / sqrt(2) for 45
+    degrees.
 
     The parameters' extremes decide: all corners of their box are tried.
     """
@@ -114,7 +116,8 @@ def _bicubic_response(frequency: torch.Tensor) -> torch.Tensor:
 
 
 def render_pair(batch: Batch, path: TransformationPath, protocol: str, image_size: int, seed: int = 0) -> Pair:
-    """Canvases of central squares (`fit="square"`) -> views of side `image_size` pixels; g is drawn by (seed, sample key).
+    """Canvases of central squares (`fit="square"`) -> views of side `image_size` pixels; g is drawn by (seed, sample
+    key).
 
     Raises:
         ValueError: an unknown protocol.

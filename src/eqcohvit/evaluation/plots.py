@@ -14,7 +14,13 @@ from .features import PIXELS, RANDOM
 from .results import ALONE, Row
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-PART_COLORS = {"equivariant": "#D55E00", "invariant": "#0072B2", "both": "#CC79A7", "backbone": "#009E73", "pixels": "#777777"}
+PART_COLORS = {
+    "equivariant": "#D55E00",
+    "invariant": "#0072B2",
+    "both": "#CC79A7",
+    "backbone": "#009E73",
+    "pixels": "#777777",
+}
 _OTHER_COLOR = "#56B4E9"
 _FLOOR = -0.25  # bars of lower R2 are cut there; their number is in the table
 
@@ -60,9 +66,14 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
     for line in axes:
         line[0].set_ylabel("R2")
     labels = list(dict.fromkeys(part for _, part in parts))
-    handles = [Patch(facecolor=color_of(part), hatch="////" if part.endswith(ALONE) else None, edgecolor="white") for part in labels]
+    handles = [
+        Patch(facecolor=color_of(part), hatch="////" if part.endswith(ALONE) else None, edgecolor="white")
+        for part in labels
+    ]
     fitting = max(2, int(figure.get_figwidth() / 1.3))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)), frameon=False, fontsize=9)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(fitting, len(labels)), frameon=False, fontsize=9
+    )
     return figure
 
 
@@ -76,7 +87,8 @@ def _wrap(name: str, width: int = 13) -> str:
 
 
 def r2_by_layer(rows: Sequence[Row]) -> Figure:
-    """R2 of the backbone's hidden states by their index: one panel for each transformation and protocol, one line for each encoder."""
+    """R2 of the backbone's hidden states by their index: one panel for each transformation and protocol, one line for
+    each encoder."""
     panels = list(dict.fromkeys((row.settings["transform"], row.settings["protocol"]) for row in rows))
     columns = min(3, len(panels))
     figure = Figure(figsize=(4.2 * columns, 2.8 * -(-len(panels) // columns) + 0.5), layout="constrained")
@@ -85,15 +97,25 @@ def r2_by_layer(rows: Sequence[Row]) -> Figure:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         for encoder in dict.fromkeys(row.encoder for row in rows):
-            own = [row for row in rows if row.encoder == encoder and (row.settings["transform"], row.settings["protocol"]) == panel]
-            own = sorted((row for row in own if row.settings["layer"].isdigit()), key=lambda row: int(row.settings["layer"]))
+            own = [
+                row
+                for row in rows
+                if row.encoder == encoder and (row.settings["transform"], row.settings["protocol"]) == panel
+            ]
+            own = sorted(
+                (row for row in own if row.settings["layer"].isdigit()), key=lambda row: int(row.settings["layer"])
+            )
             if own:
                 x, y = [int(row.settings["layer"]) for row in own], np.array([row.mean for row in own])
                 half = np.array([row.half or 0.0 for row in own])
                 style = "--" if encoder.startswith(RANDOM) else "-"
-                (line,) = axis.plot(x, y, style, marker="o", markersize=3.5, label=encoder, color="gray" if style == "--" else None)
+                (line,) = axis.plot(
+                    x, y, style, marker="o", markersize=3.5, label=encoder, color="gray" if style == "--" else None
+                )
                 axis.fill_between(x, y - half, y + half, alpha=0.2, color=line.get_color())
-        pixels = [r.mean for r in rows if r.part == "pixels" and (r.settings["transform"], r.settings["protocol"]) == panel]
+        pixels = [
+            r.mean for r in rows if r.part == "pixels" and (r.settings["transform"], r.settings["protocol"]) == panel
+        ]
         if pixels:
             axis.axhline(pixels[0], color="#777777", linestyle=":", label=PIXELS)
         axis.set_title(", ".join(panel), fontsize=10)
@@ -107,7 +129,9 @@ def r2_by_layer(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def scatter(predictions: dict[tuple[str, str], np.ndarray], true: np.ndarray, names: Sequence[str], scores: dict) -> Figure:
+def scatter(
+    predictions: dict[tuple[str, str], np.ndarray], true: np.ndarray, names: Sequence[str], scores: dict
+) -> Figure:
     """Predicted versus true parameters of test images: a column for each (encoder, part), a line for each parameter.
 
     predictions: (N, P) each; true (N, P); scores: R2 (P,) of each.
@@ -120,7 +144,9 @@ def scatter(predictions: dict[tuple[str, str], np.ndarray], true: np.ndarray, na
         margin = 0.15 * (high - low)
         for axis, key in zip(axes[line], keys, strict=True):
             axis.plot([low, high], [low, high], color="black", linewidth=0.8)
-            axis.scatter(true[:, line], predictions[key][:, line], s=5, alpha=0.45, color=color_of(key[1]), linewidths=0)
+            axis.scatter(
+                true[:, line], predictions[key][:, line], s=5, alpha=0.45, color=color_of(key[1]), linewidths=0
+            )
             axis.set_xlim(low - margin, high + margin)
             axis.set_ylim(low - margin, high + margin)
             axis.text(0.04, 0.94, f"R2 {scores[key][line]:.2f}", transform=axis.transAxes, va="top", fontsize=8)
@@ -133,8 +159,11 @@ def scatter(predictions: dict[tuple[str, str], np.ndarray], true: np.ndarray, na
     return figure
 
 
-def neighbours(queries: np.ndarray, found: dict[tuple[str, str], np.ndarray], same: dict[tuple[str, str], np.ndarray]) -> Figure:
-    """Test images and their nearest training images for each (encoder, part); a green frame where the class is the same, red where not.
+def neighbours(
+    queries: np.ndarray, found: dict[tuple[str, str], np.ndarray], same: dict[tuple[str, str], np.ndarray]
+) -> Figure:
+    """Test images and their nearest training images for each (encoder, part); a green frame where the class is the
+    same, red where not.
 
     queries: (Q, H, W, 3); found: (Q, k, H, W, 3) each; same: (Q, k) each.
     """
@@ -172,7 +201,8 @@ def _frame(x: float, y: float, color: str):
 
 
 def pca_maps(images: np.ndarray, grids: dict[tuple[str, str], torch.Tensor]) -> Figure:
-    """The first three principal components of patch features as red, green and blue: a line for each (encoder, part), a column an image.
+    """The first three principal components of patch features as red, green and blue: a line for each (encoder, part), a
+    column an image.
 
     images: (N, H, W, 3) in [0, 1]; grids: (N, h, w, d) each. The components are of all patches of a line together.
     """
@@ -192,11 +222,14 @@ def pca_maps(images: np.ndarray, grids: dict[tuple[str, str], torch.Tensor]) -> 
 
 
 def principal_colors(grid: torch.Tensor) -> np.ndarray:
-    """Patch features (N, h, w, d) -> (N, h, w, 3) in [0, 1]: three principal components, each between its 2nd and 98th percentile."""
+    """Patch features (N, h, w, d) -> (N, h, w, 3) in [0, 1]: three principal components, each between its 2nd and 98th
+    percentile."""
     flat = grid.flatten(0, 2).double()
     flat = flat - flat.mean(dim=0)
     directions = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
-    signs = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()  # of an eigenvector nothing else fixes it
+    signs = directions.gather(
+        1, directions.abs().argmax(dim=1, keepdim=True)
+    ).sign()  # of an eigenvector nothing else fixes it
     values = flat @ (directions * signs).T
     low, high = (torch.quantile(values, q, dim=0) for q in (0.02, 0.98))
     return ((values - low) / (high - low).clamp_min(1e-9)).clamp(0, 1).reshape(*grid.shape[:3], -1).numpy()

@@ -18,7 +18,8 @@ from ..loading import STATE_FILE
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """image_size: side of the square images in pixels. scale: factor of images in [0, 1], before mean and std per channel are applied."""
+    """image_size: side of the square images in pixels. scale: factor of images in [0, 1], before mean and std per
+    channel are applied."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -32,10 +33,11 @@ class Preprocessing:
 
 
 def read_preprocessing(name_or_path: str, config: Any, trust_remote_code: bool = False) -> Preprocessing:
-    """The preprocessing of a folder or repository; without an image processor there, the model's own size and ImageNet's mean and std.
+    """The preprocessing of a folder or repository; without an image processor there, the model's own size and
+    ImageNet's mean and std.
 
-    The side is what the model is fed in the end: the crop size where the processor crops, else the size, in any of the forms int,
-    `{"height", "width"}`, `{"shortest_edge"}`.
+    The side is what the model is fed in the end: the crop size where the processor crops, else the size, in any of the
+    forms int, `{"height", "width"}`, `{"shortest_edge"}`.
     """
     fields = _processor_fields(name_or_path, trust_remote_code)
     if fields is None:

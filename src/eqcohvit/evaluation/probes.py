@@ -1,4 +1,5 @@
-"""Probes on frozen features: tensors in, numbers out. Each runs on the device of its inputs, and its randomness is its seed's alone."""
+"""Probes on frozen features: tensors in, numbers out. Each runs on the device of its inputs, and its randomness is its
+seed's alone."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
-_PENALTIES = tuple(10.0**exponent for exponent in range(-4, 3))  # of ridge regression, relative to the number of samples
+_PENALTIES = tuple(
+    10.0**exponent for exponent in range(-4, 3)
+)  # of ridge regression, relative to the number of samples
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ _SHRINKAGE = 0.1  # of the covariance towards the identity, before whitening
 def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Shift and scale all (..., N, d) by the mean and standard deviation of `train` over its N samples.
 
-    Dimensions that are constant in `train` become 0. The others are held within the range of `train`, widened by its width on each side,
-    so that a dimension which hardly varies there cannot outweigh all others in a test sample.
+    Dimensions that are constant in `train` become 0. The others are held within the range of `train`, widened by its
+    width on each side, so that a dimension which hardly varies there cannot outweigh all others in a test sample.
     """
     mean, std = train.mean(dim=-2, keepdim=True), train.std(dim=-2, keepdim=True)
     low, high = train.amin(dim=-2, keepdim=True), train.amax(dim=-2, keepdim=True)
@@ -61,7 +64,8 @@ def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _whiten(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Standardize (N, d) and (M, d), and take the correlations of `train` out of both, as far as `_SHRINKAGE` lets it."""
+    """Standardize (N, d) and (M, d), and take the correlations of `train` out of both, as far as `_SHRINKAGE` lets
+    it."""
     train, test = standardize(train, test)
     correlation = train.T @ train / len(train)
     identity = torch.eye(len(correlation), dtype=train.dtype, device=train.device)
@@ -71,7 +75,8 @@ def _whiten(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random split of `count` samples by seed: indices to fit on, indices to choose by (a tenth; of few, up to a quarter).
+    """A random split of `count` samples by seed: indices to fit on, indices to choose by (a tenth; of few, up to a
+    quarter).
 
     Raises:
         ValueError: there are too few samples to split.
@@ -83,14 +88,19 @@ def hold_out(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[held_out:], order[:held_out]
 
 
-def linear_regression(train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Predict parameters by ridge regression: (N, d), (N, P), each (M, d) -> each (M, P). Some of the N (`hold_out`) choose the penalty."""
+def linear_regression(
+    train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.Tensor, seed: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """Predict parameters by ridge regression: (N, d), (N, P), each (M, d) -> each (M, P). Some of the N (`hold_out`)
+    choose the penalty."""
     train_x, *inputs = (x.double() for x in standardize(train_x, *xs))
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
     fit_y, val_y = train_y[fit].double(), train_y[val].double()
     x_mean, y_mean, y_std = train_x[fit].mean(dim=0), fit_y.mean(dim=0), fit_y.std(dim=0).clamp_min(1e-12)
     fit_x = train_x[fit] - x_mean
-    is_wide = fit_x.shape[1] > len(fit)  # then the weights are fit_x.T @ dual, from the smaller of the two Gram matrices
+    is_wide = fit_x.shape[1] > len(
+        fit
+    )  # then the weights are fit_x.T @ dual, from the smaller of the two Gram matrices
     gram = fit_x @ fit_x.T if is_wide else fit_x.T @ fit_x
     moment = fit_y - y_mean if is_wide else fit_x.T @ (fit_y - y_mean)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -116,9 +126,10 @@ def regress_pair(
 ) -> dict[str, Any]:
     """Predict targets from the features o of an image and g of its transformed version, by S probes, one for each seed.
 
-    Held-out samples (`hold_out`, others for each seed) choose, in the same way for every encoder: the inputs and the penalty of a ridge
-    regression; the best of `heads`, each trained for a part of the steps with the first seed; and for each seed the epoch of that head,
-    or the ridge regression where no epoch is better. The test samples choose nothing.
+    Held-out samples (`hold_out`, others for each seed) choose, in the same way for every encoder: the inputs and the
+    penalty of a ridge regression; the best of `heads`, each trained for a part of the steps with the first seed; and
+    for each seed the epoch of that head, or the ridge regression where no epoch is better. The test samples choose
+    nothing.
 
     Args:
         original: o of the N samples to fit on, (N, d), or (S, N, d) where each seed has its own.
@@ -126,7 +137,8 @@ def regress_pair(
         targets: (N, P) or (S, N, P).
         test_original: o of the M samples to test on, (M, d) or (S, M, d).
         test_moved: their g; None where `moved` is.
-        heads: to choose from; with none of them `"mlp"` is the ridge regression too, which takes a fraction of the time.
+        heads: to choose from; with none of them `"mlp"` is the ridge regression too, which takes a fraction of the
+            time.
 
     Returns:
         `"mlp"` (S, M, P): predictions of the chosen heads. `"linear"` (S, M, P): those of the ridge regression alone.
@@ -160,7 +172,8 @@ def regress_pair(
 
 
 class _Task:
-    """What the heads of one regression share: inputs by basis, targets, and the samples to fit on and to choose by, for S seeds."""
+    """What the heads of one regression share: inputs by basis, targets, and the samples to fit on and to choose by, for
+    S seeds."""
 
     def __init__(
         self,
@@ -187,14 +200,16 @@ class _Task:
         return train_x, test_x
 
     def ridge(self, basis: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions of ridge regression (M, P), and its mean squared error over the held-out samples, in units of the targets' spread."""
+        """Predictions of ridge regression (M, P), and its mean squared error over the held-out samples, in units of the
+        targets' spread."""
         train, test = self.inputs(basis, seed)
         val = self.val[seed]
         held_out, tested = linear_regression(train, self.targets[seed], train[val], test, seed=seed)
         return tested, ((self.targets[seed, val] - held_out) / self.spread[seed]).square().mean()
 
     def train(self, head: Head, seeds: Sequence[int], share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) of the held-out samples there, as `ridge` has it.
+        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) of the held-out samples there, as
+        `ridge` has it.
 
         Args:
             share: of the steps.
@@ -216,7 +231,9 @@ class _Task:
             torch.manual_seed(0)
             mlp = _StackedMLP(len(index), (train_x.shape[2], *head.widths, num_targets)).to(device)
         best = [parameter.detach().clone() for parameter in mlp.parameters()]
-        optimizer = torch.optim.AdamW(mlp.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            mlp.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay, fused=True
+        )
         count = fit.shape[1]
         steps_per_epoch = -(-count // _BATCH_SIZE)
         epochs = math.ceil(share * max(_EPOCHS, math.ceil(_STEPS / steps_per_epoch)))
@@ -287,10 +304,12 @@ def linear_classification(
     epochs: int = 30,
     batch_size: int = 256,
 ) -> tuple[torch.Tensor, float]:
-    """Classes (M,) that a linear classifier predicts for features (M, d), fitted on (N, d) with labels (N,), and its learning rate.
+    """Classes (M,) that a linear classifier predicts for features (M, d), fitted on (N, d) with labels (N,), and its
+    learning rate.
 
-    One classifier for each learning rate is trained in the same pass over the features (SGD with momentum 0.9, cosine schedule, as in
-    arXiv:2304.07193, appendix B.3). Held-out training samples choose among them, and the best rate is used once more on all N.
+    One classifier for each learning rate is trained in the same pass over the features (SGD with momentum 0.9, cosine
+    schedule, as in arXiv:2304.07193, appendix B.3). Held-out training samples choose among them, and the best rate is
+    used once more on all N.
     """
     fit, val = (rows.to(train_x.device) for rows in hold_out(len(train_x), seed))
     train_x, test_x = (F.pad(x, (0, 1), value=1.0) for x in standardize(train_x, test_x))
@@ -306,7 +325,9 @@ def linear_classification(
         total, step = epochs * -(-len(x) // batch_size), 0
         for _ in range(epochs):
             for batch in torch.randperm(len(x), generator=generator).split(batch_size):
-                slope = torch.softmax(x[batch] @ weight.mT, dim=-1)  # gradient of the cross-entropy by the logits: (rates, batch, classes)
+                slope = torch.softmax(
+                    x[batch] @ weight.mT, dim=-1
+                )  # gradient of the cross-entropy by the logits: (rates, batch, classes)
                 slope[:, torch.arange(len(batch)), y[batch]] -= 1
                 momentum = 0.9 * momentum + slope.mT @ x[batch] / len(batch)
                 weight -= rate * (0.5 + 0.5 * math.cos(math.pi * step / total)) * momentum
@@ -324,7 +345,8 @@ def linear_classification(
 def nearest_neighbours(
     train_x: torch.Tensor, test_x: torch.Tensor, k: int, test_chunk: int = 1024, train_chunk: int = 65536
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k training samples of highest cosine similarity: (N, d), (M, d) -> similarities and indices (M, k), most similar first.
+    """The k training samples of highest cosine similarity: (N, d), (M, d) -> similarities and indices (M, k), most
+    similar first.
 
     At most `test_chunk` x `train_chunk` similarities are held at a time, whatever N and M are.
     """
@@ -332,7 +354,10 @@ def nearest_neighbours(
     k = min(k, len(train_x))
     found = []
     for features in test_x.split(test_chunk):
-        best = features.new_empty(len(features), 0), torch.empty(len(features), 0, dtype=torch.long, device=features.device)
+        best = (
+            features.new_empty(len(features), 0),
+            torch.empty(len(features), 0, dtype=torch.long, device=features.device),
+        )
         for start in range(0, len(train_x), train_chunk):
             block = train_x[start : start + train_chunk]
             similarity, index = (features @ block.T).topk(min(k, len(block)), dim=-1)
@@ -352,13 +377,19 @@ def knn_correct(
     temperature: float = 0.07,
     **chunks: int,
 ) -> torch.Tensor:
-    """Whether weighted k nearest neighbours by cosine similarity (arXiv:1805.01978) find the class: (N, d), (N,), (M, d), (M,) -> (M,)."""
+    """Whether weighted k nearest neighbours by cosine similarity (arXiv:1805.01978) find the class: (N, d), (N,), (M,
+    d), (M,) -> (M,)."""
     similarity, neighbours = nearest_neighbours(train_x, test_x, k, **chunks)
     return vote(similarity, train_y[neighbours], temperature).eq(test_y)
 
 
 def knn_accuracy(
-    train_x: torch.Tensor, train_y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, k: int = 20, temperature: float = 0.07
+    train_x: torch.Tensor,
+    train_y: torch.Tensor,
+    test_x: torch.Tensor,
+    test_y: torch.Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
 ) -> float:
     """Top-1 accuracy of `knn_correct`."""
     return knn_correct(train_x, train_y, test_x, test_y, k, temperature).float().mean().item()
@@ -374,17 +405,20 @@ def vote(similarity: torch.Tensor, labels: torch.Tensor, temperature: float) -> 
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Debiased linear centred kernel alignment of two sets of features of the same samples: (N, d), (N, e), N > 3 -> at most 1.
+    """Debiased linear centred kernel alignment of two sets of features of the same samples: (N, d), (N, e), N > 3 -> at
+    most 1.
 
-    Kernel alignment (arXiv:1905.00414) with the unbiased estimator of the Hilbert-Schmidt independence criterion (arXiv:2010.15327,
-    equation 3): features that have nothing to do with each other give 0 on average, slightly below 0 as often as above.
+    Kernel alignment (arXiv:1905.00414) with the unbiased estimator of the Hilbert-Schmidt independence criterion
+    (arXiv:2010.15327, equation 3): features that have nothing to do with each other give 0 on average, slightly below 0
+    as often as above.
     """
     cross, own_x, own_y = (_unbiased_hsic(a, b) for a, b in ((x, y), (x, x), (y, y)))
     return (cross / (own_x * own_y).clamp_min(0).sqrt().clamp_min(1e-30)).item()
 
 
 def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Of the linear kernels K of x and L of y with their diagonals set to 0, times n (n - 3), without an (n, n) matrix."""
+    """Of the linear kernels K of x and L of y with their diagonals set to 0, times n (n - 3), without an (n, n)
+    matrix."""
     x, y = ((values - values.mean(dim=0)).double() for values in (x, y))
     n = len(x)
     norms_x, norms_y = x.square().sum(dim=1), y.square().sum(dim=1)
@@ -394,7 +428,8 @@ def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def change_under(original: torch.Tensor, transformed: torch.Tensor) -> float:
-    """Mean squared distance that features move under g, relative to that of two different images: two (N, d) -> 0 (invariant) or more."""
+    """Mean squared distance that features move under g, relative to that of two different images: two (N, d) -> 0
+    (invariant) or more."""
     spread = 2 * original.var(dim=0).sum().clamp_min(1e-12)
     return ((transformed - original).square().sum(dim=-1).mean() / spread).item()
 
@@ -405,11 +440,13 @@ def predictability(
     seed: int = 0,
     rank: int = 32,
 ) -> float:
-    """How linearly g acts on features: the share of their change z(g x) - z(x) that a bilinear map of z(x) and the parameters predicts.
+    """How linearly g acts on features: the share of their change z(g x) - z(x) that a bilinear map of z(x) and the
+    parameters predicts.
 
-    Each argument holds z(x) (N, d), z(g x) (N, d) and parameters (N, P). The change is predicted by ridge regression from the parameters,
-    their squares, z(x) and the products of z(x) with both, z(x) being its `rank` largest principal components: a linear action rho(g) z
-    to second order in the parameters. 1: g acts linearly; 0: no better than the mean change; not clipped.
+    Each argument holds z(x) (N, d), z(g x) (N, d) and parameters (N, P). The change is predicted by ridge regression
+    from the parameters, their squares, z(x) and the products of z(x) with both, z(x) being its `rank` largest principal
+    components: a linear action rho(g) z to second order in the parameters. 1: g acts linearly; 0: no better than the
+        mean change; not clipped.
     """
     (z, moved, parameters), (test_z, test_moved, test_parameters) = train, test
     mean = z.mean(dim=0)
@@ -418,7 +455,9 @@ def predictability(
     inputs = [_bilinear((a - mean) @ directions, p) for a, p in ((z, parameters), (test_z, test_parameters))]
     (predicted,) = linear_regression(inputs[0], moved - z, inputs[1], seed=seed)
     change = test_moved - test_z
-    return (1 - (change - predicted).square().sum() / (change - change.mean(dim=0)).square().sum().clamp_min(1e-12)).item()
+    return (
+        1 - (change - predicted).square().sum() / (change - change.mean(dim=0)).square().sum().clamp_min(1e-12)
+    ).item()
 
 
 def _bilinear(z: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:

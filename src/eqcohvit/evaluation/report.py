@@ -48,7 +48,8 @@ _LATENTS = (
 
 
 def protocol_notes(rows: Sequence[Row]) -> list[str]:
-    """A line for each transformation and protocol of the rows that gives g away, such as "zoom, strict: sharpness tells it"."""
+    """A line for each transformation and protocol of the rows that gives g away, such as "zoom, strict: sharpness tells
+    it"."""
     settings = [row.settings for row in rows if row.settings.get("protocol") in PROTOCOLS]
     pairs = dict.fromkeys((own["transform"], own["protocol"]) for own in settings)
     found = {pair: given_away(make_path(pair[0]), pair[1]) for pair in pairs}
@@ -56,7 +57,8 @@ def protocol_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def report_paths(output: str | Path) -> tuple[Path, Path]:
-    """Page and folder of plots beside a results file: results.html and plots/ for results.json, NAME.html and NAME_plots/ for NAME.json."""
+    """Page and folder of plots beside a results file: results.html and plots/ for results.json, NAME.html and
+    NAME_plots/ for NAME.json."""
     output = Path(output)
     prefix = "" if output.stem == "results" else f"{output.stem}_"
     return output.with_suffix(".html"), output.with_name(f"{prefix}plots")
@@ -114,7 +116,9 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     """The best value of each column is emphasised, except where more is not better."""
     means = {(row.encoder, row.part, row.metric): row.mean for row in rows}
     best = {
-        metric: (min if metric.endswith(LOWER) else max)(value for (_, _, name), value in means.items() if name == metric)
+        metric: (min if metric.endswith(LOWER) else max)(
+            value for (_, _, name), value in means.items() if name == metric
+        )
         for metric in cells[0][2:]
         if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
     }
@@ -122,7 +126,9 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     for encoder, part, *values in cells[1:]:
         marks = [means.get((encoder, part, metric)) == best.get(metric, float("nan")) for metric in cells[0][2:]]
         name = html.escape(encoder) if encoder != previous else ""
-        numbers = "".join(f"<td{' class=best' if mark else ''}>{value}</td>" for value, mark in zip(values, marks, strict=True))
+        numbers = "".join(
+            f"<td{' class=best' if mark else ''}>{value}</td>" for value, mark in zip(values, marks, strict=True)
+        )
         lines.append(f"<tr{' class=first' if name else ''}><td>{name}</td><td>{html.escape(part)}</td>{numbers}</tr>")
         previous = encoder
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
@@ -132,8 +138,8 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
 def suite_table(rows: Sequence[Row]) -> str:
     """One table of the R2 benchmark: a line for each encoder and part, a column for each transformation and protocol.
 
-    Where nothing moves the protocols are the same, and the first one stands alone. The first column is the mean over the
-    transformations in the first protocol.
+    Where nothing moves the protocols are the same, and the first one stands alone. The first column is the mean over
+    the transformations in the first protocol.
     """
     protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))
     columns: dict[str, list[str]] = {}
@@ -143,20 +149,29 @@ def suite_table(rows: Sequence[Row]) -> str:
     lines = list(dict.fromkeys((row.encoder, row.part) for row in rows if row.part != "both"))
     means: dict[tuple[str, str], float] = {}
     for line in lines:
-        own = [found[*line, transform, protocols[0]] for transform in columns if (*line, transform, protocols[0]) in found]
+        own = [
+            found[*line, transform, protocols[0]] for transform in columns if (*line, transform, protocols[0]) in found
+        ]
         if len(own) == len(columns):
             means[line] = sum(row.mean for row in own) / len(own)
     cells = [(transform, protocol) for transform, chosen in columns.items() for protocol in chosen]
     contenders = [line for line in lines if not line[1].endswith(ALONE)]
-    best = {cell: max((row.mean for line in contenders if (row := found.get((*line, *cell)))), default=None) for cell in cells}
-    top = "".join(f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items())
+    best = {
+        cell: max((row.mean for line in contenders if (row := found.get((*line, *cell)))), default=None)
+        for cell in cells
+    }
+    top = "".join(
+        f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items()
+    )
     below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
     head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
     body, previous = [], None
     for line in lines:
         encoder, part = line
         mean = f"{means[line]:.3f}" if line in means else ""
-        is_best = line in contenders and line in means and means[line] == max(means.get(other, -1e9) for other in contenders)
+        is_best = (
+            line in contenders and line in means and means[line] == max(means.get(other, -1e9) for other in contenders)
+        )
         numbers = [f"<td{' class=best' if is_best else ''}>{mean}</td>"]
         for cell in cells:
             row = found.get((*line, *cell))
@@ -174,7 +189,9 @@ def suite_table(rows: Sequence[Row]) -> str:
 def _figure(figure: Figure, png: bytes) -> str:
     caption = html.escape(figure.caption)
     source = base64.b64encode(png).decode()
-    return f"<figure><img alt='{caption}' src='data:image/png;base64,{source}'><figcaption>{caption}</figcaption></figure>"
+    return (
+        f"<figure><img alt='{caption}' src='data:image/png;base64,{source}'><figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _facts(results: dict[str, Any]) -> str:
@@ -182,6 +199,8 @@ def _facts(results: dict[str, Any]) -> str:
     groups = {"protocol": version | results.get("protocol", {}), "versions": results.get("versions", {})}
     lines = [(key, value) for group in groups.values() for key, value in group.items()]
     for model in results.get("models", []):
-        text = f"{model['image_size']} px, mean {model['mean']}, std {model['std']}, weights {model['fingerprint'][:12]}"
+        text = (
+            f"{model['image_size']} px, mean {model['mean']}, std {model['std']}, weights {model['fingerprint'][:12]}"
+        )
         lines.append((model["name"], text))
     return f"{facts(dict(lines))}<pre>{html.escape(results.get('command', ''))}</pre>"

@@ -31,8 +31,10 @@ class Row:
     """One number of a table: the values of all seeds for an encoder's part.
 
     Args:
-        half_width: of the 95 % interval about their mean; where it is not given, Student's t over the seeds (`intervals`).
-        headline: whether it belongs into the printed table and the model card; the others are in the report and results.json.
+        half_width: of the 95 % interval about their mean; where it is not given, Student's t over the seeds
+            (`intervals`).
+        headline: whether it belongs into the printed table and the model card; the others are in the report and
+            results.json.
         settings: what `metric` says, for programs: task, transform, protocol, head, pooling, layer ...
     """
 
@@ -59,9 +61,11 @@ class Row:
 
 
 def training_seeds(rows: Sequence[Row]) -> list[Row]:
-    """A row for each number of models that differ by their training seed alone: the mean over them, each model's mean one value.
+    """A row for each number of models that differ by their training seed alone: the mean over them, each model's mean
+    one value.
 
-    Such models are called alike but for `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`; `vicreg/seed-0`, `vicreg/seed-1`.
+    Such models are called alike but for `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`;
+    `vicreg/seed-0`, `vicreg/seed-1`.
     """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -69,7 +73,14 @@ def training_seeds(rows: Sequence[Row]) -> list[Row]:
         if match and "(" not in match[1]:  # not the control of such a model
             groups.setdefault((match[1] or "model", row.part, row.metric), []).append(row)
     return [
-        Row(f"{name}, {len(group)} training seeds", part, metric, [row.mean for row in group], group[0].headline, group[0].settings)
+        Row(
+            f"{name}, {len(group)} training seeds",
+            part,
+            metric,
+            [row.mean for row in group],
+            group[0].headline,
+            group[0].settings,
+        )
         for (name, part, metric), group in groups.items()
         if len(group) > 1
     ]
@@ -82,7 +93,9 @@ def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
     """
     metrics: dict[str, tuple] = {}
     for row in rows:
-        metrics.setdefault(row.metric, tuple(str(row.settings.get(key, "")) for key in ("task", "protocol", "pooling", "head")))
+        metrics.setdefault(
+            row.metric, tuple(str(row.settings.get(key, "")) for key in ("task", "protocol", "pooling", "head"))
+        )
     groups = {("all",): list(metrics)}
     if len(metrics) > _MAX_COLUMNS:
         groups = {}
@@ -92,14 +105,19 @@ def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
     found = []
     for columns in groups.values():
         keys = dict.fromkeys((row.encoder, row.part) for row in rows if row.metric in columns)
-        found.append([["encoder", "part", *columns]] + [[*key, *(cells.get((*key, metric), "") for metric in columns)] for key in keys])
+        found.append(
+            [["encoder", "part", *columns]]
+            + [[*key, *(cells.get((*key, metric), "") for metric in columns)] for key in keys]
+        )
     return found
 
 
 def format_table(cells: list[list[str]]) -> str:
     """Cells, the first line the header -> aligned Markdown."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
@@ -110,7 +128,9 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu, {torch.get_num_threads()} threads",
     }
 
 

@@ -1,7 +1,7 @@
 """What the parts of a model know of its run's own transformation, measured while it trains.
 
-No labels are needed: R2 of the parameters of g, as in `scripts/evaluate.py --task r2 --head kernel`, on images that the run does not
-train on. Images, g and renderings are the same in every measurement, so a curve shows the model alone.
+No labels are needed: R2 of the parameters of g, as in `scripts/evaluate.py --task r2 --head kernel`, on images that the
+run does not train on. Images, g and renderings are the same in every measurement, so a curve shows the model alone.
 """
 
 from __future__ import annotations
@@ -32,21 +32,27 @@ _NAMES = {"strict": "probe/r2", "paper": "probe/r2_paper"}
 def open_probe(
     source: Source, num_samples: int, *settings: Any, report: Callable[[str], None] = print, **options: Any
 ) -> tuple[Source, RunProbe | None]:
-    """(images to train on, a probe of images that are not among them); all images and None where there are too few, which `report` is told.
+    """(images to train on, a probe of images that are not among them); all images and None where there are too few,
+    which `report` is told.
 
-    Of the embedded sprites the test sprites are taken, and all training sprites stay. Of other sources at most an eighth is held out.
+    Of the embedded sprites the test sprites are taken, and all training sprites stay. Of other sources at most an
+    eighth is held out.
 
     Args:
         settings, options: as of `RunProbe`, after `num_samples`.
     """
     if isinstance(source, SpritesSource):
-        return source, RunProbe(SpritesSource(num_samples, source.seed, offset=TEST_SPRITES), num_samples, *settings, **options)
+        return source, RunProbe(
+            SpritesSource(num_samples, source.seed, offset=TEST_SPRITES), num_samples, *settings, **options
+        )
     number = length_hint(source)  # 0 where only reading would tell
     wanted = min(num_samples, number // _LARGEST_SHARE) if number else num_samples
     rest, held_out = hold_out(source, wanted, _LARGEST_SHARE)
     try:
         if wanted < LEAST_PROBE_SAMPLES:
-            raise ValueError(f"expected at least {LEAST_PROBE_SAMPLES * _LARGEST_SHARE} images, found {number} in {source.name}")
+            raise ValueError(
+                f"expected at least {LEAST_PROBE_SAMPLES * _LARGEST_SHARE} images, found {number} in {source.name}"
+            )
         return rest, RunProbe(held_out, num_samples, *settings, **options)
     except (ValueError, TooManyBadImages) as error:
         report(f"no probe while it trains: {error}")
@@ -98,7 +104,9 @@ class RunProbe:
                 labels.append(batch.labels)
             found = sum(map(len, labels))
             if found < LEAST_PROBE_SAMPLES:
-                raise ValueError(f"expected at least {LEAST_PROBE_SAMPLES} images to probe with, found {found} in {source.name}")
+                raise ValueError(
+                    f"expected at least {LEAST_PROBE_SAMPLES} images to probe with, found {found} in {source.name}"
+                )
             used = found // world_size * world_size  # as many for each process
             self.images[protocol] = torch.cat(images)[rank:used:world_size].clone()
             self.parameters, self.labels = torch.cat(parameters)[:used], torch.cat(labels)[:used]
@@ -121,7 +129,8 @@ class RunProbe:
         gather: Callable[[torch.Tensor], torch.Tensor] = lambda share: share,
         is_main: bool = True,
     ) -> dict[str, float]:
-        """`probe/r2/PART` (strict), `probe/r2_paper/PART` and `probe/knn/PART` of the model as it is now; nothing where not `is_main`.
+        """`probe/r2/PART` (strict), `probe/r2_paper/PART` and `probe/knn/PART` of the model as it is now; nothing where
+        not `is_main`.
 
         To be called by all processes. No random number is drawn, and the model's mode stays what it was.
 
@@ -159,4 +168,7 @@ class RunProbe:
             for part in _PARTS:
                 blocks[part].append(select(vectors, part, LAST, "cls_mean").unflatten(0, (-1, 2)).clone())
         shares = {part: gather(torch.cat(values)) for part, values in blocks.items()}
-        return {part: share.unflatten(0, (self.world_size, -1)).transpose(0, 1).flatten(0, 1) for part, share in shares.items()}
+        return {
+            part: share.unflatten(0, (self.world_size, -1)).transpose(0, 1).flatten(0, 1)
+            for part, share in shares.items()
+        }

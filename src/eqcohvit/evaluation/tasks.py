@@ -1,6 +1,8 @@
-"""Tasks on pooled frozen features: R2 of transformation parameters, nearest neighbours, linear classification, disentanglement.
+"""Tasks on pooled frozen features: R2 of transformation parameters, nearest neighbours, linear classification,
+disentanglement.
 
-A task takes an `Evaluation` and returns rows; its settings are `evaluation.settings`, named as the flags of scripts/evaluate.py.
+A task takes an `Evaluation` and returns rows; its settings are `evaluation.settings`, named as the flags of
+scripts/evaluate.py.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ ALL_HEADS = (*HEADS, "kernel")
 def r2(evaluation: Evaluation) -> list[Row]:
     """R2 of the parameters of g from the features of the image and of the transformed image (paper, section 5).
 
-    Pooled over the parameters and for each alone; on pooled features and on the patch grid; by the chosen head and by ridge regression.
-    Each seed of the probe has its own draw of g. Of the first pooling there is a row of the transformed image alone: it tells what of the
-    parameters shows without the original.
+    Pooled over the parameters and for each alone; on pooled features and on the patch grid; by the chosen head and by
+    ridge regression. Each seed of the probe has its own draw of g. Of the first pooling there is a row of the
+    transformed image alone: it tells what of the parameters shows without the original.
     """
     rows: list[Row] = []
     poolings, heads = evaluation.settings["pooling"], evaluation.settings["head"]
@@ -56,7 +58,9 @@ def r2(evaluation: Evaluation) -> list[Row]:
         for encoder, part, layer, pooling, alone in jobs:
             one_vector = Feature(part, layer, "vector") in train[encoder].vectors  # the same for every pooling
             key = (encoder, part, layer, None if one_vector else pooling, alone)
-            fit, tested = (draws(features[encoder], part, layer, pooling, evaluation.seeds) for features in (train, test))
+            fit, tested = (
+                draws(features[encoder], part, layer, pooling, evaluation.seeds) for features in (train, test)
+            )
             if key not in known:
                 tensors = (*fit, *tested[:2])
                 if alone:
@@ -69,7 +73,9 @@ def r2(evaluation: Evaluation) -> list[Row]:
             name = part_name(part, layer) + (ALONE if alone else "")
             settings = {"task": "r2", "transform": path.name, "protocol": protocol, "pooling": pooling, "layer": layer}
             for head in heads:
-                own = r2_rows(encoder, name, found, head, true, path.parameter_names, settings, is_first=pooling == poolings[0])
+                own = r2_rows(
+                    encoder, name, found, head, true, path.parameter_names, settings, is_first=pooling == poolings[0]
+                )
                 leads = head == heads[0] and (not alone or encoder == PIXELS)
                 rows += [replace(row, headline=row.headline and leads) for row in own]
         bar.close()
@@ -115,14 +121,16 @@ def regress(
     num_seeds: int,
     heads: Sequence[str] = HEADS,
 ) -> dict[str, np.ndarray]:
-    """What `regress_pair` finds, as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,). No MLP is fitted that is not asked for."""
+    """What `regress_pair` finds, as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,). No MLP is fitted that is
+    not asked for."""
     choice = MLP_HEADS if "mlp" in heads else ()
     found = regress_pair(original, moved, targets, test_original, test_moved, num_seeds, choice)
     return {"chosen": np.array(found.pop("chosen")), **{head: values.cpu().numpy() for head, values in found.items()}}
 
 
 class DrawsView:
-    """The image, and its transformed versions by S draws of g: images (1 + S, B, 3, H, H), parameters (B, S P) draw by draw."""
+    """The image, and its transformed versions by S draws of g: images (1 + S, B, 3, H, H), parameters (B, S P) draw by
+    draw."""
 
     def __init__(self, path: TransformationPath, protocol: str, num_draws: int):
         self.pair, self.num_draws = PairView(path, protocol), num_draws
@@ -139,7 +147,8 @@ class DrawsView:
 
 
 def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
-    """Path, protocol, and the features of fitting and testing images in the `DrawsView` of all encoders, one after the other."""
+    """Path, protocol, and the features of fitting and testing images in the `DrawsView` of all encoders, one after the
+    other."""
     for name in evaluation.settings["transform"]:
         path = make_path(name)
         for protocol in evaluation.settings["protocol"]:
@@ -148,7 +157,9 @@ def pairs(evaluation: Evaluation) -> Iterator[tuple[TransformationPath, str, dic
             yield path, protocol, train, test
 
 
-def draws(features: Features, part: str, layer: str, pooling: str, num_draws: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draws(
+    features: Features, part: str, layer: str, pooling: str, num_draws: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features of the images (N, d), of their transformed versions (S, N, d), and the parameters (S, N, P)."""
     vectors = to_device(select(features.vectors, part, layer, pooling)).transpose(0, 1)
     parameters = to_device(features.parameters).unflatten(-1, (vectors.shape[0] - 1, -1)).transpose(0, 1)
@@ -192,7 +203,9 @@ def r2_rows(
         for index, name in enumerate(names):
             own = values[:, index].tolist()
             half = half_width(own, resampled[:, index])
-            rows.append(Row(encoder, part, f"{title} {name}{suffix}", own, False, {**settings, "parameter": name}, half))
+            rows.append(
+                Row(encoder, part, f"{title} {name}{suffix}", own, False, {**settings, "parameter": name}, half)
+            )
     return rows
 
 
@@ -213,12 +226,17 @@ def labelled(evaluation: Evaluation) -> tuple[dict[str, Features], dict[str, Fea
     return train, test
 
 
-def _classification_jobs(evaluation: Evaluation) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _classification_jobs(
+    evaluation: Evaluation,
+) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Encoder, part, and features and labels to fit on and to test on."""
     train, test = labelled(evaluation)
     for encoder, features in train.items():
         for part, layer in parts_of(features.vectors):
-            x, test_x = (select(f.vectors, part, layer, evaluation.settings["pooling"][0])[:, 0] for f in (features, test[encoder]))
+            x, test_x = (
+                select(f.vectors, part, layer, evaluation.settings["pooling"][0])[:, 0]
+                for f in (features, test[encoder])
+            )
             labels, test_labels = to_device(features.labels), to_device(test[encoder].labels)
             yield encoder, part_name(part, layer), to_device(x), labels, to_device(test_x), test_labels
 
@@ -237,7 +255,8 @@ def knn(evaluation: Evaluation) -> list[Row]:
 
 
 def linear(evaluation: Evaluation) -> list[Row]:
-    """Top-1 accuracy of a linear classifier on frozen features, its learning rate chosen by validation among a sweep in one pass."""
+    """Top-1 accuracy of a linear classifier on frozen features, its learning rate chosen by validation among a sweep in
+    one pass."""
     rows = []
     settings = {"task": "linear", "learning_rates": list(LEARNING_RATES), "pooling": evaluation.settings["pooling"][0]}
     for encoder, part, *tensors in _classification_jobs(evaluation):
@@ -247,7 +266,9 @@ def linear(evaluation: Evaluation) -> list[Row]:
     return rows
 
 
-def classify(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, num_seeds: int) -> dict[str, np.ndarray]:
+def classify(
+    x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, test_y: torch.Tensor, num_seeds: int
+) -> dict[str, np.ndarray]:
     """Which test images (S, M) are classified right by S linear classifiers, and their learning rates (S,)."""
     found = [linear_classification(x, y, test_x, seed=seed) for seed in range(num_seeds)]
     correct = torch.stack([classes == test_y for classes, _ in found])
@@ -257,11 +278,14 @@ def classify(x: torch.Tensor, y: torch.Tensor, test_x: torch.Tensor, test_y: tor
 def _accuracy_row(encoder: str, part: str, metric: str, correct: np.ndarray, settings: dict[str, Any]) -> Row:
     """correct: (S, M), whether each test image was classified right."""
     values = correct.mean(axis=1).tolist()
-    return Row(encoder, part, metric, values, settings=settings, half_width=half_width(values, accuracy_resampled(correct)))
+    return Row(
+        encoder, part, metric, values, settings=settings, half_width=half_width(values, accuracy_resampled(correct))
+    )
 
 
 def disentanglement(evaluation: Evaluation) -> list[Row]:
-    """Which part knows what: the probes of the other tasks across parts; how far and how linearly parts move under g; CKA."""
+    """Which part knows what: the probes of the other tasks across parts; how far and how linearly parts move under g;
+    CKA."""
     tasks = [r2, knn, linear] if evaluation.samples.train.has_labels and evaluation.samples.test.has_labels else [r2]
     rows = [row for task in tasks for row in evaluation.run(task)]
     pooling = evaluation.settings["pooling"][0]
@@ -276,18 +300,24 @@ def disentanglement(evaluation: Evaluation) -> list[Row]:
                 scores = [predictability(fit, held_out, seed=seed) for seed in range(evaluation.seeds)]
                 rows.append(Row(encoder, name, f"linearity of {path.name}, {protocol}", scores, settings=settings))
                 control = [predictability(_unrelated(fit), _unrelated(held_out))]
-                rows.append(Row(encoder, name, f"linearity of {path.name}, {protocol}, shuffled", control, settings=settings))
+                rows.append(
+                    Row(encoder, name, f"linearity of {path.name}, {protocol}, shuffled", control, settings=settings)
+                )
     return rows + _cka_rows(test, pooling)
 
 
 def _moves(features: Features, part: str, layer: str, pooling: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Vectors of images (N, d) and of their transformed versions (N, d), and the parameters (N, P), of the first draw."""
+    """Vectors of images (N, d) and of their transformed versions (N, d), and the parameters (N, P), of the first
+    draw."""
     original, moved, parameters = draws(features, part, layer, pooling, 1)
     return original, moved[0], parameters[0]
 
 
-def _unrelated(moves: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same with the transformed version of another image, and its parameters: what `predictability` gives without any action."""
+def _unrelated(
+    moves: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same with the transformed version of another image, and its parameters: what `predictability` gives without
+    any action."""
     original, moved, parameters = moves
     order = shuffled(len(original)).to(original.device)
     return original, moved[order], parameters[order]

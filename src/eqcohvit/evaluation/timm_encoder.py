@@ -21,8 +21,8 @@ _ANY_HUB = "hf-hub:"
 def find_timm_name(name_or_path: str) -> str | None:
     """What `timm.create_model` calls a model, or None where it is not one of timm's.
 
-    `timm/NAME` is a model of timm's list, `hf-hub:USER/REPO` any repository in timm's format, and a folder in that format
-    (its config.json names an `architecture`) is found by its content.
+    `timm/NAME` is a model of timm's list, `hf-hub:USER/REPO` any repository in timm's format, and a folder in that
+    format (its config.json names an `architecture`) is found by its content.
     """
     if is_timm_local_checkpoint(name_or_path):
         return f"local-dir:{name_or_path}"
@@ -110,8 +110,8 @@ def load_timm_encoder(name: str, timm_name: str, layers: list[str], device: torc
     """The pretrained model that `timm.create_model` knows as `timm_name`, with its own image size and normalisation.
 
     Raises:
-        ValueError: timm is not installed, does not know the model or has no weights of it, or layers other than the last
-            are asked for.
+        ValueError: timm is not installed, does not know the model or has no weights of it, or layers other than the
+            last are asked for.
     """
     if layers != [LAST]:
         raise ValueError(f"layer must be 'last' for timm models, got {' '.join(layers)} for {name}")

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, TiffImagePlugin
 
-# Pillow's own default; larger images are refused before they are decoded. Decoding takes up to 13 bytes of memory for a pixel, 1.2 GB.
+# Pillow's own default; larger images are refused before they are decoded. Decoding takes up to 13 bytes of memory for a
+# pixel, 1.2 GB.
 MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 1 << 29
 BAND_PIXELS = 1 << 20  # of images of numbers, scaled at a time
@@ -36,10 +37,10 @@ SOURCES = {
     "URL": "`http://` or `https://`",
     "base64": "text of an image file, plain or as a `data:` URL",
     "bytes": "of an image file: `bytes`, `bytearray`, `memoryview`",
-    "file object": "anything whose `.read()` gives bytes: `open(path, \"rb\")`, `BytesIO`",
+    "file object": 'anything whose `.read()` gives bytes: `open(path, "rb")`, `BytesIO`',
     "Pillow image": "of any mode",
     "array": "numpy or torch, (H, W), (H, W, C) or (C, H, W) with C = 1, 3 (RGB) or 4 (RGBA)",
-    "cell": "of a `datasets` column that is not decoded: `{\"bytes\": ..., \"path\": ...}`",
+    "cell": 'of a `datasets` column that is not decoded: `{"bytes": ..., "path": ...}`',
 }
 # What becomes of its pixels: always 8-bit RGB.
 PIXELS = {
@@ -63,7 +64,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_EXPECTED = "a path, a URL, a base64 string, bytes, a file object, a PIL image or an array (H, W), (H, W, C) or (C, H, W)"
+_EXPECTED = (
+    "a path, a URL, a base64 string, bytes, a file object, a PIL image or an array (H, W), (H, W, C) or (C, H, W)"
+)
 _BYTES = (bytes, bytearray, memoryview)
 
 
@@ -72,7 +75,8 @@ class BadImage(ValueError):
 
 
 def read_image(source: Any, timeout: float | None = None, channels: str | None = None) -> Image.Image:
-    """One of the `SOURCES` -> an upright RGB image of 8 bits, by the rules of `PIXELS`. It carries no metadata, so it is not turned twice.
+    """One of the `SOURCES` -> an upright RGB image of 8 bits, by the rules of `PIXELS`. It carries no metadata, so it
+    is not turned twice.
 
     Args:
         timeout: seconds to wait for an answer where it is a URL.
@@ -85,7 +89,11 @@ def read_image(source: Any, timeout: float | None = None, channels: str | None =
         with quiet():
             return to_rgb(opened(content_of(source, timeout), channels))
     except Exception as error:  # broken files make Pillow's readers raise almost anything
-        reason = "cannot identify image file" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+        reason = (
+            "cannot identify image file"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else str(error) or type(error).__name__
+        )
         if not hasattr(source, "__array__"):
             reason = f"expected {_EXPECTED}, got {_shown(source)}: {reason}"
         raise BadImage(" ".join(reason.split())) from None
@@ -123,7 +131,9 @@ def content_of(source: Any, timeout: float | None = None) -> Any:
     if isinstance(source, str):
         return read_url(source, timeout) if source.startswith(("http://", "https://")) else read_text(source)
     if not isinstance(source, (*_BYTES, Image.Image)) and hasattr(source, "read"):
-        with contextlib.suppress(AttributeError, OSError):  # as Pillow: what was just written is read from its beginning
+        with contextlib.suppress(
+            AttributeError, OSError
+        ):  # as Pillow: what was just written is read from its beginning
             source.seek(0)
         source = source.read()
         if not isinstance(source, _BYTES):
@@ -136,7 +146,9 @@ def read_text(text: str) -> bytes:
     if not text.startswith("data:") and os.path.exists(text):
         return read_file(text)
     try:
-        content = base64.b64decode("".join(text.partition(",")[2].split() if text.startswith("data:") else text.split()), validate=True)
+        content = base64.b64decode(
+            "".join(text.partition(",")[2].split() if text.startswith("data:") else text.split()), validate=True
+        )
         with Image.open(io.BytesIO(content), formats=decodable_formats()):  # a path, too, may look like base64
             return content
     except Exception:  # of the decoder, or of a reader that broken content confuses
@@ -163,10 +175,13 @@ def read_url(url: str, timeout: float | None = None) -> bytes:
     """The content behind a URL.
 
     Raises:
-        BadImage: there is no such image (404, 410, and what else blames the request), or it holds more than `MAX_FILE_BYTES`.
+        BadImage: there is no such image (404, 410, and what else blames the request), or it holds more than
+            `MAX_FILE_BYTES`.
         OSError: the network or the server fails, or refuses for now (401, 403, 408, 425, 429, 5xx).
     """
-    request = urllib.request.Request(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "eqcohvit"})
+    request = urllib.request.Request(
+        urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "eqcohvit"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=timeout or URL_SECONDS) as response:
             content = response.read(MAX_FILE_BYTES + 1)
@@ -204,7 +219,8 @@ def image_extensions() -> frozenset[str]:
 
 
 def opened(content: Any, channels: str | None = None) -> Image.Image:
-    """The Pillow image of what `content_of` gives; of a file the pixels are not read yet. A Pillow image is returned as it is.
+    """The Pillow image of what `content_of` gives; of a file the pixels are not read yet. A Pillow image is returned as
+    it is.
 
     Raises:
         BadImage: it is no image, has no pixels, or more than `MAX_PIXELS`.
@@ -230,7 +246,8 @@ def opened(content: Any, channels: str | None = None) -> Image.Image:
 def load(image: Image.Image) -> None:
     """Read the pixels of an image, if they are not read yet.
 
-    Pillow 12 mixes up the pixels of a TIFF whose orientation is 5 to 8 where it maps the file into memory, which it does for a file's name.
+    Pillow 12 mixes up the pixels of a TIFF whose orientation is 5 to 8 where it maps the file into memory, which it
+    does for a file's name.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         image.load()
@@ -266,7 +283,9 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":  # which `convert` does not know
         from PIL import ImageCms
 
-        return ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB").apply(image)
+        return ImageCms.buildTransform(
+            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+        ).apply(image)
     return image if image.mode in ("RGB", "L", "RGBa") else image.convert("RGB")  # P, CMYK, YCbCr, HSV
 
 
@@ -327,11 +346,15 @@ def _image_of_array(array: Any, channels: str | None) -> Image.Image:
         array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
     pixels = np.asarray(array)
     shape = tuple(pixels.shape)
-    first = channels == "channels_first" or (channels is None and shape[-1:] not in ((1,), (3,), (4,)) and shape[:1] in ((1,), (3,), (4,)))
+    first = channels == "channels_first" or (
+        channels is None and shape[-1:] not in ((1,), (3,), (4,)) and shape[:1] in ((1,), (3,), (4,))
+    )
     if pixels.ndim == 3 and first:
         pixels = np.moveaxis(pixels, 0, -1)
     if 0 in shape or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
-        raise BadImage(f"expected one image of shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4, got an array of shape {shape}")
+        raise BadImage(
+            f"expected one image of shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4, got an array of shape {shape}"
+        )
     if pixels.dtype.kind not in "buif":
         raise BadImage(f"expected an array of numbers, got {pixels.dtype}")
     if pixels.dtype == np.bool_:
@@ -349,7 +372,9 @@ def _colours_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint16:
         return np.rint(pixels.astype(np.float32) * (255.0 / 65535.0)).astype(np.uint8)
     if pixels.dtype.kind != "f":
-        raise BadImage(f"expected an array of uint8, or of floats in [0, 1], got {pixels.dtype}; uint16 and bool are taken too")
+        raise BadImage(
+            f"expected an array of uint8, or of floats in [0, 1], got {pixels.dtype}; uint16 and bool are taken too"
+        )
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):
         raise BadImage(f"expected floats in [0, 1], got an array with values from {low:g} to {high:g}")

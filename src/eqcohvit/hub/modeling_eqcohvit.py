@@ -1,6 +1,7 @@
 """EqCohViT: a ViT whose features are split into an invariant and an equivariant part (arXiv:2503.18753, section 2).
 
-Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D backbone width, K reconstructed states of the path.
+Shapes: B images, P prefix tokens (CLS, registers), N = h * w patch tokens, D backbone width, K reconstructed states of
+the path.
 """
 
 import inspect
@@ -52,7 +53,8 @@ _MEANINGS = ("equivariant_dim", "num_prefix_tokens", "decoder_context")
 # A checkpoint of a run holds the model beside the objective and the teacher.
 _RUN_FILE = "run_state.json"
 _NAMES_IN_RUN = {r"^model\.eqcohvit\.": "eqcohvit.", r"^model\.decoders\.": "decoders."}
-# The library turns names of files into names in memory; of DINOv3 it would change some that are names in memory already.
+# The library turns names of files into names in memory; of DINOv3 it would change some that are names in memory
+# already.
 _NAMES_IN_MEMORY = {r"backbone\.model\.layer\.": "backbone.layer."}
 _NOT_OF_THE_MODEL = [r"^objective\.", r"^teacher\."]
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -62,9 +64,10 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "r
 class EqCohViTModelOutput(ModelOutput):
     r"""
     last_hidden_state (`torch.FloatTensor` of shape `(B, P + N, D)`): backbone tokens after the final layer norm.
-    pooler_output (`torch.FloatTensor` of shape `(B, D)`): the CLS token, or the mean of the patch tokens where there is none.
-    invariant_features (`torch.FloatTensor` of shape `(B, P + N, feature_dim - equivariant_dim)`): first part of the head's output.
-    equivariant_features (`torch.FloatTensor` of shape `(B, P + N, equivariant_dim)`): last part of the head's output.
+    pooler_output (`torch.FloatTensor` of shape `(B, D)`): the CLS token, or the mean of the patch tokens where there is
+    none. invariant_features (`torch.FloatTensor` of shape `(B, P + N, feature_dim - equivariant_dim)`): first part of
+    the head's output. equivariant_features (`torch.FloatTensor` of shape `(B, P + N, equivariant_dim)`): last part of
+    the head's output.
     hidden_states, attentions: as the backbone returns them.
     """
 
@@ -79,12 +82,13 @@ class EqCohViTModelOutput(ModelOutput):
 @dataclass
 class EqCohViTForPreTrainingOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `()`): mean over the states of the mean squared error, where the states are known.
-    reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1, u_2 ..., and of the end view as the
+    loss (`torch.FloatTensor` of shape `()`): mean over the states of the mean squared error, where the states are
+    known. reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1, u_2 ..., and
+    of the end view as the
         last one with `config.include_final`; in normalised pixels.
     intermediate_losses (`torch.FloatTensor` of shape `(B, K)`): the mean squared error of each state of each image.
-    invariant_features, invariant_features_end (`(B, P + N, feature_dim - equivariant_dim)`): of the first and the end view.
-    equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
+    invariant_features, invariant_features_end (`(B, P + N, feature_dim - equivariant_dim)`): of the first and the end
+    view. equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
     hidden_states, attentions: of the first view, as the backbone returns them.
     """
 
@@ -100,22 +104,25 @@ class EqCohViTForPreTrainingOutput(ModelOutput):
 
 
 def split_features(features: torch.Tensor, equivariant_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split (..., feature_dim) into its invariant part (first dimensions) and its equivariant part (last `equivariant_dim`).
+    """Split (..., feature_dim) into its invariant part (first dimensions) and its equivariant part (last
+    `equivariant_dim`).
 
     Raises:
         ValueError: `equivariant_dim` does not lie between 0 and feature_dim.
     """
     invariant_dim = features.shape[-1] - equivariant_dim
     if not 0 <= invariant_dim <= features.shape[-1]:
-        raise ValueError(f"equivariant_dim must lie between 0 and the features' {features.shape[-1]} dimensions, got {equivariant_dim}")
+        raise ValueError(
+            f"equivariant_dim must lie between 0 and the features' {features.shape[-1]} dimensions, got {equivariant_dim}"
+        )
     return features[..., :invariant_dim], features[..., invariant_dim:]
 
 
 def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> torch.Tensor:
     """Pool token features (B, P + N, d).
 
-    `tokens`: `"cls"` (B, d), the mean of the patches where the backbone has no CLS token; `"mean"` (B, d) over the patch tokens;
-    `"cls_mean"` (B, 2 d); `"patches"` (B, N, d); `"all"` (B, P + N, d).
+    `tokens`: `"cls"` (B, d), the mean of the patches where the backbone has no CLS token; `"mean"` (B, d) over the
+    patch tokens; `"cls_mean"` (B, 2 d); `"patches"` (B, N, d); `"all"` (B, P + N, d).
     """
     if tokens == "all":
         return features
@@ -191,10 +198,13 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     def _check_meanings(self, name: str, saved: dict[str, Any]) -> None:
         for field in _MEANINGS:
             if field in saved and saved[field] != getattr(self.config, field):
-                raise ValueError(f"{name} was trained with {field}={saved[field]!r}, got {getattr(self.config, field)!r}")
+                raise ValueError(
+                    f"{name} was trained with {field}={saved[field]!r}, got {getattr(self.config, field)!r}"
+                )
 
     def _remember_random(self, keys: Iterable[str]) -> None:
-        """Note these encoder weights, and those that the configuration names, as random until training has changed them."""
+        """Note these encoder weights, and those that the configuration names, as random until training has changed
+        them."""
         base, prefix = self.base_model, "" if self.base_model is self else f"{self.base_model_prefix}."
         parameters = dict(base.named_parameters())
         names = {key.removeprefix(prefix) for key in keys} | set(self.config.random_weights or ())
@@ -206,7 +216,11 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
         parameters = dict(self.base_model.named_parameters())
         starts = self.base_model._random_starts.items()
         # Half precision rounds; training changes more.
-        same = {name for name, start in starts if name in parameters and torch.allclose(_first_values(parameters[name]), start, rtol=4e-3)}
+        same = {
+            name
+            for name, start in starts
+            if name in parameters and torch.allclose(_first_values(parameters[name]), start, rtol=4e-3)
+        }
         return sorted(same)
 
     def _freeze_unused(self) -> None:
@@ -216,7 +230,9 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
         return self.base_model.backbone.get_input_embeddings()
 
     def save_pretrained(self, save_directory, **kwargs):
-        kwargs.setdefault("save_original_format", False)  # names on disk are names in memory, as `Trainer` expects where it resumes
+        kwargs.setdefault(
+            "save_original_format", False
+        )  # names on disk are names in memory, as `Trainer` expects where it resumes
         self.config.random_weights = self._still_random() or None
         # The library names only the class that is being saved; every Auto class shall work on the saved folder.
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
@@ -229,9 +245,14 @@ def _first_values(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
-    """The ViT encoder of `config.backbone_config`, without a pooling layer: nothing would train it. It has the model's own precision."""
+    """The ViT encoder of `config.backbone_config`, without a pooling layer: nothing would train it. It has the model's
+    own precision."""
     backbone_class = MODEL_MAPPING[type(config.backbone_config)]
-    kwargs = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters else {}
+    kwargs = (
+        {"add_pooling_layer": False}
+        if "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters
+        else {}
+    )
     if "use_mask_token" in inspect.signature(backbone_class.__init__).parameters:
         kwargs["use_mask_token"] = bool(getattr(config.backbone_config, "use_mask_token", False))
     return AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype(), **kwargs)
@@ -239,10 +260,12 @@ def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def start_positions(model: "EqCohViTModel", scale: float = 0.3) -> None:
-    """Set learned position embeddings, in place, to sine and cosine waves along x and y: where training from scratch starts.
+    """Set learned position embeddings, in place, to sine and cosine waves along x and y: where training from scratch
+    starts.
 
-    The backbones' own start is about 0, from which a ViT first has to find out where its patches are. The waves run from a quarter turn
-    per patch down to a twentieth of it; `scale` is their amplitude, of the order of a patch embedding. They are trained like the others.
+    The backbones' own start is about 0, from which a ViT first has to find out where its patches are. The waves run
+    from a quarter turn per patch down to a twentieth of it; `scale` is their amplitude, of the order of a patch
+    embedding. They are trained like the others.
     """
     positions = getattr(model.backbone.embeddings, "position_embeddings", None)
     if positions is None or not positions.requires_grad:
@@ -273,29 +296,39 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
                 kwargs[name] = True
         if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
             found = pixel_values.dtype if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-            raise ValueError(f"pixel_values must be a float tensor of shape (batch_size, channels, height, width), got {found}")
+            raise ValueError(
+                f"pixel_values must be a float tensor of shape (batch_size, channels, height, width), got {found}"
+            )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
             raise ValueError(
                 f"pixel_values must have the shape (batch_size, {config.num_channels}, height, width), got {tuple(pixel_values.shape)}"
             )
         height, width, patch = *pixel_values.shape[-2:], config.square_patch_size
         if height % patch or width % patch or not height or not width:
-            raise ValueError(f"image height and width must be multiples of the patch size {patch}, got {height} x {width}")
+            raise ValueError(
+                f"image height and width must be multiples of the patch size {patch}, got {height} x {width}"
+            )
         if self._can_interpolate and (height != config.square_image_size or width != config.square_image_size):
             kwargs.setdefault("interpolate_pos_encoding", True)
         num_patches = (height // patch) * (width // patch)
         if self._takes_noise:
             kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(pixel_values.shape[0], -1)
         if kwargs.get("bool_masked_pos") is not None and not self._has_mask_token:
-            raise ValueError("bool_masked_pos needs a backbone with a mask token; for dinov2 set use_mask_token=True in backbone_config")
+            raise ValueError(
+                "bool_masked_pos needs a backbone with a mask token; for dinov2 set use_mask_token=True in backbone_config"
+            )
         if self._has_mask_token and self.training and kwargs.get("bool_masked_pos") is None:
-            # Masks nothing; gives the mask token a zero gradient, so that no parameter of a DDP model is left without one.
-            kwargs["bool_masked_pos"] = torch.zeros(pixel_values.shape[0], num_patches, dtype=torch.bool, device=pixel_values.device)
+            # Masks nothing; gives the mask token a zero gradient, so that no parameter of a DDP model is left without
+            # one.
+            kwargs["bool_masked_pos"] = torch.zeros(
+                pixel_values.shape[0], num_patches, dtype=torch.bool, device=pixel_values.device
+            )
         return self.backbone(pixel_values.to(self.dtype), **kwargs)
 
 
 class EqCohViTModel(_SplitEncoder):
-    """ViT backbone and linear feature head; returns the invariant and the equivariant part of every token (paper, section 2)."""
+    """ViT backbone and linear feature head; returns the invariant and the equivariant part of every token (paper,
+    section 2)."""
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__(config)
@@ -304,12 +337,15 @@ class EqCohViTModel(_SplitEncoder):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]) -> EqCohViTModelOutput:
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> EqCohViTModelOutput:
         """
         Args:
             pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
-            kwargs: go to the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, and where the backbone
-                has a mask token `bool_masked_pos`, (B, N) booleans that are true where it replaces a patch.
+            kwargs: go to the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, and
+                where the backbone has a mask token `bool_masked_pos`, (B, N) booleans that are true where it replaces a
+                patch.
         """
         outputs = self._run_backbone(pixel_values, **kwargs)
         tokens = outputs.last_hidden_state
@@ -325,7 +361,8 @@ class EqCohViTModel(_SplitEncoder):
 
 
 class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
-    """The model with its K decoders: reconstructs the intermediate states of the path between two views (paper, section 3)."""
+    """The model with its K decoders: reconstructs the intermediate states of the path between two views (paper, section
+    3)."""
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__(config)
@@ -333,7 +370,9 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         self.decoders = IntermediateDecoders(config)
         self.post_init()
 
-    def reconstruct(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    def reconstruct(
+        self, equivariant: torch.Tensor, equivariant_end: torch.Tensor, image_size: tuple[int, int]
+    ) -> torch.Tensor:
         """Equivariant features (B, P + N, d_equi) of both views, (H, W) in pixels -> (B, K, C, H, W)."""
         patch = self.config.square_patch_size
         return self.decoders(equivariant, equivariant_end, (image_size[0] // patch, image_size[1] // patch))
@@ -349,20 +388,25 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         """
         Args:
             pixel_values: (B, C, H, W), the first view v1.
-            pixel_values_end: (B, C, H, W), the end view v2 = g(u). Without it the path is the identity: the end view and all states
-                on the path are `pixel_values`, and the loss says how well the image itself is reconstructed.
-            intermediates: (B, K, C, H, W), the states to reconstruct, in the order of `reconstructions`; of two views without them no
-                loss is returned.
+            pixel_values_end: (B, C, H, W), the end view v2 = g(u). Without it the path is the identity: the end view
+                and all states on the path are `pixel_values`, and the loss says how well the image itself is
+                reconstructed.
+            intermediates: (B, K, C, H, W), the states to reconstruct, in the order of `reconstructions`; of two views
+                without them no loss is returned.
             kwargs: go to the encoder, for both views.
         """
         first = end = self.eqcohvit(pixel_values, return_dict=True, **kwargs)
         assert pixel_values is not None  # the encoder has refused that
         if pixel_values_end is not None:
             if pixel_values.shape != pixel_values_end.shape:
-                raise ValueError(f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}")
+                raise ValueError(
+                    f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}"
+                )
             end = self.eqcohvit(pixel_values_end, return_dict=True, **kwargs)
         elif intermediates is not None:
-            raise ValueError("intermediates are states between two views, but pixel_values_end (the end of the path) is missing")
+            raise ValueError(
+                "intermediates are states between two views, but pixel_values_end (the end of the path) is missing"
+            )
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         reconstructions = self.reconstruct(first.equivariant_features, end.equivariant_features, image_size)
         if pixel_values_end is None:
@@ -370,7 +414,9 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         loss = losses = None
         if intermediates is not None:
             if intermediates.shape != reconstructions.shape:
-                raise ValueError(f"intermediates must have the shape {tuple(reconstructions.shape)}, got {tuple(intermediates.shape)}")
+                raise ValueError(
+                    f"intermediates must have the shape {tuple(reconstructions.shape)}, got {tuple(intermediates.shape)}"
+                )
             losses = reconstruction_losses(reconstructions, intermediates)
             loss = losses.mean()
         return EqCohViTForPreTrainingOutput(
@@ -395,7 +441,8 @@ class ClassifierHead(nn.Sequential):
 
 
 class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
-    """The model with a classification head on the CLS and mean features of the part that `config.classifier_part` names."""
+    """The model with a classification head on the CLS and mean features of the part that `config.classifier_part`
+    names."""
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__(config)
@@ -414,7 +461,10 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """pixel_values (B, C, H, W), labels (B,) class indices -> loss (), logits (B, num_labels)."""
         outputs = self.eqcohvit(pixel_values, return_dict=True, **kwargs)
@@ -426,7 +476,9 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
         }[self.config.classifier_part]
         logits = self.classifier(pool_tokens(features, self.eqcohvit.num_prefix_tokens, "cls_mean"))
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
-        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
@@ -448,7 +500,8 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
         """pixel_values (B, C, H, W) -> one feature map per `config.out_features`.
 
         A map is (B, D, h * s, w * s) with the stage's s of `config.scale_factors` (1 where there are none). With
-        `reshape_hidden_states=False` it is a token sequence (B, P + N, D), or (B, N, D) with `include_prefix_tokens=False`.
+        `reshape_hidden_states=False` it is a token sequence (B, P + N, D), or (B, N, D) with
+        `include_prefix_tokens=False`.
         """
         outputs = self._run_backbone(pixel_values, output_hidden_states=True, **kwargs)
         norm = getattr(self.backbone, "layernorm", None) or getattr(self.backbone, "norm", None)
@@ -472,7 +525,9 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
                         hidden_state, scale_factor=float(scale_factors[len(maps)]), mode="bilinear", align_corners=False
                     )
             maps.append(hidden_state)
-        return BackboneOutput(feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        return BackboneOutput(
+            feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""Self-supervised objectives for the invariant part. A new one is a file with a subclass of `Objective` and a line below."""
+"""Self-supervised objectives for the invariant part. A new one is a file with a subclass of `Objective` and a line
+below."""
 
 from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes, TeacherOptions, Tokens, parse_options
 from .cross_attention import CrossAttention

@@ -85,7 +85,9 @@ class NoOptions:
                 raise ValueError(f"{f.name} must be at least 0 and finite, got {value}")
             choices = f.metadata.get("choices")
             if choices and value not in choices:
-                raise ValueError(f"{f.name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+                raise ValueError(
+                    f"{f.name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}"
+                )
 
 
 def choice(default: str, *others: str) -> Any:
@@ -112,7 +114,8 @@ class TeacherOptions(NoOptions):
 
     Args:
         teacher_momentum: of the EMA at the first step; rises to 1 along a half cosine.
-        teacher_temperature: after its warm-up; `teacher_temperature_start` before, linear over `teacher_temperature_steps`.
+        teacher_temperature: after its warm-up; `teacher_temperature_start` before, linear over
+            `teacher_temperature_steps`.
         freeze_last_layer_steps: steps in which the prototypes are not trained (an epoch in the papers).
         mask_probability: of each global view to have patches hidden from the student; 0 hides none.
         mask_ratio, mask_ratio_variance: share of the patches that are hidden in such a view, uniform about the ratio.
@@ -139,8 +142,9 @@ class TeacherOptions(NoOptions):
 class Objective(nn.Module, ABC):
     """Base of the self-supervised objectives.
 
-    A subclass takes `(sizes: ObjectiveSizes, options: Options)`. It names its dataclass of options, and says what it needs: an EMA teacher
-    (of the encoder and of `self.head`), masks of patches. Local crops are an offer to those that say so.
+    A subclass takes `(sizes: ObjectiveSizes, options: Options)`. It names its dataclass of options, and says what it
+    needs: an EMA teacher (of the encoder and of `self.head`), masks of patches. Local crops are an offer to those that
+        say so.
     """
 
     Options: ClassVar[type[NoOptions]] = NoOptions
@@ -159,7 +163,8 @@ class Objective(nn.Module, ABC):
     def uninformed_values(self, batch_size: int) -> dict[str, float]:
         """Values of terms whose embeddings tell nothing about an image: a collapsed run stays there.
 
-        `batch_size` is the number of images that are compared, over all processes. Terms without such a value are left out.
+        `batch_size` is the number of images that are compared, over all processes. Terms without such a value are left
+        out.
         """
         return {}
 
@@ -181,7 +186,9 @@ def parse_options(options_class: type[NoOptions], text: str) -> NoOptions:
         if name not in fields or not separator:
             known = ", ".join(fields) or "none"
             hint = did_you_mean(name, fields)
-            raise ValueError(f"objective_options must be name=value pairs of this objective's options ({known}), got {item!r}{hint}")
+            raise ValueError(
+                f"objective_options must be name=value pairs of this objective's options ({known}), got {item!r}{hint}"
+            )
         values[name] = _convert(name, value, type(fields[name].default))
     options = options_class(**values)
     options.check()

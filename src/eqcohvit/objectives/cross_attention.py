@@ -1,9 +1,11 @@
-"""Reconstruction of one view by cross-attention between both (arXiv:2412.03314), a baseline: with VICReg on the invariant part.
+"""Reconstruction of one view by cross-attention between both (arXiv:2412.03314), a baseline: with VICReg on the
+invariant part.
 
-From the paper's abstract: cross-attention blends the features of two augmented views, and one of the views is reconstructed from them, as
-an auxiliary task of an augmentation-based method. That is VICReg here, as in arXiv:2503.18753, which compares with it. Our own choices are
-which view is reconstructed and asks, the decoder behind the attention, the number of heads, and the weight. The equivariant part is trained
-by this reconstruction; for that comparison leave the reconstruction of the intermediate states out (`recon_weight` 0).
+From the paper's abstract: cross-attention blends the features of two augmented views, and one of the views is
+reconstructed from them, as an auxiliary task of an augmentation-based method. That is VICReg here, as in
+arXiv:2503.18753, which compares with it. Our own choices are which view is reconstructed and asks, the decoder behind
+the attention, the number of heads, and the weight. The equivariant part is trained by this reconstruction; for that
+comparison leave the reconstruction of the intermediate states out (`recon_weight` 0).
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ class CrossAttentionOptions(VICRegOptions):
 class CrossAttentionDecoder(nn.Module):
     """Patches of the end view from the first view's features, looked up by those of the end view.
 
-    Queries are the end view's equivariant patch features, keys and values the first view's. There is no way past the attention, so that
-    the content comes from the first view and its place from the relation of the two. Then a layer norm, an MLP and a linear layer to the
-    pixels of the patch.
+    Queries are the end view's equivariant patch features, keys and values the first view's. There is no way past the
+    attention, so that the content comes from the first view and its place from the relation of the two. Then a layer
+    norm, an MLP and a linear layer to the pixels of the patch.
     """
 
     def __init__(self, equivariant_dim: int, width: int, num_heads: int, patch_size: int):
@@ -45,7 +47,11 @@ class CrossAttentionDecoder(nn.Module):
         self.num_heads, self.patch_size = num_heads, patch_size
         self.query, self.key, self.value = (nn.Linear(equivariant_dim, width) for _ in range(3))
         self.to_pixels = nn.Sequential(
-            nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, 3 * patch_size**2)
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, 3 * patch_size**2),
         )
 
     def forward(self, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
@@ -66,7 +72,9 @@ class CrossAttention(Objective):
     def __init__(self, sizes: ObjectiveSizes, options: CrossAttentionOptions):
         super().__init__()
         self.vicreg = VICReg(sizes, options)
-        self.decoder = CrossAttentionDecoder(sizes.equivariant_dim, sizes.projector_dim, options.num_heads, sizes.patch_size)
+        self.decoder = CrossAttentionDecoder(
+            sizes.equivariant_dim, sizes.projector_dim, options.num_heads, sizes.patch_size
+        )
         self.reconstruction_weight = options.reconstruction_weight
 
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:

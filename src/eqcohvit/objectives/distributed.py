@@ -43,8 +43,8 @@ class _Sum(torch.autograd.Function):
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """(B, ...) of each process -> (world * B, ...) in the order of the ranks.
 
-    The gradient is the sum over all processes' losses; DDP then averages it, so that a loss that every process computes on the gathered
-    batch has the same gradient as one process on the whole batch.
+    The gradient is the sum over all processes' losses; DDP then averages it, so that a loss that every process computes
+    on the gathered batch has the same gradient as one process on the whole batch.
     """
     return _Gather.apply(tensor) if world_size() > 1 else tensor
 

@@ -1,4 +1,5 @@
-"""Losses on embeddings of the invariant part: tensors in, scalars out, in float32 on the batch gathered from all processes."""
+"""Losses on embeddings of the invariant part: tensors in, scalars out, in float32 on the batch gathered from all
+processes."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def variance_penalty(*views: torch.Tensor) -> torch.Tensor:
 def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
     """Sum of the squared off-diagonal covariances over the dimension, of gathered embeddings (B, d) (equation 4).
 
-    The squares of the Gram matrix (B, B) have the same sum as those of the covariances (d, d), so the smaller one of both is computed.
+    The squares of the Gram matrix (B, B) have the same sum as those of the covariances (d, d), so the smaller one of
+    both is computed.
     """
     centred = embeddings - embeddings.mean(dim=0)
     num_embeddings, dim = centred.shape
@@ -78,7 +80,8 @@ def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
 
 @in_float32
 def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, equation 1) for embeddings (B, d) of both views.
+    """Normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, equation 1) for embeddings (B, d) of
+    both views.
 
     Each of the 2 B embeddings of the gathered batch finds its partner among the 2 B - 1 others.
     """
@@ -91,7 +94,8 @@ def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch
 
 
 def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
-    """The teacher's targets by centring (arXiv:2104.14294, section 3.1): logits (..., K), centre (K,) -> probabilities (..., K)."""
+    """The teacher's targets by centring (arXiv:2104.14294, section 3.1): logits (..., K), centre (K,) -> probabilities
+    (..., K)."""
     return ((logits.float() - center) / temperature).softmax(dim=-1)
 
 
@@ -99,7 +103,8 @@ def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: flo
 def update_center(
     center: torch.Tensor, logits: torch.Tensor, momentum: float, valid: torch.Tensor | None = None
 ) -> None:
-    """Move the centre (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294, equation 4).
+    """Move the centre (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294,
+    equation 4).
 
     With `valid` (...) in {0, 1} the mean is over the logits with 1. The centre stays where it is if there are none.
     """
@@ -114,7 +119,8 @@ def update_center(
 def sinkhorn_targets(
     logits: torch.Tensor, valid: torch.Tensor, temperature: float | torch.Tensor, num_iterations: int = 3
 ) -> torch.Tensor:
-    """The teacher's targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): every prototype gets an equal share of the batch.
+    """The teacher's targets by Sinkhorn-Knopp (arXiv:2006.09882, section 3.1): every prototype gets an equal share of
+    the batch.
 
     logits (M, K) of this process, valid (M,) in {0, 1}: rows with 0 are padding and take no part. Shares are equal over
     the rows of all processes. Returns probabilities (M, K), each valid row summing to 1.
@@ -154,7 +160,8 @@ def multi_crop_loss(
 def masked_patch_loss(
     targets: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, temperature: float, num_views: int
 ) -> torch.Tensor:
-    """iBOT's loss on hidden patches (arXiv:2111.07832, equation 2): mean over each view's hidden patches, then over all views.
+    """iBOT's loss on hidden patches (arXiv:2111.07832, equation 2): mean over each view's hidden patches, then over all
+    views.
 
     targets, logits (M, K) for the hidden patches of a batch of `num_views` views, all images together; weights (M,): 1
     over the number of hidden patches of the patch's view, 0 for padding. A view without hidden patches counts with a
@@ -165,7 +172,8 @@ def masked_patch_loss(
 
 @in_float32
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """KoLeo regulariser (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbour on the sphere.
+    """KoLeo regulariser (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbour on
+    the sphere.
 
     features (B, d). `eps` is added where the official code adds it (https://github.com/facebookresearch/dinov2,
     loss/koleo_loss.py): to each coordinate of the difference, as `torch.nn.PairwiseDistance` does, and to the distance.

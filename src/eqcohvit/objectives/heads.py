@@ -66,7 +66,8 @@ class Prototypes(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """MLP of three layers with GELU to a bottleneck, then prototypes (arXiv:2104.14294, section 3.1): (..., in_dim) -> (..., K)."""
+    """MLP of three layers with GELU to a bottleneck, then prototypes (arXiv:2104.14294, section 3.1): (..., in_dim) ->
+    (..., K)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, norm_last_layer: bool):
         super().__init__()
@@ -111,7 +112,8 @@ class TokenHeads(nn.Module):
         self.patch = None if shared else DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)
 
     def forward(self, cls: torch.Tensor, local: torch.Tensor | None, patches: torch.Tensor | None) -> HeadOutputs:
-        """CLS features (V, B, d) of the global views and (L, B, d) of the local crops, patch features (..., d) -> their logits."""
+        """CLS features (V, B, d) of the global views and (L, B, d) of the local crops, patch features (..., d) -> their
+        logits."""
         every = cls if local is None else torch.cat([cls, local])
         logits = self.cls(every)
         patch_logits = None if patches is None else (self.patch or self.cls)(patches)

@@ -11,7 +11,8 @@ from .base import TeacherOptions
 
 
 def hidden_patches_capacity(num_views: int, num_patches: int, options: TeacherOptions) -> int:
-    """Rows for the hidden patches of `num_views` views: their mean number and 6 standard deviations, at most their maximum.
+    """Rows for the hidden patches of `num_views` views: their mean number and 6 standard deviations, at most their
+    maximum.
 
     A view hides up to s N of its N patches, with s uniform about `mask_ratio` at the probability p =
     `mask_probability`, else none. That has the mean p E[s] N and the variance (p E[s^2] - p^2 E[s]^2) N^2. Views are

@@ -1,21 +1,23 @@
-"""Separation: the invariant part reads only what both views of an image have most in common. Our addition to arXiv:2503.18753.
+"""Separation: the invariant part reads only what both views of an image have most in common. Our addition to
+arXiv:2503.18753.
 
-The projector behind the invariant part can hide the transformation from the SSL loss, so the features before it need not be
-invariant. And as long as their linear head has full rank, a probe can read every direction of the backbone's tokens from them, however
-small its variance. So the head itself is restricted:
+The projector behind the invariant part can hide the transformation from the SSL loss, so the features before it need
+not be invariant. And as long as their linear head has full rank, a probe can read every direction of the backbone's
+tokens from them, however small its variance. So the head itself is restricted:
 
     x, y    pooled tokens of the first and of the end view, centered
     S_t     covariance of the tokens, S_w covariance of their difference, halved
     S_w v = (1 - rho) S_t v      rho is the correlation of the direction v between both views (linear discriminant analysis in which
                                  the two views of an image are a class; the canonical correlations of the views)
 
-The invariant rows W of the feature head may read the r directions V of the largest correlation alone. After each optimizer step they
-are projected onto them. From time to time they become W = U V^T, U the nearest matrix of orthonormal columns: the features then have
-variance 1 along each of the r directions and are uncorrelated there, so that none of them can fade. No loss term is added, and the
-equivariant part and the backbone keep what the reconstruction needs.
+The invariant rows W of the feature head may read the r directions V of the largest correlation alone. After each
+optimizer step they are projected onto them. From time to time they become W = U V^T, U the nearest matrix of
+orthonormal columns: the features then have variance 1 along each of the r directions and are uncorrelated there, so
+that none of them can fade. No loss term is added, and the equivariant part and the backbone keep what the
+reconstruction needs.
 
-The number of directions is fixed, not their correlation. A threshold starves itself: fewer directions get the SSL loss's gradient,
-the others lose their correlation, and in the end a single one is left.
+The number of directions is fixed, not their correlation. A threshold starves itself: fewer directions get the SSL
+loss's gradient, the others lose their correlation, and in the end a single one is left.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _RIDGE = 1e-4  # relative to the variance of each dimension; directions of less 
 class Separation(nn.Module):
     """Running covariances of pooled tokens, and the restriction of the invariant rows that follows from them.
 
-    The covariances are exponential averages over steps and sums over all processes, in float64, so that two processes equal one.
+    The covariances are exponential averages over steps and sums over all processes, in float64, so that two processes
+    equal one.
 
     Args:
         dim: width D of the backbone's tokens.
@@ -46,14 +49,18 @@ class Separation(nn.Module):
     def __init__(self, dim: int, rank: int, momentum: float = 0.99, steps_between: int = 10):
         super().__init__()
         if not 1 <= rank <= dim:
-            raise ValueError(f"invariant_rank must lie between 1 and the width of the backbone, {dim}, or be 0 (off), got {rank}")
+            raise ValueError(
+                f"invariant_rank must lie between 1 and the width of the backbone, {dim}, or be 0 (off), got {rank}"
+            )
         self.rank = rank
         self.momentum = momentum
         self.steps_between = steps_between
         self.register_buffer("total", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("within", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("projection", torch.eye(dim, dtype=torch.float64))
-        self.register_buffer("correlation", torch.tensor(0.0, dtype=torch.float64))  # the smallest among the chosen directions
+        self.register_buffer(
+            "correlation", torch.tensor(0.0, dtype=torch.float64)
+        )  # the smallest among the chosen directions
         self.register_buffer("num_updates", torch.tensor(0))
 
     @torch.no_grad()
@@ -75,7 +82,8 @@ class Separation(nn.Module):
 
     @torch.no_grad()
     def apply_to(self, weight: torch.Tensor, step: int) -> None:
-        """Restrict the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from 0."""
+        """Restrict the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from
+        0."""
         if step % self.steps_between == 0:
             weight.copy_(self._renew(weight.double()))
         else:
@@ -89,7 +97,9 @@ class Separation(nn.Module):
         factor = torch.linalg.cholesky(total)
         half = torch.linalg.solve_triangular(factor, self.within + ridge, upper=False)
         whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
-        shares, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)  # ascending: the most correlated direction first
+        shares, vectors = torch.linalg.eigh(
+            (whitened + whitened.T) / 2
+        )  # ascending: the most correlated direction first
         directions = torch.linalg.solve_triangular(factor.T, vectors[:, : self.rank], upper=True)  # V^T S_t V = 1
         basis = torch.linalg.qr(directions).Q
         self.projection.copy_(basis @ basis.T)

@@ -1,9 +1,10 @@
-"""SIE (arXiv:2302.10283), a baseline that knows g: VICReg on split embeddings, with a predictor that moves the equivariant half along g.
+"""SIE (arXiv:2302.10283), a baseline that knows g: VICReg on split embeddings, with a predictor that moves the
+equivariant half along g.
 
-The weights are those of the command in the README of https://github.com/facebookresearch/SIE, which trains a ResNet-18 on 3DIEBench: 2000
-epochs, batch 1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units in all. arXiv:2503.18753 compares with a ViT-S/16
-of 800 epochs on ImageNet-1k. The equivariant part is trained by the predictor; for that comparison leave the reconstruction out
-(`recon_weight` 0).
+The weights are those of the command in the README of https://github.com/facebookresearch/SIE, which trains a ResNet-18
+on 3DIEBench: 2000 epochs, batch 1024, Adam at 1e-3, 256 of 512 features equivariant, expanders of 2048 units in all.
+arXiv:2503.18753 compares with a ViT-S/16 of 800 epochs on ImageNet-1k. The equivariant part is trained by the
+predictor; for that comparison leave the reconstruction out (`recon_weight` 0).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .heads import projector
 
 @dataclass(frozen=True)
 class SIEOptions(NoOptions):
-    """The weights of that command; its `--equi-factor 0.45` (the default there is 4.5) is a factor on the weight of the invariance.
+    """The weights of that command; its `--equi-factor 0.45` (the default there is 4.5) is a factor on the weight of the
+    invariance.
 
     As there, the variance term has half the hinge of each view and of the prediction (`functional.variance_penalty`).
     """
@@ -36,8 +38,8 @@ class SIEOptions(NoOptions):
 class HyperPredictor(nn.Module):
     """A linear map of embeddings whose weights a hypernetwork makes from the parameters of g (the paper, figure 2).
 
-    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike theirs, because here the identity has the
-    parameters 0 (a unit quaternion there); it starts at the identity map.
+    The hypernetwork is linear in the parameters, scaled to [-1, 1]. It has a bias, unlike theirs, because here the
+    identity has the parameters 0 (a unit quaternion there); it starts at the identity map.
     """
 
     def __init__(self, dim: int, parameter_limits: tuple[tuple[float, float], ...]):
@@ -52,7 +54,8 @@ class HyperPredictor(nn.Module):
             self.hypernetwork.bias.copy_(torch.eye(dim).flatten())
 
     def forward(self, embeddings: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, dim) of the first view, parameters (B, P) of g -> predicted embeddings (B, dim) of the end view."""
+        """Embeddings (B, dim) of the first view, parameters (B, P) of g -> predicted embeddings (B, dim) of the end
+        view."""
         weights = self.hypernetwork((parameters - self.centre) / self.reach).unflatten(1, (self.dim, self.dim))
         return torch.einsum("bij,bj->bi", weights, embeddings)
 
@@ -60,8 +63,8 @@ class HyperPredictor(nn.Module):
 class SIE(Objective):
     """Reads the CLS features of both parts, and the parameters of g.
 
-    Invariance and equivariance act on the expanded parts, variance and covariance on both together, so that neither repeats what the other
-    holds. `projector_dim` is shared out in proportion to the widths of the parts.
+    Invariance and equivariance act on the expanded parts, variance and covariance on both together, so that neither
+    repeats what the other holds. `projector_dim` is shared out in proportion to the widths of the parts.
     """
 
     Options = SIEOptions

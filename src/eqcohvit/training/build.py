@@ -29,7 +29,8 @@ def build(
     """What a run trains, from the global random state where its weights are new, and what draws its views.
 
     Args:
-        checkpoint: of the run itself, to be loaded afterwards: it knows the model without the source that the run began with.
+        checkpoint: of the run itself, to be loaded afterwards: it knows the model without the source that the run began
+            with.
         report: is told what was taken from `args.init_from`.
 
     Raises:
@@ -37,13 +38,17 @@ def build(
     """
     start = open_start(args.init_from) if args.init_from and checkpoint is None else None
     module = build_module(args, build_model(args, start, checkpoint))
-    mean_std = (start.image_mean, start.image_std) if start else normalisation(read_state(checkpoint) if checkpoint else {})
+    mean_std = (
+        (start.image_mean, start.image_std) if start else normalisation(read_state(checkpoint) if checkpoint else {})
+    )
     if start is not None:
         report(f"starting from {start.name}: {', '.join(taken_parts(module, start, args))}; all else is new")
     return module, build_renderer(args, *mean_std)
 
 
-def build_model(args: PretrainArguments, start: Start | None = None, checkpoint: Path | None = None) -> EqCohViTForPreTraining:
+def build_model(
+    args: PretrainArguments, start: Start | None = None, checkpoint: Path | None = None
+) -> EqCohViTForPreTraining:
     """The model, freshly initialised or with the weights of `start`, and with adapters where the run trains those."""
     if checkpoint is not None:
         config = read_checkpoint_config(checkpoint)
@@ -70,11 +75,15 @@ def build_saved_model(args: PretrainArguments, checkpoint: Path) -> EqCohViTForP
 
 
 def make_drop_path_linear(backbone: nn.Module) -> None:
-    """Let stochastic depth rise from 0 in the first layer to the configured rate in the last, in place of that rate in all.
+    """Let stochastic depth rise from 0 in the first layer to the configured rate in the last, in place of that rate in
+    all.
 
-    The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate (`drop_path_uniform: true`).
+    The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate
+    (`drop_path_uniform: true`).
     """
-    layers: list[Any] = [module for module in backbone.modules() if hasattr(module, "drop_prob")]  # one a layer, none at a rate of 0
+    layers: list[Any] = [
+        module for module in backbone.modules() if hasattr(module, "drop_prob")
+    ]  # one a layer, none at a rate of 0
     for index, layer in enumerate(layers):
         layer.drop_prob = layer.drop_prob * index / max(1, len(layers) - 1)
 
@@ -87,7 +96,8 @@ def freeze_layer_scale(backbone: nn.Module) -> None:
 
 
 def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -> list[str]:
-    """Load the objective's heads and the teacher where the training state of `start` has them; names all that comes from there."""
+    """Load the objective's heads and the teacher where the training state of `start` has them; names all that comes
+    from there."""
     parts = ["backbone"]
     if start.is_split and args.init_heads:
         parts.append("feature head and decoders")
@@ -116,12 +126,16 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
     module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank)
     if args.layerscale_value == 0:
-        freeze_layer_scale(model.eqcohvit.backbone)  # after the teacher is made, which shares what is frozen before: it is kept whole
+        freeze_layer_scale(
+            model.eqcohvit.backbone
+        )  # after the teacher is made, which shares what is frozen before: it is kept whole
     return module
 
 
 def build_renderer(
-    args: PretrainArguments, image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, image_std: Sequence[float] = IMAGENET_DEFAULT_STD
+    args: PretrainArguments,
+    image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> ViewRenderer:
     """What draws the views of a batch, normalised with a mean and a standard deviation per channel."""
     return ViewRenderer(

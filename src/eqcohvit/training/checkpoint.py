@@ -1,8 +1,9 @@
 """Checkpoints of a run: written whole or not at all, checked before they are used, found again by step.
 
-`checkpoints/step-N` holds what `Accelerator.save_state` writes (weights as safetensors; optimizer and random states, which are read
-with `weights_only=True`), `run_state.json` (step, positions in the data, running means) and `manifest.json` (size and SHA-256 of each
-other file). A folder is a checkpoint once it has its name: it is filled as `.step-N.tmp`, flushed to the disk, and renamed.
+`checkpoints/step-N` holds what `Accelerator.save_state` writes (weights as safetensors; optimizer and random states,
+which are read with `weights_only=True`), `run_state.json` (step, positions in the data, running means) and
+`manifest.json` (size and SHA-256 of each other file). A folder is a checkpoint once it has its name: it is filled as
+`.step-N.tmp`, flushed to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def find_checkpoint(output_dir: Path, resume_from: str, report: Callable[[str], None] = print) -> Path | None:
-    """The checkpoint that `resume_from` means: the newest whole one for `"latest"` (None where there is none at all), or a folder.
+    """The checkpoint that `resume_from` means: the newest whole one for `"latest"` (None where there is none at all),
+    or a folder.
 
     Args:
         report: is told of each newer checkpoint that is passed over, and why.
@@ -100,7 +102,9 @@ def verify_checkpoint(folder: Path) -> None:
         raise ValueError(f"{MANIFEST_FILE} does not list {STATE_FILE}")
     for name, (size, _) in expected.items():  # sizes first: they cost nothing
         path = folder / name
-        inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))  # by name: the Hub's cache holds links
+        inside = Path(os.path.normpath(path)).is_relative_to(
+            os.path.normpath(folder)
+        )  # by name: the Hub's cache holds links
         if not inside or not path.is_file():
             raise ValueError(f"{name} is missing")
         if path.stat().st_size != size:
@@ -121,7 +125,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    accelerator: Any, output_dir: Path, step: int, state: dict[str, Any], save_state: Callable[[str], Any], keep: int, keep_every: int = 0
+    accelerator: Any,
+    output_dir: Path,
+    step: int,
+    state: dict[str, Any],
+    save_state: Callable[[str], Any],
+    keep: int,
+    keep_every: int = 0,
 ) -> Path:
     """Write `checkpoints/step-N` on all processes: into a hidden folder first, renamed when everything is on disk.
 
@@ -144,7 +154,9 @@ def save_checkpoint(
     def finish() -> None:
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1))
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {p.relative_to(temporary).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+        manifest = {
+            p.relative_to(temporary).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files
+        }
         (temporary / MANIFEST_FILE).write_text(json.dumps({"files": manifest}, indent=1))
         for path in [*temporary.rglob("*"), temporary]:
             flush_to_disk(path)
@@ -164,7 +176,9 @@ def save_checkpoint(
                 write()
         except _WRITE_ERRORS as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        problems = [text for text in gather_object([problem]) if text is not None]  # also the point where all wait for each other
+        problems = [
+            text for text in gather_object([problem]) if text is not None
+        ]  # also the point where all wait for each other
         if problems:
             if main_only:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -190,7 +204,8 @@ def remove_unfinished(output_dir: Path) -> None:
 
 
 def set_later_aside(output_dir: Path, step: int) -> list[Path]:
-    """Rename checkpoints after `step` to `step-N.aside`: a run that goes on from `step` must not find them as its own."""
+    """Rename checkpoints after `step` to `step-N.aside`: a run that goes on from `step` must not find them as its
+    own."""
     moved = []
     for path in list_checkpoints(output_dir):
         if _step_of(path) > step:
@@ -204,15 +219,18 @@ def set_later_aside(output_dir: Path, step: int) -> list[Path]:
 def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
     """Load weights, optimizer and random state of this process from a verified checkpoint; returns its plain state.
 
-    Where it is of another number of processes, each rank's position is the list of all of theirs, which `CanvasStream` deals out anew,
-    random states begin anew, and the running means since the last logged step are dropped.
+    Where it is of another number of processes, each rank's position is the list of all of theirs, which `CanvasStream`
+    deals out anew, random states begin anew, and the running means since the last logged step are dropped.
 
     Raises:
         ValueError: a file does not fit this run.
     """
     state, num_processes = read_state(checkpoint), accelerator.num_processes
     same_group = len(state["ranks"]) == num_processes
-    has_shards, takes_shards = any(checkpoint.glob("pytorch_model_fsdp*")), accelerator.distributed_type == DistributedType.FSDP
+    has_shards, takes_shards = (
+        any(checkpoint.glob("pytorch_model_fsdp*")),
+        accelerator.distributed_type == DistributedType.FSDP,
+    )
     if has_shards != takes_shards:
         kinds = ("a sharded run", "a run without shards")
         raise ValueError(
@@ -225,10 +243,20 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
         random_file = checkpoint / f"random_states_{accelerator.process_index}.pkl"
         if same_group and not torch.equal(torch.get_rng_state(), load(random_file)["torch_manual_seed"]):
             raise ValueError("its random state does not fit this version of accelerate or torch")
-    except (pickle.UnpicklingError, RuntimeError, KeyError, ValueError, OSError, SafetensorError, CheckpointException) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        OSError,
+        SafetensorError,
+        CheckpointException,
+    ) as error:
         raise ValueError(f"cannot load {checkpoint}: {' '.join(str(error).split())[:400]}") from None
     if not same_group:
-        accelerator.print(f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch")
+        accelerator.print(
+            f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch"
+        )
         set_seed(state["step"], device_specific=True)
         state["ranks"] = [{"position": [rank["position"] for rank in state["ranks"]], "progress": None}] * num_processes
     return state
@@ -255,13 +283,15 @@ def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Resul
 
 
 def open_run(output_dir: Path, args: PretrainArguments, data: dict[str, Any] | None = None) -> Path | None:
-    """Lock the folder of a run and make it ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked for.
+    """Lock the folder of a run and make it ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked
+    for.
 
     Args:
         data: identity and number of the images (`describe_data`), which must be those of the checkpoint.
 
     Raises:
-        ValueError: as `find_checkpoint` and `prepare_output_dir`, another process writes there, or the images are others.
+        ValueError: as `find_checkpoint` and `prepare_output_dir`, another process writes there, or the images are
+            others.
     """
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     if checkpoint is not None and data is not None:
@@ -279,21 +309,27 @@ def open_run(output_dir: Path, args: PretrainArguments, data: dict[str, Any] | N
 
 
 def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
-    """Whether a run may be begun or resumed in a folder; nothing is written. One that has not made a step may be begun anew.
+    """Whether a run may be begun or resumed in a folder; nothing is written. One that has not made a step may be begun
+    anew.
 
     Raises:
-        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be read.
+        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be
+            read.
     """
     config_path = output_dir / "config.yaml"
     try:
         if config_path.exists():
             if has_step(output_dir) and not args.resume_from_checkpoint:
-                raise ValueError(f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest")
+                raise ValueError(
+                    f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest"
+                )
             if has_step(output_dir):
                 newest = list_checkpoints(output_dir)[-1:]
                 knows_its_data = all("data" in read_state(path) for path in newest if (path / STATE_FILE).is_file())
                 check_resumable(args, load_recipe(config_path), may_move=knows_its_data)
-        elif output_dir.is_dir() and any(path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()):
+        elif output_dir.is_dir() and any(
+            path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()
+        ):
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
@@ -301,7 +337,9 @@ def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
 
 def has_step(output_dir: Path) -> bool:
     """Whether a run has made a step that is worth keeping: it has a checkpoint, or logged one."""
-    return bool(list_checkpoints(output_dir)) or any(line["step"] > 0 for line in read_metrics(output_dir / "metrics.jsonl"))
+    return bool(list_checkpoints(output_dir)) or any(
+        line["step"] > 0 for line in read_metrics(output_dir / "metrics.jsonl")
+    )
 
 
 def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
@@ -322,7 +360,11 @@ def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
 def check_same_data(saved: dict[str, Any] | None, data: dict[str, Any]) -> None:
     """Raise a `ValueError` where the images are not those of the checkpoint: its positions would mean other ones."""
     if saved is not None and saved["identity"] != data["identity"]:
-        numbers = f"{saved['num_images']} then, {data['num_images']} now" if saved["num_images"] != data["num_images"] else "other files"
+        numbers = (
+            f"{saved['num_images']} then, {data['num_images']} now"
+            if saved["num_images"] != data["num_images"]
+            else "other files"
+        )
         raise ValueError(
             f"cannot resume over other images ({numbers}): restore them, or start a new run from this one, "
             "with --init_from CHECKPOINT and another --output_dir"

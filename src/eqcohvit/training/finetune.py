@@ -1,4 +1,5 @@
-"""Supervised training of a head, of a whole model, or of LoRA adapters (arXiv:2106.09685) in its backbone, on labelled rows."""
+"""Supervised training of a head, of a whole model, or of LoRA adapters (arXiv:2106.09685) in its backbone, on labelled
+rows."""
 
 from __future__ import annotations
 
@@ -69,7 +70,15 @@ class FinetuneSettings:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
         if self.train not in TRAINABLE:
             raise ValueError(f"train must be one of {', '.join(TRAINABLE)}, got {self.train}")
-        for name in ("max_steps", "learning_rate", "max_grad_norm", "lora_rank", "logging_steps", "save_steps", "save_total_limit"):
+        for name in (
+            "max_steps",
+            "learning_rate",
+            "max_grad_norm",
+            "lora_rank",
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
@@ -78,7 +87,9 @@ class FinetuneSettings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
         if self.batch_size < 2:
-            raise ValueError(f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}")
+            raise ValueError(
+                f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}"
+            )
 
 
 def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> None:
@@ -89,11 +100,13 @@ def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> 
         add_lora(backbone, lora_rank)
 
 
-def batch_indices(num_samples: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world_size: int = 1) -> Iterator[list]:
+def batch_indices(
+    num_samples: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world_size: int = 1
+) -> Iterator[list]:
     """(epoch, index) of each sample of a process's batches, from `first_step` on, without end.
 
-    The epochs' shuffled orders stand in one row, and step s reads places s * B * world_size ... of it: any step can be computed, so
-    that a resumed run sees what an uninterrupted one would.
+    The epochs' shuffled orders stand in one row, and step s reads places s * B * world_size ... of it: any step can be
+    computed, so that a resumed run sees what an uninterrupted one would.
     """
     epoch, order = -1, np.empty(0, dtype=np.int64)
     step = first_step
@@ -120,7 +133,9 @@ class _TrainSamples(Dataset):
         except ValueError as error:  # a worker's exception would arrive as a page of traceback
             return ValueError(f"train row {row}: {error}")
 
-    def collate(self, samples: list[tuple[int, dict[str, Any]] | ValueError]) -> tuple[list[int], dict[str, Any]] | ValueError:
+    def collate(
+        self, samples: list[tuple[int, dict[str, Any]] | ValueError]
+    ) -> tuple[list[int], dict[str, Any]] | ValueError:
         for sample in samples:
             if isinstance(sample, ValueError):
                 return sample
@@ -132,7 +147,9 @@ def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) 
     """Raise a `FloatingPointError` that names the terms that are not finite, the step, and the rows of its batch."""
     broken = [name for name, value in terms.items() if not value.isfinite()]
     if broken:
-        raise FloatingPointError(f"{', '.join(broken)} not finite at step {step}, on the train rows {indices}; try a lower learning_rate")
+        raise FloatingPointError(
+            f"{', '.join(broken)} not finite at step {step}, on the train rows {indices}; try a lower learning_rate"
+        )
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -145,14 +162,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def make_accelerator(mixed_precision: str | None) -> Accelerator:
-    """By default the launcher's precision, else bf16 on GPUs that have it; heads may leave parameters of a backbone without a gradient."""
+    """By default the launcher's precision, else bf16 on GPUs that have it; heads may leave parameters of a backbone
+    without a gradient."""
     launched = launcher_settings()
     if launched.get("gradient_accumulation_steps", 1) != 1:
         steps = launched["gradient_accumulation_steps"]
-        raise ValueError(f"fine-tuning has no gradient accumulation, but the launcher sets gradient_accumulation_steps to {steps}")
+        raise ValueError(
+            f"fine-tuning has no gradient accumulation, but the launcher sets gradient_accumulation_steps to {steps}"
+        )
     precision = precision_of(mixed_precision or launched.get("mixed_precision"))
     return Accelerator(
-        mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
 
 
@@ -206,7 +227,9 @@ class Finetuning:
             f"steps {self.step} to {settings.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
         )
         self.log = MetricsLog(output_dir / "metrics.jsonl", self.step) if accelerator.is_main_process else None
-        self.progress = Progress(settings.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device)
+        self.progress = Progress(
+            settings.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device
+        )
 
     def train(self) -> PreTrainedModel:
         """The trained model, with adapters merged.
@@ -257,7 +280,10 @@ class Finetuning:
 
     def write_line(self, learning_rate: float) -> None:
         """The progress line, and its figures in metrics.jsonl."""
-        means = {name: value.item() for name, value in self.accelerator.reduce(self.progress.means(), reduction="mean").items()}
+        means = {
+            name: value.item()
+            for name, value in self.accelerator.reduce(self.progress.means(), reduction="mean").items()
+        }
         line, figures = self.progress.line(self.step, means, self.step - max(self.logged_step, self.first_step))
         self.logged_step = self.step
         self.accelerator.print(line)
@@ -267,6 +293,17 @@ class Finetuning:
     def save(self) -> None:
         """A checkpoint of all processes."""
         check_weights(self.model, self.step)
-        state = {"step": self.step, "logged_step": self.logged_step, "ranks": gather_object([{"progress": self.progress.state()}])}
-        save_checkpoint(self.accelerator, self.output_dir, self.step, state, self.accelerator.save_state, self.settings.save_total_limit)
+        state = {
+            "step": self.step,
+            "logged_step": self.logged_step,
+            "ranks": gather_object([{"progress": self.progress.state()}]),
+        }
+        save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            self.step,
+            state,
+            self.accelerator.save_state,
+            self.settings.save_total_limit,
+        )
         self.saved_step = self.step

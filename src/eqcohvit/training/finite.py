@@ -20,12 +20,20 @@ _SHOWN = 3  # names in the message; the file has them all
 
 
 def check_step(
-    accelerator: Accelerator, output_dir: Path, step: int, terms: dict[str, torch.Tensor], batches: Sequence[Batch], module: nn.Module
+    accelerator: Accelerator,
+    output_dir: Path,
+    step: int,
+    terms: dict[str, torch.Tensor],
+    batches: Sequence[Batch],
+    module: nn.Module,
 ) -> None:
-    """To be called after the backward pass and before the optimizer: raise where a term, or a norm of the gradient, is not finite.
+    """To be called after the backward pass and before the optimizer: raise where a term, or a norm of the gradient, is
+    not finite.
 
-    One flag is read in every step. On a GPU that waits until the backward pass is done, but only the launch of the next kernels is
-    late: in return the batch at hand is the culprit, the weights are still those that met it, and no checkpoint can hold broken ones.
+    One flag is read in every step. On a GPU that waits until the backward pass is done, but only the launch of the next
+    kernels is
+    late: in return the batch at hand is the culprit, the weights are still those that met it, and no checkpoint can
+        hold broken ones.
 
     Args:
         step: number of this step, from 1.
@@ -47,7 +55,9 @@ def check_step(
         "terms": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
         "not_finite": [name for name, value in values.items() if not math.isfinite(value)],
         "weights_not_finite": nonfinite_weights(module),
-        "gradients_not_finite": [n for n, p in module.named_parameters() if p.grad is not None and not own_part(p.grad).isfinite().all()],
+        "gradients_not_finite": [
+            n for n, p in module.named_parameters() if p.grad is not None and not own_part(p.grad).isfinite().all()
+        ],
     }
     path = save_batches(output_dir / _FOLDER / f"step-{step}-rank-{accelerator.process_index}", batches, report)
     terms_text = ", ".join(report["not_finite"]) or "a term of another process"
@@ -77,7 +87,8 @@ def check_weights(module: nn.Module, step: int) -> None:
 
 
 def save_batches(path: Path, batches: Sequence[Batch], report: dict) -> Path:
-    """Write `path`.safetensors (canvases, sizes, keys, epochs, labels) and `path`.json (the report, with keys and epochs to read)."""
+    """Write `path`.safetensors (canvases, sizes, keys, epochs, labels) and `path`.json (the report, with keys and
+    epochs to read)."""
     tensors = {
         name: torch.cat([getattr(batch, name) for batch in batches]).cpu().contiguous()
         for name in ("canvases", "sizes", "keys", "epochs", "labels")

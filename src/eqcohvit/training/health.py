@@ -14,9 +14,9 @@ _LEAST_STD, _LEAST_RANK, _LEAST_ENTROPY = 1e-3, 1.5, 0.02
 def rankme(features: torch.Tensor) -> torch.Tensor:
     """Effective rank of features (B, d), a scalar between 1 and min(B, d) (RankMe, arXiv:2210.02885, equation 3).
 
-    The exponential of the entropy of the singular values after they were divided by their sum: 1 where all rows are multiples of one
-    vector, r where the features spread evenly over r orthogonal directions. Where all features are 0 it is 0, and where one is not
-    finite it is not a number.
+    The exponential of the entropy of the singular values after they were divided by their sum: 1 where all rows are
+    multiples of one vector, r where the features spread evenly over r orthogonal directions. Where all features are 0
+    it is 0, and where one is not finite it is not a number.
     """
     features = features.float()
     values = torch.linalg.svdvals(features.nan_to_num(0.0, 0.0, 0.0))
@@ -47,9 +47,12 @@ class HealthWatch:
     def _troubles(self, means: dict[str, float]) -> Iterator[tuple[str, str]]:
         for name, value in self.uninformed.items():
             if name in means and abs(means[name] - value) < _NEAR * value:
-                yield name, (
-                    f"{name} sits at {means[name]:.4g}, its value for features that tell nothing ({value:.4g}); "
-                    "try a lower learning_rate, more warmup_steps, or a sharper teacher (objective_options teacher_temperature)"
+                yield (
+                    name,
+                    (
+                        f"{name} sits at {means[name]:.4g}, its value for features that tell nothing ({value:.4g}); "
+                        "try a lower learning_rate, more warmup_steps, or a sharper teacher (objective_options teacher_temperature)"
+                    ),
                 )
         for part in ("invariant", "equivariant"):
             std, rank = means.get(f"std/{part}", math.inf), means.get(f"rank/{part}", math.inf)
@@ -64,7 +67,10 @@ class HealthWatch:
                 else:
                     yield part, f"the {part} part has collapsed onto one direction (rank {rank:.3g}); {cure}"
         if means.get("teacher/entropy", math.inf) < _LEAST_ENTROPY:
-            yield "teacher", (
-                f"the teacher puts all images on one prototype (entropy {means['teacher/entropy']:.3g} nats); "
-                "try a higher teacher_temperature or a slower centre (objective_options center_momentum)"
+            yield (
+                "teacher",
+                (
+                    f"the teacher puts all images on one prototype (entropy {means['teacher/entropy']:.3g} nats); "
+                    "try a higher teacher_temperature or a slower centre (objective_options center_momentum)"
+                ),
             )

@@ -36,7 +36,9 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 def page(title: str, body: list[str], style: str = "") -> str:
     """A whole page from its parts, which are HTML; `style` is added to the common one."""
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    head = (
+        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    )
     head += f"<style>{STYLE}{style}</style>"
     return f"<!doctype html>\n<html lang='en'><head>{head}</head><body>\n" + "\n".join(body) + "\n</body></html>\n"
 

@@ -37,13 +37,17 @@ def launcher_settings() -> dict[str, Any]:
 
 
 def with_launcher(given: set[str], completed: dict[str, Any]) -> dict[str, Any]:
-    """`completed` with the launcher's settings where neither a flag or recipe (`given`) nor a resumed run (`completed`) has a say."""
-    added = {name: value for name, value in launcher_settings().items() if name not in given and completed.get(name) is None}
+    """`completed` with the launcher's settings where neither a flag or recipe (`given`) nor a resumed run (`completed`)
+    has a say."""
+    added = {
+        name: value for name, value in launcher_settings().items() if name not in given and completed.get(name) is None
+    }
     return completed | added
 
 
 def agree_with_launcher(args: PretrainArguments) -> None:
-    """Set the precision where no one has, and let the launcher's environment, which Accelerate prefers, say the same as the run."""
+    """Set the precision where no one has, and let the launcher's environment, which Accelerate prefers, say the same as
+    the run."""
     args.mixed_precision = precision_of(args.mixed_precision)
     if ACCUMULATION in os.environ:
         os.environ[ACCUMULATION] = str(args.gradient_accumulation_steps)
@@ -62,7 +66,9 @@ def make_accelerator(args: PretrainArguments) -> Accelerator:
     """
     check_tracker(args.report_to)
     transformers_logging.disable_progress_bar()
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists all weights that a teacher shares with its student
+    logging.getLogger("accelerate.utils.other").setLevel(
+        logging.ERROR
+    )  # lists all weights that a teacher shares with its student
     agree_with_launcher(args)
     set_defaults()
     accelerator = Accelerator(

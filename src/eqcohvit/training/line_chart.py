@@ -44,7 +44,9 @@ class Series:
     color: int
 
 
-def line_chart(title: str, unit: str, series: Sequence[Series], limits: tuple[float, float] | None = None, max_step: int = 0) -> str:
+def line_chart(
+    title: str, unit: str, series: Sequence[Series], limits: tuple[float, float] | None = None, max_step: int = 0
+) -> str:
     """A chart of values by step with its legend, which has each line's last value.
 
     Args:
@@ -134,7 +136,9 @@ def _grid(axis: _Axis, last_step: float, unit: str) -> str:
     for tick in axis.ticks:
         y = _y(tick, axis)
         parts.append(f"<line class='grid' x1='{_LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(f"<text x='{_LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{short(0.0 if abs(tick) < 1e-12 else tick)}</text>")
+        parts.append(
+            f"<text x='{_LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{short(0.0 if abs(tick) < 1e-12 else tick)}</text>"
+        )
     for tick in round_ticks(0, last_step):
         x = _x(tick, last_step)
         parts.append(f"<line class='axis' x1='{x:.1f}' x2='{x:.1f}' y1='{bottom}' y2='{bottom + 4}'/>")
@@ -142,7 +146,9 @@ def _grid(axis: _Axis, last_step: float, unit: str) -> str:
     parts.append(f"<line class='axis' x1='{_LEFT}' x2='{right}' y1='{bottom}' y2='{bottom}'/>")
     parts.append(f"<text x='{(_LEFT + right) / 2:.0f}' y='{_HEIGHT - 4}' text-anchor='middle'>step</text>")
     middle = (_TOP + bottom) / 2
-    parts.append(f"<text transform='translate(12 {middle:.0f}) rotate(-90)' text-anchor='middle'>{html.escape(unit)}</text>")
+    parts.append(
+        f"<text transform='translate(12 {middle:.0f}) rotate(-90)' text-anchor='middle'>{html.escape(unit)}</text>"
+    )
     return "".join(parts)
 
 

@@ -1,6 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) in the backbone: an existing encoder is adapted at a fraction of the training memory.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) in the backbone: an existing encoder is adapted at a fraction of the
+training memory.
 
-The backbone's own weights stay as they are, so that they need neither gradients nor optimizer state, and a teacher can share them.
+The backbone's own weights stay as they are, so that they need neither gradients nor optimizer state, and a teacher can
+share them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def add_lora(backbone: PreTrainedModel, rank: int) -> None:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy without adapters, their products added to the weights, that computes the same; the model itself where it has none."""
+    """A copy without adapters, their products added to the weights, that computes the same; the model itself where it
+    has none."""
     if not any(isinstance(layer, LoraLayer) for layer in model.modules()):
         return model
     model = copy.deepcopy(model)

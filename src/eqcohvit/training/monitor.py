@@ -50,7 +50,13 @@ class Progress:
     `state`, of a checkpoint between two lines, makes the next line's means those of an uninterrupted run.
     """
 
-    def __init__(self, max_steps: int, samples_per_step: int, state: dict[str, Any] | None = None, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        max_steps: int,
+        samples_per_step: int,
+        state: dict[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ):
         self.max_steps, self.samples_per_step = max_steps, samples_per_step
         self._restart()
         if state is not None:
@@ -93,7 +99,11 @@ class Progress:
         speed = f"{samples_per_second:.0f} samples/s"
         parts = [place, f"loss {means['loss']:.4g}", shown, speed, f"wait {wait_share:.0%}", f"ETA {remaining}"]
         self._restart()
-        return "  ".join(filter(None, parts)), {**means, "samples_per_second": samples_per_second, "data_wait_share": wait_share}
+        return "  ".join(filter(None, parts)), {
+            **means,
+            "samples_per_second": samples_per_second,
+            "data_wait_share": wait_share,
+        }
 
 
 def duration(seconds: float) -> str:
@@ -103,7 +113,8 @@ def duration(seconds: float) -> str:
 
 
 class StepBar:
-    """A bar of the finished steps on a terminal; lines that are printed through `say` stay above it. In a log: the lines alone."""
+    """A bar of the finished steps on a terminal; lines that are printed through `say` stay above it. In a log: the
+    lines alone."""
 
     def __init__(self, max_steps: int, step: int, is_main: bool):
         shows = is_main and sys.stderr.isatty()
@@ -126,7 +137,8 @@ class StepBar:
 
 
 def describe_size(module: PretrainModule) -> str:
-    """How large the encoder is, how much of the whole module is trained, and the memory that this takes apart from activations."""
+    """How large the encoder is, how much of the whole module is trained, and the memory that this takes apart from
+    activations."""
     encoder = sum(p.numel() for name, p in module.model.eqcohvit.named_parameters() if ".lora_" not in name)
     trained = [p for p in module.parameters() if p.requires_grad]
     weights = sum(p.nbytes for p in module.parameters())

@@ -1,4 +1,5 @@
-"""AdamW with the usual rules for weight decay, learning rates per layer and clipping; the values of a step are set from outside."""
+"""AdamW with the usual rules for weight decay, learning rates per layer and clipping; the values of a step are set from
+outside."""
 
 from __future__ import annotations
 
@@ -28,11 +29,11 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW on the trainable parameters; vectors (biases, norms, scales of LayerScale) are not decayed, all else is.
 
-    So are tokens and position embeddings, as in the official code of DINO, iBOT, DINOv2 (`get_params_groups` there) and VICReg
-    (`exclude_bias_and_norm`).
+    So are tokens and position embeddings, as in the official code of DINO, iBOT, DINOv2 (`get_params_groups` there) and
+    VICReg (`exclude_bias_and_norm`).
 
-    Each group has an `lr_scale` (`learning_rate_scales`), and says whether it `is_backbone`, `is_last_layer` (the prototypes of a head) and
-    `is_decayed`, which `set_step` reads.
+    Each group has an `lr_scale` (`learning_rate_scales`), and says whether it `is_backbone`, `is_last_layer` (the
+    prototypes of a head) and `is_decayed`, which `set_step` reads.
     """
     scales = learning_rate_scales(module, layer_decay, patch_embed_lr_scale)
     last_layers = {id(p) for part in module.modules() if isinstance(part, Prototypes) for p in part.parameters()}
@@ -57,7 +58,8 @@ def make_optimizer(
 
 
 def learning_rate_scales(module: nn.Module, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> dict[str, float]:
-    """Layer-wise decay (arXiv:2106.08254, section 3.2): layer_decay ^ (number of layers between a parameter and the heads).
+    """Layer-wise decay (arXiv:2106.08254, section 3.2): layer_decay ^ (number of layers between a parameter and the
+    heads).
 
     In a backbone of L blocks, block i (from 0) has the factor layer_decay ^ (L - i), what comes before the blocks
     layer_decay ^ (L + 1), and the last norm and all heads 1. The patch embedding has one more factor
@@ -66,7 +68,9 @@ def learning_rate_scales(module: nn.Module, layer_decay: float, patch_embed_lr_s
     depths = {name: _depth(name) for name, _ in module.named_parameters()}
     top = 1 + max((depth for depth in depths.values() if depth is not None), default=0)
     scales = {name: layer_decay ** (top - (top if depth is None else depth)) for name, depth in depths.items()}
-    return {name: scale * (patch_embed_lr_scale if "patch_embeddings." in name else 1.0) for name, scale in scales.items()}
+    return {
+        name: scale * (patch_embed_lr_scale if "patch_embeddings." in name else 1.0) for name, scale in scales.items()
+    }
 
 
 def _depth(name: str) -> int | None:
@@ -81,8 +85,8 @@ def _depth(name: str) -> int | None:
 def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
     """Give each parameter group the learning rate and the weight decay of the step.
 
-    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included: a frozen backbone or last layer that needs no other graph,
-    wrapper or checkpoint than a trained one.
+    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included: a frozen backbone or last layer that
+    needs no other graph, wrapper or checkpoint than a trained one.
     """
     for group in optimizer.param_groups:
         rate = values.last_layer_learning_rate if group["is_last_layer"] else values.learning_rate
@@ -94,17 +98,18 @@ def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
 def clip_gradients(parts: Mapping[str, nn.Module], clipping: str, max_norm: float) -> dict[str, torch.Tensor]:
     """Clip the gradients of each part apart, in place; returns `grad_norm/<part>`, its norm before.
 
-    To be called once in a step of the optimizer: after gradients are summed up over batches and processes and, with fp16, unscaled.
-    A part without gradients is left out.
+    To be called once in a step of the optimizer: after gradients are summed up over batches and processes and, with
+    fp16, unscaled. A part without gradients is left out.
 
-    With parts apart, the decoders' own gradient does not scale that of the encoder or of the objective's heads. The encoder's norm still
-    has the part of the reconstruction's gradient that comes through the features: with `"module"`, a reconstruction with a large weight
-    leaves the SSL gradient in the encoder a smaller share of `max_norm`.
+    With parts apart, the decoders' own gradient does not scale that of the encoder or of the objective's heads. The
+    encoder's norm still has the part of the reconstruction's gradient that comes through the features: with `"module"`,
+    a reconstruction with a large weight leaves the SSL gradient in the encoder a smaller share of `max_norm`.
 
     Args:
         parts: modules that share no parameter (`PretrainModule.parts`).
-        clipping: `"none"`; `"module"`, the norm of each part (as in https://github.com/facebookresearch/dinov2, `train/train.py`);
-            `"parameter"`, the norm of each parameter (as in https://github.com/bytedance/ibot, `utils.clip_gradients`).
+        clipping: `"none"`; `"module"`, the norm of each part (as in https://github.com/facebookresearch/dinov2,
+            `train/train.py`); `"parameter"`, the norm of each parameter (as in https://github.com/bytedance/ibot,
+            `utils.clip_gradients`).
         max_norm: what these norms are clipped to.
 
     Raises:

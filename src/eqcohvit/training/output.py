@@ -1,4 +1,5 @@
-"""Standard output and error that never end a run: a closed pipe, a full disk or a terminal that is gone, or one that knows ASCII alone."""
+"""Standard output and error that never end a run: a closed pipe, a full disk or a terminal that is gone, or one that
+knows ASCII alone."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class SafeStream:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Send what is still in its buffer, and all that comes, nowhere: the interpreter flushes once more at its end."""
+        """Send what is still in its buffer, and all that comes, nowhere: the interpreter flushes once more at its
+        end."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -50,7 +52,8 @@ class SafeStream:
 def safe_output() -> Iterator[None]:
     """Inside, what is printed cannot fail; also a decorator."""
     former = sys.stdout, sys.stderr
-    # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall have.
+    # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall
+    # have.
     safe = [SafeStream(stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")) for stream in former]
     sys.stdout, sys.stderr = safe
     try:

@@ -1,4 +1,5 @@
-"""The method of the paper as one module: views in, named loss terms out (section 3, `L_total = L_SSL + lambda * L_recon`)."""
+"""The method of the paper as one module: views in, named loss terms out (section 3,
+`L_total = L_SSL + lambda * L_recon`)."""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ _Result = TypeVar("_Result")
 
 
 class PretrainModule(nn.Module):
-    """Encoder, decoders, objective and teacher together, so that one wrapper (DDP, mixed precision) and one checkpoint cover them all.
+    """Encoder, decoders, objective and teacher together, so that one wrapper (DDP, mixed precision) and one checkpoint
+    cover them all.
 
     Args:
         model: encoder with its split head and decoders; what is exported in the end.
         objective: the SSL loss on the invariant part, with its own heads.
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
-        recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the `"unmasked"` views,
-            or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
+        recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the
+            `"unmasked"` views, or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
         invariant_rank: number of directions of the tokens that the invariant part reads, those most alike in both views
             (`objectives.separation`); 0 leaves the part as the SSL loss makes it, as in the paper.
     """
@@ -50,13 +52,16 @@ class PretrainModule(nn.Module):
         self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
         if invariant_rank > model.config.invariant_dim:
-            raise ValueError(f"invariant_rank must be at most d_inv, {model.config.invariant_dim}, got {invariant_rank}")
+            raise ValueError(
+                f"invariant_rank must be at most d_inv, {model.config.invariant_dim}, got {invariant_rank}"
+            )
         self.separation = Separation(model.config.hidden_size, invariant_rank) if invariant_rank else None
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Modules that hold all trained parameters, each in one of them: what is clipped apart (`optim.clip_gradients`)."""
+        """Modules that hold all trained parameters, each in one of them: what is clipped apart
+        (`optim.clip_gradients`)."""
         return {"encoder": self.model.eqcohvit, "objective": self.objective, "decoders": self.model.decoders}
 
     @property
@@ -65,17 +70,21 @@ class PretrainModule(nn.Module):
         return sorted({type(module).__name__ for module in self.model.modules()} & set(self.model._no_split_modules))
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """`function()`; a place for a wrapper that gathers weights before and frees them after it (`sharding.with_weights`)."""
+        """`function()`; a place for a wrapper that gathers weights before and frees them after it
+        (`sharding.with_weights`)."""
         return function()
 
     def forward(self, views: Views, values: StepValues) -> dict[str, torch.Tensor]:
         """The views of B images and the values of the step -> terms.
 
-        `loss` is what to minimise; `ssl/...` sum up to the SSL loss; `recon/u_k` (`recon/v2` for the final state) are the mean squared
-        errors before the weight; `std/...` are the parts' mean standard deviations over the batch, near 0 when a part has collapsed.
-        In a step that is logged also `rank/...`, the effective ranks of the parts of this process's images (`health.rankme`).
+        `loss` is what to minimise; `ssl/...` sum up to the SSL loss; `recon/u_k` (`recon/v2` for the final state) are
+        the mean squared errors before the weight; `std/...` are the parts' mean standard deviations over the batch,
+        near 0 when a part has collapsed. In a step that is logged also `rank/...`, the effective ranks of the parts of
+        this process's images (`health.rankme`).
         """
-        temperature = torch.full((), values.teacher_temperature, device=views.first.device)  # of each number a graph would be compiled
+        temperature = torch.full(
+            (), values.teacher_temperature, device=views.first.device
+        )  # of each number a graph would be compiled
         terms, pooled, tokens = self._compute(views, temperature)
         if self.separation is not None and self.training:
             assert tokens is not None
@@ -93,7 +102,8 @@ class PretrainModule(nn.Module):
     def _compute(
         self, views: Views, teacher_temperature: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
-        """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and mean, (2, B, 2, D)."""
+        """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and
+        mean, (2, B, 2, D)."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
         invariant, equivariant, hidden = self._encode(images, masks)
@@ -116,16 +126,23 @@ class PretrainModule(nn.Module):
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
         with torch.no_grad():
-            pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1)}
+            pooled = {
+                "invariant": inputs.invariant.cls.flatten(0, 1),
+                "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1),
+            }
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
             tokens = None
             if self.separation is not None:
-                tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(0, (2, -1))
+                tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(
+                    0, (2, -1)
+                )
         return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, tokens
 
-    def _encode(self, images: torch.Tensor, masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P + N, d), and the
-        backbone's tokens, (V * B, P + N, D)."""
+    def _encode(
+        self, images: torch.Tensor, masks: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P +
+        N, d), and the backbone's tokens, (V * B, P + N, D)."""
         kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
         outputs = self.model.eqcohvit(images, **kwargs)
         return outputs.invariant_features, outputs.equivariant_features, outputs.last_hidden_state
@@ -157,10 +174,13 @@ class PretrainModule(nn.Module):
         reconstructions = self.model.reconstruct(first, end, (height, width))
         errors = reconstruction_losses(reconstructions, views.intermediates).mean(dim=0)
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
-        return {name: error.clone() for name, error in zip(names, errors, strict=True)}  # no views, which sharding warns of
+        return {
+            name: error.clone() for name, error in zip(names, errors, strict=True)
+        }  # no views, which sharding warns of
 
     def after_step(self, step: int, teacher_momentum: float) -> None:
-        """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been made."""
+        """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been
+        made."""
         if self.separation is not None:
             weight = self.model.eqcohvit.feature_head.weight.detach()
             every_row = whole(weight)

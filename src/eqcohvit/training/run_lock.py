@@ -1,6 +1,7 @@
 """One writer for the folder of a run: a file that its process holds locked, and that says which process this is.
 
-The system lets go of the lock when the process ends, however it ends. Where the file system knows no locks there is none.
+The system lets go of the lock when the process ends, however it ends. Where the file system knows no locks there is
+none.
 """
 
 from __future__ import annotations

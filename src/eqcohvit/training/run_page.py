@@ -1,4 +1,5 @@
-"""The page of a run, report.html: what its parts know, its pictures, warnings, curves, settings. Written from metrics.jsonl."""
+"""The page of a run, report.html: what its parts know, its pictures, warnings, curves, settings. Written from
+metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -57,7 +58,13 @@ _HOW_TO_READ = (
 
 
 def write_run_page(
-    output_dir: Path, title: str, state: str, settings: dict[str, Any], watch: HealthWatch, about: dict[str, Any], command: str
+    output_dir: Path,
+    title: str,
+    state: str,
+    settings: dict[str, Any],
+    watch: HealthWatch,
+    about: dict[str, Any],
+    command: str,
 ) -> Path:
     """Write `output_dir`/report.html whole or not at all, and return its path.
 
@@ -70,7 +77,9 @@ def write_run_page(
         command: that started the run.
     """
     history = read_metrics(output_dir / "metrics.jsonl")
-    pictures = sorted((output_dir / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-")))
+    pictures = sorted(
+        (output_dir / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-"))
+    )
     picture = pictures[-1] if pictures else None
     warnings = _warnings(output_dir, history, watch)
     text = render_run_page(title, state, history, picture, warnings, settings, about, command)
@@ -97,13 +106,19 @@ def render_run_page(
         items = "".join(f"<li>{html.escape(text)}</li>" for text in warnings)
         body.append(f"<div class='warnings'><h2>Warnings</h2><ul>{items}</ul></div>")
     if known:
-        body.append(f"<h2>What the features know</h2><div class='charts'>{''.join(known)}</div><p class='faint'>{_HOW_TO_READ}</p>")
+        body.append(
+            f"<h2>What the features know</h2><div class='charts'>{''.join(known)}</div><p class='faint'>{_HOW_TO_READ}</p>"
+        )
     if picture is not None:
         source = base64.b64encode(picture.read_bytes()).decode()
         caption = f"After step {picture.stem.removeprefix('step-')}: two views, and the states between them beside their reconstructions."
         image = f"<img alt='{caption}' src='data:image/png;base64,{source}'>"
         body.append(f"<h2>Samples</h2><figure>{image}<figcaption>{caption}</figcaption></figure>")
-    curves_text = f"<div class='charts'>{''.join(curves)}</div>" if curves else "<p class='faint'>No metrics have been logged yet.</p>"
+    curves_text = (
+        f"<div class='charts'>{''.join(curves)}</div>"
+        if curves
+        else "<p class='faint'>No metrics have been logged yet.</p>"
+    )
     body.append(f"<h2>Curves</h2>{curves_text}")
     chosen = {name: value for name, value in settings.items() if value not in (None, "")}
     body.append(f"<h2>How it was run</h2><pre>{html.escape(command)}</pre>{facts(about)}")
@@ -120,14 +135,20 @@ _STYLE = """
 
 def _charts(spec: _Chart, history: Sequence[dict[str, float]], max_step: int) -> Iterator[str]:
     """The charts of its metrics, none where there are none; of more than eight lines, several."""
-    names = list(dict.fromkeys(name for line in history for name in line if name == spec.prefix or name.startswith(f"{spec.prefix}/")))
+    names = list(
+        dict.fromkeys(
+            name for line in history for name in line if name == spec.prefix or name.startswith(f"{spec.prefix}/")
+        )
+    )
     for start in range(0, len(names), MAX_SERIES):
         lines = []
         for index, name in enumerate(names[start : start + MAX_SERIES]):
             label = spec.title.lower() if name == spec.prefix else name.removeprefix(f"{spec.prefix}/")
             points = [(line["step"], _number(line[name])) for line in history if name in line]
             lines.append(Series(label, points, _COLORS.get(label, index % MAX_SERIES)))
-        yield line_chart(spec.title if start == 0 else f"{spec.title}, continued", spec.unit, lines, spec.limits, max_step)
+        yield line_chart(
+            spec.title if start == 0 else f"{spec.title}, continued", spec.unit, lines, spec.limits, max_step
+        )
 
 
 def _number(value: Any) -> float:
@@ -139,7 +160,10 @@ def _others(history: Sequence[dict[str, float]]) -> list[_Chart]:
     shown = [spec.prefix for spec in (*_KNOWN, *_CURVES)]
     names = dict.fromkeys(name for line in history for name in line if name != "step")
     left = [name for name in names if not any(name == prefix or name.startswith(f"{prefix}/") for prefix in shown)]
-    return [_Chart(prefix, prefix.replace("_", " ").capitalize(), "value") for prefix in dict.fromkeys(name.split("/")[0] for name in left)]
+    return [
+        _Chart(prefix, prefix.replace("_", " ").capitalize(), "value")
+        for prefix in dict.fromkeys(name.split("/")[0] for name in left)
+    ]
 
 
 def _warnings(output_dir: Path, history: Sequence[dict[str, float]], watch: HealthWatch) -> list[str]:
@@ -148,7 +172,9 @@ def _warnings(output_dir: Path, history: Sequence[dict[str, float]], watch: Heal
     bad = output_dir / "bad_images.jsonl"
     lines = bad.read_text(encoding="utf-8", errors="replace").splitlines() if bad.is_file() else []
     if lines:
-        found.append(f"{len(lines)} images could not be read and are left out (see {bad.name}); the first: {_reason(lines[0])}")
+        found.append(
+            f"{len(lines)} images could not be read and are left out (see {bad.name}); the first: {_reason(lines[0])}"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """Sharded training: FSDP2 through Accelerate, with the numbers of unsharded training.
 
-Weights, gradients, optimizer states and the teacher are dealt out over the processes; a layer's weights are whole while it computes.
-Here is what differs for the rest of a run. Unless it says so, a function also takes what is not sharded.
+Weights, gradients, optimizer states and the teacher are dealt out over the processes; a layer's weights are whole while
+it computes. Here is what differs for the rest of a run. Unless it says so, a function also takes what is not sharded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _Result = TypeVar("_Result")
 
 
 def set_defaults() -> None:
-    """Settings of Accelerate's that are not the user's to find out; to be called before its `Accelerator` reads them."""
+    """Settings of Accelerate's that are not the user's to find out; to be called before its `Accelerator` reads
+    them."""
     from accelerate.utils import disable_fsdp_ram_efficient_loading
 
     # Its own default makes one group of all weights, which would be whole on every process throughout the step.
@@ -38,7 +39,8 @@ def set_defaults() -> None:
 
 
 def check_plugin(accelerator: Accelerator, peft: str | None = None) -> None:
-    """Refuse what would not train as it should, and leave precision to autocast, as without shards: losses and gradients are float32.
+    """Refuse what would not train as it should, and leave precision to autocast, as without shards: losses and
+    gradients are float32.
 
     Raises:
         ValueError: FSDP1, weights in the memory of the CPU, Accelerate's activation checkpointing, or adapters.
@@ -53,7 +55,9 @@ def check_plugin(accelerator: Accelerator, peft: str | None = None) -> None:
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):  # losses and norms would lie on two devices
         raise ValueError("expected fsdp_offload_params false, got true")
     if plugin.activation_checkpointing:  # draws other random numbers when it computes a layer again
-        raise ValueError("expected fsdp_activation_checkpointing false, got true: give --gradient_checkpointing instead")
+        raise ValueError(
+            "expected fsdp_activation_checkpointing false, got true: give --gradient_checkpointing instead"
+        )
     if peft is not None:  # a teacher shares the weights beside them, and two groups must not
         raise ValueError(f"peft={peft} leaves little to shard: expected a launch without --use_fsdp")
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
@@ -70,7 +74,8 @@ def connect(module: PretrainModule) -> None:
 
 
 def with_weights(module: PretrainModule, function: Callable[[], _Result]) -> _Result:
-    """`function()`, which may call the parts of the module; to be called by all processes, and all of them call the same parts."""
+    """`function()`, which may call the parts of the module; to be called by all processes, and all of them call the
+    same parts."""
     result = module.call(function)
     if isinstance(module, FSDPModule):
         module.reshard()  # its own weights stay whole after a forward pass, for a backward pass that does not come
@@ -78,8 +83,11 @@ def with_weights(module: PretrainModule, function: Callable[[], _Result]) -> _Re
 
 
 def save_whole(module: nn.Module, path: Path) -> None:
-    """Write all weights and buffers of a sharded module to one file, as in a checkpoint without shards; all processes call it."""
-    state: dict[str, Any] = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """Write all weights and buffers of a sharded module to one file, as in a checkpoint without shards; all processes
+    call it."""
+    state: dict[str, Any] = get_model_state_dict(
+        module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     if state:  # on the main process alone
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
 
@@ -115,5 +123,7 @@ def set_whole(target: torch.Tensor, values: torch.Tensor) -> None:
     """Set a tensor, in place, to values that all processes have whole: each takes its part."""
     if isinstance(target, DTensor):
         copies = [Replicate()] * target.device_mesh.ndim
-        values = DTensor.from_local(values, target.device_mesh, copies, run_check=False).redistribute(placements=target.placements)
+        values = DTensor.from_local(values, target.device_mesh, copies, run_check=False).redistribute(
+            placements=target.placements
+        )
     target.copy_(values)

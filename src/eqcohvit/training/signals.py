@@ -1,8 +1,8 @@
 """A signal ends a run between two steps, with everything saved; on several processes, between the same two steps.
 
-Exit codes of `scripts/pretrain.py` and `scripts/finetune.py`: 0 finished, 1 it had to stop (the last line says why), 2 bad input,
-`EXIT_STOPPED` (75, the EX_TEMPFAIL of sysexits.h) stopped by a signal with all finished steps saved, 128 + number for a second signal,
-which ends it at once.
+Exit codes of `scripts/pretrain.py` and `scripts/finetune.py`: 0 finished, 1 it had to stop (the last line says why), 2
+bad input, `EXIT_STOPPED` (75, the EX_TEMPFAIL of sysexits.h) stopped by a signal with all finished steps saved, 128 +
+number for a second signal, which ends it at once.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from .run_lock import release_runs
 
 EXIT_STOPPED = 75
 REPEAT_SECONDS = 2.0  # launchers pass on a signal that the scheduler has sent to the whole group already
-# How long the other processes wait for one that reads data or uploads. One that has died is noticed at once, by its closed connection.
+# How long the other processes wait for one that reads data or uploads. One that has died is noticed at once, by its
+# closed connection.
 PATIENCE = timedelta(minutes=30)
-_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGXCPU") if hasattr(signal, name)]
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGXCPU") if hasattr(signal, name)
+]
 _Item = TypeVar("_Item")
 _kept: list[Any] = []  # whose destructors must not run: see `leave`
 
@@ -39,7 +42,8 @@ def leave(code: int) -> NoReturn:
 
     The destructor of a gloo group waits for its threads while it holds the lock that they need
     (https://github.com/pytorch/pytorch/issues/56297),
-    so that a run of several processes could hang where it has finished or failed. Such a process goes without destructors.
+    so that a run of several processes could hang where it has finished or failed. Such a process goes without
+    destructors.
     """
     if not _kept:
         sys.exit(code)
@@ -49,14 +53,17 @@ def leave(code: int) -> NoReturn:
 
 
 class StopRequested(BaseException):
-    """A signal asks the run to stop. No `Exception`, so that code which survives broken images does not survive this."""
+    """A signal asks the run to stop. No `Exception`, so that code which survives broken images does not survive
+    this."""
 
 
 class StopSignals:
-    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU are kept for the next call of `take`, instead of ending the process.
+    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU are kept for the next call of `take`, instead of
+    ending the process.
 
-    SIGHUP is left alone where it is ignored (`nohup`). Where nothing is half done (`interruptible`), such as while waiting for data, the
-    signal raises `StopRequested` at once. Outside the main thread, where Python does not allow to handle signals, it does nothing.
+    SIGHUP is left alone where it is ignored (`nohup`). Where nothing is half done (`interruptible`), such as while
+    waiting for data, the signal raises `StopRequested` at once. Outside the main thread, where Python does not allow to
+    handle signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -74,7 +81,9 @@ class StopSignals:
 
     def __exit__(self, _kind: type | None, error: BaseException | None, _traceback: object) -> None:
         if self._group is not None and error is not None:
-            _kept.append(error)  # with the frames of its traceback, and what these hold of the groups and their unfinished work
+            _kept.append(
+                error
+            )  # with the frames of its traceback, and what these hold of the groups and their unfinished work
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -116,7 +125,8 @@ class StopSignals:
         return f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there"
 
     def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
-        """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to stop.
+        """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to
+        stop.
 
         Raises:
             ConnectionError: another process has died.
@@ -141,7 +151,8 @@ def _is_ignored(name: str) -> bool:
 
 @safe_output()
 def exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
-    """Run, say in one line what went wrong, and return the exit code; `failures` are the errors for which a run has to stop."""
+    """Run, say in one line what went wrong, and return the exit code; `failures` are the errors for which a run has to
+    stop."""
     try:
         return _exit_code(run, failures)
     finally:
@@ -160,7 +171,9 @@ def _exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exceptio
     except (*failures, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except Exception:  # such as another process that has died in the middle of a step; `leave` must be reached all the same
+    except (
+        Exception
+    ):  # such as another process that has died in the middle of a step; `leave` must be reached all the same
         traceback.print_exc()
         return 1
     return 0

@@ -10,7 +10,10 @@ from .arguments import PretrainArguments
 
 
 def open_training_source(
-    args: PretrainArguments, columns: tuple[str | None, ...], num_processes: int = 1, report: Callable[[str], None] = print
+    args: PretrainArguments,
+    columns: tuple[str | None, ...],
+    num_processes: int = 1,
+    report: Callable[[str], None] = print,
 ) -> Source:
     """The images to train on, without what the run itself writes among them; the first of them are read and decoded.
 
@@ -28,7 +31,9 @@ def open_training_source(
     except ValueError as error:
         places = {"train_dir", "data_files", "dataset_name"}
         moved = args.resume_from_checkpoint and not places & args.given and any(getattr(args, name) for name in places)
-        raise ValueError(f"{error}; where the images have moved, give --train_dir or --data_files anew" if moved else str(error)) from None
+        raise ValueError(
+            f"{error}; where the images have moved, give --train_dir or --data_files anew" if moved else str(error)
+        ) from None
     if isinstance(source, FolderSource):
         report(source.summary)
     number = length_hint(source)

@@ -44,7 +44,8 @@ def read_config(source: str) -> PreTrainedConfig:
 
 
 def read_processor(source: str) -> dict[str, Any]:
-    """The numbers of a model's image processor (its class may need torchvision); an empty dictionary where it has none."""
+    """The numbers of a model's image processor (its class may need torchvision); an empty dictionary where it has
+    none."""
     try:
         return ImageProcessingMixin.get_image_processor_dict(source)[0]
     except OSError:
@@ -128,13 +129,16 @@ def open_start(name: str) -> Start:
     else:
         config, processor, state = read_config(source), read_processor(source), None
         if config.model_type == EqCohViTConfig.model_type:
-            state = find_training_state(source, files="[cmr]*")  # config, model, run_state; not the optimizer's, which is twice as large
+            state = find_training_state(
+                source, files="[cmr]*"
+            )  # config, model, run_state; not the optimizer's, which is twice as large
     backbone = getattr(config, "backbone_config", config)
     return Start(name, source, config, _image_size(processor, backbone), *normalisation(processor), state)
 
 
 def _newest_of_run(run: Path) -> Path:
-    """Its newest checkpoint, which has the objective's heads too; of a LoRA run the model, where the adapters are merged."""
+    """Its newest checkpoint, which has the objective's heads too; of a LoRA run the model, where the adapters are
+    merged."""
     checkpoints = list_checkpoints(run)
     is_lora = load_recipe(run / SETTINGS_FILE).get("peft") is not None
     return checkpoints[-1] if checkpoints and not is_lora else run / "model"
@@ -149,7 +153,9 @@ def read_checkpoint_config(checkpoint: Path) -> EqCohViTConfig:
 
 def _image_size(processor: dict[str, Any], backbone: PreTrainedConfig) -> int:
     for entry in (processor.get("crop_size"), processor.get("size"), backbone.image_size):
-        sides = list(entry.values()) if isinstance(entry, dict) else entry if isinstance(entry, (list, tuple)) else [entry]
+        sides = (
+            list(entry.values()) if isinstance(entry, dict) else entry if isinstance(entry, (list, tuple)) else [entry]
+        )
         if sides and isinstance(sides[0], int) and len(set(sides)) == 1 and not sides[0] % side_of(backbone.patch_size):
             return sides[0]
     raise ValueError(f"expected a square image size that is a multiple of the patch size, found {backbone.image_size}")
@@ -161,21 +167,29 @@ def side_of(size: Any) -> int:
 
 
 def find_training_state(source: str, files: str = "*") -> Path | None:
-    """The `training_state/` of a model folder or Hub repository, None where it has none; of a repository only `files` are downloaded."""
+    """The `training_state/` of a model folder or Hub repository, None where it has none; of a repository only `files`
+    are downloaded."""
     folder = Path(source)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(source, allow_patterns=f"{STATE_FOLDER}/{files}"))
         except (OSError, HTTPError, ValueError) as error:
-            raise ValueError(f"cannot look for {STATE_FOLDER}/ in {source}: {str(error).strip().splitlines()[0]}") from None
+            raise ValueError(
+                f"cannot look for {STATE_FOLDER}/ in {source}: {str(error).strip().splitlines()[0]}"
+            ) from None
     state = folder / STATE_FOLDER
     return state if (state / STATE_FILE).is_file() else None
 
 
 def describe_run(
-    folder: Path, args: PretrainArguments, config: EqCohViTConfig, image_mean: Sequence[float], image_std: Sequence[float]
+    folder: Path,
+    args: PretrainArguments,
+    config: EqCohViTConfig,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
 ) -> None:
-    """Write into a checkpoint what its model is loaded with: its configuration, image processor, and the settings without local paths."""
+    """Write into a checkpoint what its model is loaded with: its configuration, image processor, and the settings
+    without local paths."""
     size = {"height": args.image_size, "width": args.image_size}
     processor = EqCohViTImageProcessorPil(size=size, image_mean=list(image_mean), image_std=list(image_std))
     processor.to_json_file(folder / "preprocessor_config.json")

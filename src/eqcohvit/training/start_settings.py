@@ -14,7 +14,14 @@ from .start import SETTINGS_FILE, find_training_state, open_start, side_of
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OBJECTIVE_SETTINGS = ("objective", "objective_options", "projector_dim")
 # Those of the split head and the decoders, which an EqCohViT model brings along.
-_HEAD_SETTINGS = ("feature_dim", "equivariant_dim", "num_intermediates", "include_final", "decoder_dim", "decoder_context")
+_HEAD_SETTINGS = (
+    "feature_dim",
+    "equivariant_dim",
+    "num_intermediates",
+    "include_final",
+    "decoder_dim",
+    "decoder_context",
+)
 
 
 def complete_settings(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
@@ -39,7 +46,8 @@ def complete_settings(values: dict[str, Any], given: set[str]) -> dict[str, Any]
 
 
 def _settings_of_checkpoint(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """Those of the run to go on with; nothing where it has not begun. `resume_from_checkpoint` becomes the folder that it means."""
+    """Those of the run to go on with; nothing where it has not begun. `resume_from_checkpoint` becomes the folder that
+    it means."""
     resume = values["resume_from_checkpoint"]
     if resume == "latest":
         own = Path(values["output_dir"]) / SETTINGS_FILE
@@ -54,7 +62,9 @@ def _settings_of_checkpoint(values: dict[str, Any], given: set[str]) -> dict[str
     check_resumable(PretrainArguments(**saved | {name: values[name] for name in given}), saved)
     places = {"dataset_name", "data_files", "train_dir"}
     if not places <= saved.keys() and not places & given:
-        raise ValueError(f"{resume} does not say which images it was trained on: give --dataset_name, --data_files or --train_dir")
+        raise ValueError(
+            f"{resume} does not say which images it was trained on: give --dataset_name, --data_files or --train_dir"
+        )
     return saved | {"resume_from_checkpoint": str(state)}
 
 

@@ -1,4 +1,5 @@
-"""Weights of what a run starts from, into its model: each tensor has its place and its shape, or an error names the first that has not."""
+"""Weights of what a run starts from, into its model: each tensor has its place and its shape, or an error names the
+first that has not."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[flo
     """Configuration, tensors and report of a transformers ViT, and the normalisation of its image processor."""
     config = read_config(source)
     if config.model_type not in SUPPORTED_BACKBONES:
-        raise ValueError(f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}")
+        raise ValueError(
+            f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}"
+        )
     try:
         model, info = AutoModel.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
@@ -65,8 +68,14 @@ def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] |
     for key in [key for key in expected if key not in weights and key.endswith("mask_token")]:
         report.append(Entry("new", None, (key,), expected.pop(key)))
     problems: list[tuple[set[str], Callable[[str], str]]] = [
-        (expected.keys() - weights.keys(), lambda key: f"expected {key} of shape {expected[key]}, found nothing of that name"),
-        (weights.keys() - expected.keys(), lambda key: f"found {key} of shape {tuple(weights[key].shape)}, which has no place"),
+        (
+            expected.keys() - weights.keys(),
+            lambda key: f"expected {key} of shape {expected[key]}, found nothing of that name",
+        ),
+        (
+            weights.keys() - expected.keys(),
+            lambda key: f"found {key} of shape {tuple(weights[key].shape)}, which has no place",
+        ),
         (
             {key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]},
             lambda key: f"expected {key} of shape {expected[key]}, found {tuple(weights[key].shape)}",
@@ -79,7 +88,8 @@ def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] |
 
 
 def resize_positions(weights: Weights, grid_size: int, model_type: str) -> Weights:
-    """The same tensors with learned position embeddings (1, P + n^2, D) resampled to a grid of (grid_size, grid_size) patches.
+    """The same tensors with learned position embeddings (1, P + n^2, D) resampled to a grid of (grid_size, grid_size)
+    patches.
 
     Bicubic, as the backbones of that `model_type` themselves do for an image of another size than their own.
     """
@@ -87,12 +97,16 @@ def resize_positions(weights: Weights, grid_size: int, model_type: str) -> Weigh
     for key, positions in weights.items():
         if not key.endswith("embeddings.position_embeddings"):
             continue
-        side = int((positions.shape[1]) ** 0.5)  # up to two prefix tokens come first, fewer than would make a larger square
+        side = int(
+            (positions.shape[1]) ** 0.5
+        )  # up to two prefix tokens come first, fewer than would make a larger square
         if side == grid_size:
             continue
         prefix, patches = positions[:, : -(side**2)], positions[:, -(side**2) :]
         patches = patches.transpose(1, 2).unflatten(2, (side, side)).float()
-        patches = F.interpolate(patches, size=(grid_size, grid_size), mode="bicubic", align_corners=False, antialias=antialias)
+        patches = F.interpolate(
+            patches, size=(grid_size, grid_size), mode="bicubic", align_corners=False, antialias=antialias
+        )
         resized[key] = torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
     return resized
 
@@ -116,7 +130,9 @@ def _split_weights(start: Start, heads: bool) -> Weights:
     if start.is_checkpoint:
         weights = start.state_weights("model.")
         if any(".lora_A." in key for key in weights):
-            raise ValueError(f"{start.name} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged")
+            raise ValueError(
+                f"{start.name} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged"
+            )
         return weights
     if not heads:
         weights = load_whole(EqCohViTModel, start.source, dtype=torch.float32).state_dict()

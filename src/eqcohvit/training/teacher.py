@@ -11,11 +11,13 @@ from ..hub.modeling_eqcohvit import EqCohViTModel
 
 
 class Teacher(nn.Module):
-    """Copies of the student's encoder (backbone and feature head) and of the objective's head (arXiv:2104.14294, section 3.1).
+    """Copies of the student's encoder (backbone and feature head) and of the objective's head (arXiv:2104.14294,
+    section 3.1).
 
-    A part of the trained module, so that checkpoints hold it, but frozen and always in evaluation mode: no stochastic depth, no dropout.
-    All processes start from the same student and average the same students, so that their teachers stay equal without communication.
-    What the student does not train, such as the weights beside LoRA adapters, is shared with it instead of copied.
+    A part of the trained module, so that checkpoints hold it, but frozen and always in evaluation mode: no stochastic
+    depth, no dropout. All processes start from the same student and average the same students, so that their teachers
+    stay equal without communication. What the student does not train, such as the weights beside LoRA adapters, is
+    shared with it instead of copied.
     """
 
     def __init__(self, encoder: EqCohViTModel, head: nn.Module):

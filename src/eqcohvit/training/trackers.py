@@ -19,11 +19,14 @@ def check_tracker(name: str) -> None:
     if name in ("none", "all") or name in installed:
         return
     problem = "is not installed" if name in known else "is unknown"
-    raise ValueError(f"report_to: the tracker {name!r} {problem}; installed: {', '.join(installed) or 'none'}; known: {', '.join(known)}")
+    raise ValueError(
+        f"report_to: the tracker {name!r} {problem}; installed: {', '.join(installed) or 'none'}; known: {', '.join(known)}"
+    )
 
 
 def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder: bool) -> None:
-    """Open the trackers where one of them writes into the run's folder, or where none does and so all can be tried before there is one.
+    """Open the trackers where one of them writes into the run's folder, or where none does and so all can be tried
+    before there is one.
 
     Raises:
         ValueError: one cannot be opened, as without an account's key.

@@ -28,7 +28,8 @@ class BlockMasking:
 
     Args:
         probability: of each view to be masked at all.
-        ratio, ratio_variance: a masked view hides a share of its patches, uniform in ratio - variance to ratio + variance.
+        ratio, ratio_variance: a masked view hides a share of its patches, uniform in ratio - variance to ratio +
+            variance.
         min_patches: area of the smallest block, as long as so many patches are still to be hidden. At most (g // 3)^2
             of g x g patches, which is iBOT's own rule, so that blocks fit into small grids.
         num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3 % of the masks.

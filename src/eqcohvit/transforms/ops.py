@@ -1,10 +1,11 @@
 """Batched, differentiable image operations with explicit parameters.
 
-Images are float (N, C, H, W) in [0, 1]. Coordinates are normalised: x to the right, y down, [-1, 1] from edge to edge. A geometric
-operation is a 3 x 3 homogeneous matrix that maps output coordinates to input coordinates.
+Images are float (N, C, H, W) in [0, 1]. Coordinates are normalised: x to the right, y down, [-1, 1] from edge to edge.
+A geometric operation is a 3 x 3 homogeneous matrix that maps output coordinates to input coordinates.
 
-Resampling along the axes and blur are products with matrices of weights. Where a GPU may round their factors to TF32, as training allows
-it to, a result differs by up to 1e-3, a quarter of an 8-bit level; maps of coordinates are composed without such products.
+Resampling along the axes and blur are products with matrices of weights. Where a GPU may round their factors to TF32,
+as training allows it to, a result differs by up to 1e-3, a quarter of an 8-bit level; maps of coordinates are composed
+without such products.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ def affine(rows: list[list[torch.Tensor | float]], like: torch.Tensor) -> torch.
 
 
 def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """The matrix product of maps (..., 3, 3): `inner`, then `outer`. A GPU may round the factors of `@` to TF32, a tenth of a pixel."""
+    """The matrix product of maps (..., 3, 3): `inner`, then `outer`. A GPU may round the factors of `@` to TF32, a
+    tenth of a pixel."""
     return (outer.unsqueeze(-1) * inner.unsqueeze(-3)).sum(dim=-2)
 
 
 def constant(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
-    """Numbers as a tensor of the type and on the device of `like`; `like.new_tensor` would wait for all that a GPU has still to do."""
+    """Numbers as a tensor of the type and on the device of `like`; `like.new_tensor` would wait for all that a GPU has
+    still to do."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
@@ -41,11 +44,13 @@ def sampling_grid(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Where each output pixel reads the canvas: crop (B, V, 3, 3) after motion (B, V, 3, 3), both output -> input.
 
-    The motion acts on the cropped view, so `border` says what lies outside of that view: `"canvas"` the canvas itself, `"zeros"` nothing,
-    `"reflection"` the mirrored view. The crop is affine; with `projective=False` so is the motion, which saves the division.
+    The motion acts on the cropped view, so `border` says what lies outside of that view: `"canvas"` the canvas itself,
+    `"zeros"` nothing, `"reflection"` the mirrored view. The crop is affine; with `projective=False` so is the motion,
+    which saves the division.
 
     Returns:
-        grid (B, V, size, size, 2) in canvas coordinates, and for `"zeros"` the coverage (B, V, 1, size, size) in [0, 1], else None.
+        grid (B, V, size, size, 2) in canvas coordinates, and for `"zeros"` the coverage (B, V, 1, size, size) in [0,
+        1], else None.
     """
     if border not in BORDERS:
         raise ValueError(f"unknown border {border!r}; known: {', '.join(BORDERS)}")
@@ -63,8 +68,11 @@ def sampling_grid(
 
 
 def magnification(motion: torch.Tensor) -> torch.Tensor:
-    """By how much a motion (..., 3, 3), output -> input, enlarges what is in the middle of its view: the root of the area's factor."""
-    (xx, xy, x0), (yx, yy, y0), (ox, oy, _) = (row.unbind(dim=-1) for row in (motion / motion[..., 2:, 2:]).unbind(dim=-2))
+    """By how much a motion (..., 3, 3), output -> input, enlarges what is in the middle of its view: the root of the
+    area's factor."""
+    (xx, xy, x0), (yx, yy, y0), (ox, oy, _) = (
+        row.unbind(dim=-1) for row in (motion / motion[..., 2:, 2:]).unbind(dim=-2)
+    )
     jacobian = (xx - x0 * ox) * (yy - y0 * oy) - (xy - x0 * oy) * (yx - y0 * ox)
     return jacobian.abs().clamp_min(1e-6).rsqrt()
 
@@ -90,12 +98,19 @@ def _weigh(row: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def sample(images: torch.Tensor, grid: torch.Tensor, outside: str = "reflection") -> torch.Tensor:
-    """Read V views of each image by bilinear interpolation in one launch: (B, C, S, S), (B, V, H, W, 2) -> (B, V, C, H, W).
+    """Read V views of each image by bilinear interpolation in one launch: (B, C, S, S), (B, V, H, W, 2) -> (B, V, C, H,
+    W).
 
     Beyond the image its mirror image continues; with `outside="border"`, which is cheaper, the pixels of its border.
     """
     batch, views, height, width, _ = grid.shape
-    out = F.grid_sample(images, grid.reshape(batch, views * height, width, 2), mode="bilinear", padding_mode=outside, align_corners=False)
+    out = F.grid_sample(
+        images,
+        grid.reshape(batch, views * height, width, 2),
+        mode="bilinear",
+        padding_mode=outside,
+        align_corners=False,
+    )
     return out.unflatten(2, (views, height)).transpose(1, 2)
 
 
@@ -103,9 +118,11 @@ def sample(images: torch.Tensor, grid: torch.Tensor, outside: str = "reflection"
 
 
 class Filter(NamedTuple):
-    """What the outputs along one axis are made of, in groups: those of a group are weighted sums of neighbouring input pixels.
+    """What the outputs along one axis are made of, in groups: those of a group are weighted sums of neighbouring input
+    pixels.
 
-    first: int64 (B, G), index of the first pixel that a group reads. weights: (B, G, outputs of a group, pixels that it reads).
+    first: int64 (B, G), index of the first pixel that a group reads. weights: (B, G, outputs of a group, pixels that it
+        reads).
     """
 
     first: torch.Tensor
@@ -120,10 +137,11 @@ def bicubic_filter(
     bounds: tuple[float, float],
     sharpening: tuple[torch.Tensor, torch.Tensor],
 ) -> Filter:
-    """Weights of bicubic interpolation (a = -0.5), antialiased as Pillow's and torch's are, at any places along an axis.
+    """Weights of bicubic interpolation (a = -0.5), antialiased as Pillow's and torch's are, at any places along an
+    axis.
 
-    Where pixels outside of the limits would have a weight, the others share it. Sharpening (a, d) takes a times the second difference at
-    the distance d away, which undoes what another interpolation takes from the finest details.
+    Where pixels outside of the limits would have a weight, the others share it. Sharpening (a, d) takes a times the
+    second difference at the distance d away, which undoes what another interpolation takes from the finest details.
 
     Args:
         centers: (B, n) where the outputs lie, in pixels from the edge of the axis.
@@ -163,7 +181,8 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
 
 
 def apply_filter(images: torch.Tensor, axis_filter: Filter, number: int) -> torch.Tensor:
-    """Filter images (B, S, ...) of any type along S, by the filters (B * L, ...) of L views of each: float (B * L, number, ...)."""
+    """Filter images (B, S, ...) of any type along S, by the filters (B * L, ...) of L views of each: float (B * L,
+    number, ...)."""
     batch, num_pixels = images.shape[:2]
     first, weights = axis_filter
     views, groups, group, reads = len(weights) // batch, *weights.shape[1:]
@@ -187,8 +206,8 @@ def luminance(images: torch.Tensor) -> torch.Tensor:
     return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-# On a CPU torch vectorises an operation of two tensors when one of them is a number for each image, but not one of three such as `lerp`;
-# and what changes a tensor of our own in place moves half the memory.
+# On a CPU torch vectorises an operation of two tensors when one of them is a number for each image, but not one of
+# three such as `lerp`; and what changes a tensor of our own in place moves half the memory.
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -213,7 +232,8 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     value = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - least
-    # 0 where that channel is the largest, else 1; a product with it is far cheaper on a CPU than a choice by `torch.where`.
+    # 0 where that channel is the largest, else 1; a product with it is far cheaper on a CPU than a choice by
+    # `torch.where`.
     not_red, not_green = (value - red).sign_(), (value - green).sign_()
     of_green, of_blue = (blue - red).add_(chroma, alpha=2), (red - green).sub_(chroma, alpha=2)
     slope = torch.lerp(green - blue, torch.lerp(of_green, of_blue, not_green), not_red)
@@ -234,9 +254,11 @@ def solarize(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
 
 
 def adjust_color(images: torch.Tensor, factors: torch.Tensor, pivot: torch.Tensor | None = None) -> torch.Tensor:
-    """Brightness, contrast, saturation, hue, always in this order, by `factors` (N, 4): three factors about 1, and turns.
+    """Brightness, contrast, saturation, hue, always in this order, by `factors` (N, 4): three factors about 1, and
+    turns.
 
-    `pivot` (N,) is the luminance that contrast leaves unchanged, before the brightness; by default the images' own mean.
+    `pivot` (N,) is the luminance that contrast leaves unchanged, before the brightness; by default the images' own
+    mean.
     """
     brightness, contrast, saturation, hue = factors.unbind(dim=-1)
     pivot = luminance(images).mean(dim=(1, 2, 3)) if pivot is None else pivot
@@ -252,12 +274,13 @@ def jitter_color(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Brightness, contrast, saturation and hue of each image by `factors` (N, 4), in an order of its own.
 
-    All but the hue are blends of the image, its luminance and a number. Three of them before the hue and three after it serve every order;
-    those which an order does not use change nothing.
+    All but the hue are blends of the image, its luminance and a number. Three of them before the hue and three after it
+    serve every order; those which an order does not use change nothing.
 
     Args:
         order: int64 (N, 4), a permutation: 0 for brightness, 1 for contrast, 2 for saturation, 3 for hue.
-        pivots: (N, 6) luminances that the contrast leaves unchanged, one for each blend; by default the images' own means at that point.
+        pivots: (N, 6) luminances that the contrast leaves unchanged, one for each blend; by default the images' own
+            means at that point.
 
     Returns:
         The images and the pivots, so that further views of the same picture can share these.
@@ -285,16 +308,22 @@ def jitter_color(
 
 
 def _idle(neutral: torch.Tensor) -> bool:
-    """Whether a CPU may leave out an operation that is neutral for all images; a GPU would have to be waited for to know."""
+    """Whether a CPU may leave out an operation that is neutral for all images; a GPU would have to be waited for to
+    know."""
     return neutral.device.type == "cpu" and not torch.compiler.is_compiling() and bool(neutral.all())
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it is."""
+    """Blur by a Gaussian of standard deviation `sigma` (N,) in pixels, mirrored at the border; 0 leaves the image as it
+    is."""
     sigma = sigma.to(images.dtype)
     if _idle(sigma == 0):
         return images
-    blurred = _gaussian_weights(sigma, images.shape[-2]) @ images @ _gaussian_weights(sigma, images.shape[-1]).transpose(-1, -2)
+    blurred = (
+        _gaussian_weights(sigma, images.shape[-2])
+        @ images
+        @ _gaussian_weights(sigma, images.shape[-1]).transpose(-1, -2)
+    )
     return torch.where(_per_image(sigma) > 0, blurred, images)
 
 

@@ -1,7 +1,9 @@
-"""Transformation paths: what g is, drawn at random, and its state at the fraction t of the way (paper, section 3.2 and table of ranges).
+"""Transformation paths: what g is, drawn at random, and its state at the fraction t of the way (paper, section 3.2 and
+table of ranges).
 
-A `TransformationPath` is the distribution (which transformation, which ranges). `sample` draws one g per image from uniform numbers;
-`at(t)` is g with all parameters scaled by t: the identity at t = 0, g itself at t = 1, differentiable in t and in the parameters.
+A `TransformationPath` is the distribution (which transformation, which ranges). `sample` draws one g per image from
+uniform numbers; `at(t)` is g with all parameters scaled by t: the identity at t = 0, g itself at t = 1, differentiable
+in t and in the parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class Transformation:
     Args:
         matrix: (B, 3, 3), output -> input in normalised coordinates.
         color: (B, 4) brightness, contrast and saturation factors, hue in turns.
-        sigma: (B,) standard deviation of the blur, in pixels of a 224-pixel image: on a side of H pixels it is H / 224 times that.
+        sigma: (B,) standard deviation of the blur, in pixels of a 224-pixel image: on a side of H pixels it is H / 224
+            times that.
         projective: whether the last row of the matrix may be other than (0, 0, 1).
     """
 
@@ -36,7 +39,9 @@ class Transformation:
 
     def __getitem__(self, rows: slice) -> Transformation:
         parts = {name: getattr(self, name) for name in _PARTS}
-        return Transformation(**{name: part if part is None else part[rows] for name, part in parts.items()}, projective=self.projective)
+        return Transformation(
+            **{name: part if part is None else part[rows] for name, part in parts.items()}, projective=self.projective
+        )
 
     @staticmethod
     def stack(steps: list[Transformation]) -> Transformation:
@@ -57,7 +62,9 @@ class Transformation:
         if self.matrix is not None and other.matrix is not None:
             merged["matrix"] = compose(self.matrix, other.matrix)
         if self.color is not None and other.color is not None:
-            merged["color"] = torch.cat([self.color[:, :3] * other.color[:, :3], self.color[:, 3:] + other.color[:, 3:]], dim=-1)
+            merged["color"] = torch.cat(
+                [self.color[:, :3] * other.color[:, :3], self.color[:, 3:] + other.color[:, 3:]], dim=-1
+            )
         if self.sigma is not None and other.sigma is not None:
             merged["sigma"] = torch.hypot(self.sigma, other.sigma)
         return Transformation(**merged, projective=self.projective or other.projective)
@@ -215,7 +222,8 @@ def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class ColorJitter(TransformationPath):
-    """Brightness, contrast and saturation, by their factor minus 1, and hue in full turns; applied in this order, not in a random one."""
+    """Brightness, contrast and saturation, by their factor minus 1, and hue in full turns; applied in this order, not
+    in a random one."""
 
     name = "color_jitter"
     parameter_names = ("brightness", "contrast", "saturation", "hue")

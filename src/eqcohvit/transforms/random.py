@@ -1,7 +1,8 @@
 """Counter-based random numbers: each draw is a pure function of (seed, epoch, sample key, stream), on any device.
 
-Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011, doi 10.1145/2063384.2063405). Nothing is
-stored between draws, so views do not depend on workers, on the number of processes, or on where a run was interrupted.
+Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011, doi 10.1145/2063384.2063405).
+Nothing is stored between draws, so views do not depend on workers, on the number of processes, or on where a run was
+interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def philox(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, torch.Ten
     return c0, c1, c2, c3
 
 
-def uniforms(seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int | torch.Tensor, count: int) -> torch.Tensor:
+def uniforms(
+    seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int | torch.Tensor, count: int
+) -> torch.Tensor:
     """Uniform numbers in [0, 1), float32 of shape (B, count), for sample keys (B,) in epochs (B,), both int64.
 
     `stream`, a number or (B,), separates the draws of one sample: first view, second view, path ...

@@ -1,12 +1,14 @@
-"""The views of a training sample: sampled parameters first, then the rendering from the canvas (paper, sections 3.1 and 3.2).
+"""The views of a training sample: sampled parameters first, then the rendering from the canvas (paper, sections 3.1 and
+3.2).
 
     v1 = A1(I),  u = A2(I),  v2 = g(u),  targets u_k = g at k / (K + 1) of the way, applied to u,
     local crops of I,  masks of the patches of v1 and v2
 
-The canvas is the image at its own resolution (`eqcohvit.data.decode`). A view that does not move is the antialiased bicubic resize of its
-crop, as torchvision's `RandomResizedCrop` makes it. For the views that move, the crop of u and what lies around it is resized in the same
-way, but to twice as many points along each axis, and each state reads these by a single interpolation. Colour, blur and solarisation come
-after that, with the same parameters for all states of u, so that these differ by g alone.
+The canvas is the image at its own resolution (`eqcohvit.data.decode`). A view that does not move is the antialiased
+bicubic resize of its crop, as torchvision's `RandomResizedCrop` makes it. For the views that move, the crop of u and
+what lies around it is resized in the same way, but to twice as many points along each axis, and each state reads these
+by a single interpolation. Colour, blur and solarisation come after that, with the same parameters for all states of u,
+so that these differ by g alone.
 """
 
 from __future__ import annotations
@@ -44,13 +46,15 @@ _DRAWS = {  # uniform numbers of a view by what they decide, in this order
 NUM_DRAWS = sum(_DRAWS.values())
 _ORDERS = list(itertools.permutations(range(4)))
 
-# The resized region around u has this many points for each pixel of a view. Bilinear reading between points dampens the finest details of
-# the views by (1 + 2 a) - 2 a cos(w) on average, w their frequency, which a sharpening by a undoes. With pixels 0.21 points off the points'
-# centres, the view that does not turn is dampened by as much as those whose pixels lie anywhere between the points: p (1 - p) = 1 / 6.
+# The resized region around u has this many points for each pixel of a view. Bilinear reading between points dampens the
+# finest details of the views by (1 + 2 a) - 2 a cos(w) on average, w their frequency, which a sharpening by a undoes.
+# With pixels 0.21 points off the points' centres, the view that does not turn is dampened by as much as those whose
+# pixels lie anywhere between the points: p (1 - p) = 1 / 6.
 _DENSITY = 2
 _OFF_CENTRE = 0.5 - 0.2113
 _READING_LOSS = 0.1
-# The same for a canvas that is smaller than the image: its details are dampened twice, which matters least for the largest crops.
+# The same for a canvas that is smaller than the image: its details are dampened twice, which matters least for the
+# largest crops.
 _CANVAS_LOSS = 0.07
 _MIN_CANVAS = 1.5  # side of the canvas over that of the view, below which that loss would be too large to undo
 
@@ -104,7 +108,8 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
         replace(_USUAL, crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
         replace(_USUAL, crop_scale=(0.08, 1.0), color=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5),
     ),
-    # https://github.com/facebookresearch/vicreg, augmentations.py; arXiv:2105.04906, appendix C.1, has both views alike.
+    # https://github.com/facebookresearch/vicreg, augmentations.py; arXiv:2105.04906, appendix C.1, has both views
+    # alike.
     "vicreg": (
         replace(_USUAL, crop_scale=(0.08, 1.0), blur_probability=1.0),
         replace(_USUAL, crop_scale=(0.08, 1.0), blur_probability=0.1, solarize_probability=0.2),
@@ -116,8 +121,8 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
         replace(_USUAL, crop_scale=(0.25, 1.0), blur_probability=0.1, solarize_probability=0.2),
         replace(_USUAL, crop_scale=(0.05, 0.25), blur_probability=0.5),
     ),
-    # https://github.com/facebookresearch/dinov2, data/augmentations.py. It states 1.0 / 0.1 / 0.5 for the blur, but its GaussianBlur blurs
-    # with the complement of that probability, and the released checkpoints were trained so:
+    # https://github.com/facebookresearch/dinov2, data/augmentations.py. It states 1.0 / 0.1 / 0.5 for the blur, but its
+    # GaussianBlur blurs with the complement of that probability, and the released checkpoints were trained so:
     # https://github.com/facebookresearch/dinov3/pull/342, https://github.com/facebookresearch/dinov3/issues/286,
     # https://github.com/facebookresearch/dinov2/pull/411.
     "dinov2": (
@@ -138,8 +143,10 @@ AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
 class ViewParameters:
     """One view's drawn augmentation, of B images.
 
-    box: (B, 4), left, top, width and height of the crop in whole pixels of the original. flip: (B,) booleans, left and right exchanged.
-    color: (B, 4), factors of brightness, contrast and saturation, hue in turns. order: int64 (B, 4), of these (`ops.jitter_color`).
+    box: (B, 4), left, top, width and height of the crop in whole pixels of the original. flip: (B,) booleans, left and
+        right exchanged.
+    color: (B, 4), factors of brightness, contrast and saturation, hue in turns. order: int64 (B, 4), of these
+        (`ops.jitter_color`).
     grey: (B,) booleans. sigma: (B,) of the blur in pixels of the view. solarize: (B,) booleans.
     """
 
@@ -159,9 +166,11 @@ class ViewParameters:
 class Views:
     """Rendered views in the encoder's normalised pixels.
 
-    first, end: (B, 3, H, H) the global views v1 and v2. intermediates: (B, K, 3, H, H) targets u_1 .. u_K, with v2 as one more where the
-    final state is a target too, or None where not asked for. parameters: (B, P) of the transformation g, in its path's units.
-    local: (B, L, 3, h, h) local crops, or None. masks: (B, 2, N) booleans, true where a patch of v1, v2 is hidden, or None.
+    first, end: (B, 3, H, H) the global views v1 and v2. intermediates: (B, K, 3, H, H) targets u_1 .. u_K, with v2 as
+    one more where the final state is a target too, or None where not asked for. parameters: (B, P) of the
+    transformation g, in its path's units.
+    local: (B, L, 3, h, h) local crops, or None. masks: (B, 2, N) booleans, true where a patch of v1, v2 is hidden, or
+        None.
     """
 
     first: torch.Tensor
@@ -181,7 +190,8 @@ class MultiCrop:
 
 
 def training_canvas_size(augmentation: str, image_size: int, local_crops: MultiCrop | None = None) -> int:
-    """Side in pixels of the canvas in which the smallest crops of square images have as many pixels as their views; a multiple of 8."""
+    """Side in pixels of the canvas in which the smallest crops of square images have as many pixels as their views; a
+    multiple of 8."""
     *global_views, local_view = AUGMENTATIONS[augmentation]
     views = [(view, image_size) for view in global_views]
     if local_crops:
@@ -196,7 +206,8 @@ def training_canvas_size(augmentation: str, image_size: int, local_crops: MultiC
 def random_resized_crop(
     draws: dict[str, torch.Tensor], sizes: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> torch.Tensor:
-    """Crops as torchvision's `RandomResizedCrop` draws them: the first of 10 that fits, else the largest one within the ratio limits.
+    """Crops as torchvision's `RandomResizedCrop` draws them: the first of 10 that fits, else the largest one within the
+    ratio limits.
 
     Args:
         draws: uniform numbers, `area` and `ratio` (B, 10), `place` (B, 2).
@@ -215,8 +226,12 @@ def random_resized_crop(
     fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
     chosen = fits.long().argmax(dim=1, keepdim=True)  # the first one
     any_fits = fits.any(dim=1)
-    crop_width = torch.where(any_fits, widths.gather(1, chosen)[:, 0], torch.minimum(width, (height * ratio[1]).round()))
-    crop_height = torch.where(any_fits, heights.gather(1, chosen)[:, 0], torch.minimum(height, (width / ratio[0]).round()))
+    crop_width = torch.where(
+        any_fits, widths.gather(1, chosen)[:, 0], torch.minimum(width, (height * ratio[1]).round())
+    )
+    crop_height = torch.where(
+        any_fits, heights.gather(1, chosen)[:, 0], torch.minimum(height, (width / ratio[0]).round())
+    )
     crop_width, crop_height = crop_width.clamp_min(1), crop_height.clamp_min(1)
     place = draws["place"]
     left = torch.where(any_fits, place[:, 0] * (width - crop_width + 1), (width - crop_width) / 2).floor()
@@ -226,7 +241,9 @@ def random_resized_crop(
     return torch.stack([left, top, crop_width, crop_height], dim=-1)
 
 
-def sample_view(augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Tensor, image_size: int) -> ViewParameters:
+def sample_view(
+    augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Tensor, image_size: int
+) -> ViewParameters:
     """Uniform draws (B, 33) and original sizes (B, 2) = (height, width) in pixels -> one view's parameters."""
     a = augmentation
     draw = dict(zip(_DRAWS, draws.split(list(_DRAWS.values()), dim=-1), strict=True))
@@ -238,7 +255,9 @@ def sample_view(augmentation: Augmentation, draws: torch.Tensor, sizes: torch.Te
     change = (2 * draw["color"] - 1) * ops.constant(a.color, draws) * (draw["is_colored"] < a.color_probability)
     color = torch.cat([(1 + change[:, :3]).clamp_min(0), change[:, 3:]], dim=-1)
     order = ops.constant(_ORDERS, sizes)[(draw["order"][:, 0] * len(_ORDERS)).long()]
-    sigma = _between(a.blur_sigma, draw["sigma"]) * (draw["is_blurred"] < a.blur_probability) * (image_size / SIGMA_SIZE)
+    sigma = (
+        _between(a.blur_sigma, draw["sigma"]) * (draw["is_blurred"] < a.blur_probability) * (image_size / SIGMA_SIZE)
+    )
     return ViewParameters(
         box=box,
         flip=draw["flip"][:, 0] < a.flip_probability,
@@ -266,9 +285,10 @@ class ViewRenderer:
         path: the transformation path of the second view.
         image_size: side H of the global views in pixels.
         num_intermediates: K.
-        augmentation: a key of `AUGMENTATIONS`; `"path_only"` leaves v1 = I and u = I (the paper's "rot"), the others are its "all".
-        border: what lies outside a moved view: `"canvas"` (the photograph goes on, and beyond its edge its mirror image), `"zeros"`
-            (black), `"reflection"`.
+        augmentation: a key of `AUGMENTATIONS`; `"path_only"` leaves v1 = I and u = I (the paper's "rot"), the others
+            are its "all".
+        border: what lies outside a moved view: `"canvas"` (the photograph goes on, and beyond its edge its mirror
+            image), `"zeros"` (black), `"reflection"`.
         include_final: whether v2 is a target as well, after u_K (the paper's "2 + final").
         local_crops: number and size of the local crops; None for none.
         masking: how the patches of both global views are masked; None for not at all.
@@ -306,13 +326,19 @@ class ViewRenderer:
         self.local_crops, self.masking, self.patch_size = local_crops, masking, patch_size
         *self.augmentations, self.local_augmentation = AUGMENTATIONS[augmentation]
         self.mean, self.std = mean, std
-        self._normalization = (1 / torch.tensor(std)[:, None, None], (torch.tensor(mean) / torch.tensor(std))[:, None, None])
+        self._normalization = (
+            1 / torch.tensor(std)[:, None, None],
+            (torch.tensor(mean) / torch.tensor(std))[:, None, None],
+        )
         reach = path_reach(path) if border == "canvas" else 1.0
         self._num_points = 2 * math.ceil(reach * image_size * _DENSITY / 2 + _MARGIN)  # of the region along each axis
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the rendering by `torch.compile`, in place; the random numbers stay outside of it."""
-        self._render, self._render_local = torch.compile(self._render, **kwargs), torch.compile(self._render_local, **kwargs)
+        self._render, self._render_local = (
+            torch.compile(self._render, **kwargs),
+            torch.compile(self._render_local, **kwargs),
+        )
 
     @property
     def target_fractions(self) -> list[float]:
@@ -322,9 +348,12 @@ class ViewRenderer:
     def sample(
         self, epochs: torch.Tensor, keys: torch.Tensor, sizes: torch.Tensor
     ) -> tuple[ViewParameters, ViewParameters, SampledPath]:
-        """Parameters of the first view, of the second view's base, and of the path, for sample keys (B,) in epochs (B,)."""
+        """Parameters of the first view, of the second view's base, and of the path, for sample keys (B,) in epochs
+        (B,)."""
         draws = self._draw(epochs, keys, [_FIRST, _SECOND, _PATH], max(NUM_DRAWS, self.path.num_parameters))
-        first, second = (sample_view(a, draws[:, i, :NUM_DRAWS], sizes, self.image_size) for i, a in enumerate(self.augmentations))
+        first, second = (
+            sample_view(a, draws[:, i, :NUM_DRAWS], sizes, self.image_size) for i, a in enumerate(self.augmentations)
+        )
         return first, second, self.path.sample(draws[:, 2, : self.path.num_parameters])
 
     def sample_local(self, epochs: torch.Tensor, keys: torch.Tensor, sizes: torch.Tensor) -> ViewParameters:
@@ -332,7 +361,9 @@ class ViewRenderer:
         assert self.local_crops is not None
         number = self.local_crops.number
         draws = self._draw(epochs, keys, list(range(_LOCAL, _LOCAL + number)), NUM_DRAWS)
-        return sample_view(self.local_augmentation, draws.flatten(0, 1), sizes.repeat_interleave(number, dim=0), self.image_size)
+        return sample_view(
+            self.local_augmentation, draws.flatten(0, 1), sizes.repeat_interleave(number, dim=0), self.image_size
+        )
 
     def _draw(self, epochs: torch.Tensor, keys: torch.Tensor, streams: list[int], count: int) -> torch.Tensor:
         """Uniform numbers (B, streams, count), in one go: on a GPU their cost is the number of launches."""
@@ -343,7 +374,12 @@ class ViewRenderer:
 
     @torch.no_grad()
     def __call__(
-        self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor, with_intermediates: bool = True
+        self,
+        canvases: torch.Tensor,
+        sizes: torch.Tensor,
+        epochs: torch.Tensor,
+        keys: torch.Tensor,
+        with_intermediates: bool = True,
     ) -> Views:
         """uint8 canvases (B, 3, S, S), sizes (B, 2), epochs (B,), sample keys (B,), all on one device -> views."""
         first, second, path = self.sample(epochs, keys, sizes)
@@ -360,10 +396,14 @@ class ViewRenderer:
             intermediates=states[:, : len(self.target_fractions)] if with_intermediates else None,
             parameters=path.parameters,
             local=self._local(canvases, sizes, epochs, keys) if self.local_crops else None,
-            masks=self.masking.sample(self.seed, epochs, keys, _MASKS, self.image_size // self.patch_size) if self.masking else None,
+            masks=self.masking.sample(self.seed, epochs, keys, _MASKS, self.image_size // self.patch_size)
+            if self.masking
+            else None,
         )
 
-    def _local(self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def _local(
+        self, canvases: torch.Tensor, sizes: torch.Tensor, epochs: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S) -> local crops (B, L, 3, h, h)."""
         assert self.local_crops is not None
         number = self.local_crops.number
@@ -377,19 +417,29 @@ class ViewRenderer:
     def _render_local(self, canvases: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S), parameters (B * L, ...) -> local crops (B * L, 3, h, h)."""
         assert self.local_crops is not None
-        crops = _resized_crop(_lines(canvases), sizes.repeat_interleave(self.local_crops.number, dim=0), drawn, self.local_crops.size)
+        crops = _resized_crop(
+            _lines(canvases), sizes.repeat_interleave(self.local_crops.number, dim=0), drawn, self.local_crops.size
+        )
         return self.normalize(_recolor(crops, self.local_augmentation, drawn, drawn.sigma)[0])
 
     def _render(
-        self, canvases: torch.Tensor, sizes: torch.Tensor, first: ViewParameters, second: ViewParameters, moves: Transformation
+        self,
+        canvases: torch.Tensor,
+        sizes: torch.Tensor,
+        first: ViewParameters,
+        second: ViewParameters,
+        moves: Transformation,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 canvases (B, 3, S, S), moves (B, V, ...) -> the first view (B, 3, H, H) and the second's states (B, V, 3, H, H)."""
+        """uint8 canvases (B, 3, S, S), moves (B, V, ...) -> the first view (B, 3, H, H) and the second's states (B, V,
+        3, H, H)."""
         lines = _lines(canvases)
         images = _resized_crop(lines, sizes, first, self.image_size)
         images, _ = _recolor(images, self.augmentations[0], first, first.sigma)
         return self.normalize(images), self._states(lines, sizes, second, moves)
 
-    def _states(self, lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, moves: Transformation) -> torch.Tensor:
+    def _states(
+        self, lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, moves: Transformation
+    ) -> torch.Tensor:
         """uint8 canvases (B, S, 3, S), states of the path (B, V, ...) -> normalised states of u (B, V, 3, H, H)."""
         number = moves.num_states
         sigma = drawn.sigma[:, None].expand(-1, number)
@@ -402,7 +452,8 @@ class ViewRenderer:
             proxy, states, coverage = self._read(region, moves)
             sigma = sigma * ops.magnification(moves.matrix)
         states = states.flatten(0, 1)
-        # The contrast's pivots are those of u for all its states, which else would show how much of u has left the view.
+        # The contrast's pivots are those of u for all its states, which else would show how much of u has left the
+        # view.
         augmentation, pivots, pivot = self.augmentations[1], None, None
         if augmentation.recolors or moves.color is not None:
             proxy, pivots = _recolor(proxy, augmentation, drawn, drawn.sigma * (proxy.shape[-1] / self.image_size))
@@ -418,16 +469,23 @@ class ViewRenderer:
             states = states * coverage.flatten(0, 1)
         return self.normalize(states).unflatten(0, (-1, number))
 
-    def _read(self, region: torch.Tensor, moves: Transformation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Region around u (B, 3, n, n) -> small u (B, 3, h, h), states (B, V, 3, H, H), their coverage (B, V, 1, H, H) or None."""
+    def _read(
+        self, region: torch.Tensor, moves: Transformation
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Region around u (B, 3, n, n) -> small u (B, 3, h, h), states (B, V, 3, H, H), their coverage (B, V, 1, H, H)
+        or None."""
         assert moves.matrix is not None
         scale = _DENSITY * self.image_size / self._num_points
         shift = -2 * _OFF_CENTRE / self._num_points
         from_view = ops.constant([[scale, 0, shift], [0, scale, shift], [0, 0, 1]], moves.matrix)
         still = torch.eye(3, device=region.device).expand(len(region), 1, 3, 3)
-        grid, _ = ops.sampling_grid(from_view.expand_as(still), still, min(self.image_size, _PROXY_SIZE), "canvas", projective=False)
+        grid, _ = ops.sampling_grid(
+            from_view.expand_as(still), still, min(self.image_size, _PROXY_SIZE), "canvas", projective=False
+        )
         proxy = ops.sample(region, grid, "border").squeeze(1)
-        grid, coverage = ops.sampling_grid(from_view.expand_as(moves.matrix), moves.matrix, self.image_size, self.border, moves.projective)
+        grid, coverage = ops.sampling_grid(
+            from_view.expand_as(moves.matrix), moves.matrix, self.image_size, self.border, moves.projective
+        )
         return proxy.clamp(0, 1), ops.sample(region, grid, "border").clamp(0, 1), coverage
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -439,7 +497,8 @@ class ViewRenderer:
 def path_reach(path: TransformationPath) -> float:
     """How far from its middle the views of a path read u, in halves of its side: 1 where nothing moves; at most 3.
 
-    The parameters' extremes decide, at any fraction of the way; a path of many parameters has too many corners for all to be tried.
+    The parameters' extremes decide, at any fraction of the way; a path of many parameters has too many corners for all
+    to be tried.
     """
     corners = torch.rand(4096, path.num_parameters, generator=torch.Generator().manual_seed(0)).round()
     drawn = path.sample(corners)
@@ -462,7 +521,8 @@ def _lines(canvases: torch.Tensor) -> torch.Tensor:
 
 
 def _resized_crop(lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, size: int) -> torch.Tensor:
-    """uint8 canvases (B, S, 3, S), sizes (B * L, 2) and L views of each -> their crops (B * L, 3, size, size) in [0, 1]."""
+    """uint8 canvases (B, S, 3, S), sizes (B * L, 2) and L views of each -> their crops (B * L, 3, size, size) in [0,
+    1]."""
     num_pixels = lines.shape[1]
     filters = []
     for begin, length, content, is_reduced, sign in _axes(sizes, drawn, num_pixels):
@@ -476,27 +536,37 @@ def _resized_crop(lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameter
     return _filtered(lines, filters, size).contiguous()
 
 
-def _resized_region(lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, size: int, num_points: int) -> torch.Tensor:
-    """uint8 canvases (B, S, 3, S) -> the crops and what is around them, (B, 3, n, n) in [0, 1], with the detail of views of `size` pixels.
+def _resized_region(
+    lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, size: int, num_points: int
+) -> torch.Tensor:
+    """uint8 canvases (B, S, 3, S) -> the crops and what is around them, (B, 3, n, n) in [0, 1], with the detail of
+    views of `size` pixels.
 
-    Point i is where a view has the coordinate (2 i + 1 - n) / n of the region; beyond the image its mirror image goes on.
+    Point i is where a view has the coordinate (2 i + 1 - n) / n of the region; beyond the image its mirror image goes
+    on.
     """
     num_pixels = lines.shape[1]
-    places = (torch.arange(num_points, device=lines.device) + (0.5 - num_points / 2 + _OFF_CENTRE)) * (2 / (size * _DENSITY))
+    places = (torch.arange(num_points, device=lines.device) + (0.5 - num_points / 2 + _OFF_CENTRE)) * (
+        2 / (size * _DENSITY)
+    )
     filters = []
     for begin, length, content, is_reduced, sign in _axes(sizes, drawn, num_pixels):
         centers = torch.remainder(_on_axis(begin, length, sign, places), 2 * content[:, None])
         centers = content[:, None] - (centers - content[:, None]).abs()
         width = (length / size).clamp_min(1)
-        # 3 for the one: the second difference at half the distance is a quarter as large for wide details, half for the finest.
+        # 3 for the one: the second difference at half the distance is a quarter as large for wide details, half for the
+        # finest.
         sharpening = (_READING_LOSS + 3 * _CANVAS_LOSS / width**2 * is_reduced, length / (size * _DENSITY))
         bounds = (num_pixels / (size * _DENSITY), max(num_pixels / size, 1))
-        filters.append(ops.bicubic_filter(centers, width, (torch.zeros_like(content), content), num_pixels, bounds, sharpening))
+        filters.append(
+            ops.bicubic_filter(centers, width, (torch.zeros_like(content), content), num_pixels, bounds, sharpening)
+        )
     return _filtered(lines, filters, num_points)
 
 
 def _axes(sizes: torch.Tensor, drawn: ViewParameters, num_pixels: int) -> list[tuple[torch.Tensor, ...]]:
-    """For y and x: begin and length of the crops and of the content in pixels of the canvas, whether it is reduced, the flip's sign."""
+    """For y and x: begin and length of the crops and of the content in pixels of the canvas, whether it is reduced, the
+    flip's sign."""
     original = sizes.to(drawn.box.dtype)
     content = original.clamp_max(num_pixels)
     box = drawn.box * (content / original)[:, [1, 0, 1, 0]]
@@ -520,14 +590,19 @@ def _on_axis(begin: torch.Tensor, length: torch.Tensor, sign: torch.Tensor, plac
 
 
 def _filtered(lines: torch.Tensor, filters: list[ops.Filter], size: int) -> torch.Tensor:
-    """uint8 canvases (B, S, 3, S), filters along y and x for N views -> (N, 3, size, size), in [0, 1] but for overshoots."""
+    """uint8 canvases (B, S, 3, S), filters along y and x for N views -> (N, 3, size, size), in [0, 1] but for
+    overshoots."""
     along_y = ops.apply_filter(lines, filters[0], size)  # (N, size, 3, S)
     both = ops.apply_filter(along_y.permute(0, 3, 2, 1), filters[1], size)  # (N, size of x, 3, size of y)
     return both.permute(0, 2, 3, 1) / 255
 
 
 def _recolor(
-    images: torch.Tensor, augmentation: Augmentation, drawn: ViewParameters, sigma: torch.Tensor, pivots: torch.Tensor | None = None
+    images: torch.Tensor,
+    augmentation: Augmentation,
+    drawn: ViewParameters,
+    sigma: torch.Tensor,
+    pivots: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Colour, blur and solarisation of images (N, 3, h, w), and the pivots (N, 6) of the contrast (`ops.jitter_color`).
 

@@ -21,7 +21,9 @@ def make_rows(**columns):
         if isinstance(values[0], np.ndarray):
             columns[name] = [png(value) for value in values]
             features[name] = datasets.Image(decode=False)
-    inferred = datasets.Dataset.from_dict({name: values for name, values in columns.items() if name not in features}).features
+    inferred = datasets.Dataset.from_dict(
+        {name: values for name, values in columns.items() if name not in features}
+    ).features
     return datasets.Dataset.from_dict(columns, features=datasets.Features({**inferred, **features}))
 
 

@@ -77,7 +77,11 @@ def test_head_learns_and_is_scored_at_the_size_of_the_reference(encoder_folder):
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"depth_map": [np.zeros((4, 6), np.uint8)]}, {}, r"row 0: the depth map is empty: no pixel has a depth in \(0, 2\]"),
+        (
+            {"depth_map": [np.zeros((4, 6), np.uint8)]},
+            {},
+            r"row 0: the depth map is empty: no pixel has a depth in \(0, 2\]",
+        ),
         ({"depth_map": [np.full((4, 6, 3), 9, np.uint8)]}, {}, "single-channel depth images"),
         ({"depth_map": [[[1.0, 2.0], [3.0]]]}, {}, r"single-channel depth images or \(height, width\) numbers"),
         ({"heights": [np.zeros((4, 6), np.uint8)]}, {}, "no column depth_map or depth or annotation for the depth"),

@@ -26,7 +26,8 @@ def object_rows(all_boxes, all_classes, names=("a", "b")):
     cells = [png(scene([list(map(int, box)) for box in boxes])) for boxes in all_boxes]
     objects = [{"bbox": boxes, "category": classes} for boxes, classes in zip(all_boxes, all_classes, strict=True)]
     return datasets.Dataset.from_dict(
-        {"image": cells, "objects": objects}, features=datasets.Features({"image": datasets.Image(decode=False), "objects": features})
+        {"image": cells, "objects": objects},
+        features=datasets.Features({"image": datasets.Image(decode=False), "objects": features}),
     )
 
 
@@ -45,8 +46,12 @@ def test_average_precision_by_hand():
     assert average_precision(IMAGES, truth, perfect, 1) == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1})
     # Width 14 of 20: IoU 0.7, right at the five thresholds .50 to .70 ...
     narrow = [box(1, 10, 10, 14, 20, score=0.9), box(2, 50, 50, 14, 20, score=0.8)]
-    assert average_precision(IMAGES, truth, narrow, 1)["AP50"] == 1 and average_precision(IMAGES, truth, narrow, 1)["AP75"] == 0
-    # One of two found: precision 1 up to recall 0.5, 51 of the 101 points. A false one with a lower score changes nothing ...
+    assert (
+        average_precision(IMAGES, truth, narrow, 1)["AP50"] == 1
+        and average_precision(IMAGES, truth, narrow, 1)["AP75"] == 0
+    )
+    # One of two found: precision 1 up to recall 0.5, 51 of the 101 points. A false one with a lower score changes
+    # nothing ...
     one = [perfect[0], box(2, 0, 0, 5, 5, score=0.1)]
     assert average_precision(IMAGES, truth, one, 1) == pytest.approx(dict.fromkeys(("AP", "AP50", "AP75"), 51 / 101))
     # ... and one with a higher score halves the precision.
@@ -72,7 +77,9 @@ def test_true_boxes_score_one_and_come_back_in_pixels(encoder, rows):
     score = task.start_score()
     for index in range(len(rows)):
         sample = task.test_sample(rows[index], index)
-        score.add({"boxes": sample["boxes"], "classes": sample["classes"], "scores": np.ones(len(sample["boxes"]))}, sample)
+        score.add(
+            {"boxes": sample["boxes"], "classes": sample["classes"], "scores": np.ones(len(sample["boxes"]))}, sample
+        )
     assert score.result() == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1})
 
 
@@ -87,7 +94,9 @@ def test_detector_learns_with_an_empty_image_in_the_batch(encoder, rows):
     values, pictures = evaluate_task(task, model, rows)
     assert set(values) == {"AP", "AP50", "AP75"} and pictures[0][1].size == (64, 48)
     with torch.no_grad():
-        prediction = task.predict(model, batch["pixel_values"], [task.test_sample(row, i) for i, row in enumerate(rows)])[0]
+        prediction = task.predict(
+            model, batch["pixel_values"], [task.test_sample(row, i) for i, row in enumerate(rows)]
+        )[0]
     assert (np.diff(prediction["scores"]) <= 0).all() and prediction["boxes"].shape[1] == 4
 
 
@@ -114,7 +123,9 @@ def test_a_row_without_objects_and_a_box_outside_of_its_image_are_said_in_one_li
     with pytest.raises(ValueError, match="column objects is empty; an image without objects has empty lists"):
         task.read_target({**rows[0], "objects": None})
     outside = {**rows[0], "objects": {"bbox": [[64.0, 1.0, 5.0, 5.0]], "category": [0]}}
-    with pytest.raises(ValueError, match=r"the box \[64.0, 1.0, 5.0, 5.0\] lies outside of its image of 64 x 48 pixels"):
+    with pytest.raises(
+        ValueError, match=r"the box \[64.0, 1.0, 5.0, 5.0\] lies outside of its image of 64 x 48 pixels"
+    ):
         task.test_sample(outside, 0)
 
 

@@ -6,7 +6,13 @@ from tests.evaluation.dense.dense_tools import fit, make_rows
 
 from eqcohvit.evaluation.dense.backbones import EncoderFolder
 from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.homography import CORNERS, MAX_DISPLACEMENT, Homography, cut_pair, homography_from_corners
+from eqcohvit.evaluation.dense.homography import (
+    CORNERS,
+    MAX_DISPLACEMENT,
+    Homography,
+    cut_pair,
+    homography_from_corners,
+)
 from eqcohvit.evaluation.metrics.corner_error.corners import corner_error
 
 
@@ -39,13 +45,16 @@ def test_homography_maps_the_corners():
 
 
 def test_patches_show_what_the_displacements_say():
-    """On an image whose colours are its coordinates, the second patch reads the coordinates of the displaced corners."""
+    """On an image whose colours are its coordinates, the second patch reads the coordinates of the displaced
+    corners."""
     y, x = np.mgrid[0:240, 0:320]
     image = Image.fromarray(np.stack([x * 0.75, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
     place, displacements = np.array([100, 60]), np.array([[-30.0, -20], [25, -32], [10, 30], [-5, 12]])
     first, second = (np.asarray(patch).astype(float) for patch in cut_pair(image, place, displacements))
     for patch, moved in ((first, np.zeros((4, 2))), (second, displacements)):
-        for (column, row), target in zip(((0, 0), (127, 0), (127, 127), (0, 127)), CORNERS + place + moved, strict=True):
+        for (column, row), target in zip(
+            ((0, 0), (127, 0), (127, 127), (0, 127)), CORNERS + place + moved, strict=True
+        ):
             seen = patch[row, column, :2] / (0.75, 1)
             np.testing.assert_allclose(seen, target, atol=2.5)  # centres of the corner pixels, and rounded colours
     np.testing.assert_array_equal(first, np.asarray(image)[60:188, 100:228])
@@ -69,7 +78,10 @@ def test_true_displacements_have_no_error(task, rows):
 
 def test_test_pairs_are_fixed_and_training_pairs_are_not(task, rows):
     one, again = (task.test_sample(rows[1], 1) for _ in range(2))
-    assert torch.equal(one["pixel_values"], again["pixel_values"]) and (one["displacements"] == again["displacements"]).all()
+    assert (
+        torch.equal(one["pixel_values"], again["pixel_values"])
+        and (one["displacements"] == again["displacements"]).all()
+    )
     first, other = (task.train_sample(rows[1], np.random.default_rng(seed)) for seed in (0, 1))
     assert not torch.equal(first["targets"], other["targets"])
     assert np.abs(one["displacements"]).max() <= MAX_DISPLACEMENT and first["targets"].abs().max() <= 1

@@ -23,7 +23,9 @@ def instance_rows(*scenes):
     return make_rows(image=list(images), annotation=list(annotations))
 
 
-ROWS = instance_rows(annotated([(10, 8, 20, 16, 0), (40, 20, 12, 20, 1)], numbers=(3, 7)), annotated([]), annotated([(4, 28, 30, 12, 0)]))
+ROWS = instance_rows(
+    annotated([(10, 8, 20, 16, 0), (40, 20, 12, 20, 1)], numbers=(3, 7)), annotated([]), annotated([(4, 28, 30, 12, 0)])
+)
 
 
 def make_task(encoder, rows=ROWS, **options):
@@ -33,7 +35,11 @@ def make_task(encoder, rows=ROWS, **options):
 def test_instances_are_counted_from_one_with_their_classes(encoder):
     instances, classes = make_task(encoder).read_target(ROWS[0])
     assert classes.tolist() == [0, 1] and instances.shape == (48, 64)
-    assert (instances == 1).sum() == 20 * 16 and (instances[20:40, 40:52] == 2).all() and (instances > 0).sum() == 20 * 16 + 12 * 20
+    assert (
+        (instances == 1).sum() == 20 * 16
+        and (instances[20:40, 40:52] == 2).all()
+        and (instances > 0).sum() == 20 * 16 + 12 * 20
+    )
     reduced = instance_rows(annotated([(4, 4, 8, 8, 2)]))
     assert make_task(encoder, reduced, reduce_labels=True).read_target(reduced[0])[1].tolist() == [1]
 
@@ -54,11 +60,21 @@ def test_true_masks_score_one_and_cut_ones_by_hand(encoder):
         sample = task.test_sample(ROWS[index], index)
         masks = [(sample["instances"] == number) for number in range(1, len(sample["classes"]) + 1)]
         for score, last in ((whole, 48), (cut, 36)):
-            drawn = [coco_masks.encode(np.asfortranarray(mask & (np.arange(48)[:, None] < last), dtype=np.uint8)) for mask in masks]
-            score.add({"masks": drawn, "classes": sample["classes"], "scores": np.array([0.9, 0.8])[: len(masks)] - index / 10}, sample)
+            drawn = [
+                coco_masks.encode(np.asfortranarray(mask & (np.arange(48)[:, None] < last), dtype=np.uint8))
+                for mask in masks
+            ]
+            score.add(
+                {
+                    "masks": drawn,
+                    "classes": sample["classes"],
+                    "scores": np.array([0.9, 0.8])[: len(masks)] - index / 10,
+                },
+                sample,
+            )
     assert whole.result() == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1})
-    # Without the rows from 36 on the three are left whole (class 0), to 16 of 20 rows (class 1), and to 8 of 12 (class 0). At IoU .75 one
-    # of the two of class 0 is found: precision 1 at 51 of the 101 points of recall.
+    # Without the rows from 36 on the three are left whole (class 0), to 16 of 20 rows (class 1), and to 8 of 12 (class
+    # 0). At IoU .75 one of the two of class 0 is found: precision 1 at 51 of the 101 points of recall.
     assert cut.result()["AP50"] == pytest.approx(1) and cut.result()["AP75"] == pytest.approx((51 / 101 + 1) / 2)
 
 
@@ -75,7 +91,9 @@ def test_model_learns_with_an_empty_image_in_the_batch(encoder):
     samples = [task.test_sample(ROWS[i], i) for i in range(3)]
     with torch.no_grad():
         found = task.predict(model, batch["pixel_values"], samples)[0]
-    assert (np.diff(found["scores"]) <= 0).all() and len(found["masks"]) == len(found["classes"]) == len(found["scores"])
+    assert (np.diff(found["scores"]) <= 0).all() and len(found["masks"]) == len(found["classes"]) == len(
+        found["scores"]
+    )
     assert coco_masks.decode(found["masks"]).shape[:2] == (48, 64)
 
 
@@ -94,13 +112,29 @@ def test_sprites_are_four_scenes_with_their_masks(encoder):
 @pytest.mark.parametrize(
     ("scenes", "options", "message"),
     [
-        ([annotated([(4, 4, 8, 8, 2)])], {}, "train row 0: an instance has the class 2, expected 0 .. 1; see --num_labels"),
+        (
+            [annotated([(4, 4, 8, 8, 2)])],
+            {},
+            "train row 0: an instance has the class 2, expected 0 .. 1; see --num_labels",
+        ),
         ([annotated([(4, 4, 8, 8, 0)])], {"reduce_labels": True}, "an instance has the class 0, expected 1 .. 2"),
-        ([annotated([(4, 4, 8, 8, 0), (20, 4, 8, 8, 1)], numbers=(1, 1))], {}, "instance 1 of column annotation has the classes 0 and 1"),
+        (
+            [annotated([(4, 4, 8, 8, 0), (20, 4, 8, 8, 1)], numbers=(1, 1))],
+            {},
+            "instance 1 of column annotation has the classes 0 and 1",
+        ),
         ([annotated([])], {}, "the train rows are empty: not one of 1 images has an instance"),
-        ([(annotated([])[0], np.zeros((48, 64), np.uint8))], {}, "hold RGB images, red the class, green the instance, got one of mode L"),
+        (
+            [(annotated([])[0], np.zeros((48, 64), np.uint8))],
+            {},
+            "hold RGB images, red the class, green the instance, got one of mode L",
+        ),
         ([annotated([])], {"num_labels": None}, "instance segmentation needs --num_labels"),
-        ([annotated([])], {"target_column": "masks"}, "no column masks for the annotations; its columns: image, annotation"),
+        (
+            [annotated([])],
+            {"target_column": "masks"},
+            "no column masks for the annotations; its columns: image, annotation",
+        ),
         ([annotated([])], {"image_size": 40}, "image_size of instance_segmentation must be a multiple of 32"),
     ],
 )

@@ -47,21 +47,25 @@ def test_oks_precision_by_hand():
 
     def precision(*distances):
         found = [
-            {"image_id": i + 1, "category_id": 0, "keypoints": [50.0 + d, 50.0, 1], "score": 1.0 - i / 2} for i, d in enumerate(distances)
+            {"image_id": i + 1, "category_id": 0, "keypoints": [50.0 + d, 50.0, 1], "score": 1.0 - i / 2}
+            for i, d in enumerate(distances)
         ]
         return average_precision(images, truth, found, 1, "keypoints")
 
     assert precision(0.0, 0.0) == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1})
     distance = np.sqrt(-2 * np.log(0.72))  # OKS 0.72: right at the thresholds .50 to .70, five of ten
     assert precision(distance, distance) == pytest.approx({"AP": 0.5, "AP50": 1, "AP75": 0})
-    # The first one is right at each threshold, the second at none: precision 1 up to recall 0.5, which is 51 of 101 points.
+    # The first one is right at each threshold, the second at none: precision 1 up to recall 0.5, which is 51 of 101
+    # points.
     assert precision(0.0, 50.0) == pytest.approx({"AP": 51 / 101, "AP50": 51 / 101, "AP75": 51 / 101})
 
 
 def test_score_of_a_prediction_does_not_know_what_is_labelled(encoder_folder, rows):
-    """Two boxes of area 400 and one of two points labelled in each; the heights of the others make the wrong prediction the surer one.
+    """Two boxes of area 400 and one of two points labelled in each; the heights of the others make the wrong prediction
+    the surer one.
 
-    Ranked by the labelled points alone the right one would come first, with a precision of 1 up to a recall of one half: 51 of 101 points.
+    Ranked by the labelled points alone the right one would come first, with a precision of 1 up to a recall of one
+        half: 51 of 101 points.
     """
     score = make_task(encoder_folder, rows).start_score()
     fixed = {"visible": np.array([True, False]), "box": np.array([40.0, 40, 20, 20]), "width": 99, "height": 99}
@@ -101,7 +105,11 @@ def test_head_finds_the_points_it_was_trained_on(encoder_folder, rows):
     model = task.build(EncoderFolder.open(encoder_folder), random_weights=False)
     samples = [task.test_sample(row, i) for i, row in enumerate(rows)]
     maps = [draw_heatmaps(s["points"] / 2, 20, 1.0) for s in samples]
-    batch = {"pixel_values": torch.stack([s["pixel_values"] for s in samples]), "heatmaps": torch.stack(maps), "visible": torch.ones(3, 3)}
+    batch = {
+        "pixel_values": torch.stack([s["pixel_values"] for s in samples]),
+        "heatmaps": torch.stack(maps),
+        "visible": torch.ones(3, 3),
+    }
     fit(task, model, batch, torch.optim.Adam(model.parameters(), lr=1e-3), 120)
     values, pictures = evaluate_task(task, model, rows)
     assert values["PCK@0.1"] > 0.4 and set(values) == {"PCK@0.05", "PCK@0.1", "AP (OKS)", "AP50 (OKS)", "AP75 (OKS)"}
@@ -124,7 +132,10 @@ def test_training_crops_hide_points_that_leave_them(encoder_folder, rows):
             {"keypoints": [[[*p, 1.0] for p in POINTS], [[*p, 0.0] for p in POINTS]]},
             "row 1: the annotation is empty: no keypoint is labelled",
         ),
-        ({"keypoints": [POINTS] * 2, "bbox": [[1.0, 1, 5, 5], [1.0, 1, 0, 5]]}, r"row 1: the box \[1.0, 1.0, 0.0, 5.0\] has no area"),
+        (
+            {"keypoints": [POINTS] * 2, "bbox": [[1.0, 1, 5, 5], [1.0, 1, 0, 5]]},
+            r"row 1: the box \[1.0, 1.0, 0.0, 5.0\] has no area",
+        ),
         ({"keypoints": [[[5.0, 9.0]]] * 2}, "row 0: the labelled keypoints have no extent, .* add a column bbox"),
         ({"keypoints": [[1.0, 2.0]] * 2}, r"must hold keypoints as \(K, 2\), \(K, 3\) or 3 K numbers"),
         ({"points": [POINTS] * 2}, "no column keypoints for the keypoints; its columns: image, points"),

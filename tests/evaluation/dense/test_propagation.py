@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from eqcohvit.evaluation.dense import propagation
-from eqcohvit.evaluation.dense.propagation import LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
+from eqcohvit.evaluation.dense.propagation import (
+    LabelPropagation,
+    PropagationSettings,
+    labels_to_patches,
+    patches_to_labels,
+)
 
 H, W = 6, 9
 

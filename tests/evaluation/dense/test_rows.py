@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 from tests.evaluation.dense.dense_tools import make_rows
 
-from eqcohvit.evaluation.dense.rows import find_column, open_rows, open_train_and_test, read_depth, read_image, read_labels
+from eqcohvit.evaluation.dense.rows import (
+    find_column,
+    open_rows,
+    open_train_and_test,
+    read_depth,
+    read_image,
+    read_labels,
+)
 
 
 def save(path, count):
@@ -46,9 +53,18 @@ def test_default_rows_stand_where_nothing_is_named():
         ({"data_files": "nothing-*.parquet"}, "no file matches nothing-"),
         ({"train_dir": "a", "data_files": "b.parquet"}, "give either train_dir"),
         # Files have no splits: whatever the split is called, the test rows would be those that are trained on.
-        ({"data_files": "a.parquet", "test_split": "test"}, "test_split needs dataset_name without data_files, got test_split='test'"),
-        ({"train_dir": "a", "test_split": "test"}, "test_split needs dataset_name without data_files, got test_split='test'"),
-        ({"dataset_name": "a/b", "test_split": "train"}, "test_split must be another split than dataset_split, got 'train' for both"),
+        (
+            {"data_files": "a.parquet", "test_split": "test"},
+            "test_split needs dataset_name without data_files, got test_split='test'",
+        ),
+        (
+            {"train_dir": "a", "test_split": "test"},
+            "test_split needs dataset_name without data_files, got test_split='test'",
+        ),
+        (
+            {"dataset_name": "a/b", "test_split": "train"},
+            "test_split must be another split than dataset_split, got 'train' for both",
+        ),
         ({"test_data_files": "a.parquet", "default": lambda: ([1], [2])}, "test_data_files needs data to fit on"),
         ({"test_split": "test", "default": lambda: ([1], [2])}, "test_split needs data to fit on"),
     ],
@@ -82,7 +98,9 @@ def test_what_a_cell_must_hold():
 
 
 def test_open_rows_passes_over_an_empty_shard_and_names_what_does_not_fit(tmp_path):
-    whole = datasets.Dataset.from_dict({"image": [Image.new("L", (4, 4), 9)] * 3}, features=datasets.Features({"image": datasets.Image()}))
+    whole = datasets.Dataset.from_dict(
+        {"image": [Image.new("L", (4, 4), 9)] * 3}, features=datasets.Features({"image": datasets.Image()})
+    )
     whole.to_parquet(tmp_path / "b.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "b.parquet")
     with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:

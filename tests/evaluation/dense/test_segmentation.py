@@ -19,7 +19,9 @@ def stripes(height=40, width=56):
 
 
 def make_task(encoder_folder, rows, **options):
-    return Segmentation.from_options(TaskOptions(**{"num_labels": 4, **options}), EncoderFolder.open(encoder_folder), rows)
+    return Segmentation.from_options(
+        TaskOptions(**{"num_labels": 4, **options}), EncoderFolder.open(encoder_folder), rows
+    )
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def test_a_crop_holds_a_labelled_pixel(encoder_folder):
     rows = make_rows(image=[image], annotation=[labels])
     task = make_task(encoder_folder, rows)
     samples = [task.train_sample(rows[0], np.random.default_rng(seed)) for seed in range(6)]
-    assert sum((sample["labels"] == 2).any().item() for sample in samples) >= 4  # nearest-neighbour sampling may step over one pixel
+    assert (
+        sum((sample["labels"] == 2).any().item() for sample in samples) >= 4
+    )  # nearest-neighbour sampling may step over one pixel
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,9 @@ def test_positions_are_interpolated_to_another_size(encoder_folder):
     positions = [b.state_dict()["backbone.embeddings.position_embeddings"] for b in (same, larger)]
     assert [p.shape[1] for p in positions] == [17, 65] and torch.equal(positions[0][:, 0], positions[1][:, 0])
     assert larger.config.image_size == [64, 64]
-    means = [p[:, 1:].unflatten(1, (2, p.shape[1] // 2)).mean(dim=2) for p in positions]  # of the upper and the lower half
+    means = [
+        p[:, 1:].unflatten(1, (2, p.shape[1] // 2)).mean(dim=2) for p in positions
+    ]  # of the upper and the lower half
     torch.testing.assert_close(*means, atol=0.02, rtol=0.1)
 
 

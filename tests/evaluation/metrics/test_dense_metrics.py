@@ -19,7 +19,9 @@ def test_confusion_matrix_and_iou_by_hand():
     assert confusion.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     scores = iou_scores(confusion)
     assert scores["per_class_iou"][:2] == pytest.approx([1 / 3, 2 / 4]) and np.isnan(scores["per_class_iou"][2:]).all()
-    assert scores["mean_iou"] == pytest.approx((1 / 3 + 1 / 2) / 2) and scores["overall_accuracy"] == pytest.approx(3 / 5)
+    assert scores["mean_iou"] == pytest.approx((1 / 3 + 1 / 2) / 2) and scores["overall_accuracy"] == pytest.approx(
+        3 / 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,12 @@ def test_region_similarity_by_hand():
 def test_boundary_is_one_pixel_inside_or_outside():
     mask = np.zeros((4, 5), dtype=bool)
     mask[1:3, 2:4] = True
-    assert mask_boundary(mask).astype(int).tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
+    assert mask_boundary(mask).astype(int).tolist() == [
+        [0, 1, 1, 1, 0],
+        [0, 1, 0, 1, 0],
+        [0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0, 1), (2, 1), (3, 0)])
@@ -64,8 +71,8 @@ def test_contour_accuracy_by_hand():
     true[:, :50] = True
     predicted = true.copy()
     predicted[50:, :70] = True
-    # Predicted boundary: 50 pixels on the true edge, 20 along row 49 of which two are near it, 50 far away; true boundary: 100 pixels,
-    # of which rows 0 to 51 have a predicted one within 2 pixels.
+    # Predicted boundary: 50 pixels on the true edge, 20 along row 49 of which two are near it, 50 far away; true
+    # boundary: 100 pixels, of which rows 0 to 51 have a predicted one within 2 pixels.
     precision, recall = 52 / 120, 52 / 100
     assert contour_accuracy(predicted, true) == pytest.approx(2 * precision * recall / (precision + recall))
 
@@ -89,7 +96,10 @@ LOADED = {
         {"predictions": [[[0, 1]], [[1], [0]]], "references": [[[0, 0]], [[1], [255]]], "num_labels": 3},
         {"mean_iou": 0.5, "overall_accuracy": 2 / 3},
     ),
-    "davis_j_and_f": ({"predictions": [SQUARE, SQUARE], "references": [SQUARE, [[0] * 4] * 3]}, {"j": 0.5, "f": 0.5, "j_and_f": 0.5}),
+    "davis_j_and_f": (
+        {"predictions": [SQUARE, SQUARE], "references": [SQUARE, [[0] * 4] * 3]},
+        {"j": 0.5, "f": 0.5, "j_and_f": 0.5},
+    ),
     "pck": (
         {
             "predictions": [[[0, 0], [5, 5]], [[9, 9], [0, 2]]],
@@ -145,5 +155,7 @@ def test_metrics_refuse_arrays_without_content():
         corner_error(np.zeros((0, 4, 2)), np.zeros((0, 4, 2)))
     with pytest.raises(ValueError, match="no pixel of the reference has a depth"):
         depth_errors(np.zeros((0, 4)), np.zeros((0, 4)))
-    with pytest.raises(ValueError, match=r"expected at least one sample and one parameter, got arrays of shape \(0, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"expected at least one sample and one parameter, got arrays of shape \(0, 3\)"
+    ):
         r2_per_parameter(np.zeros((0, 3)), np.zeros((0, 3)))

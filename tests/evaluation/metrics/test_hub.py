@@ -18,10 +18,14 @@ def test_module_is_pushed_as_a_space_and_loaded_from_there(tmp_path):
     folder = Path(metrics.__file__).parent / "r2"
     hf = str(Path(sys.executable).with_name("hf"))
     with LoopbackHub() as hub:
-        environment = hub.environment(tmp_path / "hf", HF_EVALUATE_CACHE=tmp_path / "evaluate", HF_MODULES_CACHE=tmp_path / "modules")
+        environment = hub.environment(
+            tmp_path / "hf", HF_EVALUATE_CACHE=tmp_path / "evaluate", HF_MODULES_CACHE=tmp_path / "modules"
+        )
 
         def run(*command):
-            done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+            done = subprocess.run(
+                command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+            )
             assert done.returncode == 0, done.stderr
             return done.stdout
 

@@ -5,7 +5,8 @@ import torch
 
 
 def video_masks():
-    """Annotated and predicted label maps (T, H, W), int64: object 2 has no pixel anywhere in the truth, and 255 is void."""
+    """Annotated and predicted label maps (T, H, W), int64: object 2 has no pixel anywhere in the truth, and 255 is
+    void."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:48, :64]
     true, predicted = np.zeros((2, 7, 48, 64), dtype=np.int64)
@@ -13,7 +14,9 @@ def video_masks():
         for label, (row, column, radius) in {1: (16, 14 + 3 * frame, 9), 3: (30, 48 - 2 * frame, 11)}.items():
             true[frame][(y - row) ** 2 + (x - column) ** 2 < radius**2] = label
             shift = rng.integers(-4, 5, size=2)
-            predicted[frame][(y - row - shift[0]) ** 2 + (x - column - shift[1]) ** 2 < (radius + rng.integers(-3, 4)) ** 2] = label
+            predicted[frame][
+                (y - row - shift[0]) ** 2 + (x - column - shift[1]) ** 2 < (radius + rng.integers(-3, 4)) ** 2
+            ] = label
         true[frame, 40:, :20] = 255
     predicted[3][predicted[3] == 1] = 0  # lost in one frame
     predicted[4, 5:9, 5:9] = 2
@@ -55,7 +58,8 @@ def frame_features():
 
 
 def detections():
-    """Images, annotations and predictions of boxes in COCO's form: 20 images, 3 classes, missed, doubled and invented boxes."""
+    """Images, annotations and predictions of boxes in COCO's form: 20 images, 3 classes, missed, doubled and invented
+    boxes."""
     rng = np.random.default_rng(4)
     images = [{"id": number, "width": 100, "height": 80} for number in range(20)]
     annotations, predictions = [], []
@@ -68,8 +72,17 @@ def detections():
             for _ in range(int(rng.integers(0, 3))):
                 moved = [float(value) for value in np.array([x, y, width, height]) + rng.integers(-4, 5, size=4)]
                 predicted = label if rng.random() < 0.8 else int(rng.integers(3))
-                predictions.append({"image_id": image["id"], "category_id": predicted, "bbox": moved, "score": float(rng.random())})
+                predictions.append(
+                    {"image_id": image["id"], "category_id": predicted, "bbox": moved, "score": float(rng.random())}
+                )
         if rng.random() < 0.5:
             box = [float(value) for value in rng.integers([0, 0, 5, 5], [60, 40, 40, 40])]
-            predictions.append({"image_id": image["id"], "category_id": int(rng.integers(3)), "bbox": box, "score": float(rng.random())})
+            predictions.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": int(rng.integers(3)),
+                    "bbox": box,
+                    "score": float(rng.random()),
+                }
+            )
     return images, annotations, predictions

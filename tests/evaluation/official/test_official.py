@@ -1,4 +1,5 @@
-"""Scores beside those that official code gave once for the same seeded inputs; `numbers.json` names repository, commit and function."""
+"""Scores beside those that official code gave once for the same seeded inputs; `numbers.json` names repository, commit
+and function."""
 
 import json
 from pathlib import Path

@@ -68,8 +68,16 @@ def test_plain_decoders_equal_the_grouped_ones(reference, patch_size, num_interm
 
 def test_plain_step_has_the_loss_and_the_gradients_of_ours(reference):
     """Two encoder passes and decoders in a loop against one pass and grouped decoders."""
-    args = PretrainArguments(image_size=16, patch_size=4, augmentation="vicreg", decoder_context="none", decoder_patch_dropout=0.0)
-    backbone = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4}
+    args = PretrainArguments(
+        image_size=16, patch_size=4, augmentation="vicreg", decoder_context="none", decoder_patch_dropout=0.0
+    )
+    backbone = {
+        "model_type": "dinov2",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+    }
     torch.manual_seed(0)
     module = build_module(args, EqCohViTForPreTraining(args.model_config(backbone))).train()
     decoders, keys = reference.PlainDecoders(module.model.decoders), torch.arange(6)

@@ -32,7 +32,9 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
     folder = find_model(folder)
     path = Path(folder) / TASK_FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no fine-tuned model: expected {TASK_FILE} in it, as scripts/finetune.py writes OUTPUT_DIR/model")
+        raise ValueError(
+            f"{folder} holds no fine-tuned model: expected {TASK_FILE} in it, as scripts/finetune.py writes OUTPUT_DIR/model"
+        )
     saved = json.loads(path.read_text())
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     task = TASKS[values.pop("task")](**values)
@@ -40,7 +42,8 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
 
 
 def save_finetuned(folder: Path, task: DenseTask, model: PreTrainedModel) -> None:
-    """Write weights, configuration, image processor and task.json; an older model there is replaced when all is written."""
+    """Write weights, configuration, image processor and task.json; an older model there is replaced when all is
+    written."""
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

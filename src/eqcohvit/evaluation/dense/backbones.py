@@ -42,11 +42,15 @@ class EncoderFolder:
         if config.model_type != EqCohViTConfig.model_type:
             if config.model_type not in SUPPORTED_BACKBONES:
                 known = ", ".join((EqCohViTConfig.model_type, *SUPPORTED_BACKBONES))
-                raise ValueError(f"{name_or_path} is a {config.model_type}, expected an encoder of one of the types {known}")
+                raise ValueError(
+                    f"{name_or_path} is a {config.model_type}, expected an encoder of one of the types {known}"
+                )
             config = EqCohViTConfig(backbone_config=config)
         preprocessing = read_preprocessing(place, config)
         # (scale x - mean) / std, written without the scale
-        mean, std = (tuple(value / preprocessing.scale for value in values) for values in (preprocessing.mean, preprocessing.std))
+        mean, std = (
+            tuple(value / preprocessing.scale for value in values) for values in (preprocessing.mean, preprocessing.std)
+        )
         return cls(name_or_path, config, config.square_image_size, mean, std)
 
     def backbone(self, random_weights: bool = False, image_size: int | None = None, **options: Any) -> EqCohViTBackbone:
@@ -54,9 +58,10 @@ class EncoderFolder:
 
         Args:
             random_weights: as training starts, instead of the trained ones: the control.
-            image_size: where given, positions are interpolated to this size once and for all, and the configuration holds pairs of
-                sizes, as VitPose expects.
-            options: fields of `EqCohViTConfig` that choose and shape the feature maps (`out_indices`, `scale_factors` ...).
+            image_size: where given, positions are interpolated to this size once and for all, and the configuration
+                holds pairs of sizes, as VitPose expects.
+            options: fields of `EqCohViTConfig` that choose and shape the feature maps (`out_indices`, `scale_factors`
+                ...).
         """
         values = {**self.config.to_dict(), **options}
         for key in ("out_features", "out_indices", "stage_names", "auto_map", "custom_pipelines"):
@@ -68,7 +73,9 @@ class EncoderFolder:
             start_positions(backbone)
         else:
             weights, wanted = self._weights(), backbone.state_dict()
-            backbone.load_state_dict({key: value for key, value in weights.items() if key in wanted})  # poolers are left behind
+            backbone.load_state_dict(
+                {key: value for key, value in weights.items() if key in wanted}
+            )  # poolers are left behind
         return backbone if image_size is None else _with_image_size(backbone, image_size)
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -81,7 +88,10 @@ class EncoderFolder:
 
 def _with_image_size(backbone: EqCohViTBackbone, image_size: int) -> EqCohViTBackbone:
     values = backbone.config.to_dict()
-    patch_size, side = backbone.config.square_patch_size, backbone.config.square_image_size // backbone.config.square_patch_size
+    patch_size, side = (
+        backbone.config.square_patch_size,
+        backbone.config.square_image_size // backbone.config.square_patch_size,
+    )
     values["backbone_config"] |= {"image_size": [image_size, image_size], "patch_size": [patch_size, patch_size]}
     resized = EqCohViTBackbone(EqCohViTConfig.from_dict(values))
     state, wanted = backbone.state_dict(), resized.state_dict()

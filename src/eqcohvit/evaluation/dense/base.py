@@ -35,17 +35,22 @@ def _option(default: Any, text: str, kind: type = str) -> Any:
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a user may say about a task, as flags of the scripts; each task reads what concerns it. `head`: by default the task's first."""
+    """What a user may say about a task, as flags of the scripts; each task reads what concerns it. `head`: by default
+    the task's first."""
 
     head: str | None = None
     image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
     image_column: str | None = _option(None, "column of the photographs; default: image")
     target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
-    num_labels: int | None = _option(None, "number of classes (both segmentations; detection without names of the classes)", int)
+    num_labels: int | None = _option(
+        None, "number of classes (both segmentations; detection without names of the classes)", int
+    )
     ignore_label: int | None = _option(None, "segmentation: value of pixels that do not count, besides 255", int)
     reduce_labels: bool = _option(False, "both segmentations: 0 is no class, classes count from 1 (ADE20K)", bool)
     max_depth: int = _option(10, "depth: largest that counts (KITTI: 80); default: 10", int)
-    depth_scale: float = _option(1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float)
+    depth_scale: float = _option(
+        1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float
+    )
 
     @classmethod
     def add_flags(cls, parser: Any, leave_out: Sequence[str] = ()) -> None:
@@ -72,8 +77,8 @@ class Score(Protocol):
 class DenseTask(ABC):
     """A task with all that is needed to train and to test it; it is saved beside the model as task.json.
 
-    image_size: side in pixels of the model's input. patch_size: side of the backbone's patches in pixels. mean, std: per channel, of
-    images in [0, 1].
+    image_size: side in pixels of the model's input. patch_size: side of the backbone's patches in pixels. mean, std:
+    per channel, of images in [0, 1].
     """
 
     image_size: int
@@ -88,7 +93,9 @@ class DenseTask(ABC):
     heads: ClassVar[tuple[str, ...]]
     protocol: ClassVar[str]  # what the numbers mean, for results.json
     picture_titles: ClassVar[tuple[str, ...]] = ("image", "target", "prediction")
-    default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = None  # training and test rows where no data are named
+    default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = (
+        None  # training and test rows where no data are named
+    )
 
     @classmethod
     @abstractmethod
@@ -105,7 +112,8 @@ class DenseTask(ABC):
 
     @abstractmethod
     def read_target(self, row: dict[str, Any]) -> Any:
-        """The target of a row; a `ValueError` of one line where it cannot be what it should be. The image is not decoded."""
+        """The target of a row; a `ValueError` of one line where it cannot be what it should be. The image is not
+        decoded."""
 
     @abstractmethod
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -150,7 +158,9 @@ class DenseTask(ABC):
         """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
         size, unit = options.image_size or encoder.image_size, encoder.config.square_patch_size * multiple_of_patches
         if size < unit or size % unit:
-            raise ValueError(f"image_size of {cls.name} must be a multiple of {unit} for this backbone and head, got {size}")
+            raise ValueError(
+                f"image_size of {cls.name} must be a multiple of {unit} for this backbone and head, got {size}"
+            )
         sizes = {"image_size": size, "patch_size": encoder.config.square_patch_size}
         return {**sizes, "mean": encoder.mean, "std": encoder.std, "head": cls.choose_head(options)}
 
@@ -182,7 +192,9 @@ class DenseTask(ABC):
         Raises:
             ValueError: one of them is wrong; the message names the row.
         """
-        if getattr(rows, "is_rendered", False):  # the embedded data are right by construction, and drawing them takes seconds
+        if getattr(
+            rows, "is_rendered", False
+        ):  # the embedded data are right by construction, and drawing them takes seconds
             return
         for index in range(min(len(rows), MAX_CHECKED_ROWS)):
             with row_errors(what, index):
@@ -194,7 +206,8 @@ class DenseTask(ABC):
 
 
 def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
-    """The shorter side as given, the other one in proportion, both rounded to whole numbers of patches; all in pixels."""
+    """The shorter side as given, the other one in proportion, both rounded to whole numbers of patches; all in
+    pixels."""
     scale = shorter_side / min(image.size)
     width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -233,7 +246,9 @@ def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-def iterate_test_samples(task: DenseTask, rows: Rows, max_samples: int | None = None, num_workers: int = 0) -> Iterator[list[Sample]]:
+def iterate_test_samples(
+    task: DenseTask, rows: Rows, max_samples: int | None = None, num_workers: int = 0
+) -> Iterator[list[Sample]]:
     """The first test samples in batches of consecutive ones of one shape."""
     count = len(rows) if max_samples is None else min(len(rows), max_samples)
     batch: list[Sample] = []
@@ -252,15 +267,23 @@ def iterate_test_samples(task: DenseTask, rows: Rows, max_samples: int | None = 
 
 @torch.inference_mode()
 def evaluate_task(
-    task: DenseTask, model: torch.nn.Module, rows: Rows, max_samples: int | None = None, num_workers: int = 0, num_pictures: int = 6
+    task: DenseTask,
+    model: torch.nn.Module,
+    rows: Rows,
+    max_samples: int | None = None,
+    num_workers: int = 0,
+    num_pictures: int = 6,
 ) -> tuple[dict[str, float], list[list[Image.Image]]]:
-    """Score the model on the first `max_samples` rows: metric values, and pictures of predictions from all over the rows."""
+    """Score the model on the first `max_samples` rows: metric values, and pictures of predictions from all over the
+    rows."""
     model.eval()
     device = next(model.parameters()).device
     score, pictures, seen = task.start_score(), [], 0
     total = len(rows) if max_samples is None else min(len(rows), max_samples)
     shown = set(spread(total, num_pictures))
-    bar = progress(f"testing {task.name.replace('_', ' ')}", total, unit="img") if total >= _MIN_SAMPLES_OF_BAR else None
+    bar = (
+        progress(f"testing {task.name.replace('_', ' ')}", total, unit="img") if total >= _MIN_SAMPLES_OF_BAR else None
+    )
     for samples in iterate_test_samples(task, rows, max_samples, num_workers):
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples]).to(device)
         for sample, prediction in zip(samples, task.predict(model, pixel_values, samples), strict=True):

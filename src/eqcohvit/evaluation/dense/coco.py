@@ -26,8 +26,8 @@ def average_precision(
 
     Args:
         images: `id`, `width`, `height` of each.
-        annotations, predictions: in COCO's result format, `category_id` 0 .. num_labels - 1; predictions have a `score`. For
-            `"keypoints"` x, y, v of each keypoint, for `"segm"` a `segmentation`.
+        annotations, predictions: in COCO's result format, `category_id` 0 .. num_labels - 1; predictions have a
+            `score`. For `"keypoints"` x, y, v of each keypoint, for `"segm"` a `segmentation`.
         kind: `"bbox"`, `"segm"` or `"keypoints"`.
     """
     names = {"AP": 0, "AP50": 1, "AP75": 2}
@@ -36,7 +36,11 @@ def average_precision(
     numbered = [{"iscrowd": 0, **annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints tables
         truth: Any = COCO()  # it takes more than its annotations say
-        truth.dataset = {"images": images, "annotations": numbered, "categories": [{"id": i, "name": str(i)} for i in range(num_labels)]}
+        truth.dataset = {
+            "images": images,
+            "annotations": numbered,
+            "categories": [{"id": i, "name": str(i)} for i in range(num_labels)],
+        }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes([dict(prediction) for prediction in predictions]), kind)
         if kind == "keypoints":

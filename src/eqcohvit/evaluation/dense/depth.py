@@ -1,4 +1,5 @@
-"""Monocular metric depth: the DepthAnything head (DPT) on the backbone, scale-invariant logarithmic loss, RMSE, AbsRel and delta1."""
+"""Monocular metric depth: the DepthAnything head (DPT) on the backbone, scale-invariant logarithmic loss, RMSE, AbsRel
+and delta1."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _VARIANCE_FOCUS = 0.85  # lambda of the loss (arXiv:1907.10326, equation 6)
 
 
 class SpriteRows:
-    """The embedded data as rows: rendered scenes and the true distance of each pixel, in sides of the image (about 0.5 to 1.2)."""
+    """The embedded data as rows: rendered scenes and the true distance of each pixel, in sides of the image (about 0.5
+    to 1.2)."""
 
     features = ("image", "depth_map")
     is_rendered = True
@@ -53,7 +55,8 @@ def sprite_rows() -> tuple[SpriteRows, SpriteRows]:
 
 
 def scale_invariant_loss(predicted: torch.Tensor, true: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Root of mean(d^2) - 0.85 mean(d)^2 with d = log predicted - log true over the valid pixels: three (B, H, W) -> scalar.
+    """Root of mean(d^2) - 0.85 mean(d)^2 with d = log predicted - log true over the valid pixels: three (B, H, W) ->
+    scalar.
 
     Without a valid pixel it is 0.
     """
@@ -81,8 +84,8 @@ class _DepthScore:
 class Depth(DenseTask):
     """DepthAnything's head (arXiv:2401.10891) with metric output.
 
-    max_depth: largest depth that counts and that the head can say, in metres or whatever unit the data has. depth_scale: what stored
-    numbers are divided by, for example 256 for KITTI's or 1000 for NYU's 16-bit images.
+    max_depth: largest depth that counts and that the head can say, in metres or whatever unit the data has.
+    depth_scale: what stored numbers are divided by, for example 256 for KITTI's or 1000 for NYU's 16-bit images.
     """
 
     max_depth: int
@@ -91,7 +94,8 @@ class Depth(DenseTask):
     name = "depth"
     heads = ("depth_anything",)
     protocol = (
-        "whole images with the shorter side at image_size, depth resized to the reference; errors over pixels with 0 < depth <= max_depth"
+        "whole images with the shorter side at image_size, depth resized to the reference; "
+        "errors over pixels with 0 < depth <= max_depth"
     )
     default_rows = staticmethod(sprite_rows)
 
@@ -133,7 +137,9 @@ class Depth(DenseTask):
         depth = read_depth(row, self.target_column) / self.depth_scale
         depth = np.where(np.isfinite(depth) & (depth > 0) & (depth <= self.max_depth), depth, 0).astype(np.float32)
         if not depth.any():
-            raise ValueError(f"the depth map is empty: no pixel has a depth in (0, {self.max_depth}]; see --max_depth and --depth_scale")
+            raise ValueError(
+                f"the depth map is empty: no pixel has a depth in (0, {self.max_depth}]; see --max_depth and --depth_scale"
+            )
         return depth
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
@@ -160,11 +166,16 @@ class Depth(DenseTask):
         predicted = model(pixel_values=batch["pixel_values"]).predicted_depth
         return {"loss": scale_invariant_loss(predicted, batch["depth"], batch["depth"] > 0)}
 
-    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[np.ndarray]:
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[np.ndarray]:
         """Depth of each pixel in the unit of the data, float32 (H, W) of the reference."""
         predicted = model(pixel_values=pixel_values).predicted_depth.float()
         sizes = [sample["depth"].shape for sample in samples]
-        maps = (F.interpolate(p[None, None], size=s, mode="bilinear", align_corners=False) for p, s in zip(predicted, sizes, strict=True))
+        maps = (
+            F.interpolate(p[None, None], size=s, mode="bilinear", align_corners=False)
+            for p, s in zip(predicted, sizes, strict=True)
+        )
         return [depth[0, 0].cpu().numpy() for depth in maps]
 
     def start_score(self) -> _DepthScore:

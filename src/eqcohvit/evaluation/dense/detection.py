@@ -1,4 +1,5 @@
-"""Object detection on COCO-style objects: RT-DETR on a pyramid made of a plain ViT's maps, average precision by pycocotools."""
+"""Object detection on COCO-style objects: RT-DETR on a pyramid made of a plain ViT's maps, average precision by
+pycocotools."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class _BoxScore:
         self.images.append({"id": number, "width": sample["width"], "height": sample["height"]})
         for box, label in zip(sample["boxes"].tolist(), sample["classes"].tolist(), strict=True):
             self.truth.append({"image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3]})
-        for box, label, score in zip(*(prediction[key].tolist() for key in ("boxes", "classes", "scores")), strict=True):
+        for box, label, score in zip(
+            *(prediction[key].tolist() for key in ("boxes", "classes", "scores")), strict=True
+        ):
             self.found.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
 
     def result(self) -> dict[str, float]:
@@ -45,7 +48,8 @@ class _BoxScore:
 
 @dataclass
 class Detection(DenseTask):
-    """RT-DETR (arXiv:2304.08069) with three decoder layers; the pyramid resizes the last three maps, as ViTDet (arXiv:2203.16527) does.
+    """RT-DETR (arXiv:2304.08069) with three decoder layers; the pyramid resizes the last three maps, as ViTDet
+    (arXiv:2203.16527) does.
 
     label_names: of the classes, in their order.
     """
@@ -99,16 +103,22 @@ class Detection(DenseTask):
         if isinstance(objects, list):  # a list of objects, or the objects' lists
             objects = {key: [one[key] for one in objects] for key in (objects[0] if objects else ("bbox", "category"))}
         if objects is None:
-            raise ValueError(f"column {self.target_column} is empty; an image without objects has empty lists of bbox and category")
+            raise ValueError(
+                f"column {self.target_column} is empty; an image without objects has empty lists of bbox and category"
+            )
         key = _category_key(objects)
         try:
             boxes = np.array(objects["bbox"], dtype=np.float64).reshape(-1, 4)
         except (TypeError, ValueError):
-            raise ValueError(f"the bbox of each object must be the numbers x, y, width, height, got {repr(objects['bbox'])[:99]}") from None
+            raise ValueError(
+                f"the bbox of each object must be the numbers x, y, width, height, got {repr(objects['bbox'])[:99]}"
+            ) from None
         try:
             classes = np.array(objects[key], dtype=np.int64)
         except (TypeError, ValueError):
-            raise ValueError(f"the {key} of each object must be a whole number, got {repr(objects[key])[:99]}") from None
+            raise ValueError(
+                f"the {key} of each object must be a whole number, got {repr(objects[key])[:99]}"
+            ) from None
         if len(boxes) != len(classes):
             raise ValueError(f"the row has {len(boxes)} boxes and {len(classes)} categories")
         if len(classes) and not (classes.min() >= 0 and classes.max() < len(self.label_names)):
@@ -116,7 +126,9 @@ class Detection(DenseTask):
             raise ValueError(f"an object has the category {wrong}, expected 0 .. {len(self.label_names) - 1}")
         flat = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)))
         if len(flat):
-            raise ValueError(f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with positive width and height")
+            raise ValueError(
+                f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with positive width and height"
+            )
         return boxes, classes
 
     def check_rows(self, rows: Rows, what: str) -> None:
@@ -128,14 +140,18 @@ class Detection(DenseTask):
         image, (boxes, classes) = read_image(row, self.image_column), self.read_target(row)
         outside = np.flatnonzero(((boxes[:, :2] >= image.size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1))
         if len(outside):
-            raise ValueError(f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x {image.height} pixels")
+            raise ValueError(
+                f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x {image.height} pixels"
+            )
         return image, boxes, classes
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image, boxes, classes = self._read(row)
         sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
         start = rng.uniform(0, np.array(image.size) - sides)
-        crop = image.resize((self.image_size,) * 2, Image.Resampling.BICUBIC, box=(*start, *(start + sides)), reducing_gap=2.0)
+        crop = image.resize(
+            (self.image_size,) * 2, Image.Resampling.BICUBIC, box=(*start, *(start + sides)), reducing_gap=2.0
+        )
         low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         low, high = np.clip(low, start, start + sides), np.clip(high, start, start + sides)
         kept = (high - low).clip(0).prod(axis=1) >= _MIN_VISIBLE * boxes[:, 2:].prod(axis=1)
@@ -159,17 +175,28 @@ class Detection(DenseTask):
         outputs = model(pixel_values=batch["pixel_values"], labels=batch["labels"])
         return {"loss": outputs.loss, **{key: outputs.loss_dict[key] for key in ("loss_vfl", "loss_bbox", "loss_giou")}}
 
-    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[dict[str, np.ndarray]]:
-        """Boxes x, y, width, height in pixels of the image (N, 4), classes (N,), scores (N,) of each sample, best first."""
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[dict[str, np.ndarray]]:
+        """Boxes x, y, width, height in pixels of the image (N, 4), classes (N,), scores (N,) of each sample, best
+        first."""
         outputs = model(pixel_values=pixel_values)
-        scores, index = outputs.logits.float().sigmoid().flatten(1).topk(min(MAX_DETECTIONS, outputs.logits[0].numel()), dim=1)
+        scores, index = (
+            outputs.logits.float().sigmoid().flatten(1).topk(min(MAX_DETECTIONS, outputs.logits[0].numel()), dim=1)
+        )
         queries, classes = index // outputs.logits.shape[-1], index % outputs.logits.shape[-1]
         boxes = outputs.pred_boxes.float().gather(1, queries[..., None].expand(-1, -1, 4))
         boxes = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]], dim=-1).cpu().numpy()
         found = []
         for number, sample in enumerate(samples):
             scale = np.array([sample["width"], sample["height"]] * 2)
-            found.append({"boxes": boxes[number] * scale, "classes": classes[number].cpu().numpy(), "scores": scores[number].cpu().numpy()})
+            found.append(
+                {
+                    "boxes": boxes[number] * scale,
+                    "classes": classes[number].cpu().numpy(),
+                    "scores": scores[number].cpu().numpy(),
+                }
+            )
         return found
 
     def start_score(self) -> _BoxScore:
@@ -178,10 +205,16 @@ class Detection(DenseTask):
     def picture(self, sample: Sample, prediction: dict[str, np.ndarray]) -> list[Image.Image]:
         shown = prediction["scores"] >= _MIN_SCORE_SHOWN
         drawn = [self._draw(sample["image"], sample["boxes"], sample["classes"])]
-        drawn.append(self._draw(sample["image"], prediction["boxes"][shown], prediction["classes"][shown], prediction["scores"][shown]))
+        drawn.append(
+            self._draw(
+                sample["image"], prediction["boxes"][shown], prediction["classes"][shown], prediction["scores"][shown]
+            )
+        )
         return [sample["image"], *drawn]
 
-    def _draw(self, image: Image.Image, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None) -> Image.Image:
+    def _draw(
+        self, image: Image.Image, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None
+    ) -> Image.Image:
         canvas, colors = image.copy(), palette(len(self.label_names))
         draw = ImageDraw.Draw(canvas)
         for number, (box, label) in enumerate(zip(boxes, classes, strict=True)):

@@ -1,4 +1,5 @@
-"""The two heads that transformers does not have: a linear one for segmentation, and a convolutional one for homographies."""
+"""The two heads that transformers does not have: a linear one for segmentation, and a convolutional one for
+homographies."""
 
 import math
 from typing import Any
@@ -24,7 +25,9 @@ class DenseHeadConfig(PreTrainedConfig):
     """
 
     model_type = "eqcohvit_dense_head"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="eqcohvit", init_kwargs={})}
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="eqcohvit", init_kwargs={})
+    }
 
     backbone_config: dict | PreTrainedConfig | None = None
     hidden_dim: int = 256
@@ -39,7 +42,8 @@ class _DenseHeadModel(PreTrainedModel):
 
 
 class LinearSegmentation(_DenseHeadModel):
-    """Batch norm and a 1 x 1 convolution on the last feature map: the linear probe of DINOv2 (arXiv:2304.07193, section 7.4)."""
+    """Batch norm and a 1 x 1 convolution on the last feature map: the linear probe of DINOv2 (arXiv:2304.07193, section
+    7.4)."""
 
     def __init__(self, config: DenseHeadConfig):
         super().__init__(config)
@@ -48,8 +52,11 @@ class LinearSegmentation(_DenseHeadModel):
         self.norm, self.classifier = nn.BatchNorm2d(width), nn.Conv2d(width, config.num_labels, kernel_size=1)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
-        """pixel_values (B, 3, H, W), labels (B, H, W) with 255 where a pixel does not count -> loss, logits (B, C, H, W)."""
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> SemanticSegmenterOutput:
+        """pixel_values (B, 3, H, W), labels (B, H, W) with 255 where a pixel does not count -> loss, logits (B, C, H,
+        W)."""
         features = self.backbone(pixel_values).feature_maps[-1]
         logits = self.classifier(self.norm(features))
         logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
@@ -81,7 +88,8 @@ class HomographyRegressor(_DenseHeadModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """pixel_values (B, 6, S, S), the two patches -> displacements (B, 4, 2) as fractions of the largest one in training."""
+        """pixel_values (B, 6, S, S), the two patches -> displacements (B, 4, 2) as fractions of the largest one in
+        training."""
         first, second = pixel_values.chunk(2, dim=1)
         features = self.backbone(torch.cat([first, second])).feature_maps[-1]
         return self.head(torch.cat(features.chunk(2), dim=1)).reshape(-1, 4, 2)

@@ -1,8 +1,8 @@
 """Homography estimation by the S-COCO protocol (DeTone et al., arXiv:1606.03798), on any images.
 
-An image is resized to 320 x 240. A patch of 128 x 128 is chosen at random, and each of its corners is moved by up to 32 pixels along x
-and y. The second patch is what the same frame shows after the image is warped back by the homography of the corners. The four
-displacements are to be estimated from the two patches.
+An image is resized to 320 x 240. A patch of 128 x 128 is chosen at random, and each of its corners is moved by up to 32
+pixels along x and y. The second patch is what the same frame shows after the image is warped back by the homography of
+the corners. The four displacements are to be estimated from the two patches.
 """
 
 from __future__ import annotations
@@ -40,12 +40,15 @@ def homography_from_corners(source: np.ndarray, target: np.ndarray) -> np.ndarra
 
 
 def cut_pair(image: Image.Image, place: np.ndarray, displacements: np.ndarray) -> tuple[Image.Image, Image.Image]:
-    """The patch at `place` (x, y) of the upper left corner, and the one whose corners show what lies at the displaced corners (4, 2)."""
+    """The patch at `place` (x, y) of the upper left corner, and the one whose corners show what lies at the displaced
+    corners (4, 2)."""
     patches = []
     for moved in (np.zeros((4, 2)), displacements):
         matrix = homography_from_corners(CORNERS, CORNERS + place + moved)
         size = (PATCH_SIZE, PATCH_SIZE)
-        patches.append(image.transform(size, Image.Transform.PERSPECTIVE, matrix.flatten()[:8].tolist(), Image.Resampling.BILINEAR))
+        patches.append(
+            image.transform(size, Image.Transform.PERSPECTIVE, matrix.flatten()[:8].tolist(), Image.Resampling.BILINEAR)
+        )
     return patches[0], patches[1]
 
 
@@ -95,12 +98,18 @@ class Homography(DenseTask):
         place = MAX_DISPLACEMENT + rng.integers(0, room + 1)
         displacements = rng.uniform(-MAX_DISPLACEMENT, MAX_DISPLACEMENT, (4, 2))
         size = (self.image_size, self.image_size)
-        patches = [self.normalize(patch.resize(size, Image.Resampling.BICUBIC)) for patch in cut_pair(image, place, displacements)]
+        patches = [
+            self.normalize(patch.resize(size, Image.Resampling.BICUBIC))
+            for patch in cut_pair(image, place, displacements)
+        ]
         return {"pixel_values": torch.cat(patches), "displacements": displacements, "place": place, "image": image}
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         sample = self._pair(row, rng)
-        return {"pixel_values": sample["pixel_values"], "targets": torch.from_numpy(sample["displacements"]).float() / MAX_DISPLACEMENT}
+        return {
+            "pixel_values": sample["pixel_values"],
+            "targets": torch.from_numpy(sample["displacements"]).float() / MAX_DISPLACEMENT,
+        }
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
         return self._pair(row, np.random.default_rng((1, index)))
@@ -108,7 +117,9 @@ class Homography(DenseTask):
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {"loss": F.mse_loss(model(batch["pixel_values"]), batch["targets"])}
 
-    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[np.ndarray]:
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[np.ndarray]:
         """Displacements of the corners in pixels, (4, 2) each: upper left, upper right, lower right, lower left."""
         return list(model(pixel_values).double().cpu().numpy() * MAX_DISPLACEMENT)
 
@@ -118,7 +129,11 @@ class Homography(DenseTask):
     def picture(self, sample: Sample, prediction: np.ndarray) -> list[Image.Image]:
         canvas = sample["image"].copy()
         draw, corners = ImageDraw.Draw(canvas), CORNERS + sample["place"]
-        for displacements, color in ((np.zeros((4, 2)), "white"), (sample["displacements"], "lime"), (prediction, "red")):
+        for displacements, color in (
+            (np.zeros((4, 2)), "white"),
+            (sample["displacements"], "lime"),
+            (prediction, "red"),
+        ):
             points = [tuple(point) for point in corners + displacements]
             draw.line([*points, points[0]], fill=color, width=2)
         return [*(self.to_image(patch) for patch in sample["pixel_values"].chunk(2)), canvas]

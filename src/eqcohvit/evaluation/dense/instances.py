@@ -1,4 +1,5 @@
-"""Instance segmentation: Mask2Former on a pyramid made of a plain ViT's maps, average precision of the masks by pycocotools."""
+"""Instance segmentation: Mask2Former on a pyramid made of a plain ViT's maps, average precision of the masks by
+pycocotools."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class SpriteGrids:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scenes = render_sprites(self.offset + 4 * index + np.arange(4), self.size)
-        classes, numbers = (np.where(scenes.mask, values[:, None, None], 0) for values in (scenes.labels, np.arange(1, 5)))
+        classes, numbers = (
+            np.where(scenes.mask, values[:, None, None], 0) for values in (scenes.labels, np.arange(1, 5))
+        )
         annotations = np.stack([classes, numbers, np.zeros_like(classes)], axis=-1).astype(np.uint8)
         images = (scenes.images.transpose(0, 2, 3, 1), annotations)
         whole = [np.concatenate([np.concatenate(pair, axis=1) for pair in (four[:2], four[2:])]) for four in images]
@@ -71,10 +74,16 @@ class _MaskScore:
         self.images.append({"id": number, "height": instances.shape[0], "width": instances.shape[1]})
         for index, label in enumerate(sample["classes"].tolist(), start=1):
             mask = coco_masks.encode(np.asfortranarray(instances == index, dtype=np.uint8))
-            place = {"segmentation": mask, "bbox": coco_masks.toBbox(mask).tolist(), "area": float(coco_masks.area(mask))}
+            place = {
+                "segmentation": mask,
+                "bbox": coco_masks.toBbox(mask).tolist(),
+                "area": float(coco_masks.area(mask)),
+            }
             self.truth.append({"image_id": number, "category_id": label, **place})
         found = zip(prediction["masks"], prediction["classes"].tolist(), prediction["scores"].tolist(), strict=True)
-        self.found += [{"image_id": number, "category_id": label, "segmentation": m, "score": score} for m, label, score in found]
+        self.found += [
+            {"image_id": number, "category_id": label, "segmentation": m, "score": score} for m, label, score in found
+        ]
 
     def result(self) -> dict[str, float]:
         return average_precision(self.images, self.truth, self.found, self.num_labels, "segm")
@@ -82,10 +91,12 @@ class _MaskScore:
 
 @dataclass
 class InstanceSegmentation(DenseTask):
-    """Mask2Former (arXiv:2112.01527) with three encoder and three decoder layers on maps of a quarter to a 32nd of the image.
+    """Mask2Former (arXiv:2112.01527) with three encoder and three decoder layers on maps of a quarter to a 32nd of the
+    image.
 
-    Annotations are colour images as in transformers' examples of instance segmentation: red is the class, green the number of the
-    instance, 0 where there is none. num_labels: number of classes. reduce_labels: red counts the classes from 1.
+    Annotations are colour images as in transformers' examples of instance segmentation: red is the class, green the
+    number of the instance, 0 where there is none. num_labels: number of classes. reduce_labels: red counts the classes
+    from 1.
     """
 
     num_labels: int
@@ -103,7 +114,9 @@ class InstanceSegmentation(DenseTask):
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
         num_labels = options.num_labels or getattr(rows, "num_labels", None)
         if num_labels is None or not 1 <= num_labels <= 255:
-            raise ValueError(f"instance segmentation needs --num_labels, the number of classes (1 to 255), got {num_labels}")
+            raise ValueError(
+                f"instance segmentation needs --num_labels, the number of classes (1 to 255), got {num_labels}"
+            )
         return cls(
             **cls.common(options, encoder, multiple_of_patches=4 if encoder.config.square_patch_size <= 8 else 2),
             image_column=find_column(rows, options.image_column, ["image"], "photographs"),
@@ -130,7 +143,8 @@ class InstanceSegmentation(DenseTask):
         return self.with_backbone(Mask2FormerForUniversalSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none, and the instances' classes (N,).
+        """The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none, and the instances'
+        classes (N,).
 
         Raises:
             ValueError: an instance has no class or several, or a class is unknown.
@@ -140,7 +154,9 @@ class InstanceSegmentation(DenseTask):
         wrong = labels[(labels < shift) | (labels >= self.num_labels + shift)]
         if wrong.size:
             expected = f"{shift} .. {self.num_labels - 1 + shift}"
-            raise ValueError(f"an instance has the class {wrong[0]}, expected {expected}; see --num_labels and --reduce_labels")
+            raise ValueError(
+                f"an instance has the class {wrong[0]}, expected {expected}; see --num_labels and --reduce_labels"
+            )
         return instances, labels - shift
 
     def check_rows(self, rows: Rows, what: str) -> None:
@@ -164,7 +180,10 @@ class InstanceSegmentation(DenseTask):
             image, numbers = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), numbers[:, ::-1]
         masks = numbers == np.arange(1, len(classes) + 1)[:, None, None]
         kept = masks.sum(axis=(1, 2)) >= _MIN_PIXELS
-        targets = {"masks": torch.from_numpy(masks[kept].astype(np.float32)), "classes": torch.from_numpy(classes[kept])}
+        targets = {
+            "masks": torch.from_numpy(masks[kept].astype(np.float32)),
+            "classes": torch.from_numpy(classes[kept]),
+        }
         return {"pixel_values": self.normalize(image), **targets}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -180,8 +199,11 @@ class InstanceSegmentation(DenseTask):
         outputs = model(pixel_values=batch["pixel_values"], mask_labels=batch["masks"], class_labels=batch["classes"])
         return {"loss": outputs.loss.squeeze()}
 
-    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """Masks in COCO's run lengths, classes (N,), scores (N,) of each sample, best first; a score is that of class times mask."""
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[dict[str, Any]]:
+        """Masks in COCO's run lengths, classes (N,), scores (N,) of each sample, best first; a score is that of class
+        times mask."""
         outputs = model(pixel_values=pixel_values)
         shares = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]
         scores, index = shares.flatten(1).topk(min(MAX_INSTANCES, shares[0].numel()), dim=1)
@@ -189,14 +211,19 @@ class InstanceSegmentation(DenseTask):
         found = []
         for number, sample in enumerate(samples):
             logits = outputs.masks_queries_logits[number, queries[number]].float()
-            logits = F.interpolate(logits[None], size=sample["instances"].shape, mode="bilinear", align_corners=False)[0]
+            logits = F.interpolate(logits[None], size=sample["instances"].shape, mode="bilinear", align_corners=False)[
+                0
+            ]
             inside = logits > 0
             sizes = inside.sum(dim=(1, 2))
             certainty = (logits.sigmoid() * inside).sum(dim=(1, 2)) / sizes.clamp_min(1)
             best = (scores[number] * certainty).sort(descending=True, stable=True)
             order = best.indices[sizes[best.indices] > 0]
             masks = inside[order].cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
-            kept = {"classes": classes[number, order].cpu().numpy(), "scores": (scores[number] * certainty)[order].cpu().numpy()}
+            kept = {
+                "classes": classes[number, order].cpu().numpy(),
+                "scores": (scores[number] * certainty)[order].cpu().numpy(),
+            }
             found.append({"masks": coco_masks.encode(np.asfortranarray(masks)), **kept})
         return found
 
@@ -206,8 +233,15 @@ class InstanceSegmentation(DenseTask):
     def picture(self, sample: Sample, prediction: dict[str, Any]) -> list[Image.Image]:
         """Each instance in a colour of its own."""
         found = np.zeros_like(sample["instances"])
-        shown = [mask for mask, score in zip(prediction["masks"], prediction["scores"], strict=True) if score >= _MIN_SCORE_SHOWN]
+        shown = [
+            mask
+            for mask, score in zip(prediction["masks"], prediction["scores"], strict=True)
+            if score >= _MIN_SCORE_SHOWN
+        ]
         for number, mask in reversed(list(enumerate(shown, start=1))):  # the surest on top
             found[coco_masks.decode(mask) > 0] = number
-        maps = (overlay(sample["image"], numbers, max(int(numbers.max()), 1) + 1) for numbers in (sample["instances"], found))
+        maps = (
+            overlay(sample["image"], numbers, max(int(numbers.max()), 1) + 1)
+            for numbers in (sample["instances"], found)
+        )
         return [sample["image"], *maps]

@@ -23,12 +23,17 @@ from .rows import Rows, find_column, read_image
 UPSAMPLING = 4  # heat-map cells per patch and direction
 THRESHOLDS = (0.05, 0.1)  # of PCK
 _BOX_PADDING = 1.25
-_MAX_ANGLE, _ZOOM, _SHIFT = np.deg2rad(30.0), 0.25, 0.1  # of training crops; zoom and shift as fractions of the crop's side
+_MAX_ANGLE, _ZOOM, _SHIFT = (
+    np.deg2rad(30.0),
+    0.25,
+    0.1,
+)  # of training crops; zoom and shift as fractions of the crop's side
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square piece of an image, turned: centre (x, y) and side in pixels, angle in radians, `size` cells after the crop."""
+    """A square piece of an image, turned: centre (x, y) and side in pixels, angle in radians, `size` cells after the
+    crop."""
 
     center: np.ndarray
     side: float
@@ -46,7 +51,9 @@ class Crop:
         linear = self._turn * self.side / self.size
         offset = self.center - linear @ np.full(2, self.size / 2)
         data = np.column_stack([linear, offset]) / factor
-        return reduced.transform((self.size, self.size), Image.Transform.AFFINE, data.flatten().tolist(), Image.Resampling.BILINEAR)
+        return reduced.transform(
+            (self.size, self.size), Image.Transform.AFFINE, data.flatten().tolist(), Image.Resampling.BILINEAR
+        )
 
     def to_crop(self, points: np.ndarray) -> np.ndarray:
         """Points (K, 2) of the image -> of the crop."""
@@ -67,7 +74,8 @@ def draw_heatmaps(points: np.ndarray, side: int, sigma: float) -> torch.Tensor:
 def find_peaks(heatmaps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Heat maps (..., K, h, w) -> points (..., K, 2) in cells and heights (..., K).
 
-    Between cells the logarithm is taken for a parabola, which is exact for a Gaussian (as arXiv:1910.06278, along x and y alone).
+    Between cells the logarithm is taken for a parabola, which is exact for a Gaussian (as arXiv:1910.06278, along x and
+    y alone).
     """
     height, width = heatmaps.shape[-2:]
     flat = heatmaps.flatten(-2)
@@ -76,10 +84,13 @@ def find_peaks(heatmaps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     points = []
     for place, count, stride in ((best % width, width, 1), (best // width, height, width)):
         before, here, after = (
-            logs.gather(-1, (best + step).clamp(0, flat.shape[-1] - 1)[..., None])[..., 0] for step in (-stride, 0, stride)
+            logs.gather(-1, (best + step).clamp(0, flat.shape[-1] - 1)[..., None])[..., 0]
+            for step in (-stride, 0, stride)
         )
         curvature = before - 2 * here + after
-        shift = torch.where(curvature < -1e-6, 0.5 * (before - after) / curvature.clamp(max=-1e-6), 0.0).clamp(-0.5, 0.5)
+        shift = torch.where(curvature < -1e-6, 0.5 * (before - after) / curvature.clamp(max=-1e-6), 0.0).clamp(
+            -0.5, 0.5
+        )
         inside = (place > 0) & (place < count - 1)
         points.append(place + 0.5 + torch.where(inside, shift, 0.0))
     return torch.stack(points, dim=-1).cpu().numpy(), flat.amax(dim=-1).cpu().numpy()
@@ -106,15 +117,22 @@ class _KeypointScore:
         self.found.append({**common, "keypoints": found, "score": float(heights.mean())})
 
     def result(self) -> dict[str, float]:
-        values = {f"PCK@{threshold}": float(np.concatenate(correct).mean()) for threshold, correct in self.correct.items()}
-        return values | {f"{name} (OKS)": v for name, v in average_precision(self.images, self.truth, self.found, 1, "keypoints").items()}
+        values = {
+            f"PCK@{threshold}": float(np.concatenate(correct).mean()) for threshold, correct in self.correct.items()
+        }
+        return values | {
+            f"{name} (OKS)": v
+            for name, v in average_precision(self.images, self.truth, self.found, 1, "keypoints").items()
+        }
 
 
 @dataclass
 class Keypoints(DenseTask):
-    """ViTPose (arXiv:2204.12484): heat maps by two transposed convolutions on the last feature map, or by one convolution.
+    """ViTPose (arXiv:2204.12484): heat maps by two transposed convolutions on the last feature map, or by one
+    convolution.
 
-    No flips in training: which keypoints change places is not in the data. box_column: empty where the whole image is the instance.
+    No flips in training: which keypoints change places is not in the data. box_column: empty where the whole image is
+        the instance.
     """
 
     num_keypoints: int
@@ -150,7 +168,9 @@ class Keypoints(DenseTask):
     def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
         shape = {"reshape_hidden_states": False, "include_prefix_tokens": False}
         backbone = encoder.backbone(random_weights, image_size=self.image_size, **shape)
-        config = VitPoseConfig(backbone_config=backbone.config, num_labels=self.num_keypoints, use_simple_decoder=self.head == "simple")
+        config = VitPoseConfig(
+            backbone_config=backbone.config, num_labels=self.num_keypoints, use_simple_decoder=self.head == "simple"
+        )
         return self.with_backbone(VitPoseForPoseEstimation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,7 +189,9 @@ class Keypoints(DenseTask):
         low, high = points[visible].min(axis=0), points[visible].max(axis=0)
         if not self.box_column:
             if not (high > low).all():
-                raise ValueError("the labelled keypoints have no extent, so that the size of the instance is unknown: add a column bbox")
+                raise ValueError(
+                    "the labelled keypoints have no extent, so that the size of the instance is unknown: add a column bbox"
+                )
             return points, visible, np.concatenate([low, high - low])
         try:
             box = np.array(row[self.box_column], dtype=np.float64)
@@ -177,7 +199,9 @@ class Keypoints(DenseTask):
             box = np.empty(0)
         if box.shape != (4,) or not (np.isfinite(box).all() and (box[2:] > 0).all()):
             given = repr(row[self.box_column])[:99]
-            raise ValueError(f"the box {given} has no area; expected x, y, width, height with positive width and height")
+            raise ValueError(
+                f"the box {given} has no area; expected x, y, width, height with positive width and height"
+            )
         return points, visible, box
 
     def _whole(self, image: Image.Image, box: np.ndarray) -> Crop:
@@ -189,24 +213,42 @@ class Keypoints(DenseTask):
         image, (points, visible, box) = read_image(row, self.image_column), self.read_target(row)
         whole = self._whole(image, box)
         center = whole.center + rng.uniform(-_SHIFT, _SHIFT, 2) * whole.side
-        crop = Crop(center, whole.side * rng.uniform(1 - _ZOOM, 1 + _ZOOM), rng.uniform(-_MAX_ANGLE, _MAX_ANGLE), self.image_size)
+        crop = Crop(
+            center,
+            whole.side * rng.uniform(1 - _ZOOM, 1 + _ZOOM),
+            rng.uniform(-_MAX_ANGLE, _MAX_ANGLE),
+            self.image_size,
+        )
         moved = crop.to_crop(points)
         visible = visible & ((moved >= 0) & (moved < self.image_size)).all(axis=1)
         scale = self.map_side / self.image_size
         maps = draw_heatmaps(moved * scale, self.map_side, max(1.0, self.map_side / 32))
-        return {"pixel_values": self.normalize(crop.apply(image)), "heatmaps": maps, "visible": torch.from_numpy(visible).float()}
+        return {
+            "pixel_values": self.normalize(crop.apply(image)),
+            "heatmaps": maps,
+            "visible": torch.from_numpy(visible).float(),
+        }
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
         image, (points, visible, box) = read_image(row, self.image_column), self.read_target(row)
         crop = self._whole(image, box)
-        geometry = {"points": points, "visible": visible, "box": box, "crop": crop, "width": image.width, "height": image.height}
+        geometry = {
+            "points": points,
+            "visible": visible,
+            "box": box,
+            "crop": crop,
+            "width": image.width,
+            "height": image.height,
+        }
         return {"pixel_values": self.normalize(crop.apply(image)), **geometry}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         errors = (model(batch["pixel_values"]).heatmaps - batch["heatmaps"]).square().sum(dim=(2, 3))
         return {"loss": (errors * batch["visible"]).sum() / batch["visible"].sum().clamp_min(1)}
 
-    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Points (K, 2) in pixels of the image and the heights of their peaks (K,), of each sample."""
         points, heights = find_peaks(model(pixel_values).heatmaps.float())
         points = points * self.image_size / self.map_side
@@ -236,5 +278,7 @@ def _read_points(row: dict[str, Any], column: str) -> np.ndarray:
     if values.ndim == 1 and values.size and values.size % 3 == 0:
         values = values.reshape(-1, 3)
     if values.ndim != 2 or not len(values) or values.shape[1] not in (2, 3):
-        raise ValueError(f"column {column} must hold keypoints as (K, 2), (K, 3) or 3 K numbers, got an array of shape {values.shape}")
+        raise ValueError(
+            f"column {column} must hold keypoints as (K, 2), (K, 3) or 3 K numbers, got an array of shape {values.shape}"
+        )
     return values if values.shape[1] == 3 else np.column_stack([values, np.ones(len(values))])

@@ -15,7 +15,10 @@ _GAP, _HEADER = 4, 20
 def palette(num_colors: int) -> np.ndarray:
     """Colours that neighbours in the list can be told apart by, uint8 (num_colors, 3)."""
     golden = 0.61803398875
-    colors = [colorsys.hsv_to_rgb((i * golden) % 1, 0.85 - 0.3 * (i % 3 == 1), 1.0 - 0.25 * (i % 2)) for i in range(num_colors)]
+    colors = [
+        colorsys.hsv_to_rgb((i * golden) % 1, 0.85 - 0.3 * (i % 3 == 1), 1.0 - 0.25 * (i % 2))
+        for i in range(num_colors)
+    ]
     return (np.array(colors).reshape(-1, 3) * 255).round().astype(np.uint8)
 
 
@@ -45,10 +48,17 @@ def color_values(values: np.ndarray, low: float, high: float) -> Image.Image:
 
 def make_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], cell_height: int = 200) -> Image.Image:
     """A row of pictures per sample under one title per column; all cells have one height."""
-    scaled = [[image.resize((max(1, round(image.width * cell_height / image.height)), cell_height)) for image in row] for row in rows]
+    scaled = [
+        [image.resize((max(1, round(image.width * cell_height / image.height)), cell_height)) for image in row]
+        for row in rows
+    ]
     font = ImageFont.load_default(size=13)
-    widths = [max(round(font.getlength(title)), *(row[column].width for row in scaled)) for column, title in enumerate(titles)]
-    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (cell_height + _GAP) + _GAP), "white")
+    widths = [
+        max(round(font.getlength(title)), *(row[column].width for row in scaled)) for column, title in enumerate(titles)
+    ]
+    sheet = Image.new(
+        "RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (cell_height + _GAP) + _GAP), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     left = _GAP
     for column, title in enumerate(titles):

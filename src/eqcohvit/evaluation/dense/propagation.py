@@ -1,7 +1,9 @@
-"""Label propagation through a video by the similarity of frozen patch features (arXiv:2006.14613; parameters of arXiv:2104.14294, 4.2.2).
+"""Label propagation through a video by the similarity of frozen patch features (arXiv:2006.14613; parameters of
+arXiv:2104.14294, 4.2.2).
 
-The label of a patch is the weighted mean of those of its most similar patches in the first frame, whose labels are given, and in the
-last few frames, whose labels were propagated. h, w: patches per column and row; C: classes, the background included.
+The label of a patch is the weighted mean of those of its most similar patches in the first frame, whose labels are
+given, and in the last few frames, whose labels were propagated. h, w: patches per column and row; C: classes, the
+background included.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _MAX_AFFINITIES = 1 << 24  # held at once, float32: 64 MiB
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """num_context: last frames that labels come from, besides the first one. radius: patches further away, along x or y, do not count.
+    """num_context: last frames that labels come from, besides the first one. radius: patches further away, along x or
+    y, do not count.
     top_k: most similar patches that do. temperature: of the softmax over cosine similarities."""
 
     num_context: int = 7
@@ -49,17 +52,23 @@ class LabelPropagation:
         context = [self.first, *self.recent]
         keys, values = torch.cat([keys for keys, _ in context]), torch.cat([values for _, values in context])
         chunk = max(1, _MAX_AFFINITIES // len(keys))
-        labels = torch.cat([self._attend(queries, keys, values, start, chunk) for start in range(0, len(queries), chunk)])
+        labels = torch.cat(
+            [self._attend(queries, keys, values, start, chunk) for start in range(0, len(queries), chunk)]
+        )
         if self.settings.num_context:
             self.recent.append((queries, labels))
         return labels.unflatten(0, self.grid)
 
-    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    def _attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, count: int
+    ) -> torch.Tensor:
         """Labels of the patches start .. start + count of the frame."""
         queries = queries[start : start + count]
         similarity = queries @ keys.T
         frames = len(keys) // (self.grid[0] * self.grid[1])
-        similarity.unflatten(1, (frames, -1)).masked_fill_(~self._near(start, len(queries), keys.device)[:, None], -torch.inf)
+        similarity.unflatten(1, (frames, -1)).masked_fill_(
+            ~self._near(start, len(queries), keys.device)[:, None], -torch.inf
+        )
         top, index = similarity.topk(min(self.settings.top_k, similarity.shape[1]), dim=1)
         weights = (top / self.settings.temperature).softmax(dim=1)  # 0 where there are fewer neighbours than top_k
         return torch.einsum("qk,qkc->qc", weights, values[index])
@@ -78,9 +87,12 @@ class LabelPropagation:
 
 
 def labels_to_patches(labels: np.ndarray, num_labels: int, grid: tuple[int, int]) -> torch.Tensor:
-    """Class of each pixel (H, W), ignored ones 255 -> one-hot label of each patch, float (h, w, C), by its pixel nearest to the centre."""
+    """Class of each pixel (H, W), ignored ones 255 -> one-hot label of each patch, float (h, w, C), by its pixel
+    nearest to the centre."""
     height, width = labels.shape
-    y, x = (((np.arange(count) + 0.5) * size / count).astype(int) for count, size in zip(grid, (height, width), strict=True))
+    y, x = (
+        ((np.arange(count) + 0.5) * size / count).astype(int) for count, size in zip(grid, (height, width), strict=True)
+    )
     nearest = labels[np.ix_(y, x)]
     nearest = np.where(nearest < num_labels, nearest, 0)
     return F.one_hot(torch.from_numpy(nearest.astype(np.int64)), num_labels).float()
@@ -89,8 +101,8 @@ def labels_to_patches(labels: np.ndarray, num_labels: int, grid: tuple[int, int]
 def patches_to_labels(shares: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """Class shares of patches (h, w, C) -> the most likely class of each pixel, uint8 (H, W).
 
-    Bilinear; each class is then stretched to [0, 1] over the image, as DINO's protocol does, so that a thin object whose share is never
-    large is still seen.
+    Bilinear; each class is then stretched to [0, 1] over the image, as DINO's protocol does, so that a thin object
+    whose share is never large is still seen.
     """
     maps = F.interpolate(shares.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)[0]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)

@@ -16,7 +16,15 @@ from ..extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
 _ROWS_PER_READ = 1000  # of a Parquet file, while it is converted
-SOURCE_FLAGS = ("dataset_name", "dataset_config_name", "dataset_split", "test_split", "data_files", "test_data_files", "train_dir")
+SOURCE_FLAGS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_split",
+    "test_split",
+    "data_files",
+    "test_data_files",
+    "train_dir",
+)
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
 
 
@@ -30,7 +38,8 @@ def open_rows(
     """A map-style dataset whose image columns stay undecoded: {"bytes": ..., "path": ...}.
 
     Args:
-        data_files: as for pretraining: a glob, or several separated by commas; without `dataset_name` understood by its ending.
+        data_files: as for pretraining: a glob, or several separated by commas; without `dataset_name` understood by its
+            ending.
         train_dir: a folder tree of images instead, for tasks without labels.
 
     Raises:
@@ -46,13 +55,17 @@ def open_rows(
     elif dataset_name is not None:
         path, files = dataset_name, None
     else:
-        raise ValueError("this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated")
+        raise ValueError(
+            "this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated"
+        )
     # The size of a file's own may be that of an empty group.
     options: dict[str, Any] = {"batch_size": _ROWS_PER_READ} if path == "parquet" else {}
     try:
         dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files, **options)
     except Exception as error:  # not found, gated, no connection, no such configuration or split, broken files
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # datasets' own says only that there was one
+        cause = (
+            error.__cause__ if isinstance(error.__cause__, Exception) else error
+        )  # datasets' own says only that there was one
         raise ValueError(f"cannot open dataset {path}: {one_line(cause, 400)}") from error
     if len(dataset) == 0:
         raise ValueError(f"dataset {path}, split {split}, has no rows")
@@ -72,7 +85,8 @@ def open_train_and_test(
     train_dir: str | None = None,
     default: Callable[[], tuple[Rows, Rows]] | None = None,
 ) -> tuple[Rows, Rows]:
-    """The rows to train and to test on; without a test split or files every tenth row is held out, or the last of fewer.
+    """The rows to train and to test on; without a test split or files every tenth row is held out, or the last of
+    fewer.
 
     Args:
         default: makes both where no data are named.
@@ -85,9 +99,13 @@ def open_train_and_test(
         return default()
     train = open_rows(dataset_name, dataset_config_name, dataset_split, data_files, train_dir)
     if test_split or test_data_files:
-        return train, open_rows(dataset_name, dataset_config_name, test_split or dataset_split, test_data_files or data_files, train_dir)
+        return train, open_rows(
+            dataset_name, dataset_config_name, test_split or dataset_split, test_data_files or data_files, train_dir
+        )
     if len(train) < 2:
-        raise ValueError("the dataset has only one row, too few to hold some out: give --test_split or --test_data_files")
+        raise ValueError(
+            "the dataset has only one row, too few to hold some out: give --test_split or --test_data_files"
+        )
     held_out = [index for index in range(len(train)) if index % _HELD_OUT == _HELD_OUT - 1] or [len(train) - 1]
     kept = sorted(set(range(len(train))) - set(held_out))
     return train.select(kept), train.select(held_out)
@@ -124,22 +142,28 @@ def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
     """
     image = _open(row, column)
     if image.mode not in ("L", "P", "1", "I", "I;16"):
-        raise ValueError(f"column {column} must hold single-channel images of class indices, got one of mode {image.mode}")
+        raise ValueError(
+            f"column {column} must hold single-channel images of class indices, got one of mode {image.mode}"
+        )
     return np.asarray(image).astype(np.int64)
 
 
 def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The instances of a colour image whose red channel is the class and whose green one the number of the instance, 0 for none.
+    """The instances of a colour image whose red channel is the class and whose green one the number of the instance, 0
+    for none.
 
     Returns:
-        The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none; the red value of each instance, int64 (N,).
+        The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none; the red value of each
+        instance, int64 (N,).
 
     Raises:
         ValueError: it cannot be decoded, has no colours, or an instance has several classes.
     """
     image = _open(row, column)
     if image.mode not in ("RGB", "RGBA"):
-        raise ValueError(f"column {column} must hold RGB images, red the class, green the instance, got one of mode {image.mode}")
+        raise ValueError(
+            f"column {column} must hold RGB images, red the class, green the instance, got one of mode {image.mode}"
+        )
     red, green = (np.asarray(image)[:, :, channel].astype(np.int64) for channel in (0, 1))
     pairs, numbers = np.unique(green * 256 + red, return_inverse=True)
     present = pairs >= 256
@@ -147,7 +171,9 @@ def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.nda
     twice = np.flatnonzero(np.diff(number) == 0)
     if len(twice):
         at = twice[0]
-        raise ValueError(f"instance {number[at]} of column {column} has the classes {label[at]} and {label[at + 1]}, expected one")
+        raise ValueError(
+            f"instance {number[at]} of column {column} has the classes {label[at]} and {label[at + 1]}, expected one"
+        )
     ids = np.cumsum(present) * present
     return ids[numbers.reshape(red.shape)].astype(np.int32), label
 
@@ -155,7 +181,9 @@ def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.nda
 def check_size(target: np.ndarray, image: Image.Image, what: str = "annotation", of: str = "image") -> None:
     """Raise a `ValueError` where a target (H, W) has another size than its image."""
     if target.shape != (image.height, image.width):
-        raise ValueError(f"the {what} is of {target.shape[1]} x {target.shape[0]} pixels, its {of} of {image.width} x {image.height}")
+        raise ValueError(
+            f"the {what} is of {target.shape[1]} x {target.shape[0]} pixels, its {of} of {image.width} x {image.height}"
+        )
 
 
 def read_depth(row: dict[str, Any], column: str) -> np.ndarray:

@@ -39,8 +39,8 @@ class _IoUScore:
 class Segmentation(DenseTask):
     """UPerNet (arXiv:1807.10221, as wide as the backbone) or a linear head.
 
-    num_labels: number of classes. ignore_label: value of pixels that do not count, besides 255. reduce_labels: 0 means "no class", and
-    the classes 1 .. num_labels become 0 .. num_labels - 1, as in ADE20K.
+    num_labels: number of classes. ignore_label: value of pixels that do not count, besides 255. reduce_labels: 0 means
+    "no class", and the classes 1 .. num_labels become 0 .. num_labels - 1, as in ADE20K.
     """
 
     num_labels: int
@@ -54,11 +54,15 @@ class Segmentation(DenseTask):
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
         if options.num_labels is None or not 2 <= options.num_labels <= IGNORED:
-            raise ValueError(f"segmentation needs --num_labels, the number of classes (2 to {IGNORED}), got {options.num_labels}")
+            raise ValueError(
+                f"segmentation needs --num_labels, the number of classes (2 to {IGNORED}), got {options.num_labels}"
+            )
         return cls(
             **cls.common(options, encoder),
             image_column=find_column(rows, options.image_column, ["image"], "photographs"),
-            target_column=find_column(rows, options.target_column, ["annotation", "label", "mask", "segmentation_mask"], "annotations"),
+            target_column=find_column(
+                rows, options.target_column, ["annotation", "label", "mask", "segmentation_mask"], "annotations"
+            ),
             num_labels=options.num_labels,
             ignore_label=options.ignore_label,
             reduce_labels=options.reduce_labels,
@@ -71,13 +75,16 @@ class Segmentation(DenseTask):
         if self.head == "linear":
             backbone = encoder.backbone(random_weights)
             return self.with_backbone(
-                LinearSegmentation(DenseHeadConfig(backbone_config=backbone.config, num_labels=self.num_labels)), backbone
+                LinearSegmentation(DenseHeadConfig(backbone_config=backbone.config, num_labels=self.num_labels)),
+                backbone,
             )
         stages = spread_stages(encoder.config.num_hidden_layers)
         backbone = encoder.backbone(random_weights, out_indices=stages, scale_factors=[4, 2, 1, 0.5])
         width = encoder.config.hidden_size
         sizes = {"hidden_size": width, "auxiliary_in_channels": width, "auxiliary_channels": width}
-        config = UperNetConfig(backbone_config=backbone.config, num_labels=self.num_labels, loss_ignore_index=IGNORED, **sizes)
+        config = UperNetConfig(
+            backbone_config=backbone.config, num_labels=self.num_labels, loss_ignore_index=IGNORED, **sizes
+        )
         return self.with_backbone(UperNetForSemanticSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> np.ndarray:
@@ -118,10 +125,15 @@ class Segmentation(DenseTask):
         if len(rows) == 0:  # a crop without any labelled pixel teaches nothing: take one round a labelled pixel
             rows, columns = np.nonzero(labels != IGNORED)
             at = rng.integers(len(rows))
-            left, top = (np.clip(at - side / 2, 0, limit - side) for at, limit in zip((columns[at], rows[at]), image.size, strict=True))
+            left, top = (
+                np.clip(at - side / 2, 0, limit - side)
+                for at, limit in zip((columns[at], rows[at]), image.size, strict=True)
+            )
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        labels = np.asarray(Image.fromarray(labels.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST, box=box))
+        labels = np.asarray(
+            Image.fromarray(labels.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST, box=box)
+        )
         if rng.random() < 0.5:
             image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
         return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
@@ -133,12 +145,15 @@ class Segmentation(DenseTask):
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {"loss": model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss}
 
-    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[np.ndarray]:
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[np.ndarray]:
         """Class of each pixel, int64 (H, W) of the annotation."""
         logits = model(pixel_values=pixel_values).logits.float()
         sizes = [sample["labels"].shape for sample in samples]
         resized = (
-            F.interpolate(one[None], size=size, mode="bilinear", align_corners=False) for one, size in zip(logits, sizes, strict=True)
+            F.interpolate(one[None], size=size, mode="bilinear", align_corners=False)
+            for one, size in zip(logits, sizes, strict=True)
         )
         return [one[0].argmax(dim=0).cpu().numpy() for one in resized]
 

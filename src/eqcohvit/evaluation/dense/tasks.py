@@ -1,4 +1,5 @@
-"""The dense tasks of scripts/evaluate.py: label propagation by frozen features, and heads that are fitted on a frozen backbone."""
+"""The dense tasks of scripts/evaluate.py: label propagation by frozen features, and heads that are fitted on a frozen
+backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, prop
 
 
 def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of label propagation for each part of the encoders, of random weights, and of the pixels of the patches."""
+    """Scores of label propagation for each part of the encoders, of random weights, and of the pixels of the
+    patches."""
     task, settings = VIDEO_TASKS[name], evaluation.settings
     split = settings["test_split"] or settings["dataset_split"]
     files = settings["test_data_files"] or settings["data_files"]
@@ -39,7 +41,9 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
     encoders = [PatchEncoder(encoder) for encoder in evaluation.encoders if isinstance(encoder, ModelEncoder)]
     propagation = PropagationSettings(settings["context_frames"], settings["radius"], settings["top_k"])
     controls = [PixelPatches(encoders[0].patch_size)]
-    results = propagate_videos(task, [*encoders, *controls], videos, settings["frame_size"], propagation, report=_print_progress)
+    results = propagate_videos(
+        task, [*encoders, *controls], videos, settings["frame_size"], propagation, report=_print_progress
+    )
     caption = f"{_title(name)}: labels of the first part of {encoders[0].name} at four times. {task.protocol}."
     evaluation.figures.append(_picture_figure(name, caption, PICTURE_TITLES, results.pictures))
     protocol = {"task": name, "frame_size": settings["frame_size"], **vars(propagation)}
@@ -54,7 +58,8 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
 
 
 def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of fine-tuned models as they are; for encoders, and their random weights, of a head that is fitted on the frozen backbone."""
+    """Scores of fine-tuned models as they are; for encoders, and their random weights, of a head that is fitted on the
+    frozen backbone."""
     settings, rows = evaluation.settings, []
     sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
     train, test = open_train_and_test(**sources, default=TASKS[name].default_rows)
@@ -80,7 +85,9 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
     return rows
 
 
-def fit_head(task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int) -> PreTrainedModel:
+def fit_head(
+    task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int
+) -> PreTrainedModel:
     """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
     from ...training.finetune import FinetuneSettings, Finetuning, make_accelerator
     from ...training.signals import StopSignals
@@ -88,13 +95,26 @@ def fit_head(task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Row
     torch.manual_seed(seed)
     model = task.build(encoder, is_random)
     steps = settings["max_steps"]
-    how = FinetuneSettings(train="head", max_steps=steps, save_steps=steps, seed=seed, num_workers=settings["num_workers"])
+    how = FinetuneSettings(
+        train="head", max_steps=steps, save_steps=steps, seed=seed, num_workers=settings["num_workers"]
+    )
     with tempfile.TemporaryDirectory() as folder:
-        return Finetuning(make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder)).train()
+        return Finetuning(
+            make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder)
+        ).train()
 
 
 def _options(settings: dict[str, Any], head: str) -> TaskOptions:
-    names = ("image_size", "image_column", "target_column", "num_labels", "ignore_label", "reduce_labels", "max_depth", "depth_scale")
+    names = (
+        "image_size",
+        "image_column",
+        "target_column",
+        "num_labels",
+        "ignore_label",
+        "reduce_labels",
+        "max_depth",
+        "depth_scale",
+    )
     return TaskOptions(head=head, **{name: settings[name] for name in names})
 
 
@@ -107,10 +127,18 @@ def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTr
             values, pictures = evaluate_task(task, model, test, settings["max_test_samples"], settings["num_workers"])
             scores.append(values)
         caption = f"{_title(task.name)}: predictions of {label}. {task.protocol}."
-        evaluation.figures.append(_picture_figure(f"{task.name}_{len(evaluation.figures)}", caption, task.picture_titles, pictures))
+        evaluation.figures.append(
+            _picture_figure(f"{task.name}_{len(evaluation.figures)}", caption, task.picture_titles, pictures)
+        )
         protocol = {"task": task.name, "head": task.head, "image_size": task.image_size, "seeds": len(seeds)}
         rows += [
-            Row(label, "backbone", f"{_title(task.name)} {metric}", [values[metric] for values in scores], settings=protocol)
+            Row(
+                label,
+                "backbone",
+                f"{_title(task.name)} {metric}",
+                [values[metric] for values in scores],
+                settings=protocol,
+            )
             for metric in scores[0]
         ]
     return rows

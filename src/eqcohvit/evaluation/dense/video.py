@@ -1,4 +1,5 @@
-"""Video object segmentation and semantic part propagation: the first frame's labels are given, frozen patch features carry them on."""
+"""Video object segmentation and semantic part propagation: the first frame's labels are given, frozen patch features
+carry them on."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class FrameEncoder(Protocol):
 
 @dataclass
 class PatchEncoder:
-    """The parts of a split model, or the backbone of any other, and its layers; frames may have any size that patches fill."""
+    """The parts of a split model, or the backbone of any other, and its layers; frames may have any size that patches
+    fill."""
 
     encoder: ModelEncoder
 
@@ -69,7 +71,8 @@ class PixelPatches:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 where nobody labelled it."""
+    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 where nobody labelled
+    it."""
 
     name: str
     frames: Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]
@@ -93,7 +96,9 @@ def read_videos(
         try:
             places.setdefault(str(name), []).append((int(frame), index))
         except (TypeError, ValueError):
-            raise ValueError(f"video row {index}: column {frame_column} must hold whole numbers, got {frame!r}") from None
+            raise ValueError(
+                f"video row {index}: column {frame_column} must hold whole numbers, got {frame!r}"
+            ) from None
     videos = []
     for name, found in places.items():
         order = [index for _, index in sorted(found)][:max_frames]
@@ -103,14 +108,18 @@ def read_videos(
     return videos
 
 
-def _reader(rows: Rows, order: list[int], image_column: str, target_column: str) -> Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]:
+def _reader(
+    rows: Rows, order: list[int], image_column: str, target_column: str
+) -> Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]:
     def frames() -> Iterator[tuple[Image.Image, np.ndarray]]:
         for index in order:
             with row_errors("video", index):
                 image, labels = read_image(rows[index], image_column), read_labels(rows[index], target_column)
                 wrong = labels[(labels < 0) | (labels > VOID)]
                 if wrong.size:
-                    raise ValueError(f"the annotation has the value {wrong[0]}, expected 0 .. {VOID}, of which {VOID} is void")
+                    raise ValueError(
+                        f"the annotation has the value {wrong[0]}, expected 0 .. {VOID}, of which {VOID} is void"
+                    )
                 check_size(labels, image, of="frame")
             yield image, labels
 
@@ -118,10 +127,11 @@ def _reader(rows: Rows, order: list[int], image_column: str, target_column: str)
 
 
 def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torch.Tensor:
-    """RGB image -> float (3, H, W) in [0, 1], of the frame size of DINO's protocol: 832 x 480 for the 854 x 480 of DAVIS.
+    """RGB image -> float (3, H, W) in [0, 1], of the frame size of DINO's protocol: 832 x 480 for the 854 x 480 of
+    DAVIS.
 
-    The shorter side is as given. The longer one is in proportion and rounded down to a multiple of 64 pixels. Then both are rounded to
-    whole patches, which changes nothing for patches of 8, 16 and 32 pixels.
+    The shorter side is as given. The longer one is in proportion and rounded down to a multiple of 64 pixels. Then both
+    are rounded to whole patches, which changes nothing for patches of 8, 16 and 32 pixels.
     """
     scale = shorter_side / min(image.size)
     step = _LONGER_SIDE_MULTIPLE
@@ -140,9 +150,11 @@ def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torc
 class ObjectScore:
     """J and F of each object of each video, mean over its frames, then over all objects (DAVIS-2017, arXiv:1704.00675).
 
-    As in the official semi-supervised code (github.com/davisvideochallenge/davis2017-evaluation), the objects are 1 .. the highest number
-    of the first frame, also where it leaves some out: one that is neither there nor predicted scores 1. Void pixels are background.
-    The first frame, which is given, and the last one of a video do not count (the last one does where there are only two).
+    As in the official semi-supervised code (github.com/davisvideochallenge/davis2017-evaluation), the objects are 1 ..
+    the highest number
+    of the first frame, also where it leaves some out: one that is neither there nor predicted scores 1. Void pixels are
+    background. The first frame, which is given, and the last one of a video do not count (the last one does where there
+    are only two).
     """
 
     def __init__(self):
@@ -162,7 +174,13 @@ class ObjectScore:
         means = np.array([np.mean(scores, axis=0) for scores in self.objects.values()])
         recalls = np.array([(np.array(scores) > 0.5).mean(axis=0) for scores in self.objects.values()])
         (region, contour), (region_recall, contour_recall) = means.mean(axis=0), recalls.mean(axis=0)
-        values = {"J&F": (region + contour) / 2, "J": region, "F": contour, "J recall": region_recall, "F recall": contour_recall}
+        values = {
+            "J&F": (region + contour) / 2,
+            "J": region,
+            "F": contour,
+            "J recall": region_recall,
+            "F recall": contour_recall,
+        }
         return {name: float(value) for name, value in values.items()}
 
 
@@ -173,7 +191,8 @@ class PartScore:
         self.confusion = np.zeros((VOID, VOID), dtype=np.int64)
 
     def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, objects: Sequence[int]) -> None:
-        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none; the classes are counted as they come."""
+        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none; the classes are counted as
+        they come."""
         self.confusion += confusion_matrix(predicted, true, VOID, VOID)
 
     def result(self) -> dict[str, float]:
@@ -195,10 +214,14 @@ VIDEO_TASKS = {
     task.name: task
     for task in (
         VideoTask(
-            "video_segmentation", ObjectScore, "label propagation as in DINO's DAVIS protocol; J and F without first and last frames"
+            "video_segmentation",
+            ObjectScore,
+            "label propagation as in DINO's DAVIS protocol; J and F without first and last frames",
         ),
         VideoTask(
-            "part_propagation", PartScore, "label propagation as in DINO's DAVIS protocol; mIoU over the classes of all later frames"
+            "part_propagation",
+            PartScore,
+            "label propagation as in DINO's DAVIS protocol; mIoU over the classes of all later frames",
         ),
     )
 }
@@ -209,7 +232,8 @@ VIDEO_TASKS = {
 
 @dataclass
 class VideoResults:
-    """values: (encoder, part) -> metric -> value. pictures: of each video, the frames at four times with the first encoder's labels."""
+    """values: (encoder, part) -> metric -> value. pictures: of each video, the frames at four times with the first
+    encoder's labels."""
 
     values: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     pictures: list[list[Image.Image]] = field(default_factory=list)
@@ -226,7 +250,8 @@ def propagate_videos(
     settings: PropagationSettings = DINO_SETTINGS,
     report: Callable[[str], Any] = lambda line: None,
 ) -> VideoResults:
-    """Score all parts of all encoders on all videos; one frame is held at a time, and the features of the context frames.
+    """Score all parts of all encoders on all videos; one frame is held at a time, and the features of the context
+    frames.
 
     Args:
         shorter_side: frames are resized to it, in pixels.

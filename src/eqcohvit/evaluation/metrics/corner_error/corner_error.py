@@ -21,7 +21,8 @@ _MAP = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
 
 
 class CornerError(evaluate.Metric):
-    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes and returns."""
+    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes
+    and returns."""
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -23,7 +23,8 @@ _MAP = datasets.Sequence(datasets.Sequence(datasets.Value("int32")))
 
 
 class DavisJAndF(evaluate.Metric):
-    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes and returns."""
+    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes
+    and returns."""
 
     def _info(self):
         return evaluate.MetricInfo(

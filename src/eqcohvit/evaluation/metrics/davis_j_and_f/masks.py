@@ -5,17 +5,19 @@ from scipy.ndimage import distance_transform_edt
 
 
 def region_similarity(predicted: np.ndarray, true: np.ndarray) -> float:
-    """J of DAVIS: intersection over union of two binary masks (H, W); 1 where both are empty (doi:10.1109/CVPR.2016.85, section 4)."""
+    """J of DAVIS: intersection over union of two binary masks (H, W); 1 where both are empty (doi:10.1109/CVPR.2016.85,
+    section 4)."""
     predicted, true = _two_masks(predicted, true)
     union = (predicted | true).sum()
     return float((predicted & true).sum() / union) if union else 1.0
 
 
 def contour_accuracy(predicted: np.ndarray, true: np.ndarray, tolerance: float = 0.008) -> float:
-    """F of DAVIS: harmonic mean of precision and recall of the boundary pixels of two binary masks (H, W) (same source).
+    """F of DAVIS: harmonic mean of precision and recall of the boundary pixels of two binary masks (H, W) (same
+    source).
 
-    A boundary pixel is found where the other mask has one within `tolerance` of the image's diagonal, rounded up to whole pixels. Two
-    masks without boundary agree (1); one without boundary and one with disagree (0).
+    A boundary pixel is found where the other mask has one within `tolerance` of the image's diagonal, rounded up to
+    whole pixels. Two masks without boundary agree (1); one without boundary and one with disagree (0).
     """
     predicted, true = _two_masks(predicted, true)
     radius = np.ceil(tolerance * np.hypot(*true.shape))
@@ -36,7 +38,9 @@ def mask_boundary(mask: np.ndarray) -> np.ndarray:
 def _two_masks(predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     predicted, true = np.asarray(predicted).astype(bool), np.asarray(true).astype(bool)
     if predicted.shape != true.shape or predicted.ndim != 2:
-        raise ValueError(f"expected two masks (height, width) of the same shape, got {predicted.shape} and {true.shape}")
+        raise ValueError(
+            f"expected two masks (height, width) of the same shape, got {predicted.shape} and {true.shape}"
+        )
     if not true.size:
         raise ValueError(f"expected masks of at least one pixel, got the shape {true.shape}")
     return predicted, true

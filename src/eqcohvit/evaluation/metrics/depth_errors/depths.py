@@ -4,11 +4,13 @@ import numpy as np
 
 
 def depth_errors(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Errors of depth maps of one shape over the pixels whose true depth is finite and above 0 (Eigen et al., arXiv:1406.2283, section 4).
+    """Errors of depth maps of one shape over the pixels whose true depth is finite and above 0 (Eigen et al.,
+    arXiv:1406.2283, section 4).
 
     Returns:
-        RMSE: root of the mean squared error, in the unit of the depth. AbsRel: mean of |error| / true depth. delta1: share of pixels whose
-        ratio to the true depth, and its inverse, are below 1.25; a prediction of 0 or less is no hit.
+        RMSE: root of the mean squared error, in the unit of the depth. AbsRel: mean of |error| / true depth. delta1:
+        share of pixels whose ratio to the true depth, and its inverse, are below 1.25; a prediction of 0 or less is no
+        hit.
 
     Raises:
         ValueError: shapes differ, or no pixel has a true depth.

@@ -25,7 +25,8 @@ _MAP = datasets.Sequence(datasets.Sequence(datasets.Value("int32")))
 
 
 class MeanIoU(evaluate.Metric):
-    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes and returns."""
+    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes
+    and returns."""
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -25,7 +25,8 @@ _MAP = datasets.Sequence(datasets.Sequence(datasets.Value("float64")))
 
 
 class PCK(evaluate.Metric):
-    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes and returns."""
+    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes
+    and returns."""
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -38,7 +39,9 @@ class PCK(evaluate.Metric):
 
     def _compute(self, predictions, references, sizes, threshold=0.1):
         found = [
-            correct_keypoints(predicted, [point[:2] for point in true], [point[2] > 0 for point in true], size, threshold)
+            correct_keypoints(
+                predicted, [point[:2] for point in true], [point[2] > 0 for point in true], size, threshold
+            )
             for predicted, true, size in zip(predictions, references, sizes, strict=True)
         ]
         if not any(map(len, found)):

@@ -5,14 +5,17 @@ from numpy.typing import ArrayLike
 
 
 def r2_per_parameter(predictions: ArrayLike, references: ArrayLike) -> np.ndarray:
-    """1 - RSS / TSS of each column (arXiv:2503.18753, section 4): two arrays (N, P) -> (P,); NaN for a column that does not vary.
+    """1 - RSS / TSS of each column (arXiv:2503.18753, section 4): two arrays (N, P) -> (P,); NaN for a column that does
+    not vary.
 
     Raises:
         ValueError: the shapes differ, or there are no samples or no parameters.
     """
     predictions, references = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
     if predictions.shape != references.shape or predictions.ndim != 2:
-        raise ValueError(f"expected two arrays (N, P) of the same shape, got {predictions.shape} and {references.shape}")
+        raise ValueError(
+            f"expected two arrays (N, P) of the same shape, got {predictions.shape} and {references.shape}"
+        )
     if not references.size:
         raise ValueError(f"expected at least one sample and one parameter, got arrays of shape {references.shape}")
     residual = ((references - predictions) ** 2).sum(axis=0)

@@ -31,7 +31,8 @@ _CITATION = """\
 
 
 class R2(evaluate.Metric):
-    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes and returns."""
+    """The metric that `evaluate.load` gives for this folder; `description` and `inputs_description` say what it takes
+    and returns."""
 
     def _info(self):
         return evaluate.MetricInfo(
