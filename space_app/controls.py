@@ -1,5 +1,4 @@
-"""What a visitor can do to a picture: the sliders, and how their values become the parameters of a transformation
-path."""
+"""What a visitor can do to a picture: the transformations of `PATHS`, with a slider for each of their parameters."""
 
 from __future__ import annotations
 
@@ -11,161 +10,182 @@ import torch
 
 from eqcohvit.transforms import PATHS, TransformationPath, make_path
 
+_SIGNS = (1, -1, -1, 1, -1, 1, 1, -1)  # sliders of one path start in different directions, so that they do not cancel
+_START = 2 / 3  # share of a slider's range where it starts
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a parameter is shown: its sign, the slider's step, and the conversion in both directions."""
+
+    sign: str
+    step: float
+    show: Callable[[float], float]
+    parameter: Callable[[float], float]
+
+
+def _scaled(sign: str, step: float, scale: float) -> Unit:
+    return Unit(sign, step, lambda parameter: parameter * scale, lambda shown: shown / scale)
+
+
+# By the units that paths state. A path without units gets sliders of plain numbers.
+UNITS = {
+    "radians": _scaled("°", 1, math.degrees(1)),
+    "turns": _scaled("°", 1, 360),
+    "fraction of the side": _scaled("%", 0.1, 100),
+    "factor minus 1": _scaled("%", 1, 100),
+    "logarithm": Unit("×", 0.01, math.exp, math.log),
+    "pixels": _scaled("px", 0.1, 1),
+}
+
 
 @dataclass(frozen=True)
 class Control:
-    """One slider, in the visitor's units.
+    """A slider, in the visitor's units.
 
     Args:
         name: key in the URL and in the API.
-        low, high, step: range of the slider; `neutral` changes nothing, `start` shows something at once.
-        to_parameters: value -> the path's parameters that it sets; `from_parameters` is its inverse.
+        low, high, step: range of the slider; it starts at `start`.
+        neutral: the value that changes nothing.
     """
 
     name: str
     label: str
-    unit: str
+    unit: Unit
     low: float
     high: float
-    step: float
-    neutral: float
     start: float
-    to_parameters: Callable[[float], tuple[float, ...]]
-    from_parameters: Callable[[tuple[float, ...]], float]
+
+    @property
+    def neutral(self) -> float:
+        return self.unit.show(0.0)
+
+    @property
+    def digits(self) -> int:
+        """Decimals that the slider's step needs."""
+        return max(0, -math.floor(math.log10(self.unit.step) + 1e-9))
+
+    def text(self, value: float) -> str:
+        """A value with its unit: -12°, 1.20×, 4.0 %."""
+        shown = f"{round(value, self.digits) + 0.0:.{self.digits}f}".replace("-", "−")
+        return f"{shown}{' ' if self.unit.sign in ('%', 'px') else ''}{self.unit.sign}"
+
+    def share(self, value: float) -> float:
+        """Where a value lies in the slider's range: 0 at its low end, 1 at its high end."""
+        return (value - self.low) / (self.high - self.low)
 
 
-def _scaled(
-    name: str, label: str, unit: str, limit: tuple[float, float], scale: float, step: float, start: float
-) -> Control:
-    """A slider whose value is `scale` times the one parameter that it sets."""
-    low, high = (
-        math.trunc(edge * scale / step + math.copysign(1e-6, edge)) * step for edge in limit
-    )  # whole steps within the range
-    return Control(name, label, unit, low, high, step, 0.0, start, lambda v: (v / scale,), lambda p: p[0] * scale)
+def _control(name: str, limit: tuple[float, float], unit: str, index: int) -> Control:
+    shown = UNITS.get(unit) or _scaled("", (limit[1] - limit[0]) / 100, 1)
+    ends = [shown.show(edge) for edge in limit]
+    low = math.ceil(ends[0] / shown.step - 1e-6) * shown.step
+    high = math.floor(ends[1] / shown.step + 1e-6) * shown.step
+    neutral = shown.show(0.0)
+    edge = high if _SIGNS[index % len(_SIGNS)] > 0 or low >= neutral else low
+    start = round((neutral + _START * (edge - neutral)) / shown.step) * shown.step
+    key = name.removeprefix("log_")
+    label = key.replace("_", " ").capitalize()
+    return Control(key, label, shown, round(low, 6), round(high, 6), round(min(max(start, low), high), 6))
 
 
-_LIMITS = {name: path().limits for name, path in PATHS.items()}
-_PERCENT, _DEGREES = 100.0, math.degrees(1)
-_MAX_ZOOM = round(math.exp(_LIMITS["zoom"][0][1]), 3)
-_KEYSTONE = (1, 0, -1, 0, 1, 0, -1, 0)  # the top narrows, the bottom widens
-
-# The sliders of each elementary transformation, in the order of its parameters.
-CONTROLS: dict[str, tuple[Control, ...]] = {
-    "rotation": (_scaled("angle", "Turn", "°", _LIMITS["rotation"][0], _DEGREES, 1, 40),),
-    "translation": (
-        _scaled("shift_x", "Shift right", "% of the side", _LIMITS["translation"][0], _PERCENT, 0.1, 3),
-        _scaled("shift_y", "Shift down", "% of the side", _LIMITS["translation"][1], _PERCENT, 0.1, -3),
-    ),
-    "zoom": (
-        Control(
-            "zoom", "Zoom", "×", round(1 / _MAX_ZOOM, 2), _MAX_ZOOM, 0.01, 1.0, 1.4, lambda v: (math.log(v),), lambda p: math.exp(p[0])
-        ),
-    ),
-    "perspective": (
-        Control(
-            "tilt", "Tilt backwards", "% of the side", -10, 10, 0.5, 0.0, 9,
-            lambda v: tuple(v / _PERCENT * sign for sign in _KEYSTONE),
-            lambda p: _PERCENT * sum(a * sign for a, sign in zip(p, _KEYSTONE, strict=True)) / 4,
-        ),
-    ),
-    "color_jitter": (
-        _scaled("brightness", "Brightness", "%", _LIMITS["color_jitter"][0], _PERCENT, 1, -35),
-        _scaled("contrast", "Contrast", "%", _LIMITS["color_jitter"][1], _PERCENT, 1, 0),
-        _scaled("saturation", "Saturation", "%", _LIMITS["color_jitter"][2], _PERCENT, 1, 0),
-        _scaled("hue", "Hue", "°", _LIMITS["color_jitter"][3], 360.0, 1, 30),
-    ),
-    "gaussian_blur": (_scaled("blur", "Blur", "pixels of a 224-pixel image", (0.0, _LIMITS["gaussian_blur"][0][1]), 1.0, 0.1, 1.8),),
-}  # fmt: skip
-_LABELS = {
-    "rotation": "Turn",
-    "translation": "Shift",
-    "zoom": "Zoom",
-    "perspective": "Tilt",
-    "color_jitter": "Colours",
-    "gaussian_blur": "Blur",
-}
-ALL_CONTROLS = tuple(control for controls in CONTROLS.values() for control in controls)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Choice:
-    """A transformation that can be chosen: the elementary ones it walks, and the path whose parameters they set.
+    """A transformation in the page's list: a path, and the parameters of it that move.
 
-    `trained`: whether the model's decoders learnt this path.
+    Args:
+        controls: the sliders by the index of the parameter that each one sets; the other parameters stay 0.
+        trained: whether the model was trained on this path.
     """
 
     key: str
     label: str
-    elements: tuple[str, ...]
     path: TransformationPath
+    controls: dict[int, Control]
     trained: bool
 
-    @property
-    def controls(self) -> tuple[Control, ...]:
-        return tuple(control for element in self.elements for control in CONTROLS[element])
-
     def parameters(self, values: dict[str, float]) -> torch.Tensor:
-        """Values of sliders by name -> parameters (1, P) of the path; what this transformation does not move stays
-        neutral.
+        """Values of sliders by name -> parameters (1, P) of the path. A slider without a value changes nothing.
 
         Raises:
-            ValueError: a value is no number, or lies outside of its slider.
+            ValueError: a value is not a number, or is outside of its slider's range.
         """
-        parameters = []
-        for control in path_controls(self.path):
-            value = values.get(control.name, control.neutral) if control in self.controls else control.neutral
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not control.low <= value <= control.high
-            ):
+        parameters = torch.zeros(1, self.path.num_parameters)
+        for index, control in self.controls.items():
+            if control.name not in values:
+                continue
+            value = values[control.name]
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not control.low <= value <= control.high:
                 raise ValueError(
                     f"{control.name} must be a number from {control.low:g} to {control.high:g}, got {value!r}"
                 )
-            parameters += control.to_parameters(value)
-        return torch.tensor([parameters])
+            parameters[0, index] = control.unit.parameter(value)
+        return parameters
 
-    def spans(self) -> dict[str, slice]:
-        """Which of the path's parameters each slider of this transformation sets."""
-        spans, start = {}, 0
-        for control in path_controls(self.path):
-            stop = start + len(control.to_parameters(control.neutral))
-            if control in self.controls:
-                spans[control.name] = slice(start, stop)
-            start = stop
-        return spans
-
-
-def elements_of(path_name: str) -> tuple[str, ...]:
-    """The elementary transformations of a path, in the order of its parameters: se2 is a rotation, then a
-    translation."""
-    return tuple(
-        element
-        for part in path_name.split("+")
-        for element in (("rotation", "translation") if part == "se2" else (part,))
-    )
-
-
-def path_controls(path: TransformationPath) -> tuple[Control, ...]:
-    """The sliders of a path, in the order of its parameters."""
-    return tuple(control for element in elements_of(path.name) for control in CONTROLS[element])
+    def values(self, parameters: torch.Tensor) -> dict[str, float]:
+        """Parameters (P,) -> values of the sliders by name."""
+        return {control.name: control.unit.show(parameters[index].item()) for index, control in self.controls.items()}
 
 
 def list_choices(trained_path: str) -> dict[str, Choice]:
-    """The choices by key for a model trained on `trained_path`: its parts, all of them together, then what it never
-    saw.
+    """The choices by key for a model trained on `trained_path`: its parts, all of them together, then the other paths.
 
     Raises:
-        ValueError: the path is none of this package.
+        ValueError: a path is unknown.
     """
-    whole, elements = make_path(trained_path), elements_of(trained_path)
-    choices = [Choice(element, _LABELS[element], (element,), whole, True) for element in elements]
-    if len(elements) > 1:
-        together = " + ".join(_LABELS[element].lower() for element in elements)
-        choices.append(Choice(trained_path, f"Together: {together}", elements, whole, True))
-    choices += [
-        Choice(element, f"{_LABELS[element]} (never trained on)", (element,), make_path(element), False)
-        for element in CONTROLS
-        if element not in elements
+    whole = make_path(trained_path)
+    everything = {name: make_path(name) for name in PATHS}
+    simple = {name: path for name, path in everything.items() if not _parts(path, everything)}
+    parts = _parts(whole, simple) or {trained_path: list(range(whole.num_parameters))}
+    known: dict[str, Control] = {}
+    choices = [
+        _choice(name, _label(name), whole, indices, known, trained=True)
+        for name, indices in parts.items()
+        if len(indices) < whole.num_parameters
     ]
+    names = " + ".join(_label(name).lower() for name in parts)
+    label = f"Together: {names}" if len(parts) > 1 else _label(trained_path)
+    choices.append(_choice(trained_path, label, whole, list(range(whole.num_parameters)), known, trained=True))
+    for name, path in simple.items():
+        if name not in parts:
+            label = f"Not trained on: {_label(name).lower()}"
+            choices.append(_choice(name, label, path, list(range(path.num_parameters)), known, trained=False))
     return {choice.key: choice for choice in choices}
+
+
+def _choice(
+    key: str, label: str, path: TransformationPath, indices: list[int], known: dict[str, Control], trained: bool
+) -> Choice:
+    """`known` collects the controls by name. A name that is taken by another control gets the path's name in front."""
+    units = path.units or ("",) * path.num_parameters
+    plain = [name.rsplit(".", 1)[-1] for name in path.parameter_names]
+    controls = {}
+    for index in indices:
+        full = path.parameter_names[index].replace(".", "_")
+        name = plain[index] if plain.count(plain[index]) == 1 else full
+        control = _control(name, path.limits[index], units[index], index)
+        if known.get(control.name, control) != control:
+            control = _control(f"{path.name}_{name}", path.limits[index], units[index], index)
+        controls[index] = known.setdefault(control.name, control)
+    return Choice(key, label, path, controls, trained)
+
+
+def _parts(whole: TransformationPath, paths: dict[str, TransformationPath]) -> dict[str, list[int]]:
+    """Those of the paths, other than `whole` itself, whose parameters are all among those of `whole`, with their
+    indices there."""
+    signature = list(zip((name.rsplit(".", 1)[-1] for name in whole.parameter_names), whole.limits, strict=True))
+    found = {}
+    for name, path in paths.items():
+        own = list(zip(path.parameter_names, path.limits, strict=True))
+        if name != whole.name and all(parameter in signature for parameter in own):
+            found[name] = [signature.index(parameter) for parameter in own]
+    return found
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").replace("+", " + ").capitalize()
+
+
+def all_controls(choices: dict[str, Choice]) -> list[Control]:
+    """The controls of all choices, each once."""
+    return list({control.name: control for choice in choices.values() for control in choice.controls.values()}.values())

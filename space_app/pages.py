@@ -1,29 +1,28 @@
-"""Numbers and pictures -> the page's HTML. Pictures travel inside of it, so that none is left in a file of the
-server."""
+"""Numbers and pictures -> the page's HTML. Pictures are embedded in it, so the server keeps no file of them."""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
 
 import torch
 from PIL import Image
 
-from controls import Control
-from probe import Reading
+from controls import Choice
+from neighbors import Neighbors
+from readings import Reading, verdict
 from walk import MAX_PSNR, PARTS, Walk
 
-ERROR_RANGE = 0.5  # mean absolute error of the channels that the error map shows as its brightest colour
 _HEAT = torch.tensor([[0, 0, 0], [0.34, 0.06, 0.43], [0.74, 0.21, 0.33], [0.98, 0.55, 0.04], [0.99, 1.0, 0.64]])
-PART_COLOURS = {"equivariant": "#e07b00", "invariant": "#2f7ed8"}
 
 
 def heat(values: torch.Tensor) -> torch.Tensor:
-    """(H, W) in [0, 1] -> colours (3, H, W) from black over red to light yellow."""
+    """(H, W) in [0, 1] -> colors (3, H, W) from black over red to light yellow."""
     position = values.clamp(0, 1) * (len(_HEAT) - 1)
     low = position.floor().long().clamp(max=len(_HEAT) - 2)
-    colours = torch.lerp(_HEAT[low], _HEAT[low + 1], (position - low)[..., None])
-    return colours.permute(2, 0, 1)
+    colors = torch.lerp(_HEAT[low], _HEAT[low + 1], (position - low)[..., None])
+    return colors.permute(2, 0, 1)
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
@@ -32,12 +31,12 @@ def to_pil(image: torch.Tensor) -> Image.Image:
 
 
 def data_uri(image: torch.Tensor) -> str:
-    """(3, H, W) in [0, 1] -> WebP in a data: address; without loss where it is small."""
+    """(3, H, W) in [0, 1] -> WebP in a data: address; small pictures are stored without loss."""
     buffer = io.BytesIO()
-    if image.shape[-2] <= 96:
+    if image.shape[-2] <= 64:
         to_pil(image).save(buffer, "WEBP", lossless=True)
     else:
-        to_pil(image).save(buffer, "WEBP", quality=90)
+        to_pil(image).save(buffer, "WEBP", quality=88, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -53,15 +52,115 @@ def _fraction(step: int, num_states: int) -> str:
     return f"{step}/{num_states + 1}"
 
 
-def film(walk: Walk) -> str:
-    """The two views, the true states between them, the reconstructions below and their error maps below these."""
+def empty(message: str) -> str:
+    """In place of the pictures: what is wrong with the visitor's file, or what to do."""
+    return f'<div class="empty"><b>No picture to show</b><p>{html.escape(message)}</p></div>'
+
+
+def stage(choice: Choice, images: torch.Tensor, values: dict[str, float], rows: list[Reading], num_tested: int) -> str:
+    """The upper part of the page: start, end, and the end as each part sees it, with the verdict.
+
+    images: (2 or 4, 3, H, H). Without readings only the first two are there.
+    """
+    moved = ", ".join(control.text(values[control.name]) for control in choice.controls.values())
+    moved = moved if len(choice.controls) <= 3 else "all sliders"
+    cells = [
+        _cell(images[0], "your picture", "<b>Start</b>"),
+        _cell(images[1], "your picture, moved", f'<b>Moved</b> <span data-moved="{moved}">{moved}</span>'),
+    ]
+    if rows:
+        cells += [_part(part, image, rows) for part, image in zip(PARTS, images[2:], strict=True)]
+        text = verdict(choice, rows)
+        tested = _tested(rows, num_tested)
+    else:
+        name = choice.label.rsplit(": ", 1)[-1]
+        text = f"This model was not trained on {name}, so nothing reads it from the parts."
+        tested = _note("The nearest pictures below still show how each part reacts.")
+    title = f'<p class="verdict">{text}</p>'
+    return f'<div class="stage">{title}<div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div>{tested}</div>'
+
+
+def _part(part: str, image: torch.Tensor, rows: list[Reading]) -> str:
+    """A part's view of the motion: the picture moved by what it says, a sentence, and a gauge for each slider."""
+    gauges = "".join(_gauge(part, row, named=len(rows) > 1) for row in rows)
+    caption = f'<b><span class="dot {part}"></span> {part.capitalize()} part</b>{gauges}'
+    return _cell(image, f"your picture, moved as the {part} part says", caption, f"part {part}")
+
+
+def _gauge(part: str, row: Reading, named: bool) -> str:
+    """The sentence, and a scale with the true value as a line and the part's value as a dot."""
+    control = row.control
+    said = row.said[part]
+    kind = row.sentence(part).split(":")[0].replace(" ", "-")
+    label = f"{control.label}: " if named else ""
+    true = control.text(row.true)
+    return (
+        f'<div class="gauge" data-part="{part}" data-control="{control.name}" data-said="{said:.4f}" '
+        f'data-true="{row.true:.4f}"><span class="sentence {kind}">{label}{row.sentence(part)}</span>'
+        f'<span class="scale" role="img" aria-label="true {true}, the {part} part says {control.text(said)}">'
+        f'<i class="true" style="left:{100 * control.share(row.true):.2f}%"></i>'
+        f'<i class="said {part}" style="left:{100 * control.share(said):.2f}%"></i></span>'
+        f"<small>says {control.text(said)}, true {true}</small></div>"
+    )
+
+
+def _tested(rows: list[Reading], num_tested: int) -> str:
+    parts = []
+    for part in PARTS:
+        r2 = sum(row.r2[part] for row in rows) / len(rows)
+        error = f", mean error {rows[0].control.text(rows[0].error[part])}" if len(rows) == 1 else ""
+        parts.append(f'{part} R² <b data-r2="{part}">{r2:.2f}</b>{error}')
+    return _note(
+        f"Small networks read the motion from each part. On {num_tested} test moves of drawn, photograph-like scenes: "
+        f"{'; '.join(parts)}. R² of 1 is perfect, 0 is a guess."
+    )
+
+
+def neighbors(choice: Choice, found: dict[str, Neighbors]) -> str:
+    """Two rows of thumbnails: what is nearest to the moved picture in each part."""
+    invariant = found["invariant"]
+    equivariant = found["equivariant"]
+    count = len(invariant.nearest)
+    same = f"{invariant.num_same} of {count} show the same thing in another pose"
+    near = f"another thing; pose off by {_pose(choice, equivariant.distance)}, {_pose(choice, equivariant.chance)} by chance"
+    return (
+        '<div class="neighbors"><h3>Nearest pictures</h3>'
+        f"{_row('invariant', 'What is it?', same, choice, invariant)}"
+        f"{_row('equivariant', 'How did it move?', near, choice, equivariant)}</div>"
+    )
+
+
+def _row(part: str, question: str, result: str, choice: Choice, found: Neighbors) -> str:
+    cells = []
+    for neighbor in found.nearest:
+        texts = [control.text(neighbor.values[control.name]) for control in choice.controls.values()]
+        pose = f" {texts[0]}" if len(texts) == 1 else ""
+        kind = "same" if neighbor.is_same else "other"
+        cells.append(_cell(neighbor.image, f"{neighbor.name}{pose}", f"{neighbor.name}{pose}", kind))
+    return (
+        f'<div class="near {part}" data-near="{part}"><p><b><span class="dot {part}"></span> {part.capitalize()} part: '
+        f'{question}</b> <span class="result">{result}</span></p>'
+        f'<div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div></div>'
+    )
+
+
+def _pose(choice: Choice, distance: float) -> str:
+    """A distance in pose, in the slider's units if there is one slider, else in percent of the ranges."""
+    controls = list(choice.controls.values())
+    if len(controls) > 1 or controls[0].unit.sign == "×":
+        return f"{100 * distance:.0f} % of the range"
+    return controls[0].text(distance * (controls[0].high - controls[0].low))
+
+
+def film(walk: Walk, black: bool) -> str:
+    """The two views, the true states between them, and the reconstructions below."""
     k = len(walk.states)
-    head = [_cell(walk.images[0], "first view: the picture itself", "<b>start</b> v1, seen", "seen")]
+    head = [_cell(walk.images[0], "first view: the picture", "<b>start</b>, seen", "seen")]
     head += [
-        _cell(walk.images[step], f"true state {_fraction(i, k)} of the way", f"<b>{_fraction(i, k)}</b> u{i}, hidden")
+        _cell(walk.images[step], f"true state {_fraction(i, k)} of the way", f"<b>{_fraction(i, k)}</b>, hidden")
         for i, step in enumerate(walk.states, start=1)
     ]
-    head.append(_cell(walk.images[-1], "end view: the picture transformed", "<b>end</b> v2, seen", "seen"))
+    head.append(_cell(walk.images[-1], "end view: the moved picture", "<b>end</b>, seen", "seen"))
     made = [
         _cell(
             image,
@@ -70,118 +169,34 @@ def film(walk: Walk) -> str:
         )
         for i, (image, value) in enumerate(zip(walk.reconstructions, walk.psnr, strict=True), start=1)
     ]
-    maps = []
-    for i, (image, step) in enumerate(zip(walk.reconstructions, walk.states, strict=True), start=1):
-        error = (image - walk.images[step]).abs().mean(dim=0)
-        maps.append(
-            _cell(
-                heat(error / ERROR_RANGE),
-                f"error map of the state {_fraction(i, k)} of the way",
-                f"mean {error.mean():.3f}",
-            )
-        )
+    note = "In training the equivariant part had to rebuild what neither view shows: the states between them."
     rows = [
-        ("The true path", head),
-        (
-            "Rebuilt from the equivariant part",
-            [_note("The model sees <b>v1</b> …"), *made, _note("… and <b>v2</b>, nothing between.")],
-        ),
-        (f"Error, black 0 to yellow {ERROR_RANGE:g}", ["<span></span>", *maps, "<span></span>"]),
+        ("The true path, as the model sees it", head),
+        ("Rebuilt from the equivariant part", ["<span></span>", *made, "<span></span>"]),
     ]
     body = "".join(
         f'<h3>{title}</h3><div class="strip" style="--n:{k + 2}">{"".join(cells)}</div>' for title, cells in rows
     )
-    return f'<div class="film">{body}{_film_text(walk)}</div>'
+    hint = "" if black else _note("The decoders saw black corners in training. Switch them on to compare.")
+    return f'<div class="film">{_note(note)}{body}{_film_text(walk)}{hint}</div>'
 
 
 def _film_text(walk: Walk) -> str:
     if min(walk.nearest_psnr) == MAX_PSNR:
-        return '<p class="verdict">Nothing moves here: start, states and end are one picture.</p>'
+        return _note("Nothing moves here: start, states and end are the same picture.")
     gains = [made - copied for made, copied in zip(walk.psnr, walk.nearest_psnr, strict=True)]
     copied = " and ".join(f"{value:.2f}" for value in walk.nearest_psnr)
-    verdict = "better" if min(gains) > 0 else "worse" if max(gains) < 0 else "partly better, partly worse"
-    return (
-        f'<p class="verdict">Showing whichever of v1 and v2 is closer would reach {copied} dB: the reconstructions are {verdict}. '
-        "PSNR compares pixels; more is better, 3 dB is half the squared error.</p>"
+    comparison = "better" if min(gains) > 0 else "worse" if max(gains) < 0 else "partly better, partly worse"
+    return _note(
+        f"A copy of the start or the end, whichever is closer, reaches {copied} dB: the reconstructions are "
+        f"{comparison}. PSNR compares pixels; more is better, and 3 dB is half the squared error."
     )
 
 
-def _sheet(images: torch.Tensor) -> str:
-    """Frames (T, 3, H, W) side by side, for a window that shows one of them."""
-    return data_uri(torch.cat(list(images), dim=-1))
-
-
-_SCRUB = (
-    "this.closest('.player').classList.add('held'); this.closest('.player').style.setProperty('--frame', this.value)"
-)
-_PLAY = (
-    "const p = this.closest('.player'), held = p.classList.toggle('held'); p.style.removeProperty('--frame');"
-    "if (!held) { p.classList.remove('run'); void p.offsetWidth; p.classList.add('run') }"
-)
-
-
-def player(walk: Walk) -> str:
-    """The last state while the end view moves along the path: plays by itself, stops, and follows a slider."""
-    count, k = len(walk.fractions), len(walk.states)
-    windows = [
-        (walk.images, "end view, seen"),
-        (walk.sweep_targets, f"true state {_fraction(k, k)}, hidden"),
-        (walk.sweep, "rebuilt"),
-    ]
-    cells = "".join(
-        f'<figure class="cell"><div class="window" role="img" aria-label="{title}, moving along the path" '
-        f"style=\"background-image:url('{_sheet(images)}')\"></div><figcaption>{title}</figcaption></figure>"
-        for images, title in windows
-    )
-    return (
-        f'<div class="player run" style="--count:{count};--steps:{count};--last:{count - 1}">'
-        "<h3>Move the end, and the rebuilt state follows</h3>"
-        f'<div class="strip" style="--n:3">{cells}</div><div class="bar">'
-        f'<button type="button" onclick="{_PLAY}" aria-label="play or stop">▶ / ■</button>'
-        f'<input type="range" min="0" max="{count - 1}" step="1" value="{count - 1}" aria-label="how far the end view is moved" '
-        f'oninput="{_SCRUB}"></div></div>'
-    )
-
-
-def readings_table(readings: list[Reading], num_fitted: int) -> str:
-    """True parameters beside what the read-out of each part says; none where the model was not trained on the
-    transformation."""
-    if not readings:
-        return _note(
-            "The read-outs know only the transformations that this model was trained on, and this is another one. The curve below still "
-            "shows how much each part moves."
-        )
-    rows = "".join(
-        f'<tr><th scope="row">{reading.control.label}</th>'
-        f'<td data-true="{reading.control.name}">{with_unit(reading.true, reading.control)}</td>'
-        + "".join(
-            f'<td data-{part}="{reading.control.name}">{with_unit(reading.read[part][-1], reading.control)} '
-            f"<small>R² {reading.r2[part]:.2f}</small></td>"
-            for part in PARTS
-        )
-        + "</tr>"
-        for reading in readings
-    )
-    heads = "".join(f'<th scope="col"><span class="dot {part}"></span> {part} part says</th>' for part in PARTS)
-    about = _note(
-        f"What a part says is read by a ridge regression on its pooled features of the two views, fitted on {num_fitted} drawn sprites "
-        "when this page first started, not on photographs. R² is measured on other sprites: 1 is perfect, 0 is always guessing the mean."
-    )
-    head = f'<thead><tr><th scope="col"></th><th scope="col">true</th>{heads}</tr></thead>'
-    return f'<div class="readings"><table>{head}<tbody>{rows}</tbody></table>{about}</div>'
-
-
-def with_unit(value: float, control: Control) -> str:
-    """A slider's value with a short unit: 12.3°, 1.20×, 4.0 %, 1.8 px."""
-    if control.unit.startswith("%"):
-        return f"{value:.1f} %"
-    return f"{value:.2f}×" if control.unit == "×" else f"{value:.1f}°" if control.unit == "°" else f"{value:.1f} px"
-
-
-def colour_maps(maps: dict[str, torch.Tensor]) -> str:
-    """Principal components as colours (2, h, w, 3) by part: the first view's and the end view's patches."""
+def color_maps(maps: dict[str, torch.Tensor]) -> str:
+    """Principal components as colors (2, h, w, 3) by part: the first view's and the end view's patches."""
     images = {part: values.permute(0, 3, 1, 2) for part, values in maps.items()}
-    return _pairs(images, "main directions of the {part} part as colours, {view}")
+    return _pairs(images, "main directions of the {part} part as colors, {view}")
 
 
 def similarity_maps(maps: dict[str, torch.Tensor], row: int, column: int) -> str:

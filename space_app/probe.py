@@ -1,172 +1,252 @@
-"""Linear read-outs of a path's parameters from each part's pooled features, fitted on drawn sprites and kept on
-disk."""
+"""Read-outs of a path's parameters from each part's pooled features, fitted on random scenes and kept on disk.
+
+    python space_app/probe.py --model FOLDER_OR_REPO
+
+This fits the read-outs of a model and stores them in space_app/read_outs, so that the page starts at once.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from controls import Choice, Control
-from eqcohvit.data.sprites import render_sprites
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
-from eqcohvit.evaluation.probes import standardize
 from eqcohvit.transforms import TransformationPath, make_path
-from walk import PARTS, SplitModel, Walk
+from scenes import draw_scene
+from walk import PARTS, SplitModel, views
 
-_FIRST_SPRITE = 1 << 41  # sprites that neither pretraining nor the evaluation's probes see
-_BATCH_SIZE = 64
-_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+SHIPPED = Path(__file__).parent / "read_outs"
+MOVES = 4  # of each scene
+STEPS = 1000
+_WIDTH = 128
+_BATCH = 32  # scenes encoded at a time
+_TESTED = 1 / 6  # share of the scenes that are kept for the test
+_VERSION = "2"
+_BORDERS = {False: "strict", True: "black"}
+_LAYERS = ("0", "3", "6")  # of the network, those with weights
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Per part: `weights` (2 d, P) and `bias` (P,) on pooled features of (image, moved image - image), and `centre`
-    (d,), their mean.
+    """One network for each part and kind of border.
 
-    r2: per part, the coefficient of determination of each parameter on sprites that were not fitted on. num_fitted: how
-        many were.
+    Args:
+        tensors: by "border.part.name": weights of the network, mean and std of its inputs, and the part's centre.
+        limits: (P, 2) of the parameters; read-outs stay between them.
+        r2: by "border.part", of each parameter, on scenes that were not fitted on.
+        error: the mean absolute error likewise, in units of the path.
+        num_tested: pairs of views that r2 and error come from.
     """
 
-    weights: dict[str, torch.Tensor]
-    bias: dict[str, torch.Tensor]
-    centre: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
+    limits: torch.Tensor
     r2: dict[str, list[float]]
-    num_fitted: int
+    error: dict[str, list[float]]
+    num_tested: int
 
-    def predict(self, part: str, pooled: torch.Tensor) -> torch.Tensor:
+    def read(self, part: str, pooled: torch.Tensor, black: bool = False) -> torch.Tensor:
         """Pooled features (T, d) of an image, first, and its moved versions -> parameters (T, P) of the motion from the
         first."""
-        x = torch.cat([pooled[:1].expand_as(pooled), pooled - pooled[:1]], dim=-1)
-        return x @ self.weights[part] + self.bias[part]
+        name = f"{_BORDERS[black]}.{part}"
+        own = {key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(name)}
+        return _apply(own, _inputs(pooled[:1].expand_as(pooled), pooled), self.limits)
+
+    def center(self, part: str, black: bool = False) -> torch.Tensor:
+        """(d,), the mean of the part's pooled features."""
+        return self.tensors[f"{_BORDERS[black]}.{part}.center"]
+
+    def r2_of(self, part: str, index: int, black: bool = False) -> float:
+        return self.r2[f"{_BORDERS[black]}.{part}"][index]
+
+    def error_of(self, part: str, index: int, black: bool = False) -> float:
+        return self.error[f"{_BORDERS[black]}.{part}"][index]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One slider's true value at the end of the path, in its own units, what a part's read-out says along the path, and
-    its R2."""
-
-    control: Control
-    true: float
-    read: dict[str, list[float]]
-    r2: dict[str, float]
+def num_scenes(side: int) -> int:
+    """How many scenes a probe takes. Large images get fewer, so that a first start takes minutes, not hours."""
+    return 1500 if side <= 64 else 600 if side <= 128 else 240
 
 
-def readings(choice: Choice, walk: Walk, probe: Probe) -> list[Reading]:
-    """One reading for each slider of a transformation that the model was trained on."""
-    predicted = {part: probe.predict(part, walk.pooled[part]) for part in PARTS}
-    return [
-        Reading(
-            control=control,
-            true=control.from_parameters(tuple(walk.parameters[span].tolist())),
-            read={
-                part: [control.from_parameters(tuple(row.tolist())) for row in predicted[part][:, span]]
-                for part in PARTS
-            },
-            r2={part: sum(probe.r2[part][span]) / (span.stop - span.start) for part in PARTS},
-        )
-        for control, span in zip(choice.controls, choice.spans().values(), strict=True)
-    ]
-
-
-def num_pairs(side: int) -> int:
-    """How many sprites a probe takes: fewer for large images, so that the first start of the page stays a matter of a
-    minute."""
-    return 2048 if side <= 128 else 512
-
-
-def fit_probe(model: SplitModel, path: TransformationPath, count: int) -> Probe:
-    """Half of `count` sprites fit the weights, a quarter chooses the ridge penalty, a quarter gives the R2."""
+def fit_probe(model: SplitModel, path: TransformationPath, count: int, steps: int = STEPS) -> Probe:
+    """Fit on `count` scenes with `MOVES` moves each; a sixth of the scenes is kept for the test."""
     generator = torch.Generator().manual_seed(0)
-    parameters = path.sample(torch.rand(count, path.num_parameters, generator=generator)).parameters
-    pooled: dict[str, list[torch.Tensor]] = {part: [] for part in PARTS}
-    for rows in torch.arange(count).split(_BATCH_SIZE):
-        sprites = render_sprites(_FIRST_SPRITE + rows.numpy().astype(np.int64), model.side).images
-        images = torch.from_numpy(sprites).float() / 255
-        features = model.encode(torch.cat([images, model.move(images, path, parameters[rows], 1.0)]))
-        for part, tokens in features.items():
-            pooled[part].append(model.pool(tokens).unflatten(0, (2, -1)))
-    parts = {part: _fit_part(torch.cat(values, dim=1), parameters) for part, values in pooled.items()}
-    columns = {
-        name: {part: values[name] for part, values in parts.items()} for name in ("weights", "bias", "centre", "r2")
+    parameters = path.sample(torch.rand(count * MOVES, path.num_parameters, generator=generator)).parameters
+    features = _encode(model, path, parameters, count)
+    limits = torch.tensor(path.limits)
+    tested = max(1, round(count * _TESTED)) * MOVES
+    tensors = {}
+    r2 = {}
+    error = {}
+    for name, (first, moved) in features.items():
+        inputs = _inputs(first, moved)
+        own = _fit(inputs[:-tested], parameters[:-tested], limits, steps)
+        read = _apply(own, inputs[-tested:], limits)
+        r2[name] = r2_per_parameter(read, parameters[-tested:]).tolist()
+        error[name] = (read - parameters[-tested:]).abs().mean(dim=0).tolist()
+        tensors |= {f"{name}.{key}": value for key, value in own.items()}
+        tensors[f"{name}.center"] = first.mean(dim=0)
+    return Probe(tensors, limits, r2, error, tested)
+
+
+def _encode(
+    model: SplitModel, path: TransformationPath, parameters: torch.Tensor, count: int
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Pooled features of scenes and of their moved versions, both (count * MOVES, d), by "border.part"."""
+    found: dict[str, list[torch.Tensor]] = {f"{border}.{part}": [] for border in _BORDERS.values() for part in PARTS}
+    still = torch.zeros(1, path.num_parameters)
+    for rows in torch.arange(count).split(_BATCH):
+        canvas = model.canvas([draw_scene(int(row), 3 * model.side) for row in rows], path)
+        moves = parameters.view(count, MOVES, -1)[rows].flatten(0, 1)
+        first = views(canvas, path, still.expand(len(rows), -1), 0.0, model.side)
+        moved = [views(canvas, path, moves, 1.0, model.side, black) for black in _BORDERS]
+        pooled = model.pooled(torch.cat([first, *moved], dim=1).flatten(0, 1))
+        for part, values in pooled.items():
+            start, *ends = values.unflatten(0, (len(rows), -1)).split([1, MOVES, MOVES], dim=1)
+            for border, end in zip(_BORDERS.values(), ends, strict=True):
+                found[f"{border}.{part}"].append(torch.cat([start, end], dim=1))
+    whole = {name: torch.cat(values) for name, values in found.items()}
+    return {
+        name: (values[:, :1].expand(-1, MOVES, -1).flatten(0, 1), values[:, 1:].flatten(0, 1))
+        for name, values in whole.items()
     }
-    return Probe(**columns, num_fitted=count // 2)
 
 
-def _fit_part(pooled: torch.Tensor, parameters: torch.Tensor) -> dict:
-    """Pooled features (2, n, d) of images and moved images, parameters (n, P)."""
-    first, moved = pooled.double()
-    x, y = torch.cat([first, moved - first], dim=-1), parameters.double()
-    fit, choose, test = x.split([len(x) // 2, len(x) // 4, len(x) - len(x) // 2 - len(x) // 4])
-    fit_y, choose_y, test_y = y.split([len(fit), len(choose), len(test)])
-    scaled, scaled_choose = standardize(fit, choose)
-    std, mean_y = fit.std(dim=0).clamp_min(1e-6), fit_y.mean(dim=0)
-    gram, target = scaled.T @ scaled / len(scaled), scaled.T @ (fit_y - mean_y) / len(scaled)
+def _inputs(first: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    return torch.cat([first, moved - first], dim=-1)
 
-    def solve(penalty: float) -> torch.Tensor:
-        return torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype), target)
 
-    solutions = [solve(penalty) for penalty in _PENALTIES]
-    best = max(solutions, key=lambda w: r2_per_parameter(scaled_choose @ w + mean_y, choose_y).mean())
-    weights = best / std[:, None]
-    bias = mean_y - fit.mean(dim=0) @ weights
-    r2 = r2_per_parameter(test @ weights + bias, test_y).tolist()
-    return {"weights": weights.float(), "bias": bias.float(), "centre": pooled[0].mean(dim=0), "r2": r2}
+def _network(in_dim: int, out_dim: int) -> nn.Sequential:
+    hidden = [nn.GELU(), nn.Dropout(0.3)]
+    return nn.Sequential(
+        nn.Linear(in_dim, _WIDTH), *hidden, nn.Linear(_WIDTH, _WIDTH), *hidden, nn.Linear(_WIDTH, out_dim)
+    )
+
+
+def _fit(inputs: torch.Tensor, parameters: torch.Tensor, limits: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """Weights of a network with two hidden layers, (n, 2 d) -> (n, P), by AdamW on the mean squared error."""
+    mean = inputs.mean(dim=0)
+    std = inputs.std(dim=0).clamp_min(1e-6)
+    x = (inputs - mean) / std
+    y = (parameters - limits.mean(dim=1)) / _half_range(limits)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _network(x.shape[1], y.shape[1])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (256,))
+            loss = F.mse_loss(network(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return {"mean": mean, "std": std, **{name: value.detach() for name, value in network.state_dict().items()}}
+
+
+@torch.inference_mode()
+def _apply(own: dict[str, torch.Tensor], inputs: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Parameters (n, P) that a network reads from inputs (n, 2 d)."""
+    x = ((inputs - own["mean"]) / own["std"]).clamp(-6, 6)  # an unusual picture does not throw it off
+    for layer in _LAYERS:
+        x = F.linear(x, own[f"{layer}.weight"], own[f"{layer}.bias"])
+        if layer != _LAYERS[-1]:
+            x = F.gelu(x)
+    read = x * _half_range(limits) + limits.mean(dim=1)
+    return torch.minimum(torch.maximum(read, limits[:, 0]), limits[:, 1])
+
+
+def _half_range(limits: torch.Tensor) -> torch.Tensor:
+    return (limits[:, 1] - limits[:, 0]) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def cache_dir() -> Path:
-    """Where probes and the stand-in model are kept: EQCOHVIT_CACHE, or a folder of the user's cache."""
+    """Where read-outs are kept: EQCOHVIT_CACHE, or a folder of the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqcohvit"
     return Path(os.environ.get("EQCOHVIT_CACHE") or default)
 
 
-def load_probe(model: SplitModel, progress=print) -> Probe:
-    """The probe of a model and the path that it was trained on; fitted where the cache has none for exactly these
-    weights."""
-    path, count = make_path(model.config.path), num_pairs(model.side)
-    digest = hashlib.sha256(f"{path.name} {model.border} {count} {model.mean.tolist()} {model.std.tolist()} 1".encode())
+def file_name(model: SplitModel) -> str:
+    """A name for the read-outs of exactly these weights and this path."""
+    count = num_scenes(model.side)
+    text = f"{_VERSION} {model.config.path} {count} {model.mean.tolist()} {model.std.tolist()}"
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(model.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
-    file = cache_dir() / f"probe-{digest.hexdigest()[:16]}.safetensors"
-    try:
-        return _read(file)
-    except (OSError, ValueError, KeyError, SafetensorError):  # none there, or a broken one
-        pass
-    progress(f"fitting the read-outs on {count} sprites, once for this model ...")
+    return f"{digest.hexdigest()[:16]}.safetensors"
+
+
+def load_probe(model: SplitModel, progress=print) -> Probe:
+    """The read-outs of a model: those that come with the page, those in the cache, or new ones."""
+    name = file_name(model)
+    for folder in (SHIPPED, cache_dir()):
+        try:
+            return _read(folder / name)
+        except (OSError, ValueError, KeyError, SafetensorError):  # missing or broken
+            continue
+    path = make_path(model.config.path)
+    count = num_scenes(model.side)
+    progress(f"fitting the read-outs on {count} drawn scenes, once for this model ...")
     started = time.perf_counter()
     probe = fit_probe(model, path, count)
     progress(f"read-outs fitted in {time.perf_counter() - started:.0f} s")
     try:
-        _write(file, probe)
+        write_probe(cache_dir() / name, probe)
     except OSError as error:
         progress(f"the read-outs are not kept for the next start: {error}")
     return probe
 
 
-def _write(file: Path, probe: Probe) -> None:
+def write_probe(file: Path, probe: Probe) -> None:
+    """Write the read-outs in half precision; readers never see half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{name}.{part}": getattr(probe, name)[part].contiguous()
-        for name in ("weights", "bias", "centre")
-        for part in PARTS
-    }
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    save_file(tensors, temporary, metadata={"r2": json.dumps(probe.r2), "num_fitted": str(probe.num_fitted)})
+    tensors = {name: value.half().contiguous() for name, value in probe.tensors.items()}
+    figures = {"r2": probe.r2, "error": probe.error, "num_tested": probe.num_tested}
+    save_file({**tensors, "limits": probe.limits}, temporary, metadata={"figures": json.dumps(figures)})
     temporary.replace(file)
 
 
 def _read(file: Path) -> Probe:
     with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
+        figures = json.loads(opened.metadata()["figures"])
     tensors = load_file(file)
-    columns = {name: {part: tensors[f"{name}.{part}"] for part in PARTS} for name in ("weights", "bias", "centre")}
-    return Probe(**columns, r2=json.loads(metadata["r2"]), num_fitted=int(metadata["num_fitted"]))
+    limits = tensors.pop("limits")
+    return Probe({name: value.float() for name, value in tensors.items()}, limits, **figures)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="EqCohViT folder or repository with decoders")
+    parser.add_argument("--output_dir", type=Path, default=SHIPPED, help="default: space_app/read_outs")
+    args = parser.parse_args(argv)
+    model = SplitModel(args.model)
+    probe = fit_probe(model, make_path(model.config.path), num_scenes(model.side))
+    write_probe(args.output_dir / file_name(model), probe)
+    for name, values in probe.r2.items():
+        print(
+            name, "R2", [round(value, 2) for value in values], "error", [round(value, 4) for value in probe.error[name]]
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

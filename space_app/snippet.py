@@ -1,38 +1,50 @@
-"""The code that gives the numbers on the page, for whoever wants to go on from there."""
+"""Code that reproduces the numbers on the page, as a start for your own."""
 
 from __future__ import annotations
 
 from controls import Choice
 
-_CODE = """import torch
+_CODE = """import math
+
+import torch
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForPreTraining
-from transformers.image_utils import load_image
 
 import eqcohvit  # registers the model
-from eqcohvit.transforms import intermediate_fractions, make_path
+from eqcohvit.evaluation.pairs import band_limited, strict_crop
+from eqcohvit.hub.image_reading_eqcohvit import read_image
+from eqcohvit.transforms import Transformation, intermediate_fractions, make_path, ops
+from eqcohvit.transforms.render import render, still_view
 
 NAME = "{name}"  # folder or repository
 model = AutoModelForPreTraining.from_pretrained(NAME).eval()
 processor = AutoImageProcessor.from_pretrained(NAME)
-mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
-
-# the middle square of your picture, (1, 3, H, H) in [0, 1]
-side = model.config.square_image_size
-photo = ImageOps.fit(load_image("photo.png"), (side, side), Image.Resampling.BICUBIC)
-u = processor(photo, return_tensors="pt").pixel_values * std + mean
+mean = torch.tensor(processor.image_mean)[:, None, None]
+std = torch.tensor(processor.image_std)[:, None, None]
 
 # {parameter_names}
-path, g = make_path("{path}"), torch.tensor([[{parameters}]])
-border = "zeros" if model.config.border == "zeros" else "reflection"
-fractions = intermediate_fractions(model.config.num_intermediates)
-u1_to_uK = torch.stack([path.at(g, t)(u, border) for t in fractions], dim=1).clamp(0, 1)
-v1, v2 = u, path.at(g, 1.0)(u, border).clamp(0, 1)
+path = make_path("{path}")
+g = torch.tensor([[{parameters}]])
+
+# the middle of your picture, and the real pixels around it that a motion brings into view
+side, crop = model.config.square_image_size, strict_crop(path)
+photo = read_image(open("photo.png", "rb").read())
+square = ImageOps.fit(photo, (math.ceil(2 * side / crop),) * 2, Image.Resampling.BICUBIC)
+pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(1, *square.size, 3).permute(0, 3, 1, 2) / 255
+canvas = band_limited(pixels, torch.tensor([float(min(photo.size))]), side / crop, math.ceil(4 * side / crop))
+
+# the picture, its states on the way, and its end
+view = torch.diag(torch.tensor([crop, crop, 1.0]))
+first = still_view(canvas, view, side)
+fractions = [*intermediate_fractions(model.config.num_intermediates), 1.0]
+steps = Transformation.stack([path.at(g, t) for t in fractions])
+pivot = ops.luminance(first).mean(dim=(1, 2, 3))
+states = render(canvas if steps.matrix is not None else first, view, steps, "{border}", side, pivot).clamp(0, 1)
 
 with torch.no_grad():
-    outputs = model((v1 - mean) / std, (v2 - mean) / std)
+    outputs = model((first - mean) / std, (states[:, -1] - mean) / std)
 rebuilt = (outputs.reconstructions * std + mean).clamp(0, 1)  # (1, K, 3, H, H)
-psnr = -10 * (rebuilt - u1_to_uK).square().mean(dim=(2, 3, 4)).log10()
+psnr = -10 * (rebuilt - states[:, :-1]).square().mean(dim=(2, 3, 4)).log10()
 print("PSNR of the intermediate states in dB:", [round(value, 2) for value in psnr[0].tolist()])
 
 # both parts of every token, (1, 1 + patches, d) each
@@ -40,9 +52,13 @@ print(outputs.invariant_features.shape, outputs.equivariant_features.shape)
 """
 
 
-def snippet(name: str, choice: Choice, values: dict[str, float]) -> str:
-    """Code for this model, transformation and values of sliders."""
+def snippet(name: str, choice: Choice, values: dict[str, float], border: str) -> str:
+    """Code for this model, transformation and values of sliders. `border`: of the moved picture, as `render` takes it."""
     parameters = ", ".join(f"{value:.6g}" for value in choice.parameters(values)[0].tolist())
     return _CODE.format(
-        name=name, path=choice.path.name, parameters=parameters, parameter_names=", ".join(choice.path.parameter_names)
+        name=name,
+        path=choice.path.name,
+        parameters=parameters,
+        parameter_names=", ".join(choice.path.parameter_names),
+        border=border,
     )

@@ -1,9 +1,10 @@
-"""What the page shows, as numbers: one picture walked along a transformation path, seen through a model. No page, no
-server in here."""
+"""What the page shows, as numbers: one picture walked along a transformation path, seen through a model. This file
+knows neither the page nor the server."""
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,27 +16,31 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 import eqcohvit  # noqa: F401  (registers the model)
 from controls import Choice
 from eqcohvit import pool_tokens
+from eqcohvit.evaluation.pairs import band_limited, strict_crop
 from eqcohvit.hub.image_reading_eqcohvit import quiet, read_image
 from eqcohvit.loading import check_loaded, find_model
-from eqcohvit.transforms import TransformationPath, intermediate_fractions
+from eqcohvit.transforms import TransformationPath, ops
+from eqcohvit.transforms.paths import SIGMA_SIZE
 
 MAX_BYTES = 10 * 1024**2
 MAX_PIXELS = 25_000_000
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PSNR = 99.0  # of two equal images, which have none
+MAX_PSNR = 99.0  # stands for the infinite one of two equal images
 PARTS = ("equivariant", "invariant")
+BORDERS = {False: "canvas", True: "zeros"}  # by whether corners are black
+_READ_DENSITY = 4  # pixels of the canvas for each pixel of a view
 
 
 class BadPicture(ValueError):
-    """The visitor's file is no picture that the page takes; the message is for the visitor."""
+    """The page does not accept the visitor's file; the message is for the visitor."""
 
 
 def read_picture(file: Path) -> Image.Image:
     """A file -> RGB picture, upright as its EXIF data says.
 
     Raises:
-        BadPicture: too large, too small, or no picture.
+        BadPicture: the file is too large, too small, or not a picture.
     """
     size = file.stat().st_size
     if size > MAX_BYTES:
@@ -58,17 +63,26 @@ def read_picture(file: Path) -> Image.Image:
 
 
 @dataclass(frozen=True)
+class Canvas:
+    """A picture from which views are read.
+
+    pixels: (B, 3, S, S), the middle squares. crop: share of a square's side that a view shows.
+    """
+
+    pixels: torch.Tensor
+    crop: float
+
+
+@dataclass(frozen=True)
 class Walk:
     """A picture at T fractions of the way along a path; K of them are the states that the decoders reconstruct.
 
     parameters: (P,) of the path, at its end.
-    fractions: T numbers from 0 (the picture, the first view) to 1 (the end view).
+    fractions: T numbers from 0 (the first view) to 1 (the end view).
     states: indices of the K intermediate states among them.
     images: (T, 3, H, H) in [0, 1].
     reconstructions: (K, 3, H, H) in [0, 1], of the states, from the equivariant features of the first and the end view.
-    psnr: of each reconstruction, in dB; nearest_psnr: of whichever of the two views is closer to the state.
-    sweep: (T, 3, H, H), the last state's reconstruction when the path ends at each of the fractions already.
-    sweep_targets: (T, 3, H, H), what it should be.
+    psnr: of each reconstruction, in dB. nearest_psnr: of the first or the end view, whichever is closer to the state.
     pooled: part -> (T, 2 d), the CLS and the mean feature of each image.
     patches: part -> (2, h, w, d), the patch features of the first and of the end view.
     """
@@ -80,8 +94,6 @@ class Walk:
     reconstructions: torch.Tensor
     psnr: list[float]
     nearest_psnr: list[float]
-    sweep: torch.Tensor
-    sweep_targets: torch.Tensor
     pooled: dict[str, torch.Tensor]
     patches: dict[str, torch.Tensor]
 
@@ -109,32 +121,28 @@ class SplitModel:
             )
         check_loaded(model, info, name_or_path)
         self.name = Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
-        self.model, self.config = model.float().eval(), model.config
+        self.model = model.float().eval()
+        self.config = model.config
         self.processor = processor
-        self.mean, self.std = (
-            torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
-        )
+        self.mean = torch.tensor(processor.image_mean)[:, None, None]
+        self.std = torch.tensor(processor.image_std)[:, None, None]
         self.side = self.config.square_image_size
         self.grid = self.side // self.config.square_patch_size
-        # Beyond the picture there is no canvas here: its mirror image is what training with a canvas of the same size
-        # shows.
-        self.border = "zeros" if self.config.border == "zeros" else "reflection"
 
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.eqcohvit.parameters())
 
-    def view(self, picture: Image.Image) -> torch.Tensor:
-        """The middle square of a picture at the model's size: (1, 3, H, H) in [0, 1]."""
-        square = ImageOps.fit(picture, (self.side, self.side), Image.Resampling.BICUBIC)
-        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
-        return pixels.view(1, self.side, self.side, 3).permute(0, 3, 1, 2).float() / 255
-
-    def move(
-        self, images: torch.Tensor, path: TransformationPath, parameters: torch.Tensor, t: float | torch.Tensor
-    ) -> torch.Tensor:
-        """Images (B, 3, H, H) in [0, 1], parameters (B, P) -> their states at the fraction t, a number or (B,)."""
-        return path.at(parameters, t)(images, self.border).clamp(0, 1)
+    def canvas(self, pictures: list[Image.Image], path: TransformationPath) -> Canvas:
+        """The middle squares of pictures. Views of them show so much of it that real pixels fill every state of the
+        path, and have the same sharpness in every state."""
+        crop = strict_crop(path)
+        view_side = self.side / crop
+        side = math.ceil(2 * view_side)
+        squares = [ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC) for picture in pictures]
+        pixels = torch.stack([_to_tensor(square) for square in squares])
+        sides = torch.tensor([float(min(picture.size)) for picture in pictures])
+        return Canvas(band_limited(pixels, sides, view_side, math.ceil(_READ_DENSITY * view_side)), crop)
 
     @torch.inference_mode()
     def encode(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -146,52 +154,85 @@ class SplitModel:
         """Token features (B, P + N, d) -> CLS and mean of the patches side by side, (B, 2 d)."""
         return pool_tokens(features, self.config.num_prefix_tokens, "cls_mean")
 
+    def pooled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images (B, 3, H, H) in [0, 1] -> pooled features (B, 2 d) of each part."""
+        return {part: self.pool(tokens) for part, tokens in self.encode(images).items()}
+
     @torch.inference_mode()
     def decode(self, equivariant: torch.Tensor, equivariant_end: torch.Tensor) -> torch.Tensor:
         """Equivariant token features of both views -> reconstructions (B, K, 3, H, H) in [0, 1]."""
         reconstructions = self.model.reconstruct(equivariant, equivariant_end, (self.side, self.side))
         return (reconstructions * self.std + self.mean).clamp(0, 1)
 
-    def walk(self, picture: Image.Image, choice: Choice, values: dict[str, float]) -> Walk:
+    def walk(self, canvas: Canvas, choice: Choice, values: dict[str, float], black: bool = False) -> Walk:
         """Walk a picture along the chosen path to the end that the sliders' values say."""
         parameters = choice.parameters(values)
         num_states = self.config.num_intermediates
         num_steps = 2 * (num_states + 1)
         states = list(range(2, num_steps, 2))
         fractions = [step / num_steps for step in range(num_steps + 1)]
-        first = self.view(picture)
         t = torch.tensor(fractions)
-        images = self.move(first.expand(len(t), -1, -1, -1), choice.path, parameters.expand(len(t), -1), t)
+        images = views(canvas, choice.path, parameters.expand(len(t), -1), t, self.side, black)[0]
         features = self.encode(images)
         equivariant = features["equivariant"]
-        decoded = self.decode(equivariant[:1].expand_as(equivariant), equivariant)
-        last = intermediate_fractions(num_states)[-1]
+        decoded = self.decode(equivariant[:1], equivariant[-1:])[0]
         return Walk(
             parameters=parameters[0],
             fractions=fractions,
             states=states,
             images=images,
-            reconstructions=decoded[-1],
-            psnr=[psnr(decoded[-1, k], images[step]) for k, step in enumerate(states)],
+            reconstructions=decoded,
+            psnr=[psnr(decoded[k], images[step]) for k, step in enumerate(states)],
             nearest_psnr=[max(psnr(images[0], images[step]), psnr(images[-1], images[step])) for step in states],
-            sweep=decoded[:, -1],
-            sweep_targets=self.move(
-                first.expand(len(t), -1, -1, -1), choice.path, parameters.expand(len(t), -1), last * t
-            ),
             pooled={part: self.pool(tokens) for part, tokens in features.items()},
-            patches=self._patches({part: tokens[[0, -1]] for part, tokens in features.items()}),
+            patches={part: self._patches(tokens[[0, -1]]) for part, tokens in features.items()},
         )
 
-    def patches(self, picture: Image.Image, choice: Choice, values: dict[str, float]) -> dict[str, torch.Tensor]:
-        """Patch features of the picture and of its end view by part: (2, h, w, d)."""
-        first = self.view(picture)
-        return self._patches(
-            self.encode(torch.cat([first, self.move(first, choice.path, choice.parameters(values), 1.0)]))
-        )
+    def _patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[:, self.config.num_prefix_tokens :].unflatten(1, (self.grid, self.grid))
 
-    def _patches(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tokens = {part: values[:, self.config.num_prefix_tokens :] for part, values in features.items()}
-        return {part: values.unflatten(1, (self.grid, self.grid)) for part, values in tokens.items()}
+
+def views(
+    canvas: Canvas,
+    path: TransformationPath,
+    parameters: torch.Tensor,
+    t: float | torch.Tensor,
+    side: int,
+    black: bool = False,
+) -> torch.Tensor:
+    """V states of each picture: canvas of B pictures, parameters (V, P) or (B * V, P) -> (B, V, 3, side, side).
+
+    t: how far along the path, a number or (V,). black: whether a state is black beyond the frame of the view.
+    """
+    step = path.at(parameters, t)
+    batch = len(canvas.pixels)
+    count = len(parameters) if len(parameters) % batch or batch == 1 else len(parameters) // batch
+    identity = torch.eye(3).expand(batch, count, 3, 3)
+    motion = identity if step.matrix is None else step.matrix.view(-1, count, 3, 3).expand(batch, -1, -1, -1)
+    crop = torch.diag(torch.tensor([canvas.crop, canvas.crop, 1.0])).expand_as(motion)
+    grid, coverage = ops.sampling_grid(crop, motion, side, BORDERS[black])
+    images = ops.sample(canvas.pixels, grid).clamp(0, 1).flatten(0, 1)
+    if step.color is not None:
+        still, _ = ops.sampling_grid(crop[:, :1], identity[:, :1], side, "canvas")
+        pivot = ops.luminance(ops.sample(canvas.pixels, still)[:, 0].clamp(0, 1)).mean(dim=(1, 2, 3))
+        images = ops.adjust_color(images, step.color, pivot.repeat_interleave(count))
+    if step.sigma is not None:
+        images = ops.gaussian_blur(images, step.sigma * (side / SIGMA_SIZE))
+    images = images.clamp(0, 1).unflatten(0, (batch, count))
+    return images if coverage is None else images * coverage
+
+
+def sharp_canvas(picture: Image.Image, path: TransformationPath, side: int) -> Canvas:
+    """The same middle square as `SplitModel.canvas` at the resolution of views with `side` pixels, for people."""
+    crop = strict_crop(path)
+    square = math.ceil(side / crop)
+    return Canvas(_to_tensor(ImageOps.fit(picture, (square, square), Image.Resampling.BICUBIC))[None], crop)
+
+
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    """RGB picture -> (3, h, w) in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 255
 
 
 def psnr(image: torch.Tensor, target: torch.Tensor) -> float:
@@ -200,29 +241,29 @@ def psnr(image: torch.Tensor, target: torch.Tensor) -> float:
     return min(MAX_PSNR, -10 * torch.tensor(max(error, 1e-12)).log10().item())
 
 
-def similarity_to_start(pooled: torch.Tensor, centre: torch.Tensor) -> list[float]:
-    """Cosine of each of the pooled features (T, d) with the first one, after taking `centre` (d,) away: 1 is unmoved, 0
+def similarity_to_start(pooled: torch.Tensor, center: torch.Tensor) -> list[float]:
+    """Cosine of each of the pooled features (T, d) with the first one, after subtracting `center` (d,): 1 is unmoved, 0
     unrelated."""
-    centred = pooled - centre
-    return F.cosine_similarity(centred, centred[:1], dim=-1).tolist()
+    centered = pooled - center
+    return F.cosine_similarity(centered, centered[:1], dim=-1).tolist()
 
 
-def principal_colours(features: torch.Tensor) -> torch.Tensor:
-    """The three principal components of patch features (2, h, w, d), found over both images together, as colours (2, h,
-    w, 3) in [0, 1]."""
+def principal_colors(features: torch.Tensor) -> torch.Tensor:
+    """The three principal components of patch features (2, h, w, d) of both images together, as colors (2, h, w, 3) in
+    [0, 1]."""
     flat = features.flatten(0, 2).float()
     flat = flat - flat.mean(dim=0)
     components = torch.linalg.svd(flat, full_matrices=False).Vh[:3]
     signs = torch.gather(
         components, 1, components.abs().argmax(dim=1, keepdim=True)
-    ).sign()  # an axis has no direction of its own
+    ).sign()  # the sign of an axis is arbitrary
     scores = flat @ (components * signs).T
     low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
     return ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).view(*features.shape[:3], 3)
 
 
 def patch_similarity(features: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """Cosine (2, h, w) of all patches of both images with one patch of the first, the mean patch taken away; features
-    (2, h, w, d)."""
-    centred = features.float() - features.float().mean(dim=(0, 1, 2))
-    return F.cosine_similarity(centred, centred[0, row, column], dim=-1)
+    """Cosine (2, h, w) of all patches of both images with one patch of the first, after subtracting the mean patch;
+    features (2, h, w, d)."""
+    centered = features.float() - features.float().mean(dim=(0, 1, 2))
+    return F.cosine_similarity(centered, centered[0, row, column], dim=-1)

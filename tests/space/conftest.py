@@ -14,7 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 pytest.importorskip("gradio", reason="the tests of the page need the extra 'space'")
 sys.path.insert(0, str(Path(__file__).parents[2] / "space_app"))
 
-from app import draw_examples  # noqa: E402
+from app import find_examples  # noqa: E402
 from demo import Demo  # noqa: E402
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining  # noqa: E402
 from eqcohvit.export import save_hub_folder  # noqa: E402
@@ -56,12 +56,12 @@ def model(folder):
 
 @pytest.fixture(scope="session")
 def probe(model):
-    return fit_probe(model, make_path(PATH), 128)
+    return fit_probe(model, make_path(PATH), 24, steps=20)
 
 
 @pytest.fixture(scope="session")
-def examples(tmp_path_factory):
-    return draw_examples(tmp_path_factory.mktemp("examples"))
+def examples():
+    return find_examples()
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def browser(tmp_path_factory):
 
 
 def picture(seed: int, size=(40, 40)) -> Image.Image:
-    """A smooth coloured picture of its own for each seed."""
+    """A smooth colored picture, another one for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 

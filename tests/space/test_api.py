@@ -25,6 +25,10 @@ SETTINGS = {"angle": 25, "shift_y": 2}
 KEY = "se2+color_jitter"
 
 
+def walk_of(model, picture, choice, black=False):
+    return model.walk(model.canvas([picture], choice.path), choice, SETTINGS, black)
+
+
 def make_client(server):
     """A client that waits as long as a busy machine needs."""
     return Client(server, verbose=False, download_files=False, httpx_kwargs={"timeout": PATIENCE})
@@ -56,16 +60,18 @@ def test_features_of_unusual_pictures_are_those_of_the_pipeline(client, model, t
 
 def test_states_are_those_of_the_model(client, demo, model, picture_files, make_picture):
     answer = client.predict(handle_file(str(picture_files[1])), KEY, SETTINGS, api_name="/states")
-    walk = model.walk(make_picture(1), demo.choices[KEY], SETTINGS)
+    walk = walk_of(model, make_picture(1), demo.choices[KEY])
     assert answer["psnr"] == pytest.approx(walk.psnr, abs=1e-4)
     assert answer["readings"]["angle"]["true"] == pytest.approx(25, abs=1e-3)
+    black = client.predict(handle_file(str(picture_files[1])), KEY, SETTINGS, True, api_name="/states")
+    assert black["psnr"] == pytest.approx(walk_of(model, make_picture(1), demo.choices[KEY], black=True).psnr, abs=1e-4)
     assert len(answer["reconstructions"]) == 2 and answer["reconstructions"][0].startswith("data:image/webp;base64,")
 
 
 def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(
     server, demo, model, picture_files, make_picture
 ):
-    expected = [model.walk(make_picture(i), demo.choices[KEY], SETTINGS).psnr for i in range(12)]
+    expected = [walk_of(model, make_picture(i), demo.choices[KEY]).psnr for i in range(12)]
     assert len({tuple(round(value, 3) for value in values) for values in expected}) == 12
     clients = [make_client(server) for _ in range(5)]
 
@@ -80,6 +86,13 @@ def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(
         assert answer["psnr"] == pytest.approx(expected[i % 12], abs=1e-4)
 
 
+def test_endpoints_have_names_and_types(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/features", "/states"}
+    types = {p["parameter_name"]: p["python_type"]["type"] for p in endpoints["/states"]["parameters"]}
+    assert types == {"picture": "filepath", "transformation": "str", "values": "dict[Any, Any]", "black_corners": "bool"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,6 +104,7 @@ def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(
         (("picture", None, {}), "Unknown transformation None; known: rotation"),
         (("picture", ["rotation"], {}), r"Unknown transformation \['rotation'\]; known: rotation"),
         (("picture", "rotation", None), "values must be the sliders' values by name, such as {}, got None"),
+        (("picture", "rotation", {}, "yes"), "black_corners must be true or false, got 'yes'"),
         (("picture", "rotation", [1]), r"values must be the sliders' values by name, such as {}, got \[1\]"),
     ],
 )

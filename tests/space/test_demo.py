@@ -2,74 +2,114 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 
 import gradio as gr
 import pytest
 import torch
-from tests.patience import PATIENCE
 
-from controls import ALL_CONTROLS
+import pages
 from demo import Demo
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
 from eqcohvit.export import save_hub_folder
-from eqcohvit.transforms import make_path
+from eqcohvit.transforms import PATHS, TransformationPath, make_path
+from layout import build
+from neighbors import NUM_SHOWN
 from probe import fit_probe
+from readings import read
 from snippet import snippet
-from walk import SplitModel
+from walk import BORDERS, SplitModel
 
-STARTS = [control.start for control in ALL_CONTROLS]
-
-
-def values(**named):
-    return [named.get(control.name, control.neutral) for control in ALL_CONTROLS]
+KEY = "se2+color_jitter"
 
 
-def test_show_writes_the_numbers_of_the_walk(demo, model, picture_files, make_picture):
-    shown = demo.show({"path": str(picture_files[0])}, "rotation", 2, 3, *values(angle=-35))
-    film, _, table, similarity, along, code, clickable, _, _ = shown
-    walk = model.walk(make_picture(0), demo.choices["rotation"], {"angle": -35})
-    assert re.findall(r'data-psnr="\d">([\d.]+) dB', film) == [f"{value:.2f}" for value in walk.psnr]
-    assert re.search(r'data-true="angle">([-\d.]+)°', table)[1] == "-35.0"
-    assert "data-equivariant" in table and "data-invariant" in table
-    assert len(similarity) == 14 and similarity["similarity to the start"].max() == pytest.approx(1, abs=1e-4)
-    assert set(along["value"]["part"]) == {"true", "equivariant", "invariant"}
-    assert 'make_path("se2+color_jitter"), torch.tensor([[-0.610865, 0, 0, 0, 0, 0, 0]])' in code
-    assert clickable.size == (demo.click_side,) * 2
+def show(demo, picture, key, name="", black=False, patch=(1, 1), **named):
+    """What the page shows, by output."""
+    values = [named.get(control.name, control.neutral) for control in demo.controls]
+    values = [max(value, control.low) for value, control in zip(values, demo.controls, strict=True)]
+    file = None if picture is None else {"path": str(picture)}
+    outputs = demo.show(file, name, key, black, *patch, *values)
+    return dict(zip(("stage", "near", "film", "code", "clickable", "colors", "alike"), outputs, strict=True))
 
 
-def test_show_of_an_untrained_transformation_says_so(demo, picture_files):
-    _, _, table, _, along, _, _, _, _ = demo.show({"path": str(picture_files[0])}, "zoom", 1, 1, *values(zoom=1.3))
-    assert "trained on" in table and "data-true" not in table and along["visible"] is False
+def walk_of(demo, picture, key, values, black=False):
+    choice = demo.choices[key]
+    return demo.model.walk(demo.model.canvas([picture], choice.path), choice, values, black)
 
 
-def test_show_says_whether_the_reconstructions_beat_the_nearer_view(demo, model, picture_files, make_picture):
-    film = demo.show({"path": str(picture_files[0])}, "rotation", 1, 1, *values(angle=30))[0]
-    walk = model.walk(make_picture(0), demo.choices["rotation"], {"angle": 30})
+@pytest.mark.parametrize("black", [False, True])
+def test_everything_on_the_page_is_of_the_same_walk(demo, picture_files, make_picture, black):
+    shown = show(demo, picture_files[0], "rotation", black=black, angle=-35)
+    walk = walk_of(demo, make_picture(0), "rotation", {"angle": -35}, black)
+    assert re.findall(r'data-psnr="\d">([\d.]+) dB', shown["film"]) == [f"{value:.2f}" for value in walk.psnr]
+    assert 'data-moved="−35°"' in shown["stage"]
+    (reading,) = read(demo.choices["rotation"], walk, demo.probe, black)
+    said = dict(re.findall(r'data-part="(\w+)" data-control="angle" data-said="([-\d.]+)"', shown["stage"]))
+    assert said == {part: f"{value:.4f}" for part, value in reading.said.items()}
+    assert 'make_path("se2+color_jitter")' in shown["code"] and "[[-0.610865, 0, 0, 0, 0, 0, 0]]" in shown["code"]
+    assert f'"{"zeros" if black else "canvas"}"' in shown["code"]
+    assert shown["clickable"].size == (demo.click_side,) * 2
+    assert shown["near"].count("<img") == 2 * NUM_SHOWN
+
+
+def test_gauges_stand_where_the_values_are(demo, picture_files):
+    stage = show(demo, picture_files[0], "rotation", angle=45)["stage"]
+    assert stage.count('class="true" style="left:100.00%"') == 2
+    said = [float(value) for value in re.findall(r'data-said="([-\d.]+)"', stage)]
+    places = [float(place) for place in re.findall(r'class="said \w+" style="left:([\d.]+)%', stage)]
+    assert places == pytest.approx([100 * (value + 45) / 90 for value in said], abs=0.01)
+
+
+def test_each_part_s_picture_is_moved_by_what_the_part_says(demo, picture_files, monkeypatch):
+    said = torch.zeros(7)
+    monkeypatch.setattr(type(demo.probe), "read", lambda self, part, pooled, black: said.expand(len(pooled), -1))
+    images = re.findall(r'src="(data:[^"]+)"', show(demo, picture_files[0], "rotation", angle=40)["stage"])
+    assert len(images) == 4 and images[2] == images[3] == images[0] != images[1]
+
+
+def test_an_untrained_transformation_says_so_and_has_no_gauge(demo, picture_files):
+    shown = show(demo, picture_files[0], "zoom", scale=1.3)
+    assert "not trained on zoom" in shown["stage"] and "gauge" not in shown["stage"]
+    assert shown["near"].count("<img") == 2 * NUM_SHOWN
+
+
+def test_the_film_says_whether_the_reconstructions_beat_the_nearer_view(demo, picture_files, make_picture):
+    film = show(demo, picture_files[0], "rotation", angle=30)["film"]
+    walk = walk_of(demo, make_picture(0), "rotation", {"angle": 30})
     gains = [made > copied for made, copied in zip(walk.psnr, walk.nearest_psnr, strict=True)]
     assert f"are {'better' if all(gains) else 'partly better, partly worse' if any(gains) else 'worse'}." in film
-    still = demo.show({"path": str(picture_files[0])}, "rotation", 1, 1, *values())[0]
-    assert "Nothing moves here" in still
+    assert "Nothing moves here" in show(demo, picture_files[0], "rotation", angle=0)["film"]
 
 
-def test_show_patch_marks_the_patch_and_stays_within_the_grid(demo, picture_files):
-    assert "--row:1;--column:2;--grid:4" in demo.show_patch({"path": str(picture_files[0])}, "rotation", 2, 3, *STARTS)
-    assert "--row:3;--column:0;--grid:4" in demo.show_patch(
-        {"path": str(picture_files[0])}, "rotation", 99, -5, *STARTS
-    )
+def test_the_chosen_patch_is_marked_and_stays_within_the_grid(demo, picture_files):
+    assert "--row:1;--column:2;--grid:4" in show(demo, picture_files[0], "rotation", patch=(2, 3))["alike"]
+    assert "--row:3;--column:0;--grid:4" in show(demo, picture_files[0], "rotation", patch=(99, -5))["alike"]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "text", "huge"])
-def test_show_of_a_bad_picture_is_a_message(demo, tmp_path, kind):
+def test_without_a_picture_the_page_is_empty_and_says_what_to_do(demo, tmp_path, kind):
     file = tmp_path / "file.png"
     file.write_bytes(b"not a picture" if kind == "text" else b"\0" * (11 * 1024**2))
-    with pytest.raises(gr.Error) as caught:
-        demo.show(None if kind == "nothing" else {"path": str(file)}, "rotation", 1, 1, *STARTS)
-    assert {"nothing": "Choose one", "text": "cannot be read", "huge": "11.0 MB; the limit is 10 MB"}[
-        kind
-    ] in caught.value.message
+    shown = show(demo, None if kind == "nothing" else file, "rotation")
+    messages = {"nothing": "Choose one of the examples", "text": "cannot be read", "huge": "11.0 MB; the limit is 10 MB"}
+    assert messages[kind] in shown.pop("stage")
+    assert not any(shown.values())
+
+
+def test_a_newly_registered_path_works(demo, picture_files, monkeypatch):
+    class Wave(TransformationPath):
+        name = "wave"
+        parameter_names = ("height",)
+        limits = ((-1.0, 1.0),)
+
+        def at(self, parameters, t):
+            return make_path("rotation").at(parameters * 0.5, t)
+
+    monkeypatch.setitem(PATHS, "wave", Wave)
+    extended = Demo(demo.model, demo.probe, demo.examples)
+    shown = show(extended, picture_files[0], "wave", height=0.5)
+    assert 'data-moved="0.50"' in shown["stage"] and shown["near"].count("<img") == 2 * NUM_SHOWN
+    assert build(extended) is not None
 
 
 def test_restore_takes_only_what_the_page_knows(demo):
@@ -77,30 +117,35 @@ def test_restore_takes_only_what_the_page_knows(demo):
         query_params = {
             "picture": "house",
             "transformation": "se2+color_jitter",
+            "black": "true",
             "angle": "12",
             "shift_x": "900",
             "hue": "x",
         }
 
-    picture, name, key, *sliders = demo.restore(Request)
-    assert picture.endswith("house.png") and name == "house" and key == "se2+color_jitter"
-    shown = {control.name: slider.value for control, slider in zip(ALL_CONTROLS, sliders, strict=True)}
-    starts = {control.name: control.start for control in ALL_CONTROLS}
+    picture, name, key, black, *sliders = demo.restore(Request)
+    assert picture.endswith("house.jpg") and name == "house" and key == "se2+color_jitter" and black is True
+    shown = {control.name: slider.value for control, slider in zip(demo.controls, sliders, strict=True)}
+    starts = {control.name: control.start for control in demo.controls}
     assert shown == {**starts, "angle": 12}
     Request.query_params = {"picture": "../../etc/passwd", "transformation": "<script>"}
-    picture, name, key, *_ = demo.restore(Request)
-    assert key == demo.start and picture == name == gr.skip()
+    picture, name, key, black, *_ = demo.restore(Request)
+    assert key == demo.start and picture == name == gr.skip() and black is False
 
 
-def test_snippet_prints_the_numbers_of_the_page(demo, model, folder, tmp_path, make_picture):
+@pytest.mark.parametrize("black", [False, True])
+def test_snippet_prints_the_numbers_of_the_page(demo, folder, tmp_path, make_picture, monkeypatch, capsys, black):
     settings = {"angle": 20, "shift_x": -3, "brightness": 25, "hue": -30}
-    choice = demo.choices["se2+color_jitter"]
+    choice = demo.choices[KEY]
     make_picture(4, (60, 44)).save(tmp_path / "photo.png")
-    code = snippet(str(folder), choice, settings)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    printed = [float(number) for number in re.search(r"in dB: \[(.*)\]", done.stdout)[1].split(",")]
-    assert printed == pytest.approx(model.walk(make_picture(4, (60, 44)), choice, settings).psnr, abs=0.006)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet(str(folder), choice, settings, BORDERS[black]), {})
+    printed = [float(number) for number in re.search(r"in dB: \[(.*)\]", capsys.readouterr().out)[1].split(",")]
+    assert printed == pytest.approx(walk_of(demo, make_picture(4, (60, 44)), KEY, settings, black).psnr, abs=0.006)
+
+
+def test_texts_escape_what_visitors_choose():
+    assert pages.empty("<b>") == '<div class="empty"><b>No picture to show</b><p>&lt;b&gt;</p></div>'
 
 
 @pytest.mark.slow
@@ -111,12 +156,13 @@ def test_show_of_a_vit_s_at_224_pixels_takes_less_than_two_seconds(tmp_path, exa
         tmp_path / "vits", EqCohViTForPreTraining(EqCohViTConfig.from_preset("small", 224, 16, path="se2"))
     )
     model = SplitModel(str(folder))
-    demo = Demo(model, fit_probe(model, make_path("se2"), 16), examples)
+    demo = Demo(model, fit_probe(model, make_path("se2"), 12, steps=5), examples)
+    show(demo, picture_files[0], "rotation", angle=5)  # which encodes the examples
     torch.set_num_threads(os.cpu_count())
     seconds = []
     for angle in (10, 20, 30, 40):
         started = time.process_time()  # which other work on the machine does not change
-        demo.show({"path": str(picture_files[0])}, "rotation", 1, 1, *values(angle=angle))
+        show(demo, picture_files[0], "rotation", angle=angle)
         seconds.append((time.process_time() - started) / os.cpu_count())
     print("seconds:", [round(s, 2) for s in seconds])
     assert sorted(seconds)[1] < 2

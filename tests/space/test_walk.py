@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from walk import (
     BadPicture,
     SplitModel,
     patch_similarity,
-    principal_colours,
+    principal_colors,
     psnr,
     read_picture,
     similarity_to_start,
+    views,
 )
 
 VALUES = {"angle": 30, "shift_x": 3, "brightness": -20, "hue": 20}
@@ -26,51 +29,99 @@ def choice():
     return list_choices("se2+color_jitter")["se2+color_jitter"]
 
 
+def ramps(size: int = 200) -> Image.Image:
+    """Red grows to the right and green downwards, so that a pixel says where it comes from."""
+    y, x = np.mgrid[0:size, 0:size] / (size - 1) * 255
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 255)], axis=-1).round().astype(np.uint8))
+
+
+def places(view: torch.Tensor) -> torch.Tensor:
+    """(3, H, H) of `ramps` -> (H, H, 2), x and y from -1 to 1 in the picture's square."""
+    return view[:2].permute(1, 2, 0) * 2 - 1
+
+
+def test_views_turn_the_middle_of_the_picture_by_the_angle(model):
+    turn = list_choices("rotation")["rotation"]
+    canvas = model.canvas([ramps()], turn.path)
+    assert canvas.crop == pytest.approx(math.sqrt(0.5), rel=1e-3)
+    still, turned = views(canvas, turn.path, turn.parameters({"angle": 30}).expand(2, -1), torch.tensor([0.0, 1.0]), 32)[0]
+    corner = torch.tensor([-1.0, -1]) * canvas.crop * 31 / 32
+    assert torch.allclose(places(still)[0, 0], corner, atol=0.02)
+    radians = math.radians(30)  # counter-clockwise: what is seen at the upper left came from further right
+    source = [
+        math.cos(radians) * corner[0] - math.sin(radians) * corner[1],
+        math.sin(radians) * corner[0] + math.cos(radians) * corner[1],
+    ]
+    assert torch.allclose(places(turned)[0, 0], torch.tensor(source), atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["se2", "rotation", "zoom", "perspective"])
+def test_real_pixels_fill_the_frame_at_the_ends_of_the_range_unless_corners_are_black(model, name):
+    choice = list_choices(name)[name]
+    canvas = model.canvas([ramps()], choice.path)
+    low = {control.name: control.low for control in choice.controls.values()}
+    high = {control.name: control.high for control in choice.controls.values()}
+    for ends in (low, high):
+        parameters = choice.parameters(ends)
+        assert views(canvas, choice.path, parameters, 1.0, 32)[0, 0, 2].min() > 0.98  # blue is full everywhere
+        black = views(canvas, choice.path, parameters, 1.0, 32, black=True)[0, 0, 2]
+        assert black.max() > 0.98
+        if name in ("se2", "rotation"):
+            assert black[0, 0] == 0 and black[-1, -1] == 0
+
+
+def test_views_of_several_pictures_are_those_of_each(model, choice, make_picture):
+    pictures = [make_picture(0), make_picture(1)]
+    parameters = torch.cat([choice.parameters(VALUES), choice.parameters({"angle": -10})])
+    together = views(model.canvas(pictures, choice.path), choice.path, parameters.repeat(2, 1), 1.0, 32)
+    for index, picture in enumerate(pictures):
+        alone = views(model.canvas([picture], choice.path), choice.path, parameters, 1.0, 32)
+        assert torch.allclose(together[index], alone[0], atol=1e-5)
+
+
 def test_walk_starts_at_the_picture_and_steps_evenly(model, choice, make_picture):
-    walk = model.walk(make_picture(0), choice, VALUES)
+    canvas = model.canvas([make_picture(0)], choice.path)
+    walk = model.walk(canvas, choice, VALUES)
     assert walk.fractions == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1])
     assert [walk.fractions[step] for step in walk.states] == pytest.approx([1 / 3, 2 / 3])
-    assert torch.allclose(walk.images[0], model.view(make_picture(0))[0], atol=1e-6)
-    end = choice.path.at(choice.parameters(VALUES), 1.0)(model.view(make_picture(0)), "zeros")
-    assert torch.allclose(walk.images[-1], end[0], atol=1e-6)
+    half = {name: value / 2 for name, value in VALUES.items()}
+    for index, values in ((0, {}), (3, half), (6, VALUES)):
+        state = views(canvas, choice.path, choice.parameters(values), 1.0, model.side)[0, 0]
+        assert torch.allclose(walk.images[index], state, atol=1e-4)
 
 
 def test_walk_reconstructions_are_the_model_s(model, choice, make_picture):
-    walk = model.walk(make_picture(1), choice, VALUES)
-
-    def normalised(images):
-        return ((images - model.mean) / model.std)[None]
-
+    walk = model.walk(model.canvas([make_picture(1)], choice.path), choice, VALUES)
+    first, end = (((walk.images[step] - model.mean) / model.std)[None] for step in (0, -1))
     with torch.no_grad():
-        outputs = model.model(
-            normalised(walk.images[0]), normalised(walk.images[-1]), normalised(walk.images[walk.states])
-        )
+        outputs = model.model(first, end)
     direct = (outputs.reconstructions[0] * model.std + model.mean).clamp(0, 1)
     assert torch.allclose(walk.reconstructions, direct, atol=1e-5)
     errors = (direct - walk.images[walk.states]).square().mean(dim=(1, 2, 3))
     assert walk.psnr == pytest.approx((-10 * errors.log10()).tolist(), abs=1e-4)
-    assert torch.allclose(walk.sweep[-1], direct[-1], atol=1e-5)
-    assert torch.allclose(walk.sweep_targets[-1], walk.images[walk.states[-1]], atol=1e-5)
 
 
 def test_walk_at_neutral_values_stays_where_it_is(model, choice, make_picture):
-    walk = model.walk(make_picture(2), choice, {})
+    walk = model.walk(model.canvas([make_picture(2)], choice.path), choice, {})
     assert torch.allclose(walk.images, walk.images[:1].expand_as(walk.images), atol=1e-5)
     assert similarity_to_start(walk.pooled["equivariant"], torch.zeros(1)) == pytest.approx([1] * 7, abs=1e-4)
     assert min(walk.nearest_psnr) > 90
 
 
 def test_patches_of_the_walk_are_those_of_its_two_views(model, choice, make_picture):
-    walk, alone = model.walk(make_picture(3), choice, VALUES), model.patches(make_picture(3), choice, VALUES)
+    walk = model.walk(model.canvas([make_picture(3)], choice.path), choice, VALUES)
+    tokens = model.encode(walk.images[[0, -1]])
     for part in ("equivariant", "invariant"):
         assert walk.patches[part].shape == (2, 4, 4, 8)
-        assert torch.allclose(walk.patches[part], alone[part], atol=1e-5)
+        assert torch.allclose(walk.patches[part].flatten(1, 2), tokens[part][:, 1:], atol=1e-5)
 
 
-def test_view_is_the_middle_square(model):
-    wide = Image.new("RGB", (96, 32), "red")
-    wide.paste((0, 0, 255), (32, 0, 64, 32))
-    assert torch.equal(model.view(wide)[0], torch.tensor([0.0, 0, 1])[:, None, None].expand(3, 32, 32))
+def test_canvas_is_the_middle_square(model):
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste((0, 0, 255), (100, 0, 200, 100))
+    still = list_choices("color_jitter")["color_jitter"]
+    view = views(model.canvas([wide], still.path), still.path, still.parameters({}), 0.0, 32)[0, 0]
+    assert torch.allclose(view, torch.tensor([0.0, 0, 1])[:, None, None].expand(3, 32, 32), atol=0.02)
 
 
 def test_psnr_of_known_errors():
@@ -80,7 +131,7 @@ def test_psnr_of_known_errors():
     assert psnr(zeros, zeros) == 99
 
 
-def test_similarity_to_start_takes_the_centre_away():
+def test_similarity_to_start_subtracts_the_center():
     pooled = torch.tensor([[2.0, 1.0], [3.0, 1.0], [1.0, 2.0], [0.0, 1.0]])
     assert similarity_to_start(pooled, torch.tensor([1.0, 1.0])) == pytest.approx([1, 1, 0, -1])
 
@@ -91,11 +142,11 @@ def test_patch_similarity_is_one_at_the_patch_itself():
     assert maps.shape == (2, 3, 5) and maps[0, 2, 4] == pytest.approx(1) and maps.flatten().topk(2).values[1] < 1
 
 
-def test_principal_colours_follow_the_direction_that_varies():
+def test_principal_colors_follow_the_direction_that_varies():
     features = torch.zeros(2, 2, 2, 4)
     features[..., 3] = torch.arange(8.0).view(2, 2, 2)
     features += 1e-4 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
-    red = principal_colours(features)[..., 0].flatten()
+    red = principal_colors(features)[..., 0].flatten()
     assert (red.diff() > 0).all() and red[0] == 0 and red[-1] == 1
 
 

@@ -91,11 +91,13 @@ class TransformationPath(ABC):
     """A family of transformations with uniformly distributed parameters.
 
     `parameter_names` and `limits` (low, high) are of one length P. A subclass gives these and `at`.
+    `units` are the units of the parameters, for display; without them the parameters are shown as plain numbers.
     """
 
     name: str
     parameter_names: tuple[str, ...]
     limits: tuple[tuple[float, float], ...]
+    units: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -137,6 +139,7 @@ class Rotation(TransformationPath):
 
     name = "rotation"
     parameter_names = ("angle",)
+    units = ("radians",)
 
     def __init__(self, max_degrees: float = 45.0):
         self.limits = (_symmetric(math.radians(max_degrees)),)
@@ -152,6 +155,7 @@ class Translation(TransformationPath):
 
     name = "translation"
     parameter_names = ("shift_x", "shift_y")
+    units = ("fraction of the side",) * 2
 
     def __init__(self, max_shift: float = 10 / 224):
         self.limits = (_symmetric(max_shift),) * 2
@@ -166,6 +170,7 @@ class SE2(TransformationPath):
 
     name = "se2"
     parameter_names = ("angle", "shift_x", "shift_y")
+    units = ("radians", *Translation.units)
 
     def __init__(self, max_degrees: float = 45.0, max_shift: float = 10 / 224):
         self.rotation, self.translation = Rotation(max_degrees), Translation(max_shift)
@@ -180,6 +185,7 @@ class Zoom(TransformationPath):
 
     name = "zoom"
     parameter_names = ("log_scale",)
+    units = ("logarithm",)
 
     def __init__(self, max_scale: float = 1.5):
         self.limits = (_symmetric(math.log(max_scale)),)
@@ -195,6 +201,7 @@ class Perspective(TransformationPath):
     name = "perspective"
     _corners = ("top_left", "top_right", "bottom_right", "bottom_left")
     parameter_names = tuple(f"{corner}_{axis}" for corner in _corners for axis in "xy")
+    units = ("fraction of the side",) * 8
 
     def __init__(self, max_shift: float = 0.1):
         self.limits = (_symmetric(max_shift),) * 8
@@ -227,6 +234,7 @@ class ColorJitter(TransformationPath):
 
     name = "color_jitter"
     parameter_names = ("brightness", "contrast", "saturation", "hue")
+    units = ("factor minus 1",) * 3 + ("turns",)
 
     def __init__(self, max_change: float = 0.4, max_hue: float = 0.1):
         self.limits = (_symmetric(max_change),) * 3 + (_symmetric(max_hue),)
@@ -244,6 +252,7 @@ class GaussianBlur(TransformationPath):
 
     name = "gaussian_blur"
     parameter_names = ("sigma",)
+    units = ("pixels",)
 
     def __init__(self, min_sigma: float = 0.1, max_sigma: float = 2.0):
         self.limits = ((min_sigma, max_sigma),)
@@ -260,6 +269,7 @@ class Composition(TransformationPath):
         self.name = "+".join(path.name for path in paths)
         self.parameter_names = tuple(f"{path.name}.{name}" for path in paths for name in path.parameter_names)
         self.limits = tuple(limit for path in paths for limit in path.limits)
+        self.units = tuple(unit for path in paths for unit in path.units or ("",) * path.num_parameters)
 
     def at(self, parameters, t):
         widths = [path.num_parameters for path in self.paths]
