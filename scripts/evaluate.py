@@ -28,11 +28,11 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from eqcohvit.data import FolderSource, SpritesSource, TooManyBadImages, open_source
+from eqcohvit.downstream import TASKS as SUPERVISED_TASKS
+from eqcohvit.downstream import TaskOptions
+from eqcohvit.downstream.tasks import DENSE_TASKS
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.dense import TASKS as SUPERVISED_TASKS
-from eqcohvit.evaluation.dense import TaskOptions
-from eqcohvit.evaluation.dense.tasks import DENSE_TASKS
 from eqcohvit.evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows

@@ -26,12 +26,13 @@ import datasets
 import torch
 from transformers.utils import logging as transformers_logging
 
-from eqcohvit.evaluation.dense import TASKS, save_finetuned
-from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task, spread
-from eqcohvit.evaluation.dense.pictures import save_sheet
-from eqcohvit.evaluation.dense.rows import SOURCE_FLAGS, open_train_and_test
+from eqcohvit.downstream import TASKS, save_finetuned
+from eqcohvit.downstream.backbones import EncoderFolder, find_backbone
+from eqcohvit.downstream.base import TaskOptions, evaluate_task, spread
+from eqcohvit.downstream.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
+from eqcohvit.evaluation.pictures import save_sheet
 from eqcohvit.evaluation.results import format_table, versions, write_results
+from eqcohvit.evaluation.rows import SOURCE_FLAGS, open_train_and_test
 from eqcohvit.training.arguments import PRECISIONS
 from eqcohvit.training.checkpoint import (
     CheckpointError,
@@ -42,7 +43,6 @@ from eqcohvit.training.checkpoint import (
     set_later_aside,
 )
 from eqcohvit.training.files import write_text_whole
-from eqcohvit.training.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
 from eqcohvit.training.run_lock import LOCK_FILE, lock_run
 from eqcohvit.training.signals import StopSignals, exit_code, leave
 

@@ -15,6 +15,7 @@ ALLOWED = {
     "data": {"hub"},  # the one reader of images travels with the checkpoints
     "training": {"hub", "objectives", "transforms", "data", "loading"},
     "evaluation": {"hub", "transforms", "data", "training", "loading"},
+    "downstream": {"hub", "data", "training", "evaluation", "loading"},
 }
 # Libraries that a room may import, besides the standard library.
 LIBRARIES = {

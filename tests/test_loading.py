@@ -11,7 +11,7 @@ from tests.conftest import SCRIPTS, load_script
 from transformers import AutoModel, Dinov2Config, Dinov2Model
 
 from eqcohvit import EqCohViTForPreTraining
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
+from eqcohvit.downstream.backbones import EncoderFolder
 from eqcohvit.evaluation.features import load_encoder
 from eqcohvit.export import model_folder_of, push_hub_folder
 from eqcohvit.loading import find_model, load_whole

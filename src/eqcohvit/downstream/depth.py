@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
 
-from ...data.sprites import render_sprites
-from ..extraction import TEST_SPRITES
-from ..metrics.depth_errors.depths import depth_errors
-from ..results import LOWER
+from ..data.sprites import render_sprites
+from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.metrics.depth_errors.depths import depth_errors
+from ..evaluation.pictures import color_values
+from ..evaluation.results import LOWER
+from ..evaluation.rows import Rows, check_size, find_column, read_depth, read_image
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
-from .pictures import color_values
-from .rows import Rows, check_size, find_column, read_depth, read_image
 
 MIN_DEPTH = 1e-3
 _CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorter side

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.dense.dense_tools import fit, make_rows
+from tests.downstream.dense_tools import fit, make_rows
 
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.depth import Depth, SpriteRows, scale_invariant_loss, sprite_rows
+from eqcohvit.downstream.backbones import EncoderFolder
+from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.depth import Depth, SpriteRows, scale_invariant_loss, sprite_rows
 from eqcohvit.evaluation.metrics.depth_errors.depths import depth_errors
 
 

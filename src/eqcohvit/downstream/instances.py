@@ -14,14 +14,14 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel
 
-from ...data.sprite_shapes import SHAPES
-from ...data.sprites import render_sprites
-from ..extraction import TEST_SPRITES
+from ..data.sprite_shapes import SHAPES
+from ..data.sprites import render_sprites
+from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.pictures import overlay
+from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .coco import average_precision
-from .pictures import overlay
-from .rows import Rows, check_size, find_column, read_image, read_instances
 
 MAX_INSTANCES = 100  # found per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.evaluation.dense.dense_tools import make_rows
+from tests.downstream.dense_tools import make_rows
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
-from eqcohvit.evaluation.dense.video import (
+from eqcohvit.evaluation.features import ModelEncoder, load_encoder
+from eqcohvit.evaluation.preprocessing import Preprocessing
+from eqcohvit.evaluation.video import (
     VIDEO_TASKS,
     ObjectScore,
     PartScore,
@@ -20,8 +22,6 @@ from eqcohvit.evaluation.dense.video import (
     read_videos,
     resize_frame,
 )
-from eqcohvit.evaluation.features import ModelEncoder, load_encoder
-from eqcohvit.evaluation.preprocessing import Preprocessing
 
 
 def video_rows(num_frames=4, step=8, name="band", size=(40, 128)):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel
 
-from ...hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
-from ...hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
-from ...loading import find_model, load_whole
-from ..preprocessing import read_preprocessing
+from ..evaluation.preprocessing import read_preprocessing
+from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
+from ..hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
+from ..loading import find_model, load_whole
 
 
 @dataclass(frozen=True)

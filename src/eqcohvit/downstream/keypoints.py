@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import PreTrainedModel, VitPoseConfig, VitPoseForPoseEstimation
 
-from ..metrics.pck.distances import correct_keypoints
+from ..evaluation.metrics.pck.distances import correct_keypoints
+from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample, TaskOptions
 from .coco import OTHER_SIGMA, average_precision
-from .rows import Rows, find_column, read_image
 
 UPSAMPLING = 4  # heat-map cells per patch and direction
 THRESHOLDS = (0.05, 0.1)  # of PCK

@@ -2,11 +2,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.dense.dense_tools import fit, make_rows, png
+from tests.downstream.dense_tools import fit, make_rows, png
 
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.coco import average_precision
-from eqcohvit.evaluation.dense.detection import Detection
+from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.coco import average_precision
+from eqcohvit.downstream.detection import Detection
 
 IMAGES = [{"id": i, "width": 100, "height": 100} for i in (1, 2)]
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.evaluation.dense.dense_tools import fit, make_rows
+from tests.downstream.dense_tools import fit, make_rows
 
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.coco import average_precision
-from eqcohvit.evaluation.dense.keypoints import Crop, Keypoints, draw_heatmaps, find_peaks
+from eqcohvit.downstream.backbones import EncoderFolder
+from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.coco import average_precision
+from eqcohvit.downstream.keypoints import Crop, Keypoints, draw_heatmaps, find_peaks
 from eqcohvit.evaluation.metrics.pck.distances import correct_keypoints
 
 POINTS = [[10.0, 8.0], [30.0, 12.0], [20.0, 33.0]]

@@ -1,60 +1,25 @@
-"""The dense tasks of scripts/evaluate.py: label propagation by frozen features, and heads that are fitted on a frozen
-backbone."""
+"""The supervised tasks of scripts/evaluate.py: fine-tuned models as they are, and heads fitted on a frozen backbone."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import PreTrainedModel
 
-from ...loading import find_model
-from ..context import Evaluation, Figure, short_names
-from ..features import RANDOM, ModelEncoder
-from ..results import Row
+from ..evaluation.context import Evaluation, short_names
+from ..evaluation.features import RANDOM
+from ..evaluation.results import Row
+from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
+from ..evaluation.video_tasks import VIDEO_ROWS, picture_figure, title_of
+from ..loading import find_model
 from . import TASKS, DenseTask, TaskOptions, load_finetuned
 from .backbones import EncoderFolder, find_backbone
 from .base import TASK_FILE, evaluate_task
-from .pictures import make_sheet
-from .propagation import PropagationSettings
-from .rows import SOURCE_FLAGS, Rows, open_rows, open_train_and_test
-from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, propagate_videos, read_videos
-
-# ------------------------------------------------------------------------------------------------------------------ videos
-
-
-def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of label propagation for each part of the encoders, of random weights, and of the pixels of the
-    patches."""
-    task, settings = VIDEO_TASKS[name], evaluation.settings
-    split = settings["test_split"] or settings["dataset_split"]
-    files = settings["test_data_files"] or settings["data_files"]
-    rows = open_rows(settings["dataset_name"], settings["dataset_config_name"], split, files)
-    videos = read_videos(rows, settings["image_column"], settings["target_column"], settings["max_frames"])
-    encoders = [PatchEncoder(encoder) for encoder in evaluation.encoders if isinstance(encoder, ModelEncoder)]
-    propagation = PropagationSettings(settings["context_frames"], settings["radius"], settings["top_k"])
-    controls = [PixelPatches(encoders[0].patch_size)]
-    results = propagate_videos(
-        task, [*encoders, *controls], videos, settings["frame_size"], propagation, report=_print_progress
-    )
-    caption = f"{_title(name)}: labels of the first part of {encoders[0].name} at four times. {task.protocol}."
-    evaluation.figures.append(_picture_figure(name, caption, PICTURE_TITLES, results.pictures))
-    protocol = {"task": name, "frame_size": settings["frame_size"], **vars(propagation)}
-    return [
-        Row(encoder, part, f"{_title(name)} {metric}", [value], headline="recall" not in metric, settings=protocol)
-        for (encoder, part), values in results.values.items()
-        for metric, value in values.items()
-    ]
-
-
-# --------------------------------------------------------------------------------------------------------- supervised tasks
 
 
 def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
@@ -89,8 +54,8 @@ def fit_head(
     task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int
 ) -> PreTrainedModel:
     """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
-    from ...training.finetune import FinetuneSettings, Finetuning, make_accelerator
-    from ...training.signals import StopSignals
+    from ..training.signals import StopSignals
+    from .finetune import FinetuneSettings, Finetuning, make_accelerator
 
     torch.manual_seed(seed)
     model = task.build(encoder, is_random)
@@ -126,16 +91,16 @@ def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTr
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             values, pictures = evaluate_task(task, model, test, settings["max_test_samples"], settings["num_workers"])
             scores.append(values)
-        caption = f"{_title(task.name)}: predictions of {label}. {task.protocol}."
+        caption = f"{title_of(task.name)}: predictions of {label}. {task.protocol}."
         evaluation.figures.append(
-            _picture_figure(f"{task.name}_{len(evaluation.figures)}", caption, task.picture_titles, pictures)
+            picture_figure(f"{task.name}_{len(evaluation.figures)}", caption, task.picture_titles, pictures)
         )
         protocol = {"task": task.name, "head": task.head, "image_size": task.image_size, "seeds": len(seeds)}
         rows += [
             Row(
                 label,
                 "backbone",
-                f"{_title(task.name)} {metric}",
+                f"{title_of(task.name)} {metric}",
                 [values[metric] for values in scores],
                 settings=protocol,
             )
@@ -144,30 +109,8 @@ def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTr
     return rows
 
 
-def _title(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> Figure:
-    def draw() -> Any:
-        from matplotlib.figure import Figure as Canvas
-
-        pixels = np.asarray(make_sheet(titles, pictures))
-        canvas = Canvas(figsize=(pixels.shape[1] / 100, pixels.shape[0] / 100), dpi=100)
-        axis = canvas.add_axes((0, 0, 1, 1))
-        axis.imshow(pixels)
-        axis.set_axis_off()
-        return canvas
-
-    return Figure(name, caption, draw)
-
-
 # Name -> function of an `Evaluation` that returns rows, for the registry of scripts/evaluate.py.
 DENSE_TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
     **{name: partial(supervised_rows, name=name) for name in TASKS},
-    **{name: partial(video_rows, name=name) for name in VIDEO_TASKS},
+    **VIDEO_ROWS,
 }

@@ -1,26 +1,45 @@
-"""Supervised dense and geometric tasks on a ViT backbone, and label propagation through videos."""
+"""Supervised dense and geometric tasks on a ViT backbone: heads, their training, and their scores."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ...hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
-from ...loading import find_model, load_whole
+from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
+from ..loading import find_model, load_whole
 from .base import TASK_FILE, DenseTask, TaskOptions
-from .depth import Depth
-from .detection import Detection
-from .homography import Homography
-from .instances import InstanceSegmentation
-from .keypoints import Keypoints
-from .segmentation import Segmentation
 
-_TASKS = (Segmentation, InstanceSegmentation, Detection, Keypoints, Homography, Depth)
-TASKS: dict[str, type[DenseTask]] = {task.name: task for task in _TASKS}
+
+class _Tasks(Mapping[str, type[DenseTask]]):
+    """Task name -> class, imported when it is looked up: some tasks need pycocotools."""
+
+    _PLACES = {
+        "segmentation": (".segmentation", "Segmentation"),
+        "instance_segmentation": (".instances", "InstanceSegmentation"),
+        "detection": (".detection", "Detection"),
+        "keypoints": (".keypoints", "Keypoints"),
+        "homography": (".homography", "Homography"),
+        "depth": (".depth", "Depth"),
+    }
+
+    def __getitem__(self, name: str) -> type[DenseTask]:
+        module, class_name = self._PLACES[name]
+        return getattr(import_module(module, __name__), class_name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._PLACES)
+
+    def __len__(self) -> int:
+        return len(self._PLACES)
+
+
+TASKS = _Tasks()
 
 
 def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:

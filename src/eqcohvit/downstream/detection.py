@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import PreTrainedModel, RTDetrConfig, RTDetrForObjectDetection
 
+from ..evaluation.pictures import palette
+from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample, TaskOptions
 from .coco import average_precision
-from .pictures import palette
-from .rows import Rows, find_column, read_image
 
 MAX_DETECTIONS = 100  # per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4

@@ -1,7 +1,7 @@
 import pytest
 from tests.conftest import save_tiny_encoder
 
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
+from eqcohvit.downstream.backbones import EncoderFolder
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ...data.datasets_source import builder_for, expand_data_files
-from ...data.decode import one_line
-from ...hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
-from ..extraction import check_test_data
+from ..data.datasets_source import builder_for, expand_data_files
+from ..data.decode import one_line
+from ..hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
+from .extraction import check_test_data
 
 _HELD_OUT = 10  # every tenth row
 _ROWS_PER_READ = 1000  # of a Parquet file, while it is converted
@@ -26,6 +26,19 @@ SOURCE_FLAGS = (
     "train_dir",
 )
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
+
+
+class row_errors:  # noqa: N801  reads as a statement
+    """Context that puts the row in front of the message of a `ValueError`."""
+
+    def __init__(self, what: str, index: int):
+        self.where = f"{what} row {index}"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ValueError):
+            raise ValueError(f"{self.where}: {error}") from None
 
 
 def open_rows(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from eqcohvit.evaluation.dense import propagation
-from eqcohvit.evaluation.dense.propagation import (
+from eqcohvit.evaluation import propagation
+from eqcohvit.evaluation.propagation import (
     LabelPropagation,
     PropagationSettings,
     labels_to_patches,

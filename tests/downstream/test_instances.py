@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_masks
-from tests.evaluation.dense.dense_tools import fit, make_rows
+from tests.downstream.dense_tools import fit, make_rows
 
 from eqcohvit.data.sprites import render_sprites
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.instances import InstanceSegmentation, sprite_grids
+from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.instances import InstanceSegmentation, sprite_grids
 
 
 def annotated(boxes, numbers=None, size=(48, 64)):

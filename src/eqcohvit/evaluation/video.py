@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..features import PIXELS, ModelEncoder, part_name, part_order
-from ..metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
-from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
-from .base import row_errors
+from .features import PIXELS, ModelEncoder, part_name, part_order
+from .metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
+from .metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from .pictures import overlay
 from .propagation import DINO_SETTINGS, LabelPropagation, PropagationSettings, labels_to_patches, patches_to_labels
-from .rows import Rows, check_size, find_column, read_image, read_labels
+from .rows import Rows, check_size, find_column, read_image, read_labels, row_errors
 
 VOID = 255
 _OTHER_PATCH_SIZE = 32  # of models without patches, such as convolutional ones: their usual stride

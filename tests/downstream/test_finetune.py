@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eqcohvit import EqCohViTBackbone, EqCohViTConfig
-from eqcohvit.training.finetune import batch_indices, check_finite, choose_parameters
+from eqcohvit.downstream.finetune import batch_indices, check_finite, choose_parameters
 from eqcohvit.training.lora import merged
 
 

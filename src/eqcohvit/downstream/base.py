@@ -16,10 +16,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from ...data.shared_memory import WAIT_SECONDS, check_result, share
-from ..extraction import progress
+from ..data.shared_memory import WAIT_SECONDS, check_result, share
+from ..evaluation.extraction import progress
+from ..evaluation.rows import Rows, row_errors
 from .backbones import EncoderFolder, find_backbone
-from .rows import Rows
 
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding the annotations of more would take longer than a user waits for a message
@@ -211,19 +211,6 @@ def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) ->
     scale = shorter_side / min(image.size)
     width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-
-
-class row_errors:  # noqa: N801  reads as a statement
-    """Context that puts the row in front of the message of a `ValueError`."""
-
-    def __init__(self, what: str, index: int):
-        self.where = f"{what} row {index}"
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError):
-            raise ValueError(f"{self.where}: {error}") from None
 
 
 class _TestSamples(Dataset):

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from transformers import PreTrainedModel
 
-from ..metrics.corner_error.corners import corner_error
-from ..results import LOWER
+from ..evaluation.metrics.corner_error.corners import corner_error
+from ..evaluation.results import LOWER
+from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample, TaskOptions
 from .heads import DenseHeadConfig, HomographyRegressor
-from .rows import Rows, find_column, read_image
 
 IMAGE_SIZE = (320, 240)  # width, height
 PATCH_SIZE = 128

@@ -3,9 +3,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from tests.evaluation.dense.dense_tools import make_rows
+from tests.downstream.dense_tools import make_rows
 
-from eqcohvit.evaluation.dense.rows import (
+from eqcohvit.evaluation.rows import (
     find_column,
     open_rows,
     open_train_and_test,

@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.dense.dense_tools import fit, make_rows
+from tests.downstream.dense_tools import fit, make_rows
 from transformers import ViTConfig, ViTModel
 
-from eqcohvit.evaluation.dense import load_finetuned, save_finetuned
-from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone, spread_stages
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.segmentation import Segmentation
+from eqcohvit.downstream import load_finetuned, save_finetuned
+from eqcohvit.downstream.backbones import EncoderFolder, find_backbone, spread_stages
+from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.segmentation import Segmentation
 
 
 def stripes(height=40, width=56):

@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from ..data.shared_memory import WAIT_SECONDS, check_result, share
-from .checkpoint import load_checkpoint, save_checkpoint
-from .finite import check_weights
-from .launcher import launcher_settings, precision_of
-from .lora import add_lora, merged
-from .monitor import MetricsLog, Progress
-from .optim import make_optimizer, set_step
-from .schedules import StepValues, warmup_cosine
-from .signals import StopRequested, StopSignals
+from ..training.checkpoint import load_checkpoint, save_checkpoint
+from ..training.finite import check_weights
+from ..training.launcher import launcher_settings, precision_of
+from ..training.lora import add_lora, merged
+from ..training.monitor import MetricsLog, Progress
+from ..training.optim import make_optimizer, set_step
+from ..training.schedules import StepValues, warmup_cosine
+from ..training.signals import StopRequested, StopSignals
 
 TRAINABLE = ("head", "all", "lora")
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.evaluation.dense.dense_tools import fit, make_rows
+from tests.downstream.dense_tools import fit, make_rows
 
-from eqcohvit.evaluation.dense.backbones import EncoderFolder
-from eqcohvit.evaluation.dense.base import TaskOptions, evaluate_task
-from eqcohvit.evaluation.dense.homography import (
+from eqcohvit.downstream.backbones import EncoderFolder
+from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.homography import (
     CORNERS,
     MAX_DISPLACEMENT,
     Homography,

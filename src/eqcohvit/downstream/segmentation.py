@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
-from ..metrics.mean_iou.confusion import confusion_matrix, iou_scores
+from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
+from ..evaluation.pictures import color_labels
+from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample, TaskOptions
 from .heads import DenseHeadConfig, LinearSegmentation
-from .pictures import color_labels
-from .rows import Rows, check_size, find_column, read_image, read_labels
 
 IGNORED = 255
 _CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
