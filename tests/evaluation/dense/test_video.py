@@ -21,7 +21,7 @@ from eqcohvit.evaluation.dense.video import (
     resize_frame,
 )
 from eqcohvit.evaluation.features import ModelEncoder, load_encoder
-from eqcohvit.evaluation.preprocessing import Preprocessing
+from eqcohvit.preprocessing import Preprocessing
 
 
 def video_rows(num_frames=4, step=8, name="band", size=(40, 128)):
