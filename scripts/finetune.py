@@ -33,6 +33,7 @@ from eqcohvit.downstream.finetune import TRAINABLE, FinetuneSettings, Finetuning
 from eqcohvit.evaluation.pictures import save_sheet
 from eqcohvit.evaluation.results import format_table, versions, write_results
 from eqcohvit.evaluation.rows import SOURCE_FLAGS, open_train_and_test
+from eqcohvit.files import FINETUNE_SETTINGS_FILE, write_text_whole
 from eqcohvit.training.arguments import PRECISIONS
 from eqcohvit.training.checkpoint import (
     CheckpointError,
@@ -42,11 +43,9 @@ from eqcohvit.training.checkpoint import (
     remove_unfinished,
     set_later_aside,
 )
-from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.run_lock import LOCK_FILE, lock_run
 from eqcohvit.training.signals import StopSignals, exit_code, leave
 
-SETTINGS_FILE = "settings.json"
 NUM_PICTURES = 6
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint",
@@ -210,7 +209,7 @@ def check_output_dir(output_dir: Path, args: argparse.Namespace) -> Path | None:
         ValueError: the folder holds another run, or this one with other settings.
     """
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    path = output_dir / SETTINGS_FILE
+    path = output_dir / FINETUNE_SETTINGS_FILE
     if not path.exists():
         if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
@@ -233,7 +232,7 @@ def open_run(output_dir: Path, args: argparse.Namespace, checkpoint: Path | None
     """Make the folder with the run's settings in it."""
     try:
         lock_run(output_dir)
-        write_text_whole(output_dir / SETTINGS_FILE, json.dumps(vars(args), indent=1) + "\n")
+        write_text_whole(output_dir / FINETUNE_SETTINGS_FILE, json.dumps(vars(args), indent=1) + "\n")
         remove_unfinished(output_dir)
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None

@@ -36,8 +36,10 @@ from eqcohvit.data import (
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
 from eqcohvit.evaluation.results import versions
 from eqcohvit.evaluation.run_probe import RunProbe, open_probe
-from eqcohvit.export import push_hub_folder, save_hub_folder
-from eqcohvit.model_card import read_run, render_card
+from eqcohvit.files import MODEL_FOLDER, WEIGHTS_FILE
+from eqcohvit.publish.card import read_run, read_template, render_card
+from eqcohvit.publish.folder import save_hub_folder
+from eqcohvit.publish.upload import push_hub_folder
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build, build_saved_model
 from eqcohvit.training.checkpoint import (
@@ -61,12 +63,10 @@ from eqcohvit.training.schedules import StepValues, step_values
 from eqcohvit.training.sharding import connect, is_sharded, save_whole, with_weights
 from eqcohvit.training.signals import StopRequested, StopSignals, exit_code, leave
 from eqcohvit.training.source import open_training_source
-from eqcohvit.training.start import WEIGHTS_FILE, describe_run
+from eqcohvit.training.start import describe_run
 from eqcohvit.training.start_settings import complete_settings
 from eqcohvit.training.trackers import Trackers, open_trackers
 from eqcohvit.transforms import make_path
-
-CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
 
 class Pretraining:
@@ -378,8 +378,8 @@ class Pretraining:
     def export(self, may_fail: bool = False) -> None:
         """Write the Hub folder with its card, and upload it where that is asked for; with `may_fail` the run survives a
         failed upload."""
-        args, folder = self.args, self.output_dir / "model"
-        card = render_card(CARD_TEMPLATE.read_text(), read_run(self.output_dir))
+        args, folder = self.args, self.output_dir / MODEL_FOLDER
+        card = render_card(read_template(), read_run(self.output_dir))
         state = list_checkpoints(self.output_dir)[-1] if args.push_training_state else None
         mean_std = {"image_mean": self.renderer.mean, "image_std": self.renderer.std}
         model = self.trained.model

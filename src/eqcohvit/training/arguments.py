@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ..files import write_text_whole
 from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
 from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
 from ..transforms import AUGMENTATIONS, BlockMasking, MultiCrop, make_path, training_canvas_size
 from ..transforms.ops import BORDERS
-from .files import write_text_whole
 from .recipe_flags import as_flags
 
 PRECISIONS = ("no", "bf16", "fp16")
