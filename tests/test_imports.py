@@ -13,8 +13,18 @@ ALLOWED = {
     "transforms": set(),
     "objectives": set(),
     "data": {"hub"},  # the one reader of images travels with the checkpoints
-    "training": {"hub", "objectives", "transforms", "data", "loading"},
-    "evaluation": {"hub", "transforms", "data", "training", "loading"},
+    "training": {
+        "hub",
+        "objectives",
+        "transforms",
+        "data",
+        "loading",
+        "html_page",
+        "evaluation",
+        "export",
+        "model_card",
+    },
+    "evaluation": {"hub", "transforms", "data", "training", "loading", "html_page"},
 }
 # Libraries that a room may import, besides the standard library.
 LIBRARIES = {
