@@ -14,7 +14,7 @@ from PIL import Image
 from tests.patience import PATIENCE
 
 import app
-from eqcohvit.model_card import check_card
+from eqcohvit.publish.card import check_card
 from probe import load_probe
 from walk import SplitModel
 
@@ -128,7 +128,6 @@ def test_the_page_s_files_import_only_what_the_space_has():
 
 @pytest.fixture(scope="module")
 def push_to_hub():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import push_to_hub
+    from eqcohvit.commands import push_to_hub
 
     return push_to_hub

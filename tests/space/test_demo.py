@@ -11,7 +11,7 @@ import torch
 import pages
 from demo import Demo
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.transforms import PATHS, TransformationPath, make_path
 from layout import build
 from neighbors import NUM_SHOWN
