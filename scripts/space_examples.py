@@ -224,10 +224,10 @@ def balloon() -> np.ndarray:
     for seed, height, color in ((91, 0.76, "8ba7b4"), (92, 0.82, "6e9560"), (93, 0.9, "4d7a3a")):
         picture = cover(picture, ridge(seed, height, 0.02), color, 1 + 0.15 * noise(seed + 9, 1.1, 0.3))
     x, y, radius = 0.47, 0.36, 0.255
-    narrowed = np.where(_Y > y, 1 - 0.62 * np.clip((_Y - y) / 0.34, 0, 1) ** 1.5, 1)
+    narrowed = np.where(y < _Y, 1 - 0.62 * np.clip((_Y - y) / 0.34, 0, 1) ** 1.5, 1)
     u = (_X - x) / (radius * narrowed)
-    v = np.where(_Y > y, (_Y - y) / 0.34, (_Y - y) / radius)
-    inside = np.where(_Y > y, np.abs(u) < np.sqrt(np.clip(1 - 0.35 * v**2, 0, 1)), u**2 + v**2 < 1) & (_Y < y + 0.33)
+    v = np.where(y < _Y, (_Y - y) / 0.34, (_Y - y) / radius)
+    inside = np.where(y < _Y, np.abs(u) < np.sqrt(np.clip(1 - 0.35 * v**2, 0, 1)), u**2 + v**2 < 1) & (y + 0.33 > _Y)
     mask = np.asarray(Image.fromarray((inside * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1))) / 255
     gore = np.floor((np.arcsin(np.clip(u, -1, 1)) / np.pi + 0.5) * 9).astype(int) % 3
     colors = np.stack([rgb("d63a2f"), rgb("f2c230"), rgb("2d57a5")])[gore]

@@ -74,7 +74,7 @@ class Demo:
         return (
             self._stage(opened, choice, walk, black),
             pages.neighbors(choice, near),
-            pages.film(walk, black),
+            pages.film(walk, self.model.config.border == "zeros" and not black),
             snippet(self.model.name, choice, settings, BORDERS[black]),
             pages.to_pil(walk.images[0]).resize((self.click_side,) * 2, Image.Resampling.BICUBIC),
             pages.color_maps({part: principal_colors(maps) for part, maps in walk.patches.items()}),

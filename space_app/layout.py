@@ -19,17 +19,18 @@ FILE_LIFE = (300, 1800)  # seconds: how often the visitors' files are looked thr
 _INTRODUCTION = """
 # Turn the picture. Which part notices?
 
-This vision transformer splits its features in two. The <b class="equivariant">equivariant part</b> should say how the picture was moved.
-The <b class="invariant">invariant part</b> should say what it shows, however it was moved.
+This vision transformer splits its features in two. The <b class="equivariant">equivariant part</b> should say how the
+picture was moved. The <b class="invariant">invariant part</b> should say what it shows, however it was moved.
 """
 _PATCHES_TEXT = """
-Each patch has its own features. **Colors**: the three main directions of each part, found over both views together; similar colors are
-similar features. **Similarity**: how similar all patches are to the one that you choose, from black (not at all) to light yellow (equal).
+Each patch has its own features. **Colors**: the three main directions of each part, found over both views together;
+similar colors are similar features. **Similarity**: how similar all patches are to the one that you choose, from black
+(not at all) to light yellow (equal).
 """
 _CODE_TEXT = """
-Save your picture as `photo.png` and run this where the package `eqcohvit` is installed. It prints the PSNR values of the tab
-*Between the views*. Other programs can use this page with `gradio_client`: the endpoints `/features` (both parts of a picture) and
-`/states` are described under *Use via API* at the foot of the page.
+Save your picture as `photo.png` and run this where the package `eqcohvit` is installed. It prints the PSNR values of
+the tab *Between the views*. Other programs can use this page with `gradio_client`: the endpoints `/features` (both
+parts of a picture) and `/states` are described under *Use via API* at the foot of the page.
 """
 # The address follows the page, so that a link shows what its sender saw. An uploaded picture is in no link.
 _WRITE_URL = """(example, kind, black, ...values) => {
@@ -185,12 +186,12 @@ def _about(model: SplitModel) -> str:
     config = model.config
     patch = config.square_patch_size
     return (
-        f"**Model** `{model.name}`: {model.num_parameters / 1e6:.1f} M parameters, {model.side} × {model.side} pixels, "
-        f"{config.invariant_dim} invariant and {config.equivariant_dim} equivariant dimensions per patch of {patch} × {patch}; "
-        f"trained on the path `{config.path}`. It sees the middle of your picture; around that middle the page keeps real pixels, "
-        "which fill the corners when the picture moves.\n\n"
-        "**Examples** are drawn by code and are free to use. "
-        f"**Your picture** stays on this server for at most {sum(FILE_LIFE) // 60} minutes, is in no link and is used for nothing else. "
+        f"**Model** `{model.name}`: {model.num_parameters / 1e6:.1f} M parameters, {model.side} × {model.side} "
+        f"pixels, {config.invariant_dim} invariant and {config.equivariant_dim} equivariant dimensions per patch of "
+        f"{patch} × {patch}; trained on the path `{config.path}`. It sees the middle of your picture. The page keeps "
+        "real pixels around that middle, which fill the corners when the picture moves.\n\n"
+        "**Examples** are drawn by code and are free to use. **Your picture** stays on this server for at most "
+        f"{sum(FILE_LIFE) // 60} minutes, is in no link and is used for nothing else. "
         "[Paper](https://arxiv.org/abs/2503.18753)"
     )
 

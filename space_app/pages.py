@@ -41,7 +41,8 @@ def data_uri(image: torch.Tensor) -> str:
 
 
 def _cell(image: torch.Tensor, alt: str, caption: str, kind: str = "") -> str:
-    return f'<figure class="cell {kind}"><img src="{data_uri(image)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+    picture = f'<img src="{data_uri(image)}" alt="{alt}">'
+    return f'<figure class="cell {kind}">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 def _note(text: str) -> str:
@@ -122,7 +123,8 @@ def neighbors(choice: Choice, found: dict[str, Neighbors]) -> str:
     equivariant = found["equivariant"]
     count = len(invariant.nearest)
     same = f"{invariant.num_same} of {count} show the same thing in another pose"
-    near = f"another thing; pose off by {_pose(choice, equivariant.distance)}, {_pose(choice, equivariant.chance)} by chance"
+    off = _pose(choice, equivariant.distance)
+    near = f"other things, {off} from this pose on average ({_pose(choice, equivariant.chance)} by chance)"
     return (
         '<div class="neighbors"><h3>Nearest pictures</h3>'
         f"{_row('invariant', 'What is it?', same, choice, invariant)}"
@@ -152,8 +154,11 @@ def _pose(choice: Choice, distance: float) -> str:
     return controls[0].text(distance * (controls[0].high - controls[0].low))
 
 
-def film(walk: Walk, black: bool) -> str:
-    """The two views, the true states between them, and the reconstructions below."""
+def film(walk: Walk, is_unusual: bool) -> str:
+    """The two views, the true states between them, and the reconstructions below.
+
+    is_unusual: whether the model was trained with black corners and these views have none.
+    """
     k = len(walk.states)
     head = [_cell(walk.images[0], "first view: the picture", "<b>start</b>, seen", "seen")]
     head += [
@@ -177,7 +182,7 @@ def film(walk: Walk, black: bool) -> str:
     body = "".join(
         f'<h3>{title}</h3><div class="strip" style="--n:{k + 2}">{"".join(cells)}</div>' for title, cells in rows
     )
-    hint = "" if black else _note("The decoders saw black corners in training. Switch them on to compare.")
+    hint = _note("The decoders were trained with black corners. Switch them on to compare.") if is_unusual else ""
     return f'<div class="film">{_note(note)}{body}{_film_text(walk)}{hint}</div>'
 
 

@@ -33,12 +33,10 @@ class Reading:
 
     def sentence(self, part: str) -> str:
         """In words: follows, misses or cannot tell."""
-        off = f"off by {self.control.text(self.off(part))}"
         if self.r2[part] < CANNOT_TELL:
-            return f"cannot tell: {off}" if not self.is_near(part) else "cannot tell: a guess"
-        if not self.is_near(part):
-            return f"misses: {off}"
-        return f"follows: {off}"
+            return "cannot tell"
+        follows = "follows" if self.is_near(part) else "misses"
+        return f"{follows}: off by {self.control.text(self.off(part))}"
 
 
 def read(choice: Choice, walk: Walk, probe: Probe, black: bool = False) -> list[Reading]:

@@ -19,8 +19,7 @@ from eqcohvit import pool_tokens
 from eqcohvit.evaluation.pairs import band_limited, strict_crop
 from eqcohvit.hub.image_reading_eqcohvit import quiet, read_image
 from eqcohvit.loading import check_loaded, find_model
-from eqcohvit.transforms import TransformationPath, ops
-from eqcohvit.transforms.paths import SIGMA_SIZE
+from eqcohvit.transforms import Transformation, TransformationPath, ops
 
 MAX_BYTES = 10 * 1024**2
 MAX_PIXELS = 25_000_000
@@ -217,7 +216,7 @@ def views(
         pivot = ops.luminance(ops.sample(canvas.pixels, still)[:, 0].clamp(0, 1)).mean(dim=(1, 2, 3))
         images = ops.adjust_color(images, step.color, pivot.repeat_interleave(count))
     if step.sigma is not None:
-        images = ops.gaussian_blur(images, step.sigma * (side / SIGMA_SIZE))
+        images = Transformation(sigma=step.sigma)(images)
     images = images.clamp(0, 1).unflatten(0, (batch, count))
     return images if coverage is None else images * coverage
 

@@ -90,7 +90,12 @@ def test_endpoints_have_names_and_types(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/features", "/states"}
     types = {p["parameter_name"]: p["python_type"]["type"] for p in endpoints["/states"]["parameters"]}
-    assert types == {"picture": "filepath", "transformation": "str", "values": "dict[Any, Any]", "black_corners": "bool"}
+    assert types == {
+        "picture": "filepath",
+        "transformation": "str",
+        "values": "dict[Any, Any]",
+        "black_corners": "bool",
+    }
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,8 @@ def test_bad_requests_get_a_message(client, picture_files, tmp_path, arguments, 
 @pytest.mark.parametrize("sent", ["photo.png", None, 3, {"a": 1}, ["photo.png"], {"path": "photo.png"}])
 def test_what_is_no_uploaded_picture_is_named(client, sent, endpoint):
     arguments = ("cls",) if endpoint == "/features" else ("rotation", {})
-    message = rf"picture must be an uploaded file \(in Python handle_file\('photo.jpg'\) of gradio_client\), got {re.escape(repr(sent))}"
+    message = r"picture must be an uploaded file \(in Python handle_file\('photo.jpg'\) of gradio_client\), got "
+    message += re.escape(repr(sent))
     with pytest.raises(AppError, match=message):
         client.predict(sent, *arguments, api_name=endpoint)
 

@@ -96,7 +96,8 @@ def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path
     }
     code = (
         "import sys\n"
-        "for name in 'accelerate datasets evaluate peft scipy matplotlib pycocotools torchvision'.split(): sys.modules[name] = None\n"
+        "for name in 'accelerate datasets evaluate peft scipy matplotlib pycocotools torchvision'.split():\n"
+        "    sys.modules[name] = None\n"
         "sys.path.insert(0, '.')\n"
         "import app, eqcohvit, pathlib, probe\n"
         "assert pathlib.Path(eqcohvit.__file__).parent == pathlib.Path('eqcohvit').resolve(), eqcohvit.__file__\n"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from controls import UNITS, all_controls, list_choices
-from eqcohvit.transforms import PATHS, Rotation, TransformationPath, make_path
+from eqcohvit.transforms import PATHS, TransformationPath, make_path
 
 EVERY_PATH = [*PATHS, "se2+color_jitter", "rotation+color_jitter+gaussian_blur"]
 CONTROLS = all_controls(list_choices("se2"))
@@ -89,7 +89,7 @@ class Stretch(TransformationPath):
     limits = ((-0.2, 0.3), (0.0, 2.0))
 
     def at(self, parameters, t):
-        return Rotation().at(parameters[:, :1], t)
+        return make_path("rotation").at(parameters[:, :1], t)
 
 
 def test_a_newly_registered_path_gets_sliders(monkeypatch):

@@ -91,7 +91,11 @@ def test_without_a_picture_the_page_is_empty_and_says_what_to_do(demo, tmp_path,
     file = tmp_path / "file.png"
     file.write_bytes(b"not a picture" if kind == "text" else b"\0" * (11 * 1024**2))
     shown = show(demo, None if kind == "nothing" else file, "rotation")
-    messages = {"nothing": "Choose one of the examples", "text": "cannot be read", "huge": "11.0 MB; the limit is 10 MB"}
+    messages = {
+        "nothing": "Choose one of the examples",
+        "text": "cannot be read",
+        "huge": "11.0 MB; the limit is 10 MB",
+    }
     assert messages[kind] in shown.pop("stage")
     assert not any(shown.values())
 

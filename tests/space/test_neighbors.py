@@ -19,7 +19,9 @@ class KnownModel:
     side = 32
 
     def canvas(self, pictures, path):
-        pixels = [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(96, 96, 3) for picture in pictures]
+        pixels = [
+            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(96, 96, 3) for picture in pictures
+        ]
         return Canvas(torch.stack(pixels).permute(0, 3, 1, 2).float() / 255, 0.7)
 
     def pooled(self, images):

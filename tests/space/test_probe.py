@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 from eqcohvit.transforms import make_path
 from probe import Probe, _fit, _inputs, fit_probe, load_probe
 from scenes import draw_scene
@@ -32,11 +33,19 @@ def test_read_out_stays_within_the_range_of_the_path():
     assert probe.read("equivariant", 1000 * torch.randn(50, 6, generator=generator)).abs().max() <= 0.5
 
 
-def test_read_outs_of_features_that_know_nothing_are_no_better_than_a_guess(model, probe):
-    """The test's model has random weights and its read-outs saw 20 scenes."""
-    assert set(probe.r2) == {f"{border}.{part}" for border in ("strict", "black") for part in ("equivariant", "invariant")}
-    assert all(len(values) == 7 and max(values) < 0.5 for values in probe.r2.values())
-    assert probe.num_tested == 4 * 4
+def test_read_out_of_features_that_know_nothing_guesses():
+    generator = torch.Generator().manual_seed(0)
+    first, moved = torch.randn(2, 2000, 3, generator=generator)
+    parameters = torch.rand(2000, 1, generator=generator) * 2 - 1
+    probe = fitted(first[:1500], moved[:1500], parameters[:1500], torch.tensor([[-1.0, 1.0]]))
+    read = torch.cat([probe.read("equivariant", torch.stack([first[i], moved[i]]))[1:] for i in range(1500, 2000)])
+    assert r2_per_parameter(read, parameters[1500:])[0] < 0.1
+
+
+def test_probe_has_figures_for_each_part_and_border(probe):
+    names = {f"{border}.{part}" for border in ("strict", "black") for part in ("equivariant", "invariant")}
+    assert set(probe.r2) == set(probe.error) == names
+    assert all(len(values) == 7 for values in probe.r2.values()) and probe.num_tested == 16
 
 
 def test_probe_is_fitted_once_for_the_same_weights(model, tmp_path, monkeypatch):

@@ -44,7 +44,9 @@ def test_views_turn_the_middle_of_the_picture_by_the_angle(model):
     turn = list_choices("rotation")["rotation"]
     canvas = model.canvas([ramps()], turn.path)
     assert canvas.crop == pytest.approx(math.sqrt(0.5), rel=1e-3)
-    still, turned = views(canvas, turn.path, turn.parameters({"angle": 30}).expand(2, -1), torch.tensor([0.0, 1.0]), 32)[0]
+    still, turned = views(
+        canvas, turn.path, turn.parameters({"angle": 30}).expand(2, -1), torch.tensor([0.0, 1.0]), 32
+    )[0]
     corner = torch.tensor([-1.0, -1]) * canvas.crop * 31 / 32
     assert torch.allclose(places(still)[0, 0], corner, atol=0.02)
     radians = math.radians(30)  # counter-clockwise: what is seen at the upper left came from further right
@@ -121,7 +123,7 @@ def test_canvas_is_the_middle_square(model):
     wide.paste((0, 0, 255), (100, 0, 200, 100))
     still = list_choices("color_jitter")["color_jitter"]
     view = views(model.canvas([wide], still.path), still.path, still.parameters({}), 0.0, 32)[0, 0]
-    assert torch.allclose(view, torch.tensor([0.0, 0, 1])[:, None, None].expand(3, 32, 32), atol=0.02)
+    assert torch.allclose(view, torch.tensor([0.0, 0, 1])[:, None, None].expand(3, 32, 32), atol=0.05)
 
 
 def test_psnr_of_known_errors():
