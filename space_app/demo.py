@@ -44,7 +44,7 @@ class Demo:
         self.examples = examples
         self.choices = list_choices(model.config.path)
         self.controls = all_controls(self.choices)
-        self.gallery = Gallery(model, {name: read_picture(file) for name, file in examples.items()})
+        self.gallery = Gallery(model, probe, {name: read_picture(file) for name, file in examples.items()})
         self.extract = EqCohViTFeatureExtractionPipeline(model=model.model.eqcohvit, image_processor=model.processor)
 
     # ------------------------------------------------------------------------------------------------------ the page

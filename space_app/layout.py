@@ -17,10 +17,10 @@ MAX_SESSIONS = 500
 FILE_LIFE = (300, 1800)  # seconds: how often the visitors' files are looked through, and how old they become
 
 _INTRODUCTION = """
-# Turn the picture. Which part notices?
+# Which part notices?
 
-This vision transformer splits its features in two. The <b class="equivariant">equivariant part</b> should say how the
-picture was moved. The <b class="invariant">invariant part</b> should say what it shows, however it was moved.
+Move a picture. In this vision transformer, the <b class="equivariant">equivariant part</b> of the features should say how
+it moved; the <b class="invariant">invariant part</b> should only say what it shows.
 """
 _PATCHES_TEXT = """
 Each patch has its own features. **Colors**: the three main directions of each part, found over both views together;

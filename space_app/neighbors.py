@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from controls import Choice, Control
+from probe import Probe
 from walk import PARTS, Canvas, SplitModel, views
 
 NUM_POSES = 9
@@ -49,19 +50,24 @@ class Neighbors:
 
 @dataclass(frozen=True)
 class _Things:
-    """Pooled features of N things by part: at the start (N, 2 d) and in K poses (N, K, 2 d); thumbnails (N, K, ...)."""
+    """Pooled features of N things by part: at the start (N, 2 d) and in K poses (N, K, 2 d); thumbnails (N, K, ...).
+
+    said: (N, K, P), what the equivariant part says about each pose.
+    """
 
     names: list[str]
     start: dict[str, torch.Tensor]
     posed: dict[str, torch.Tensor]
+    said: torch.Tensor
     thumbs: torch.Tensor
 
 
 class Gallery:
-    """The example scenes in the poses of each transformation, encoded when they are first asked for."""
+    """The example scenes in the poses of each transformation, encoded at their first use."""
 
-    def __init__(self, model: SplitModel, pictures: dict[str, Image.Image]):
+    def __init__(self, model: SplitModel, probe: Probe, pictures: dict[str, Image.Image]):
         self._model = model
+        self._probe = probe
         self._pictures = pictures
         self._examples = lru_cache(maxsize=None)(self._pose_examples)
 
@@ -70,8 +76,9 @@ class Gallery:
     ) -> dict[str, Neighbors]:
         """The nearest views of each part.
 
-        The invariant part compares what it says about the moved picture with all views, but for the moved picture
-        itself. The equivariant part compares how it changed with how it changed for the other things.
+        The invariant part compares the moved picture with all views; only the picture itself in the same pose is left
+        out. The equivariant part compares the motions: it finds the best pose of each other thing, by what it says
+        about the motion, or without training on this transformation by the direction in which its features changed.
 
         Args:
             name: of the example, or OWN.
@@ -88,22 +95,32 @@ class Gallery:
         invariant = things.posed["invariant"]
         center = things.start["invariant"].mean(dim=0)
         likeness = F.cosine_similarity(invariant - center, pooled["invariant"][1] - center, dim=-1)
-        change = things.posed["equivariant"] - things.start["equivariant"][:, None]
-        motion = F.cosine_similarity(change, pooled["equivariant"][1] - pooled["equivariant"][0], dim=-1)
-        allowed = {"invariant": ~(is_own & (away < _SAME_POSE)), "equivariant": ~is_own}
-        scores = {"invariant": likeness, "equivariant": motion}
+        allowed = ~(is_own & (away < _SAME_POSE))
+        same = likeness.masked_fill(~allowed, -2).flatten().topk(NUM_SHOWN).indices
+        motion = self._motion(things, choice, pooled["equivariant"], black)
+        best = motion.masked_fill(is_own, -torch.inf).max(dim=1)
+        rows = best.values.topk(min(NUM_SHOWN, number - 1)).indices
+        places = {"invariant": (same // count, same % count), "equivariant": (rows, best.indices[rows])}
+        chance = {"invariant": away.expand(number, -1)[allowed].mean().item(), "equivariant": away.mean().item()}
         found = {}
-        for part in PARTS:
-            best = scores[part].masked_fill(~allowed[part], -2).flatten().topk(NUM_SHOWN).indices.tolist()
-            nearest = [self._neighbor(things, index // count, index % count, own, away, choice) for index in best]
-            found[part] = Neighbors(nearest, away.expand(number, -1)[allowed[part]].mean().item())
+        for part, (of_thing, of_pose) in places.items():
+            nearest = [
+                Neighbor(
+                    things.thumbs[i, k], things.names[i], choice.values(poses(choice)[k]), i == own, away[k].item()
+                )
+                for i, k in zip(of_thing.tolist(), of_pose.tolist(), strict=True)
+            ]
+            found[part] = Neighbors(nearest, chance[part])
         return found
 
-    def _neighbor(
-        self, things: _Things, row: int, column: int, own: int, away: torch.Tensor, choice: Choice
-    ) -> Neighbor:
-        values = choice.values(poses(choice)[column])
-        return Neighbor(things.thumbs[row, column], things.names[row], values, row == own, away[column].item())
+    def _motion(self, things: _Things, choice: Choice, ends: torch.Tensor, black: bool) -> torch.Tensor:
+        """How much each view (N, K) has moved in the same way as the query, whose features at both ends are `ends`."""
+        if choice.trained:
+            said = self._probe.read("equivariant", ends, black)[1]
+            off = (things.said - said) / (self._probe.limits[:, 1] - self._probe.limits[:, 0])
+            return -off[..., list(choice.controls)].norm(dim=-1)
+        change = things.posed["equivariant"] - things.start["equivariant"][:, None]
+        return F.cosine_similarity(change, ends[1] - ends[0], dim=-1)
 
     def _pose_examples(self, choice: Choice, black: bool) -> _Things:
         canvas = self._model.canvas(list(self._pictures.values()), choice.path)
@@ -115,10 +132,12 @@ class Gallery:
         images = views(canvas, choice.path, everything, 1.0, self._model.side, black)
         pooled = self._model.pooled(images.flatten(0, 1))
         features = {part: values.unflatten(0, (len(names), -1)) for part, values in pooled.items()}
+        said = torch.stack([self._probe.read("equivariant", own, black)[1:] for own in features["equivariant"]])
         return _Things(
             names,
             {part: values[:, 0] for part, values in features.items()},
             {part: values[:, 1:] for part, values in features.items()},
+            said,
             views(canvas, choice.path, moves.repeat(len(names), 1), 1.0, THUMB_SIDE, black),
         )
 
@@ -154,5 +173,6 @@ def _joined(first: _Things, others: _Things) -> _Things:
         first.names + others.names,
         {part: torch.cat([first.start[part], others.start[part]]) for part in PARTS},
         {part: torch.cat([first.posed[part], others.posed[part]]) for part in PARTS},
+        torch.cat([first.said, others.said]),
         torch.cat([first.thumbs, others.thumbs]),
     )

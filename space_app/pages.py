@@ -124,7 +124,7 @@ def neighbors(choice: Choice, found: dict[str, Neighbors]) -> str:
     count = len(invariant.nearest)
     same = f"{invariant.num_same} of {count} show the same thing in another pose"
     off = _pose(choice, equivariant.distance)
-    near = f"other things, {off} from this pose on average ({_pose(choice, equivariant.chance)} by chance)"
+    near = f"other things, {off} away from this pose on average ({_pose(choice, equivariant.chance)} by chance)"
     return (
         '<div class="neighbors"><h3>Nearest pictures</h3>'
         f"{_row('invariant', 'What is it?', same, choice, invariant)}"

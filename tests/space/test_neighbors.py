@@ -32,6 +32,15 @@ class KnownModel:
         return {"invariant": color, "equivariant": torch.cat([angle, 0.01 * color], dim=-1)}
 
 
+class KnownProbe:
+    """Says the slope itself, which has the sign of the angle."""
+
+    limits = torch.tensor([[-1.0, 1.0]])
+
+    def read(self, part, pooled, black):
+        return (pooled - pooled[:1])[:, :1]
+
+
 def halves(color):
     picture = Image.new("RGB", (96, 96), "white")
     picture.paste(color, (0, 0, 96, 48))
@@ -40,17 +49,17 @@ def halves(color):
 
 @pytest.fixture(scope="module")
 def gallery():
-    return Gallery(KnownModel(), {name: halves(color) for name, color in COLORS.items()})
+    return Gallery(KnownModel(), KnownProbe(), {name: halves(color) for name, color in COLORS.items()})
 
 
-def search(gallery, name, color, angle, black=False):
+def search(gallery, name, color, angle, black=False, choice=CHOICE):
     from walk import views
 
     model = KnownModel()
-    canvas = model.canvas([halves(color)], CHOICE.path)
-    parameters = CHOICE.parameters({"angle": angle})
-    ends = views(canvas, CHOICE.path, parameters.expand(2, -1), torch.tensor([0.0, 1.0]), 32, black)[0]
-    return gallery.search(name, canvas, CHOICE, parameters[0], model.pooled(ends), black)
+    canvas = model.canvas([halves(color)], choice.path)
+    parameters = choice.parameters({"angle": angle})
+    ends = views(canvas, choice.path, parameters.expand(2, -1), torch.tensor([0.0, 1.0]), 32, black)[0]
+    return gallery.search(name, canvas, choice, parameters[0], model.pooled(ends), black)
 
 
 def test_invariant_part_finds_the_same_thing_in_other_poses(gallery):
@@ -62,8 +71,15 @@ def test_invariant_part_finds_the_same_thing_in_other_poses(gallery):
 def test_equivariant_part_finds_other_things_in_the_same_pose(gallery):
     found = search(gallery, "green", COLORS["green"], 33.75)["equivariant"]
     assert {neighbor.name for neighbor in found.nearest} == {"red", "blue"} and found.num_same == 0
+    assert [neighbor.values["angle"] for neighbor in found.nearest] == pytest.approx([33.75, 33.75])
+    assert found.distance == pytest.approx(0, abs=1e-6) and found.chance > 0.3
+
+
+def test_without_training_the_direction_of_the_change_decides(gallery):
+    untrained = list_choices("zoom")["rotation"]
+    found = search(gallery, "green", COLORS["green"], 33.75, choice=untrained)["equivariant"]
+    assert {neighbor.name for neighbor in found.nearest} == {"red", "blue"}
     assert all(neighbor.values["angle"] > 0 for neighbor in found.nearest)
-    assert found.distance < found.chance / 2
 
 
 def test_an_own_picture_is_among_the_things(gallery):
