@@ -26,7 +26,7 @@ from probe import load_probe
 from walk import SplitModel
 
 _HERE = Path(__file__).parent
-EXAMPLES = _HERE / "examples"
+EXAMPLES = ("boat", "house", "balloon", "mountains", "fruit", "flower", "city", "lighthouse")
 RELEASED = (_HERE / "model", _HERE.parent / "model_cards" / "eqcohvit-micro-cifar10")  # in a Space; in the repository
 
 
@@ -45,8 +45,8 @@ def find_model(named: str | None) -> str:
 
 
 def find_examples() -> dict[str, Path]:
-    """The example pictures by name, the one that the page opens with first."""
-    return {path.stem: path for path in sorted(EXAMPLES.glob("*.jpg"))}
+    """The example pictures by name. The page opens with the first one."""
+    return {name: _HERE / "examples" / f"{name}.jpg" for name in EXAMPLES}
 
 
 def _say(text: str) -> None:

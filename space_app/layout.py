@@ -19,8 +19,8 @@ FILE_LIFE = (300, 1800)  # seconds: how often the visitors' files are looked thr
 _INTRODUCTION = """
 # Which part notices?
 
-Move a picture. In this vision transformer, the <b class="equivariant">equivariant part</b> of the features should say how
-it moved; the <b class="invariant">invariant part</b> should only say what it shows.
+Move a picture. In this vision transformer, the <b class="equivariant">equivariant part</b> of the features should say
+how it moved; the <b class="invariant">invariant part</b> should only say what it shows.
 """
 _PATCHES_TEXT = """
 Each patch has its own features. **Colors**: the three main directions of each part, found over both views together;
@@ -32,6 +32,13 @@ Save your picture as `photo.png` and run this where the package `eqcohvit` is in
 the tab *Between the views*. Other programs can use this page with `gradio_client`: the endpoints `/features` (both
 parts of a picture) and `/states` are described under *Use via API* at the foot of the page.
 """
+# Gradio applies a style sheet only inside of the page's own components. It hides the API's link on phones.
+_HEAD = """<style>
+@media (max-width: 760px) {
+  footer .show-api, footer .show-api-divider { display: inline-flex !important; }
+  main.app, .gradio-container > main { padding: 8px !important; }
+}
+</style>"""
 # The address follows the page, so that a link shows what its sender saw. An uploaded picture is in no link.
 _WRITE_URL = """(example, kind, black, ...values) => {
   const names = NAMES, shown = SHOWN[kind] || [], query = new URLSearchParams();
@@ -209,6 +216,6 @@ def launch(page: gr.Blocks, **kwargs) -> tuple:
     system = ["system-ui", "sans-serif"]  # no font is fetched from anywhere
     return page.launch(
         theme=gr.themes.Soft(primary_hue="orange", font=system, font_mono=["ui-monospace", "monospace"]),
-        css_paths=[_HERE / "style.css"], max_file_size=MAX_BYTES, state_session_capacity=MAX_SESSIONS, ssr_mode=False,
+        css_paths=[_HERE / "style.css"], head=_HEAD, max_file_size=MAX_BYTES, state_session_capacity=MAX_SESSIONS, ssr_mode=False,
         share=False, show_error=False, **kwargs,
     )  # fmt: skip

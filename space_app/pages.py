@@ -31,13 +31,11 @@ def to_pil(image: torch.Tensor) -> Image.Image:
 
 
 def data_uri(image: torch.Tensor) -> str:
-    """(3, H, W) in [0, 1] -> WebP in a data: address; small pictures are stored without loss."""
+    """(3, H, W) in [0, 1] -> data: address of a PNG if it is small, else of a JPEG; both are fast to make."""
     buffer = io.BytesIO()
-    if image.shape[-2] <= 64:
-        to_pil(image).save(buffer, "WEBP", lossless=True)
-    else:
-        to_pil(image).save(buffer, "WEBP", quality=88, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    kind = "png" if image.shape[-2] <= 64 else "jpeg"
+    to_pil(image).save(buffer, kind, **({"compress_level": 1} if kind == "png" else {"quality": 88}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _cell(image: torch.Tensor, alt: str, caption: str, kind: str = "") -> str:

@@ -65,7 +65,7 @@ def test_states_are_those_of_the_model(client, demo, model, picture_files, make_
     assert answer["readings"]["angle"]["true"] == pytest.approx(25, abs=1e-3)
     black = client.predict(handle_file(str(picture_files[1])), KEY, SETTINGS, True, api_name="/states")
     assert black["psnr"] == pytest.approx(walk_of(model, make_picture(1), demo.choices[KEY], black=True).psnr, abs=1e-4)
-    assert len(answer["reconstructions"]) == 2 and answer["reconstructions"][0].startswith("data:image/webp;base64,")
+    assert len(answer["reconstructions"]) == 2 and answer["reconstructions"][0].startswith("data:image/png;base64,")
 
 
 def test_fifty_requests_at_once_are_all_answered_with_their_own_picture(
