@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -45,13 +46,13 @@ class Demo:
         self.choices = list_choices(model.config.path)
         self.controls = all_controls(self.choices)
         self.gallery = Gallery(model, probe, {name: read_picture(file) for name, file in examples.items()})
+        self._names = {_digest(file): name for name, file in examples.items()}
         self.extract = EqCohViTFeatureExtractionPipeline(model=model.model.eqcohvit, image_processor=model.processor)
 
     # ------------------------------------------------------------------------------------------------------ the page
     def show(
         self,
         picture: dict | None,
-        example: str,
         key: str,
         black: bool,
         row: float | None,
@@ -62,13 +63,14 @@ class Demo:
         choice = self._choice(key)
         settings = self._settings(choice, values)
         try:
-            opened = read_picture(_path(picture))
+            file = _path(picture)
+            opened = read_picture(file)
             parameters = choice.parameters(settings)[0]
         except ValueError as error:
             return pages.empty(str(error)), "", "", "", None, "", ""
         canvas = self.model.canvas([opened], choice.path)
         walk = self.model.walk(canvas, choice, settings, black)
-        name = example if example in self.examples else OWN
+        name = self._names.get(_digest(file), OWN)
         ends = {part: pooled[[0, -1]] for part, pooled in walk.pooled.items()}
         near = self.gallery.search(name, canvas, choice, parameters, ends, black)
         return (
@@ -188,6 +190,10 @@ class Demo:
     def _patch_maps(self, patches: dict, row: float | None, column: float | None) -> str:
         y, x = (min(max(int(index or 1), 1), self.model.grid) - 1 for index in (row, column))
         return pages.similarity_maps({part: patch_similarity(values, y, x) for part, values in patches.items()}, y, x)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _number(text: str, control: Control) -> float:

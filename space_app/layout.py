@@ -82,7 +82,7 @@ def build(demo: Demo, file_life: tuple[int, int] = FILE_LIFE) -> gr.Blocks:
         on_model = {"trigger_mode": "always_last", "preprocess": False, "api_visibility": "private", **model}
         at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         settings = [kind, black, *sliders]
-        inputs = [picture, example, kind, black, row, column, *sliders]
+        inputs = [picture, kind, black, row, column, *sliders]
         outputs = [stage, near, film, code, clickable, colors, alike]
         changed = [component.change for component in (picture, *settings, row, column)]
         # One function makes everything on the page from one set of inputs, so that all of it is of one moment.
@@ -216,6 +216,12 @@ def launch(page: gr.Blocks, **kwargs) -> tuple:
     system = ["system-ui", "sans-serif"]  # no font is fetched from anywhere
     return page.launch(
         theme=gr.themes.Soft(primary_hue="orange", font=system, font_mono=["ui-monospace", "monospace"]),
-        css_paths=[_HERE / "style.css"], head=_HEAD, max_file_size=MAX_BYTES, state_session_capacity=MAX_SESSIONS, ssr_mode=False,
-        share=False, show_error=False, **kwargs,
-    )  # fmt: skip
+        css_paths=[_HERE / "style.css"],
+        head=_HEAD,
+        max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,
+        ssr_mode=False,
+        share=False,
+        show_error=False,
+        **kwargs,
+    )

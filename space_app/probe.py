@@ -182,8 +182,7 @@ def cache_dir() -> Path:
 
 def file_name(model: SplitModel) -> str:
     """A name for the read-outs of exactly these weights and this path."""
-    count = num_scenes(model.side)
-    text = f"{_VERSION} {model.config.path} {count} {model.mean.tolist()} {model.std.tolist()}"
+    text = f"{_VERSION} {model.config.path} {model.mean.tolist()} {model.std.tolist()}"
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(model.model.state_dict().items()):
         digest.update(name.encode())
@@ -234,9 +233,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="EqCohViT folder or repository with decoders")
     parser.add_argument("--output_dir", type=Path, default=SHIPPED, help="default: space_app/read_outs")
+    parser.add_argument("--scenes", type=int, help="number of scenes to fit on; default: by the model's image size")
     args = parser.parse_args(argv)
     model = SplitModel(args.model)
-    probe = fit_probe(model, make_path(model.config.path), num_scenes(model.side))
+    probe = fit_probe(model, make_path(model.config.path), args.scenes or num_scenes(model.side))
     write_probe(args.output_dir / file_name(model), probe)
     for name, values in probe.r2.items():
         print(

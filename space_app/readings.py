@@ -10,7 +10,7 @@ from walk import PARTS, Walk
 
 FOLLOWS = 0.7  # R2 from which a part follows a transformation
 CANNOT_TELL = 0.3  # R2 below which it cannot tell
-_NEAR = 0.1  # share of the slider's range that counts as near the truth
+_NEAR, _ROUGH = 0.1, 0.2  # shares of the slider's range that count as near the truth, and as roughly right
 _DIFFER = 0.2  # difference in R2 from which the parts differ
 
 
@@ -28,15 +28,13 @@ class Reading:
     def off(self, part: str) -> float:
         return abs(self.said[part] - self.true)
 
-    def is_near(self, part: str) -> bool:
-        return self.off(part) <= _NEAR * (self.control.high - self.control.low)
-
     def sentence(self, part: str) -> str:
-        """In words: follows, misses or cannot tell."""
+        """In words: follows, roughly follows, misses or cannot tell."""
         if self.r2[part] < CANNOT_TELL:
             return "cannot tell"
-        follows = "follows" if self.is_near(part) else "misses"
-        return f"{follows}: off by {self.control.text(self.off(part))}"
+        share = self.off(part) / (self.control.high - self.control.low)
+        word = "follows" if share <= _NEAR else "roughly follows" if share <= _ROUGH else "misses"
+        return f"{word}: off by {self.control.text(self.off(part))}"
 
 
 def read(choice: Choice, walk: Walk, probe: Probe, black: bool = False) -> list[Reading]:

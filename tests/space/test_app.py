@@ -106,7 +106,7 @@ def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path
         "demo = app.Demo(model, read_outs, app.find_examples())\n"
         "app.build(demo)\n"
         "values = [control.start for control in demo.controls]\n"
-        "shown = demo.show({'path': str(demo.examples['house'])}, 'house', demo.start, False, 1, 1, *values)\n"
+        "shown = demo.show({'path': str(demo.examples['house'])}, demo.start, False, 1, 1, *values)\n"
         "print(len(shown), model.name)\n"
     )
     environment = {**os.environ, "EQCOHVIT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ""}

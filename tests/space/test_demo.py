@@ -23,12 +23,12 @@ from walk import BORDERS, SplitModel
 KEY = "se2+color_jitter"
 
 
-def show(demo, picture, key, name="", black=False, patch=(1, 1), **named):
+def show(demo, picture, key, black=False, patch=(1, 1), **named):
     """What the page shows, by output."""
     values = [named.get(control.name, control.neutral) for control in demo.controls]
     values = [max(value, control.low) for value, control in zip(values, demo.controls, strict=True)]
     file = None if picture is None else {"path": str(picture)}
-    outputs = demo.show(file, name, key, black, *patch, *values)
+    outputs = demo.show(file, key, black, *patch, *values)
     return dict(zip(("stage", "near", "film", "code", "clickable", "colors", "alike"), outputs, strict=True))
 
 
@@ -84,6 +84,13 @@ def test_the_film_says_whether_the_reconstructions_beat_the_nearer_view(demo, pi
 def test_the_chosen_patch_is_marked_and_stays_within_the_grid(demo, picture_files):
     assert "--row:1;--column:2;--grid:4" in show(demo, picture_files[0], "rotation", patch=(2, 3))["alike"]
     assert "--row:3;--column:0;--grid:4" in show(demo, picture_files[0], "rotation", patch=(99, -5))["alike"]
+
+
+def test_an_example_is_known_by_its_content(demo, tmp_path, picture_files):
+    copy = tmp_path / "photo.jpg"
+    copy.write_bytes(demo.examples["house"].read_bytes())
+    assert "your picture" not in show(demo, copy, "rotation", angle=30)["near"]
+    assert ">your picture " in show(demo, picture_files[0], "rotation", angle=30)["near"]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "text", "huge"])

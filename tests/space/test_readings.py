@@ -18,6 +18,7 @@ def reading(equivariant=0.9, invariant=0.1, said=(30.0, 0.0), true=30.0):
     [
         (0.9, 28.2, "follows: off by 2°"),
         (0.9, 38.9, "follows: off by 9°"),  # a tenth of the range
+        (0.9, 20.0, "roughly follows: off by 10°"),
         (0.9, 5.0, "misses: off by 25°"),
         (0.1, 5.0, "cannot tell"),
         (0.1, 29.0, "cannot tell"),  # near by chance
