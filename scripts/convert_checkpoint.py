@@ -21,12 +21,12 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from eqcohvit.files import first_line
 from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+from eqcohvit.preprocessing import Preprocessing
 from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.start import Weights
 from eqcohvit.training.start_weights import Entry, fill, read_transformers
@@ -218,9 +218,9 @@ def _dinov3_config(weights: Weights) -> dict:
 
 def convert(
     source: str, layout: str, num_heads: int | None, **head: int
-) -> tuple[EqCohViTForPreTraining, list[Entry], list[float], list[float]]:
-    """The EqCohViT model with the source's backbone, the report, and the mean and standard deviation of its pixels."""
-    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+) -> tuple[EqCohViTForPreTraining, list[Entry], Preprocessing]:
+    """The EqCohViT model with the source's backbone, the report, and the preprocessing of the source."""
+    preprocessing = None
     if Path(source).is_file():
         official = read_state_dict(Path(source))
         guessed = guess_layout(official)
@@ -232,7 +232,7 @@ def convert(
         backbone = official_config(official, layout, num_heads)
         weights, report = map_official(official, layout)
     else:
-        backbone, weights, report, mean, std = read_transformers(source)
+        backbone, weights, report, preprocessing = read_transformers(source)
     model = EqCohViTForPreTraining(EqCohViTConfig(backbone_config=backbone, **head))
     fill(model.eqcohvit.backbone, weights, source, report)
     prefix = "eqcohvit.backbone."
@@ -241,7 +241,7 @@ def convert(
         for key, t in model.state_dict().items()
         if not key.startswith(prefix)
     ]
-    return model.eval(), report, mean, std
+    return model.eval(), report, preprocessing or Preprocessing(model.config.square_image_size)
 
 
 def format_report(report: list[Entry]) -> str:
@@ -265,12 +265,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--layout",
         default="auto",
         choices=["auto", *_LAYOUTS],
-        help="layout of a .pth file; default: auto, told by its keys",
+        help="layout of a .pth file; default: auto, from the names of its tensors",
     )
     parser.add_argument(
         "--num_attention_heads",
         type=int,
-        help="heads of a .pth file; default: width / 64, or what its rotary periods say",
+        help="number of attention heads of a .pth file; default: width / 64, or from its rotary periods",
     )
     parser.add_argument("--feature_dim", type=int, default=512, help="width of the new feature head; default: 512")
     parser.add_argument(
@@ -288,16 +288,17 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     head = {name: getattr(args, name) for name in ("feature_dim", "equivariant_dim", "num_intermediates")}
     if args.report is not None:
-        try:  # now, and not after the model is written
+        try:  # before the model is written
             args.report.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot write the report {args.report}: {error.strerror}") from None
-    model, report, mean, std = convert(args.source, args.layout, args.num_attention_heads, **head)
-    save_hub_folder(args.output, model, image_mean=mean, image_std=std)
+    model, report, found = convert(args.source, args.layout, args.num_attention_heads, **head)
+    save_hub_folder(args.output, model, image_mean=found.mean, image_std=found.std, image_size=found.image_size)
     if args.report is not None:
         args.report.write_text(json.dumps([dataclasses.asdict(entry) for entry in report], indent=1) + "\n")
     print(format_report(report))
-    backbone = f"{model.config.backbone_type}, {model.config.square_image_size} pixels, mean {mean}, std {std}"
+    mean, std = list(found.mean), list(found.std)
+    backbone = f"{model.config.backbone_type}, {found.image_size} pixels, mean {mean}, std {std}"
     print(f"{args.source} is now {args.output}: {backbone}")
 
 

@@ -286,7 +286,6 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
         self.num_prefix_tokens = config.num_prefix_tokens or 0  # none only while a configuration is made
         parameters = inspect.signature(type(self.backbone).forward).parameters
         self._can_interpolate = "interpolate_pos_encoding" in parameters
-        self._takes_noise = "noise" in parameters  # ViT-MAE orders its patches by it
         self._has_mask_token = getattr(self.backbone.embeddings, "mask_token", None) is not None
 
     def _run_backbone(self, pixel_values: torch.Tensor | None, **kwargs):
@@ -311,7 +310,7 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
         if self._can_interpolate and (height != config.square_image_size or width != config.square_image_size):
             kwargs.setdefault("interpolate_pos_encoding", True)
         num_patches = (height // patch) * (width // patch)
-        if self._takes_noise:
+        if config.family.drops_patches:  # and orders the others by this noise
             kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(pixel_values.shape[0], -1)
         if kwargs.get("bool_masked_pos") is not None and not self._has_mask_token:
             raise ValueError(
@@ -504,7 +503,7 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
         `include_prefix_tokens=False`.
         """
         outputs = self._run_backbone(pixel_values, output_hidden_states=True, **kwargs)
-        norm = getattr(self.backbone, "layernorm", None) or getattr(self.backbone, "norm", None)
+        norm = getattr(self.backbone, self.config.family.norm)
         patch = self.config.square_patch_size
         height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
         scale_factors = self.config.scale_factors
@@ -514,7 +513,7 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
         for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage not in self.out_features:
                 continue
-            if self.config.apply_layernorm and norm is not None:
+            if self.config.apply_layernorm:
                 hidden_state = norm(hidden_state)
             if self.config.reshape_hidden_states or not self.config.include_prefix_tokens:
                 hidden_state = hidden_state[:, self.num_prefix_tokens :]

@@ -1,16 +1,20 @@
-"""Where a model is loaded from, and a look at every tensor: nothing is random that was meant to be trained."""
+"""Find and load models, and check every tensor: no weight stays random that should be trained."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from .files import CHECKPOINTS, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
+from .hub.configuration_eqcohvit import EqCohViTConfig
 
 # Weights that no feature depends on, or that are made anew without harm.
 _MAY_BE_NEW = re.compile(r"(^|\.)(pooler\..*|mask_token|position_ids)$")
@@ -93,6 +97,29 @@ def check_loaded(model: Any, info: dict[str, Any], name: str) -> None:
     for keys, what in ((missing, "lacks"), (unexpected, "has more than its configuration says:")):
         if keys:
             raise ValueError(f"{name} {what} {len(keys)} weights, first {sorted(keys)[0]}")
+
+
+def resize_positions(weights: dict[str, torch.Tensor], config: EqCohViTConfig) -> dict[str, torch.Tensor]:
+    """The same tensors with learned positions (1, P + n^2, D) resampled to the image size of `config`.
+
+    The result is what the backbone itself computes for an image of that size: bicubic, with antialiasing in the
+    families that use it.
+    """
+    resized = dict(weights)
+    grid_size = config.square_image_size // config.square_patch_size
+    for key, positions in weights.items():
+        if not key.endswith("embeddings.position_embeddings"):
+            continue
+        # Prefix tokens come first, too few of them to make a larger square.
+        side = math.isqrt(positions.shape[1])
+        if side == grid_size:
+            continue
+        prefix = positions[:, : -(side**2)]
+        patches = positions[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side)).float()
+        size = (grid_size, grid_size)
+        patches = F.interpolate(patches, size, mode="bicubic", align_corners=False, antialias=config.family.antialias)
+        resized[key] = torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    return resized
 
 
 def _is_inside(model: Any, key: str) -> bool:

@@ -16,11 +16,11 @@ from eqcohvit import (
     EqCohViTForPreTraining,
     EqCohViTModel,
 )
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
 from eqcohvit.hub.modeling_eqcohvit import pool_tokens, split_features
 
 ALL_CLASSES = [EqCohViTModel, EqCohViTForPreTraining, EqCohViTForImageClassification, EqCohViTBackbone]
-BACKBONES = sorted(SUPPORTED_BACKBONES)
+BACKBONES = sorted(FAMILIES)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from ..data import Source, sequential
 from ..hub.modeling_eqcohvit import EqCohViTModel
-from ..preprocessing import Preprocessing
+from ..preprocessing import FIT, Preprocessing
 from .features import LAST, ModelEncoder, select
 from .probes import knn_accuracy
 
@@ -39,7 +39,7 @@ class KnnGuard:
             raise ValueError(
                 f"the kNN guard needs labelled images, but {source.name} has no label column: give --knn_guard_steps 0"
             )
-        batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples, fit="square"))
+        batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples, fit=FIT))
         self.images, self.labels = torch.cat([b.canvases for b in batches]), torch.cat([b.labels for b in batches])
         if (
             len(self.labels) < 0.9 * num_samples or (self.labels < 0).any() or len(self.labels.unique()) < 2

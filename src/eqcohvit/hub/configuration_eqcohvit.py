@@ -2,6 +2,8 @@
 (arXiv:2503.18753)."""
 
 import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from huggingface_hub.dataclasses import strict
@@ -10,18 +12,50 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-# Tokens that stand before the patch tokens, per backbone family: CLS, then registers or a distillation token.
-_PREFIX_TOKENS = {
-    "dinov2": lambda c: 1,
-    "dinov2_with_registers": lambda c: 1 + c.num_register_tokens,
-    "dinov3_vit": lambda c: 1 + c.num_register_tokens,
-    "vit": lambda c: 1,
-    "vit_mae": lambda c: 1,
-    "vit_msn": lambda c: 1,
-    "deit": lambda c: 2,
-    "ijepa": lambda c: 0,
+
+@dataclass(frozen=True)
+class Family:
+    """What has to be known about the ViTs of one transformers `model_type`.
+
+    Args:
+        prefix_tokens: number of tokens before the patch tokens, from the backbone's configuration: CLS, then registers
+            or a distillation token.
+        has_mask_token: whether the encoder can replace patches by a mask token.
+        drops_patches: whether the encoder drops the share `mask_ratio` of its patches, and orders them by an argument
+            `noise` (masked autoencoders).
+        antialias: whether learned positions are resampled with antialiasing for images of another size.
+        norm: name of the layer norm after the last block.
+    """
+
+    prefix_tokens: Callable[[Any], int]
+    has_mask_token: bool = True
+    drops_patches: bool = False
+    antialias: bool = False
+    norm: str = "layernorm"
+
+
+# The supported backbones by `model_type`. This is the only place that has to change for a new one.
+FAMILIES: dict[str, Family] = {
+    "dinov2": Family(lambda config: 1),
+    "dinov2_with_registers": Family(lambda config: 1 + config.num_register_tokens, antialias=True),
+    "dinov3_vit": Family(lambda config: 1 + config.num_register_tokens, norm="norm"),
+    "vit": Family(lambda config: 1),
+    "vit_mae": Family(lambda config: 1, has_mask_token=False, drops_patches=True),
+    "vit_msn": Family(lambda config: 1),
+    "deit": Family(lambda config: 2),
+    "ijepa": Family(lambda config: 0),
 }
-SUPPORTED_BACKBONES = tuple(_PREFIX_TOKENS)
+
+
+def drops_patches(config: Any) -> bool:
+    """Whether the model of any transformers configuration drops patches (`Family.drops_patches`)."""
+    return config.model_type in FAMILIES and FAMILIES[config.model_type].drops_patches
+
+
+def families_with(field: str) -> list[str]:
+    """The `FAMILIES` whose configurations have a field of this name."""
+    return [model_type for model_type in FAMILIES if hasattr(CONFIG_MAPPING[model_type], field)]
+
 
 # Width, depth and heads of the usual ViT sizes (arXiv:2010.11929, arXiv:2012.12877), with their usual image and patch
 # sizes.
@@ -83,7 +117,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Args:
         backbone_config (`dict` or `PreTrainedConfig`): configuration of the ViT encoder; its `model_type` is one of
-            `SUPPORTED_BACKBONES`. Default: a DINOv2-style ViT-S/16 for 224 pixels.
+            `FAMILIES`. Default: a DINOv2-style ViT-S/16 for 224 pixels.
         feature_dim (`int`): width d_patch of the linear feature head's output (section 2 of the paper).
         equivariant_dim (`int`): the last d_equi of the `feature_dim` dimensions; the first
         `feature_dim - equivariant_dim`
@@ -163,10 +197,10 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
             self._check_model_type(self.backbone_config.get("model_type"))
         super().__post_init__(**kwargs)
         self._check_model_type(self.backbone_type)
-        if self.backbone_type == "vit_mae":
-            self._vit.mask_ratio = 0.0  # an encoder of whole images: nothing is dropped
+        if self.family.drops_patches:
+            self._vit.mask_ratio = 0.0  # an encoder of whole images
         if self.num_prefix_tokens is None:
-            self.num_prefix_tokens = _PREFIX_TOKENS[self.backbone_type](self._vit)
+            self.num_prefix_tokens = self.family.prefix_tokens(self._vit)
         self.check()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(out_indices=out_indices, out_features=out_features)
@@ -176,7 +210,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         # The library only warns of another model type, and goes on with default sizes and random weights.
         found = config_dict.get("model_type")
         if found not in (None, "", cls.model_type):
-            hint = "; scripts/convert_checkpoint.py converts it" if found in SUPPORTED_BACKBONES else ""
+            hint = "; scripts/convert_checkpoint.py converts it" if found in FAMILIES else ""
             raise ValueError(f"expected a checkpoint of model_type {cls.model_type!r}, found {found!r}{hint}")
         cls._reject_misspelled(kwargs)
         return super().from_dict(config_dict, **kwargs)
@@ -191,16 +225,19 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         backbone_kwargs: dict | None = None,
         **kwargs,
     ) -> "EqCohViTConfig":
-        """A configuration of one of the usual sizes (`PRESETS`), on any of the `SUPPORTED_BACKBONES`; sizes in
-        pixels."""
+        """A configuration of one of the usual sizes (`PRESETS`), on a backbone of any of the `FAMILIES`.
+
+        `image_size` and `patch_size` are in pixels.
+        """
         if preset not in PRESETS:
             raise ValueError(f"unknown model preset {preset!r}; known: {', '.join(PRESETS)}")
         cls._check_model_type(backbone_type)
         backbone: dict[str, Any] = {"model_type": backbone_type, **PRESETS[preset]}
-        if backbone_type in ("dinov2", "dinov2_with_registers"):
-            backbone["use_mask_token"] = False  # objectives that mask ask for it
-        else:
+        config_class = CONFIG_MAPPING[backbone_type]
+        if not hasattr(config_class, "mlp_ratio"):
             backbone["intermediate_size"] = backbone["hidden_size"] * backbone.pop("mlp_ratio")
+        if hasattr(config_class, "use_mask_token"):
+            backbone["use_mask_token"] = False  # objectives that mask patches set it
         for key, size in (("image_size", image_size), ("patch_size", patch_size)):
             if size is not None:
                 backbone[key] = size
@@ -241,8 +278,8 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @staticmethod
     def _check_model_type(model_type: str | None) -> None:
-        if model_type not in CONFIG_MAPPING or model_type not in SUPPORTED_BACKBONES:
-            raise ValueError(f"unknown backbone model_type {model_type!r}; known: {', '.join(SUPPORTED_BACKBONES)}")
+        if model_type not in CONFIG_MAPPING or model_type not in FAMILIES:
+            raise ValueError(f"unknown backbone model_type {model_type!r}; known: {', '.join(FAMILIES)}")
 
     @classmethod
     def _reject_misspelled(cls, kwargs: dict) -> None:
@@ -265,6 +302,11 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def backbone_type(self) -> str:
         """Model type of the backbone, such as `dinov2`."""
         return self._vit.model_type
+
+    @property
+    def family(self) -> Family:
+        """What has to be known about backbones of this type."""
+        return FAMILIES[self.backbone_type]
 
     # Read by heads and tools that expect a plain vision configuration.
     @property
@@ -318,4 +360,4 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.feature_dim - self.equivariant_dim
 
 
-__all__ = ["PRESETS", "SUPPORTED_BACKBONES", "EqCohViTConfig"]
+__all__ = ["FAMILIES", "PRESETS", "EqCohViTConfig", "Family", "drops_patches", "families_with"]

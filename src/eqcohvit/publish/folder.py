@@ -13,8 +13,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER, write_folder_whole
 from ..hub import modeling_eqcohvit
-from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 from ..loading import find_model, load_whole
+from ..preprocessing import Preprocessing, read_preprocessing
 
 
 def save_hub_folder(
@@ -23,6 +23,7 @@ def save_hub_folder(
     *,
     image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    image_size: int | None = None,
     card: str | None = None,
     training_state: Path | None = None,
 ) -> Path:
@@ -35,6 +36,7 @@ def save_hub_folder(
     Args:
         model: any of the EqCohViT models.
         image_mean, image_std: per channel, of images in [0, 1]; what the model was trained with.
+        image_size: side in pixels to which images are resized; default: the image size of the configuration.
         card: text of the model card.
         training_state: folder of a checkpoint of the run, copied to `training_state/`: who has it can go on exactly
             from there.
@@ -51,12 +53,8 @@ def save_hub_folder(
             raise ValueError(f"{name} needs {channels} numbers, one for each channel of the model, got {len(values)}")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
         raise ValueError(f"{folder} is there and is no model folder: give another place")
-    side = model.config.square_image_size
-    processor = EqCohViTImageProcessorPil(
-        size={"height": side, "width": side},
-        image_mean=list(map(float, image_mean)),
-        image_std=list(map(float, image_std)),
-    )
+    side = image_size or model.config.square_image_size
+    processor = Preprocessing(side, tuple(image_mean), tuple(image_std)).processor()
     with write_folder_whole(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
@@ -77,9 +75,9 @@ def model_folder_of(name: str | Path, new: Path) -> Path:
     place = Path(find_model(name))
     if not (place / STATE_FILE).is_file():
         return place
-    state = json.loads((place / STATE_FILE).read_text())
     model = load_whole(modeling_eqcohvit.EqCohViTForPreTraining, place)
-    return save_hub_folder(new, model, image_mean=state["image_mean"], image_std=state["image_std"])
+    preprocessing = read_preprocessing(str(place), model.config)
+    return save_hub_folder(new, model, image_mean=preprocessing.mean, image_std=preprocessing.std)
 
 
 def check_model_folder(folder: Path) -> None:
