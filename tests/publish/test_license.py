@@ -70,7 +70,7 @@ def test_license_of_a_model_of_the_hub_is_read_from_there(monkeypatch, tmp_path)
     license = license_of(settings("someone/vit"))
     link = "https://huggingface.co/someone/vit/blob/main/LICENSE.md"
     assert license.fields == {"license": "other", "license_name": "own", "license_link": link}
-    assert "That of [someone/vit](https://huggingface.co/someone/vit)" in license.text
+    assert "the license of [someone/vit](https://huggingface.co/someone/vit)" in license.text
 
 
 def test_license_of_a_model_of_the_hub_that_cannot_be_reached_is_linked():

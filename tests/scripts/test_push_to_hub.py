@@ -31,7 +31,7 @@ def test_folder_that_is_none_is_one_line_and_exit_code_2(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr
-        == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"
+        == f"error: {tmp_path / 'nothing'} is not a model folder: expected config.json and *.safetensors in it\n"
     )
 
 
@@ -119,7 +119,7 @@ def test_space_without_a_model_is_one_line_and_exit_code_2(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr
-        == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"
+        == f"error: {tmp_path / 'nothing'} is not a model folder: expected config.json and *.safetensors in it\n"
     )
 
 
