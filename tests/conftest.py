@@ -24,7 +24,9 @@ logging.disable_progress_bar()
 
 
 def load_script(name: str):
-    """The script as a module, so that its `cli(argv)` runs in this process."""
+    """The command or script as a module, so that its `cli(argv)` runs in this process."""
+    if (SCRIPTS.parent / "src" / "eqcohvit" / "commands" / f"{name}.py").is_file():
+        return importlib.import_module(f"eqcohvit.commands.{name}")
     if str(SCRIPTS) not in sys.path:  # as where the script is run
         sys.path.append(str(SCRIPTS))
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")

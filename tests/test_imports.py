@@ -17,10 +17,24 @@ ALLOWED = {
     "transforms": set(),
     "objectives": set(),
     "data": {"hub"},  # the one reader of images travels with the checkpoints
-    "training": {"hub", "objectives", "transforms", "data", "loading", "files", "preprocessing"},
-    "evaluation": {"hub", "transforms", "data", "training", "loading", "files", "preprocessing"},
+    "training": {
+        "hub",
+        "objectives",
+        "transforms",
+        "data",
+        "loading",
+        "files",
+        "preprocessing",
+        "html_page",
+        "evaluation",
+        "publish",
+    },
+    "evaluation": {"hub", "transforms", "data", "loading", "files", "preprocessing", "html_page"},
     "downstream": {"hub", "data", "training", "evaluation", "loading", "files", "preprocessing"},
     "publish": {"hub", "evaluation", "loading", "files", "preprocessing"},
+    "html_page": set(),
+    "recipes": set(),
+    "commands": {"training", "transforms", "evaluation", "downstream", "publish", "data", "files", "hub", "registration", "loading"},
     "__init__": {"hub", "registration"},
 }
 # Libraries that a room may import, besides the standard library.
