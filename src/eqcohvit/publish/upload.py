@@ -60,10 +60,7 @@ def push_files(
     wait_seconds: float = 2.0,
 ) -> str:
     """Upload files, by their path in a repository of type `"model"` or `"space"` (Gradio), as `push_hub_folder` does."""
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise ValueError(f"expected a repository name like user/name, got {repo_id!r}: {error}") from None
+    check_repo_id(repo_id)
     api = HfApi(token=token)
     sdk = "gradio" if repo_type == "space" else None
     for attempt in range(1, max_attempts + 1):
@@ -95,6 +92,14 @@ def push_files(
                 ) from error
             time.sleep(min(wait_seconds * 2 ** (attempt - 1), 60))
     raise ValueError(f"max_attempts must be at least 1, got {max_attempts}")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise a `ValueError` unless it can be the name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"expected a repository name like user/name, got {repo_id!r}: {error}") from None
 
 
 def _refusal(error: BaseException) -> str | None:
