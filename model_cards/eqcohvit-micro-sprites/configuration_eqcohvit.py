@@ -57,8 +57,7 @@ def families_with(field: str) -> list[str]:
     return [model_type for model_type in FAMILIES if hasattr(CONFIG_MAPPING[model_type], field)]
 
 
-# Width, depth and heads of the usual ViT sizes (arXiv:2010.11929, arXiv:2012.12877), with their usual image and patch
-# sizes.
+# The usual ViT sizes (arXiv:2010.11929, arXiv:2012.12877), with their usual image and patch sizes.
 PRESETS: dict[str, dict[str, int]] = {
     "micro": {
         "hidden_size": 128,
@@ -119,35 +118,32 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         backbone_config (`dict` or `PreTrainedConfig`): configuration of the ViT encoder; its `model_type` is one of
             `FAMILIES`. Default: a DINOv2-style ViT-S/16 for 224 pixels.
         feature_dim (`int`): width d_patch of the linear feature head's output (section 2 of the paper).
-        equivariant_dim (`int`): the last d_equi of the `feature_dim` dimensions; the first
-        `feature_dim - equivariant_dim`
-            are the invariant part.
+        equivariant_dim (`int`): d_equi, the width of the equivariant part: the last dimensions of `feature_dim`. The
+            first `feature_dim - equivariant_dim` are the invariant part.
         num_intermediates (`int`): K, the number of intermediate states on the transformation path and of decoders.
         include_final (`bool`): whether one more decoder reconstructs the end view, after the K intermediate states.
-        decoder_dim (`int`): channels before the first convolution of each decoder; halved at each 2x upsampling, 16 at
-        least. decoder_context (`"none"`, `"cls"` or `"mean"`): what the decoders read besides each patch's own
-        equivariant feature.
-            `"none"` is the paper. `"cls"` and `"mean"` add the global equivariant feature of both views to every patch,
-            as a smooth pattern over the image (its weights of the lowest 4 x 4 cosine waves), so that pooled features
-            have a use for pose.
-        decoder_patch_dropout (`float`): share of the training samples whose decoders read the global feature alone.
-        num_prefix_tokens (`int`, *optional*): tokens before the patch tokens; derived from the backbone when not given.
+        decoder_dim (`int`): channels before the first convolution of each decoder, halved at each 2x upsampling, but at
+            least 16.
+        decoder_context (`"none"`, `"cls"` or `"mean"`): what the decoders read in addition to each patch's own
+            equivariant feature. `"none"` is the paper. `"cls"` and `"mean"` add the global equivariant feature of both
+            views to every patch, as a smooth pattern over the image (weights of the lowest 4 x 4 cosine waves), so that
+            pooled features learn the pose too.
+        decoder_patch_dropout (`float`): share of the training samples whose decoders read only the global feature.
+        num_prefix_tokens (`int`, *optional*): tokens before the patch tokens; derived from the backbone if not given.
         path (`str`): the transformation path that the decoders were trained on, for example `"rotation"` or `"se2"`.
-        border (`str`): what fills the outside of a moved image in training: `"canvas"`, `"zeros"` or `"reflection"`.
+        border (`str`): what fills the area outside a moved image in training: `"canvas"`, `"zeros"` or `"reflection"`.
         classifier_part (`"invariant"`, `"equivariant"`, `"both"` or `"backbone"`): features that the classification
-        head reads.
-            Where it is `"backbone"` the feature head is frozen, because nothing trains it.
-        classifier_hidden_dim (`int`): hidden width of the classification head's MLP; 0 is a linear head.
+            head reads. With `"backbone"` the feature head is frozen, because nothing trains it.
+        classifier_hidden_dim (`int`): hidden width of the classification head's MLP; 0 means a linear head.
         initializer_range (`float`): standard deviation of the feature head's initial weights.
-        random_weights (`list[str]`, *optional*): encoder weights that no training has made; written where a model is
-        saved.
+        random_weights (`list[str]`, *optional*): encoder weights that have not been trained; set when a model is saved.
         out_features, out_indices: stages (`"stem"`, `"stage1"` ...) whose feature maps `EqCohViTBackbone` returns;
-        default: the last. apply_layernorm (`bool`): whether the backbone's final layer norm is applied to every feature
-        map. reshape_hidden_states (`bool`): feature maps as (B, D, h, w); else as token sequences.
+            default: the last.
+        apply_layernorm (`bool`): whether the backbone's final layer norm is applied to every feature map.
+        reshape_hidden_states (`bool`): return feature maps as (B, D, h, w) instead of as token sequences.
         include_prefix_tokens (`bool`): whether token sequences keep the CLS and register tokens.
-        scale_factors (`list[float]`, *optional*): bilinear scale of each feature map, for example `[4, 2, 1, 0.5]`: the
-        pyramid that
-            detection heads expect of a plain ViT (arXiv:2203.16527).
+        scale_factors (`list[float]`, *optional*): bilinear scale of each feature map. `[4, 2, 1, 0.5]` is the pyramid
+            that detection heads expect of a plain ViT (arXiv:2203.16527).
 
     Raises:
         ValueError: a value or a combination of values is not allowed; the message names the expected and the given
@@ -189,9 +185,8 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         kwargs.pop("stage_names", None)
         if not type(self).__module__.startswith("transformers_modules"):
-            kwargs.pop(
-                "custom_pipelines", None
-            )  # the installed package registers the task itself, without the trust flag
+            # The installed package registers the task itself, so that no trust flag is needed.
+            kwargs.pop("custom_pipelines", None)
         self._reject_misspelled(kwargs)
         if isinstance(self.backbone_config, dict):
             self._check_model_type(self.backbone_config.get("model_type"))
@@ -207,7 +202,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        # The library only warns of another model type, and goes on with default sizes and random weights.
+        # For another model type the library only warns, and continues with default sizes and random weights.
         found = config_dict.get("model_type")
         if found not in (None, "", cls.model_type):
             hint = "; scripts/convert_checkpoint.py converts it" if found in FAMILIES else ""
@@ -244,12 +239,13 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(backbone_config={**backbone, **(backbone_kwargs or {})}, **kwargs)
 
     def check(self) -> None:
-        """Raise a `ValueError` in one line where the values do not fit together."""
+        """Raise a `ValueError` of one line if the values do not fit together."""
         if self.feature_dim < 2:
             raise ValueError(f"feature_dim must be at least 2, got {self.feature_dim}")
         if not 0 < self.equivariant_dim < self.feature_dim:
             raise ValueError(
-                f"equivariant_dim must lie between 1 and feature_dim - 1 = {self.feature_dim - 1}, got {self.equivariant_dim}"
+                f"equivariant_dim must lie between 1 and feature_dim - 1 = {self.feature_dim - 1}, "
+                f"got {self.equivariant_dim}"
             )
         for name in ("num_intermediates", "decoder_dim"):
             if getattr(self, name) < 1:
@@ -283,12 +279,13 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def _reject_misspelled(cls, kwargs: dict) -> None:
-        # Transformers stores unknown keywords silently; a near miss of one of our own fields is surely a typo.
+        # Transformers stores unknown keywords silently. One that resembles a field of ours is surely a typo.
         own = [name for name in cls.__annotations__ if not name.startswith("_")]
         for key in kwargs:
             if isinstance(vars(cls).get(key), property):
                 raise ValueError(
-                    f"{key!r} belongs to the backbone: expected backbone_config={{{key!r}: ...}}, got {key}={kwargs[key]!r}"
+                    f"{key!r} belongs to the backbone: expected backbone_config={{{key!r}: ...}}, "
+                    f"got {key}={kwargs[key]!r}"
                 )
             near = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
             if near and key not in own and not hasattr(PreTrainedConfig, key):
@@ -296,7 +293,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def _vit(self) -> PreTrainedConfig:
-        return cast(PreTrainedConfig, self.backbone_config)  # no dict any more once it is made
+        return cast(PreTrainedConfig, self.backbone_config)  # a dict only while this configuration is made
 
     @property
     def backbone_type(self) -> str:
@@ -308,7 +305,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """What has to be known about backbones of this type."""
         return FAMILIES[self.backbone_type]
 
-    # Read by heads and tools that expect a plain vision configuration.
+    # For heads and tools that expect a plain vision configuration.
     @property
     def hidden_size(self) -> int:
         """D, the width of the backbone."""
@@ -326,17 +323,17 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_channels(self) -> int:
-        """C, the channels of an image."""
+        """C, the number of channels of an image."""
         return self._vit.num_channels
 
     @property
     def image_size(self) -> int | list[int] | tuple[int, int]:
-        """Size of the input image in pixels, as the backbone has it."""
+        """Size of the input image in pixels, in the form that the backbone's configuration has."""
         return self._vit.image_size
 
     @property
     def patch_size(self) -> int | list[int] | tuple[int, int]:
-        """Size of a patch in pixels, as the backbone has it."""
+        """Size of a patch in pixels, in the form that the backbone's configuration has."""
         return self._vit.patch_size
 
     @property
@@ -351,7 +348,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_decoders(self) -> int:
-        """Number of reconstructed states: K, and one more with `include_final`."""
+        """Number of reconstructed states: K, plus one with `include_final`."""
         return self.num_intermediates + self.include_final
 
     @property

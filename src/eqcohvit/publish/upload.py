@@ -59,7 +59,7 @@ def push_files(
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
 ) -> str:
-    """Upload files, by their path in a repository of type `"model"` or `"space"` (Gradio), as `push_hub_folder` does."""
+    """Upload files by their path in a repository of type `"model"` or `"space"` (Gradio), as `push_hub_folder` does."""
     check_repo_id(repo_id)
     api = HfApi(token=token)
     sdk = "gradio" if repo_type == "space" else None
@@ -87,8 +87,8 @@ def push_files(
             if attempt == max_attempts:
                 reason = first_line(error.__cause__ or error)
                 raise ConnectionError(
-                    f"upload to {repo_id} failed {attempt} times, last: {reason}; check the connection to {api.endpoint} "
-                    "and run it again to continue"
+                    f"upload to {repo_id} failed {attempt} times, last: {reason}; "
+                    f"check the connection to {api.endpoint} and run it again to continue"
                 ) from error
             time.sleep(min(wait_seconds * 2 ** (attempt - 1), 60))
     raise ValueError(f"max_attempts must be at least 1, got {max_attempts}")

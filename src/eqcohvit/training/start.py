@@ -143,7 +143,7 @@ def read_checkpoint_config(checkpoint: Path) -> EqCohViTConfig:
 
 
 def find_training_state(source: str, files: str = "*") -> Path | None:
-    """The `training_state/` of a model folder or Hub repository, or None. Only `files` of a repository are downloaded."""
+    """The `training_state/` of a model folder or Hub repository, or None; only `files` of a repository are fetched."""
     folder = Path(source)
     if not folder.is_dir():
         try:

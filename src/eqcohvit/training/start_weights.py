@@ -100,7 +100,8 @@ def _split_weights(start: Start, heads: bool) -> Weights:
         weights = start.state_weights("model.")
         if any(".lora_A." in key for key in weights):
             raise ValueError(
-                f"{start.name} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged"
+                f"{start.name} is a checkpoint of a LoRA run: "
+                "start from its model folder, where the adapters are merged"
             )
         return weights
     if not heads:
