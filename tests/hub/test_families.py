@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[2]
 TABLE = "FAMILIES: dict[str, Family] = {\n"
 ENTRY = '    "pixio": Family(lambda config: config.n_cls_tokens, has_mask_token=False),\n'
 FLAGS = (
-    "--backbone pixio --model_preset micro --image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 "
-    "--projector_dim 16 --max_steps 2 --warmup_steps 1 --per_device_train_batch_size 4 --save_steps 2 --probe_samples 0"
+    "--backbone pixio --model_preset micro --image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 "
+    "--decoder_dim 16 --projector_dim 16 --max_steps 2 --warmup_steps 1 --per_device_train_batch_size 4 --save_steps 2 "
+    "--probe_samples 0"
 )
 
 

@@ -36,10 +36,12 @@ with torch.no_grad():
     model = AutoModel.from_pretrained("model", **trust)
     results["invariant"] = model(x).invariant_features
     results["equivariant"] = model(x).equivariant_features
-    results["reconstructions"] = AutoModelForPreTraining.from_pretrained("model", **trust)(x, x.flip(-1)).reconstructions
+    pretrained = AutoModelForPreTraining.from_pretrained("model", **trust)
+    results["reconstructions"] = pretrained(x, x.flip(-1)).reconstructions
     logits = AutoModelForImageClassification.from_pretrained("model", num_labels=5, **trust)(x).logits
     assert logits.shape == (2, 5)
-    backbone = get_class_from_dynamic_module("modeling_eqcohvit.EqCohViTBackbone", "model").from_pretrained("model", out_indices=[1, 2])
+    backbone_class = get_class_from_dynamic_module("modeling_eqcohvit.EqCohViTBackbone", "model")
+    backbone = backbone_class.from_pretrained("model", out_indices=[1, 2])
     results["map1"], results["map2"] = backbone(x).feature_maps
     config = AutoConfig.from_pretrained("model", **trust)
     assert AutoBackbone.from_config(config, **trust)(x).feature_maps[0].shape == (2, 32, 4, 4)

@@ -46,7 +46,7 @@ def settings(*flags):
     return parse_arguments([str(flag) for flag in flags], complete_settings)
 
 
-# --------------------------------------------------------------------------------------------------------------- positions
+# ------------------------------------------------------------------------------------------------------------ positions
 
 
 def test_resized_positions_by_hand():
@@ -76,7 +76,7 @@ def test_model_of_another_image_size_computes_what_the_source_computes_there(mod
         torch.testing.assert_close(model.eqcohvit(x).last_hidden_state, source(x, **kwargs).last_hidden_state)
 
 
-# ---------------------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------------------------------------------------------- settings
 
 
 def test_sizes_and_normalisation_come_from_the_checkpoint(tmp_path):
@@ -151,7 +151,7 @@ def test_truncated_weights_are_refused_in_one_line(save, tmp_path):
     assert "\n" not in str(error.value)
 
 
-# ----------------------------------------------------------------------------------------------------------------- weights
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
 @pytest.mark.parametrize("heads", [True, False])
