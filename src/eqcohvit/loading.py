@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from .files import CHECKPOINTS, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
+from .files import CHECKPOINTS, CONFIG_FILE, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
 from .hub.configuration_eqcohvit import EqCohViTConfig
 
 # Weights that no feature depends on, or that may start anew.
@@ -47,7 +47,7 @@ def _model_of_run(run: Path) -> Path:
     model = run / MODEL_FOLDER
     steps = [int(path.name[5:]) for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     is_newest = not steps or max(steps) >= settings.get("max_steps", 0) or settings.get("peft")
-    if (model / "config.json").is_file() and is_newest:
+    if (model / CONFIG_FILE).is_file() and is_newest:
         return model
     if not steps or not (run / SETTINGS_FILE).is_file():
         raise ValueError(f"{run} holds no model yet: expected {model}, or a checkpoint of a pretraining run")

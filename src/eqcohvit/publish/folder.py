@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER, write_folder_whole
+from ..files import CARD_FILE, CONFIG_FILE, STATE_FILE, STATE_FOLDER, write_folder_whole
 from ..hub import modeling_eqcohvit
 from ..loading import find_model, load_whole
 from ..preprocessing import Preprocessing, read_preprocessing
@@ -49,7 +49,7 @@ def save_hub_folder(
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != channels:
             raise ValueError(f"{name} needs {channels} numbers, one for each channel of the model, got {len(values)}")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
         raise ValueError(f"{folder} exists but is not a model folder: choose another path")
     side = image_size or model.config.square_image_size
     processor = Preprocessing(side, tuple(image_mean), tuple(image_std)).processor()
@@ -79,13 +79,13 @@ def model_folder_of(name: str | Path, new: Path) -> Path:
 
 def check_model_folder(folder: Path) -> None:
     """Raise a `ValueError` unless it is a model folder; an EqCohViT must have all weights of its configuration."""
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{folder} is not a model folder: expected config.json and *.safetensors in it")
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} has no weights: expected *.safetensors next to config.json")
     if (folder / STATE_FILE).is_file():
         raise ValueError(f"{folder} is a checkpoint of a run, not a model folder: expected OUTPUT_DIR/model")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text())
     if config.get("model_type") == "eqcohvit":
         architecture = (config.get("architectures") or ["EqCohViTModel"])[0]
         load_whole(getattr(modeling_eqcohvit, architecture, modeling_eqcohvit.EqCohViTModel), folder)

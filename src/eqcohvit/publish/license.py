@@ -11,6 +11,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from yaml import YAMLError
 
+from ..files import CARD_FILE, MODEL_FOLDER
+
 # The Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
 LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"
 
@@ -69,7 +71,7 @@ def license_of(settings: dict[str, Any]) -> License:
 def _read_license(source: str) -> dict[str, str]:
     """The license fields in the card of a model folder, a run's folder or a Hub repository; empty without one."""
     folder, name = Path(source), hub_id(source)
-    place = next((path for path in (folder / "README.md", folder / "model" / "README.md") if path.is_file()), name)
+    place = next((path for path in (folder / CARD_FILE, folder / MODEL_FOLDER / CARD_FILE) if path.is_file()), name)
     if place is None:
         return {}
     try:
