@@ -55,7 +55,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--push_to_hub", "push_to_hub needs hub_model_id"),
         (
             "--objective ibot --backbone vit_mae",
-            "hides patches behind a mask token, which the encoder of vit_mae has not",
+            "hides patches behind a mask token, which vit_mae does not have",
         ),
         ("--objective ibot --objective_options mask_ratio=0.9", "must lie between 0 and 1, got 0.9"),
         ("--objective ibot --objective_options num_prototype=9", "did you mean 'num_prototypes'"),

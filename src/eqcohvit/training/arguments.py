@@ -17,7 +17,7 @@ import yaml
 
 from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
 from ..files import write_text_whole
-from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
+from ..hub.configuration_eqcohvit import FAMILIES, PRESETS, EqCohViTConfig, families_with
 from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
 from ..transforms import AUGMENTATIONS, BlockMasking, MultiCrop, make_path, training_canvas_size
 from ..transforms.ops import BORDERS
@@ -83,7 +83,7 @@ class PretrainArguments:
 
     # Model; with init_from the sizes are those of the checkpoint
     model_preset: str | None = _setting("micro", "size of the ViT", tuple(PRESETS))
-    backbone: str = _setting("dinov2", "transformers model type of the ViT", SUPPORTED_BACKBONES)
+    backbone: str = _setting("dinov2", "transformers model type of the ViT", tuple(FAMILIES))
     image_size: int = _setting(32, "side of the views in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
     drop_path_rate: float = _setting(
@@ -255,16 +255,17 @@ class PretrainArguments:
         """Fields of the backbone's configuration that these settings change, for a backbone of this model type."""
         kwargs: dict[str, Any] = {}
         if self.masking() is not None:
-            if family == "vit_mae":
+            if not FAMILIES[family].has_mask_token:
                 raise ValueError(
-                    f"objective {self.objective} hides patches behind a mask token, which the encoder of vit_mae has not: "
+                    f"objective {self.objective} hides patches behind a mask token, which {family} does not have: "
                     "choose another backbone, or --objective_options mask_probability=0"
                 )
             kwargs["use_mask_token"] = True
         for name, neutral in (("drop_path_rate", (0.0,)), ("layerscale_value", (0.0, 1.0))):
             if getattr(self, name) not in neutral:
-                if family not in _DINO_BACKBONES:
-                    raise ValueError(f"{name} needs one of the backbones {', '.join(_DINO_BACKBONES)}, got {family}")
+                allowed = families_with(name)
+                if family not in allowed:
+                    raise ValueError(f"{name} needs one of the backbones {', '.join(allowed)}, got {family}")
                 kwargs[name] = getattr(self, name)
         return kwargs
 
@@ -396,7 +397,6 @@ class PretrainArguments:
 _PLACES = ("dataset_name", "train_dir", "init_from", "resume_from_checkpoint", "output_dir")
 # Where the images lie; a checkpoint that knows which they are can be resumed from where they have moved.
 _DATA_PLACES = {"dataset_name", "data_files", "train_dir", "knn_guard_data_files"}
-_DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 # Titles of --help, by the first setting below each.
 _GROUPS = {
