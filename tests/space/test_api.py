@@ -93,7 +93,7 @@ def test_endpoints_have_names_and_types(client):
     assert types == {
         "picture": "filepath",
         "transformation": "str",
-        "values": "dict[Any, Any]",
+        "values": "dict(str, Any)",
         "black_corners": "bool",
     }
 
