@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=_FLAGS)
-            page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+            page = browser.new_page(viewport={"width": 1280, "height": 960}, reduced_motion="reduce")
             page.set_default_timeout(600_000)  # a busy machine is slow
             page.goto(f"{url}{_QUERY}-40")
             page.locator(".gauge").first.wait_for()

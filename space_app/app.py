@@ -23,10 +23,10 @@ from transformers.utils import logging as transformers_logging
 from demo import Demo
 from layout import build, launch
 from probe import load_probe
+from scenes import find_examples
 from walk import SplitModel
 
 _HERE = Path(__file__).parent
-EXAMPLES = ("boat", "house", "balloon", "mountains", "fruit", "flower", "city", "lighthouse")
 RELEASED = (_HERE / "model", _HERE.parent / "model_cards" / "eqcohvit-micro-cifar10")  # in a Space; in the repository
 
 
@@ -42,11 +42,6 @@ def find_model(named: str | None) -> str:
         if (folder / "config.json").is_file():
             return str(folder.resolve())
     raise ValueError(f"no model in {' or '.join(map(str, RELEASED))}: choose one with --model FOLDER_OR_REPO")
-
-
-def find_examples() -> dict[str, Path]:
-    """The example pictures by name. The page opens with the first one."""
-    return {name: _HERE / "examples" / f"{name}.jpg" for name in EXAMPLES}
 
 
 def _say(text: str) -> None:

@@ -110,8 +110,8 @@ def _tested(rows: list[Reading], num_tested: int) -> str:
         error = f", mean error {rows[0].control.text(rows[0].error[part])}" if len(rows) == 1 else ""
         parts.append(f'{part} R² <b data-r2="{part}">{r2:.2f}</b>{error}')
     return _note(
-        f"Small networks read the motion from each part. On {num_tested} test moves of drawn, photograph-like scenes: "
-        f"{'; '.join(parts)}. R² of 1 is perfect, 0 is a guess."
+        f"Small networks, fitted on other pictures, read the motion from each part. On {num_tested} moves of the "
+        f"examples: {'; '.join(parts)}. R² of 1 is perfect, 0 is a guess."
     )
 
 

@@ -9,30 +9,32 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 from eqcohvit.transforms import TransformationPath, make_path
-from scenes import draw_scene
-from walk import PARTS, SplitModel, views
+from scenes import draw_scene, find_examples
+from walk import PARTS, SplitModel, read_picture, views
 
 SHIPPED = Path(__file__).parent / "read_outs"
-MOVES = 4  # of each scene
+MOVES, TEST_MOVES = 4, 64  # of each scene, of each picture in the test
 STEPS = 1000
 _WIDTH = 128
-_BATCH = 32  # scenes encoded at a time
-_TESTED = 1 / 6  # share of the scenes that are kept for the test
+_BATCH = 32  # pictures encoded at a time
 _VERSION = "2"
 _BORDERS = {False: "strict", True: "black"}
 _LAYERS = ("0", "3", "6")  # of the network, those with weights
@@ -45,7 +47,7 @@ class Probe:
     Args:
         tensors: by "border.part.name": weights of the network, mean and std of its inputs, and the part's centre.
         limits: (P, 2) of the parameters; read-outs stay between them.
-        r2: by "border.part", of each parameter, on scenes that were not fitted on.
+        r2: by "border.part", of each parameter, on the example pictures, which no network was fitted on.
         error: the mean absolute error likewise, in units of the path.
         num_tested: pairs of views that r2 and error come from.
     """
@@ -60,8 +62,7 @@ class Probe:
         """Pooled features (T, d) of an image, first, and its moved versions -> parameters (T, P) of the motion from the
         first."""
         name = f"{_BORDERS[black]}.{part}"
-        own = {key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(name)}
-        return _apply(own, _inputs(pooled[:1].expand_as(pooled), pooled), self.limits)
+        return _apply(_own(self.tensors, name), _inputs(pooled[:1].expand_as(pooled), pooled), self.limits)
 
     def center(self, part: str, black: bool = False) -> torch.Tensor:
         """(d,), the mean of the part's pooled features."""
@@ -79,46 +80,68 @@ def num_scenes(side: int) -> int:
     return 1500 if side <= 64 else 600 if side <= 128 else 240
 
 
-def fit_probe(model: SplitModel, path: TransformationPath, count: int, steps: int = STEPS) -> Probe:
-    """Fit on `count` scenes with `MOVES` moves each; a sixth of the scenes is kept for the test."""
-    generator = torch.Generator().manual_seed(0)
-    parameters = path.sample(torch.rand(count * MOVES, path.num_parameters, generator=generator)).parameters
-    features = _encode(model, path, parameters, count)
+def fit_probe(
+    model: SplitModel, path: TransformationPath, count: int, pictures: list[Image.Image], steps: int = STEPS
+) -> Probe:
+    """Fit on `count` random scenes with `MOVES` moves each, and test on other pictures with `TEST_MOVES` moves each."""
     limits = torch.tensor(path.limits)
-    tested = max(1, round(count * _TESTED)) * MOVES
+    parameters = _draw(path, count * MOVES, seed=0)
+    scenes = (draw_scene(index, 3 * model.side) for index in range(count))
     tensors = {}
-    r2 = {}
-    error = {}
-    for name, (first, moved) in features.items():
-        inputs = _inputs(first, moved)
-        own = _fit(inputs[:-tested], parameters[:-tested], limits, steps)
-        read = _apply(own, inputs[-tested:], limits)
-        r2[name] = r2_per_parameter(read, parameters[-tested:]).tolist()
-        error[name] = (read - parameters[-tested:]).abs().mean(dim=0).tolist()
+    for name, (first, moved) in _encode(model, path, parameters, scenes, MOVES).items():
+        own = _fit(_inputs(first, moved), parameters, limits, steps)
         tensors |= {f"{name}.{key}": value for key, value in own.items()}
         tensors[f"{name}.center"] = first.mean(dim=0)
-    return Probe(tensors, limits, r2, error, tested)
+    return with_figures(model, path, tensors, pictures)
+
+
+def with_figures(
+    model: SplitModel, path: TransformationPath, tensors: dict[str, torch.Tensor], pictures: list[Image.Image]
+) -> Probe:
+    """The probe with these tensors, and its figures on pictures that it was not fitted on."""
+    limits = torch.tensor(path.limits)
+    parameters = _draw(path, len(pictures) * TEST_MOVES, seed=1)
+    r2 = {}
+    error = {}
+    for name, (first, moved) in _encode(model, path, parameters, iter(pictures), TEST_MOVES).items():
+        read = _apply(_own(tensors, name), _inputs(first, moved), limits)
+        r2[name] = r2_per_parameter(read, parameters).tolist()
+        error[name] = (read - parameters).abs().mean(dim=0).tolist()
+    return Probe(tensors, limits, r2, error, len(parameters))
+
+
+def _draw(path: TransformationPath, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return path.sample(torch.rand(count, path.num_parameters, generator=generator)).parameters
+
+
+def _own(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Those of one network."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _encode(
-    model: SplitModel, path: TransformationPath, parameters: torch.Tensor, count: int
+    model: SplitModel, path: TransformationPath, parameters: torch.Tensor, pictures: Iterator[Image.Image], moves: int
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Pooled features of scenes and of their moved versions, both (count * MOVES, d), by "border.part"."""
+    """Pooled features of N pictures and of their moved versions, both (N * moves, d), by "border.part".
+
+    parameters: (N * moves, P).
+    """
     found: dict[str, list[torch.Tensor]] = {f"{border}.{part}": [] for border in _BORDERS.values() for part in PARTS}
     still = torch.zeros(1, path.num_parameters)
-    for rows in torch.arange(count).split(_BATCH):
-        canvas = model.canvas([draw_scene(int(row), 3 * model.side) for row in rows], path)
-        moves = parameters.view(count, MOVES, -1)[rows].flatten(0, 1)
-        first = views(canvas, path, still.expand(len(rows), -1), 0.0, model.side)
-        moved = [views(canvas, path, moves, 1.0, model.side, black) for black in _BORDERS]
+    for rows in parameters.split(_BATCH * moves):
+        number = len(rows) // moves
+        canvas = model.canvas(list(itertools.islice(pictures, number)), path)
+        first = views(canvas, path, still.expand(number, -1), 0.0, model.side)
+        moved = [views(canvas, path, rows, 1.0, model.side, black) for black in _BORDERS]
         pooled = model.pooled(torch.cat([first, *moved], dim=1).flatten(0, 1))
         for part, values in pooled.items():
-            start, *ends = values.unflatten(0, (len(rows), -1)).split([1, MOVES, MOVES], dim=1)
+            start, *ends = values.unflatten(0, (number, -1)).split([1, moves, moves], dim=1)
             for border, end in zip(_BORDERS.values(), ends, strict=True):
                 found[f"{border}.{part}"].append(torch.cat([start, end], dim=1))
     whole = {name: torch.cat(values) for name, values in found.items()}
     return {
-        name: (values[:, :1].expand(-1, MOVES, -1).flatten(0, 1), values[:, 1:].flatten(0, 1))
+        name: (values[:, :1].expand(-1, moves, -1).flatten(0, 1), values[:, 1:].flatten(0, 1))
         for name, values in whole.items()
     }
 
@@ -202,7 +225,7 @@ def load_probe(model: SplitModel, progress=print) -> Probe:
     count = num_scenes(model.side)
     progress(f"fitting the read-outs on {count} drawn scenes, once for this model ...")
     started = time.perf_counter()
-    probe = fit_probe(model, path, count)
+    probe = fit_probe(model, path, count, _examples())
     progress(f"read-outs fitted in {time.perf_counter() - started:.0f} s")
     try:
         write_probe(cache_dir() / name, probe)
@@ -221,6 +244,10 @@ def write_probe(file: Path, probe: Probe) -> None:
     temporary.replace(file)
 
 
+def _examples() -> list[Image.Image]:
+    return [read_picture(file) for file in find_examples().values()]
+
+
 def _read(file: Path) -> Probe:
     with safe_open(file, framework="pt") as opened:
         figures = json.loads(opened.metadata()["figures"])
@@ -234,9 +261,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="EqCohViT folder or repository with decoders")
     parser.add_argument("--output_dir", type=Path, default=SHIPPED, help="default: space_app/read_outs")
     parser.add_argument("--scenes", type=int, help="number of scenes to fit on; default: by the model's image size")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of each fit; default: {STEPS}")
     args = parser.parse_args(argv)
     model = SplitModel(args.model)
-    probe = fit_probe(model, make_path(model.config.path), args.scenes or num_scenes(model.side))
+    path = make_path(model.config.path)
+    probe = fit_probe(model, path, args.scenes or num_scenes(model.side), _examples(), args.steps)
     write_probe(args.output_dir / file_name(model), probe)
     for name, values in probe.r2.items():
         print(

@@ -1,18 +1,27 @@
-"""Random pictures with the statistics of photographs: overlapping shapes of all sizes, shaded and textured.
+"""The pictures that the page brings along: its examples, and random scenes with the statistics of photographs.
 
-The read-outs of `probe` are fitted on them, so the page needs no photographs to start with any model.
+The read-outs of `probe` are fitted on random scenes and tested on the examples, so the page starts with any model and
+without photographs.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+EXAMPLES = ("boat", "house", "balloon", "mountains", "fruit", "flower", "city", "lighthouse")
 _CORNERS = {"ellipse": 24, "box": 4, "triangle": 3, "blob": 7}
 
 
+def find_examples() -> dict[str, Path]:
+    """The example pictures by name. The page opens with the first one."""
+    return {name: Path(__file__).parent / "examples" / f"{name}.jpg" for name in EXAMPLES}
+
+
 def draw_scene(seed: int, side: int) -> Image.Image:
-    """The scene of a seed, `side` x `side` pixels."""
+    """The scene of a seed, `side` x `side` pixels: overlapping shapes of all sizes, shaded and textured."""
     draw = np.random.default_rng(seed)
     palette = _palette(draw)
     shapes, colors = _shapes(draw, side, palette)

@@ -59,7 +59,7 @@ def model(folder):
 
 @pytest.fixture(scope="session")
 def probe(model):
-    return fit_probe(model, make_path(PATH), 24, steps=20)
+    return fit_probe(model, make_path(PATH), 24, [picture(seed) for seed in range(3)], steps=20)
 
 
 @pytest.fixture(scope="session")

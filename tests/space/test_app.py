@@ -41,7 +41,7 @@ def test_released_checkpoint_is_whole_small_and_shown_by_default():
 
 
 def test_read_outs_of_the_shown_model_come_with_the_page_and_its_parts_differ():
-    """On this model the page makes its point: R2 of the rotation angle in the strict view, on scenes of the test."""
+    """On this model the page makes its point: R2 of the rotation angle in the strict view, on the examples."""
     said = []
     probe = load_probe(SplitModel(app.find_model(None)), said.append)
     assert said == []
@@ -102,7 +102,7 @@ def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path
         "import app, eqcohvit, pathlib, probe\n"
         "assert pathlib.Path(eqcohvit.__file__).parent == pathlib.Path('eqcohvit').resolve(), eqcohvit.__file__\n"
         "model = app.SplitModel(app.find_model(None))\n"
-        "read_outs = probe.fit_probe(model, probe.make_path(model.config.path), 12, steps=5)\n"
+        "read_outs = probe.fit_probe(model, probe.make_path(model.config.path), 12, probe._examples()[:1], 5)\n"
         "demo = app.Demo(model, read_outs, app.find_examples())\n"
         "app.build(demo)\n"
         "values = [control.start for control in demo.controls]\n"

@@ -7,6 +7,7 @@ import time
 import gradio as gr
 import pytest
 import torch
+from PIL import Image
 
 import pages
 from demo import Demo
@@ -167,7 +168,7 @@ def test_show_of_a_vit_s_at_224_pixels_takes_less_than_two_seconds(tmp_path, exa
         tmp_path / "vits", EqCohViTForPreTraining(EqCohViTConfig.from_preset("small", 224, 16, path="se2"))
     )
     model = SplitModel(str(folder))
-    demo = Demo(model, fit_probe(model, make_path("se2"), 12, steps=5), examples)
+    demo = Demo(model, fit_probe(model, make_path("se2"), 4, [Image.open(picture_files[0])], steps=5), examples)
     show(demo, picture_files[0], "rotation", angle=5)  # which encodes the examples
     torch.set_num_threads(os.cpu_count())
     seconds = []

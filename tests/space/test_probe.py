@@ -3,7 +3,7 @@ import torch
 
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 from eqcohvit.transforms import make_path
-from probe import Probe, _fit, _inputs, fit_probe, load_probe
+from probe import TEST_MOVES, Probe, _fit, _inputs, fit_probe, load_probe
 from scenes import draw_scene
 
 
@@ -45,14 +45,16 @@ def test_read_out_of_features_that_know_nothing_guesses():
 def test_probe_has_figures_for_each_part_and_border(probe):
     names = {f"{border}.{part}" for border in ("strict", "black") for part in ("equivariant", "invariant")}
     assert set(probe.r2) == set(probe.error) == names
-    assert all(len(values) == 7 for values in probe.r2.values()) and probe.num_tested == 16
+    assert all(len(values) == 7 for values in probe.r2.values()) and probe.num_tested == 3 * TEST_MOVES
 
 
 def test_probe_is_fitted_once_for_the_same_weights(model, tmp_path, monkeypatch):
     monkeypatch.setenv("EQCOHVIT_CACHE", str(tmp_path))
     monkeypatch.setattr("probe.num_scenes", lambda side: 12)
     fit = fit_probe
-    monkeypatch.setattr("probe.fit_probe", lambda model, path, count: fit(model, path, count, steps=5))
+    monkeypatch.setattr(
+        "probe.fit_probe", lambda model, path, count, pictures: fit(model, path, count, pictures[:1], steps=5)
+    )
     said = []
     first = load_probe(model, said.append)
     assert len(said) == 2 and "12 drawn scenes" in said[0]
@@ -66,9 +68,9 @@ def test_probe_is_fitted_once_for_the_same_weights(model, tmp_path, monkeypatch)
     assert len(said) == 4
 
 
-def test_probe_of_the_same_scenes_is_the_same(model):
+def test_probe_of_the_same_scenes_is_the_same(model, make_picture):
     path = make_path(model.config.path)
-    one, two = (fit_probe(model, path, 12, steps=5) for _ in range(2))
+    one, two = (fit_probe(model, path, 12, [make_picture(0)], steps=5) for _ in range(2))
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
