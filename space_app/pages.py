@@ -76,7 +76,7 @@ def stage(choice: Choice, images: torch.Tensor, values: dict[str, float], rows: 
         text = f"This model was not trained on {name}, so nothing reads it from the parts."
         tested = _note("The nearest pictures below still show how each part reacts.")
     title = f'<p class="verdict">{text}</p>'
-    return f'<div class="stage">{title}<div class="strip" style="--n:{len(cells)}">{"".join(cells)}</div>{tested}</div>'
+    return f'<div class="stage">{title}<div class="strip" style="--n:4">{"".join(cells)}</div>{tested}</div>'
 
 
 def _part(part: str, image: torch.Tensor, rows: list[Reading]) -> str:
