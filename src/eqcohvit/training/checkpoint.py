@@ -23,7 +23,8 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from .arguments import PretrainArguments, check_resumable, load_recipe
+from .arguments import PretrainArguments, load_recipe
+from .checks import check_resumable
 from .files import flush_to_disk, path_beside
 from .monitor import read_metrics
 from .run_lock import LOCK_FILE, lock_run

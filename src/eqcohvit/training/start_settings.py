@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .arguments import PretrainArguments, check_resumable, load_recipe
+from .arguments import PretrainArguments, load_recipe
 from .checkpoint import STATE_FILE
+from .checks import check_resumable
 from .launcher import with_launcher
 from .start import SETTINGS_FILE, find_training_state, open_start, side_of
 
