@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 
 from eqcohvit.evaluation.results import versions
+from eqcohvit.files import write_text_whole
 from eqcohvit.training.arguments import parse_arguments
-from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
 from reproduction.tables import DENSE, TABLES, Run, chosen_runs, render_tables

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the Hub's library reads it when 
 from transformers.utils import logging
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first

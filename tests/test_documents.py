@@ -19,7 +19,7 @@ from tests.conftest import load_script
 from tests.evaluation.latent_renders import write_3diebench
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ DOCUMENTS = sorted(
         "*.md",
         ".github/**/*.md",
         "model_cards/**/*.md",
+        "src/**/*.md",
         "scripts/**/*.md",
         "space_app/*.md",
         "docs/**/*.md",
@@ -168,4 +169,4 @@ def test_loops_are_unrolled():
 def test_blocks_are_found_with_their_lines(tmp_path):
     (tmp_path / "a.md").write_text("x\n\n```bash\nls\n```\n```\nplain\n```\n")
     assert blocks(tmp_path / "a.md") == [(3, "bash", "ls\n"), (6, "", "plain\n")]
-    assert ROOT / "README.md" in DOCUMENTS and ROOT / "model_cards" / "TEMPLATE.md" in DOCUMENTS
+    assert ROOT / "README.md" in DOCUMENTS and ROOT / "src" / "eqcohvit" / "publish" / "TEMPLATE.md" in DOCUMENTS

@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 
 import app
 import standin
-from eqcohvit.model_card import check_card
+from eqcohvit.publish.card import check_card
 from walk import SplitModel
 
 ROOT = Path(__file__).parents[2]

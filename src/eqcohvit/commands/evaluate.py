@@ -27,11 +27,11 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from ..data import FolderSource, SpritesSource, TooManyBadImages, open_source
+from ..downstream import TASKS as SUPERVISED_TASKS
+from ..downstream import TaskOptions
+from ..downstream.tasks import DENSE_TASKS
 from ..evaluation import tasks
 from ..evaluation.context import Evaluation
-from ..evaluation.dense import TASKS as SUPERVISED_TASKS
-from ..evaluation.dense import TaskOptions
-from ..evaluation.dense.tasks import DENSE_TASKS
 from ..evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
 from ..evaluation.features import POOLINGS
 from ..evaluation.figures import figures_of_rows

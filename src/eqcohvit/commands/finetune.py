@@ -25,12 +25,14 @@ import datasets
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ..evaluation.dense import TASKS, save_finetuned
-from ..evaluation.dense.backbones import EncoderFolder, find_backbone
-from ..evaluation.dense.base import TaskOptions, evaluate_task, spread
-from ..evaluation.dense.pictures import save_sheet
-from ..evaluation.dense.rows import SOURCE_FLAGS, open_train_and_test
+from ..downstream import TASKS, save_finetuned
+from ..downstream.backbones import EncoderFolder, find_backbone
+from ..downstream.base import TaskOptions, evaluate_task, spread
+from ..downstream.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
+from ..evaluation.pictures import save_sheet
 from ..evaluation.results import format_table, versions, write_results
+from ..evaluation.rows import SOURCE_FLAGS, open_train_and_test
+from ..files import FINETUNE_SETTINGS_FILE, write_text_whole
 from ..training.arguments import PRECISIONS
 from ..training.checkpoint import (
     CheckpointError,
@@ -40,12 +42,9 @@ from ..training.checkpoint import (
     remove_unfinished,
     set_later_aside,
 )
-from ..training.files import write_text_whole
-from ..training.finetune import TRAINABLE, FinetuneSettings, Finetuning, make_accelerator
 from ..training.run_lock import LOCK_FILE, lock_run
 from ..training.signals import StopSignals, exit_code, leave
 
-SETTINGS_FILE = "settings.json"
 NUM_PICTURES = 6
 _MAY_CHANGE_ON_RESUME = {
     "resume_from_checkpoint",
@@ -211,7 +210,7 @@ def check_output_dir(output_dir: Path, args: argparse.Namespace) -> Path | None:
         ValueError: the folder holds another run, or this one with other settings.
     """
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    path = output_dir / SETTINGS_FILE
+    path = output_dir / FINETUNE_SETTINGS_FILE
     if not path.exists():
         if output_dir.is_dir() and any(path.name != LOCK_FILE for path in output_dir.iterdir()):
             raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
@@ -234,7 +233,7 @@ def open_run(output_dir: Path, args: argparse.Namespace, checkpoint: Path | None
     """Make the folder with the run's settings in it."""
     try:
         lock_run(output_dir)
-        write_text_whole(output_dir / SETTINGS_FILE, json.dumps(vars(args), indent=1) + "\n")
+        write_text_whole(output_dir / FINETUNE_SETTINGS_FILE, json.dumps(vars(args), indent=1) + "\n")
         remove_unfinished(output_dir)
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None

@@ -23,20 +23,13 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from ..export import (
-    CARD_NAME,
-    STATE_FOLDER,
-    check_model_folder,
-    files_of,
-    model_folder_of,
-    push_files,
-    push_hub_folder,
-)
-from ..model_card import read_run, render_card
+from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER
+from ..publish.card import read_run, read_template, render_card
+from ..publish.folder import check_model_folder, files_of, model_folder_of
+from ..publish.upload import push_files, push_hub_folder
 
 _PACKAGE = Path(__file__).parents[1]
 _ROOT = _PACKAGE.parents[1]  # of the repository
-_TEMPLATE = _ROOT / "model_cards" / "TEMPLATE.md"
 _RELEASED = _ROOT / "model_cards" / "eqcohvit-micro-sprites"
 
 
@@ -101,7 +94,7 @@ def main(args: argparse.Namespace, new: Path) -> None:
         url = push_files(files, args.repo_id, "space", args.private, args.token, args.revision, message)
         print(f"uploaded {len(files)} files to the Space {args.repo_id}: {url}")
         return
-    if args.training_state is not None and not (args.training_state / "run_state.json").is_file():
+    if args.training_state is not None and not (args.training_state / STATE_FILE).is_file():
         raise ValueError(
             f"no checkpoint at {args.training_state}: expected a folder such as outputs/pretrain/checkpoints/step-N"
         )
@@ -112,8 +105,8 @@ def main(args: argparse.Namespace, new: Path) -> None:
         shutil.copytree(args.training_state, args.folder / STATE_FOLDER)
     if args.run_dir is not None:
         run = {**read_run(args.run_dir), "repo_id": args.repo_id}
-        card = render_card(_TEMPLATE.read_text(encoding="utf-8"), run, run["results"])
-        (args.folder / CARD_NAME).write_text(card, encoding="utf-8")
+        card = render_card(read_template(), run, run["results"])
+        (args.folder / CARD_FILE).write_text(card, encoding="utf-8")
     message = args.commit_message or "Upload model"
     url = push_hub_folder(args.folder, args.repo_id, args.private, args.token, args.revision, message)
     print(f"uploaded {args.folder} to {args.repo_id}: {url}")

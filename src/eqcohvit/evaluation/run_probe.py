@@ -14,12 +14,12 @@ import torch
 
 from ..data import Source, SpritesSource, TooManyBadImages, hold_out
 from ..hub.modeling_eqcohvit import EqCohViTModel
+from ..preprocessing import Preprocessing
 from ..transforms import TransformationPath
 from .extraction import TEST_SPRITES, PairView, Samples
 from .features import LAST, ModelEncoder, select
 from .kernel_probe import kernel_regression
 from .metrics.r2.coefficients import r2_per_parameter
-from .preprocessing import Preprocessing
 from .probes import knn_accuracy
 
 LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little

@@ -14,7 +14,7 @@ import yaml
 
 from .. import cli
 from ..cli import Registry, setting
-from .files import write_text_whole
+from ..files import write_text_whole
 
 if TYPE_CHECKING:
     from ..hub.configuration_eqcohvit import EqCohViTConfig

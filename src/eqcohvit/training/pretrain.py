@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import Batch, CanvasStream, ResidentCanvases, describe_data
-from ..export import push_hub_folder, save_hub_folder
-from ..model_card import read_run, render_card
+from ..files import MODEL_FOLDER, WEIGHTS_FILE
+from ..publish.card import read_run, read_template, render_card
+from ..publish.folder import save_hub_folder
+from ..publish.upload import push_hub_folder
 from ..transforms import ViewRenderer
 from .arguments import PretrainArguments
 from .build import build, build_saved_model
@@ -31,10 +33,8 @@ from .schedules import StepValues, step_values
 from .sharding import connect, is_sharded, save_whole
 from .signals import StopRequested, StopSignals
 from .source import open_images
-from .start import WEIGHTS_FILE, describe_run
+from .start import describe_run
 from .trackers import open_trackers
-
-CARD_TEMPLATE = Path(__file__).parents[3] / "model_cards" / "TEMPLATE.md"
 
 
 @dataclass
@@ -106,7 +106,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
         export(args, run, parts)
         print(next_steps(output_dir, args.recon_weight > 0, stream.num_bad))
     run.trackers.finish()
-    return output_dir / "model"
+    return output_dir / MODEL_FOLDER
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
@@ -227,8 +227,8 @@ def save(
 def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = False) -> None:
     """Write the model folder with its card, and upload it with `push_to_hub`; with `may_fail` the run survives a failed
     upload."""
-    folder = run.output_dir / "model"
-    card = render_card(CARD_TEMPLATE.read_text(encoding="utf-8"), read_run(run.output_dir))
+    folder = run.output_dir / MODEL_FOLDER
+    card = render_card(read_template(), read_run(run.output_dir))
     state = list_checkpoints(run.output_dir)[-1] if args.push_training_state else None
     model = parts.trained.model
     if is_sharded(parts.trained):
