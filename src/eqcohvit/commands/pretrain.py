@@ -32,6 +32,7 @@ def parse(argv: list[str] | None = None) -> PretrainArguments:
 def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
     """Train with these settings; returns the model folder."""
     from ..registration import register
+    from ..training.data_settings import settings_of_images
     from ..training.pretrain import pretrain
     from ..training.start_settings import complete_settings
 
@@ -39,7 +40,7 @@ def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
     # at the first one.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     register()
-    return pretrain(completed(args, complete_settings), stop, command)
+    return pretrain(completed(args, complete_settings, settings_of_images), stop, command)
 
 
 @safe_output()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..objectives import NoOptions
     from ..transforms import BlockMasking, MultiCrop
 
+Completion = Callable[[dict[str, Any], set[str]], dict[str, Any]]
 PRECISIONS = ("no", "bf16", "fp16")
 CLIPPING = ("none", "module", "parameter")
 DROP_PATH_SCHEDULES = ("uniform", "linear")
@@ -315,28 +316,26 @@ def read_arguments(argv: Sequence[str] | None = None, usage: str = "pretrain", t
     return args
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None,
-    complete: Callable[[dict[str, Any], set[str]], dict[str, Any]] | None = None,
-) -> PretrainArguments:
+def parse_arguments(argv: Sequence[str] | None = None, *steps: Completion) -> PretrainArguments:
     """Command line -> checked settings (`read_arguments`, `completed`)."""
-    return completed(read_arguments(argv), complete)
+    return completed(read_arguments(argv), *steps)
 
 
-def completed(
-    args: PretrainArguments, complete: Callable[[dict[str, Any], set[str]], dict[str, Any]] | None = None
-) -> PretrainArguments:
+def completed(args: PretrainArguments, *steps: Completion) -> PretrainArguments:
     """Checked settings.
 
     Args:
-        complete: from all settings and the names of those that were given, the values that replace some.
+        steps: in turn, each gets all settings and the names of those that are decided, and returns values for others.
 
     Raises:
         ValueError: a setting that cannot work.
     """
-    if complete is not None:
-        given = args.given
-        args = dataclasses.replace(args, **complete(args.to_dict(), set(given)))
-        args.given = given
+    given = args.given
+    decided = set(given)
+    for step in steps:
+        values = step(args.to_dict(), decided)
+        args = dataclasses.replace(args, **values)
+        decided |= values.keys()
+    args.given = given
     args.check()
     return args

@@ -15,6 +15,8 @@ from ..evaluation.run_probe import RunProbe, open_probe
 from ..transforms import make_path
 from .arguments import PretrainArguments
 
+_FEW_BATCHES = 5  # fewer than this many batches of different images are worth a warning
+
 
 class Images(NamedTuple):
     """The images to train on; a probe and a guard have images that are not among them."""
@@ -83,6 +85,8 @@ def open_training_source(
     number = length_hint(source)
     batch = args.per_device_train_batch_size * num_processes
     if 0 < number < batch:
-        report(f"warning: a batch of {batch} is more than the {number} images there are, so images come twice in it")
+        report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
+    elif 0 < number < _FEW_BATCHES * batch:
+        report(f"warning: {number} images are few for batches of {batch}; a smaller batch or more images learn more")
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source
