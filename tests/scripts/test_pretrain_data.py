@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from accelerate.utils import LoggerType
-from tests.conftest import load_script
 from tests.data.data_tools import png
+from tests.tiny import load_script
 
 from eqcohvit.data import retry
 from eqcohvit.training import trackers

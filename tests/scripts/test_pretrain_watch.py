@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import load_script
+from tests.tiny import load_script
 from tests.training.test_trackers import Tiny
 
 from eqcohvit.training import pretrain as loop

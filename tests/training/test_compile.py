@@ -3,7 +3,7 @@ step."""
 
 import pytest
 import torch
-from tests.conftest import load_script
+from tests.tiny import load_script
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 

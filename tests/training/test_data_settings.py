@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from PIL import Image
-from tests.conftest import load_script
+from tests.tiny import load_script
 
 from eqcohvit.training import data_settings
 from eqcohvit.training.arguments import parse_arguments

@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import cli as settings_cli
 from ..training.arguments import PretrainArguments, completed, read_arguments
@@ -89,5 +89,10 @@ def pretrain_from_python(config: str | None = None, **settings: Any) -> Path:
         release_runs()
 
 
-if __name__ == "__main__":
+def entry() -> NoReturn:
+    """The command `eqcohvit-pretrain`."""
     leave(cli())
+
+
+if __name__ == "__main__":
+    entry()
