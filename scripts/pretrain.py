@@ -152,8 +152,7 @@ class Pretraining:
             trained.model.eqcohvit.backbone.activation_checkpointing_enable()
         if args.compile:
             trained.compile()
-            if self.accelerator.device.type == "cuda":
-                self.renderer.compile()
+        self.renderer.compile_on_gpu(self.accelerator.device)
         optimizer = make_optimizer(
             trained, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale
         )
@@ -210,7 +209,11 @@ class Pretraining:
         ranks: dict[str, torch.Tensor] = {}
         for batch in taken:
             views = self.renderer(
-                batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=self.args.recon_weight > 0
+                batch.canvases,
+                sizes=batch.sizes,
+                keys=batch.keys,
+                epochs=batch.epochs,
+                with_intermediates=self.args.recon_weight > 0,
             )
             with self.accelerator.accumulate(self.module):
                 with self.accelerator.autocast():
@@ -336,7 +339,7 @@ class Pretraining:
         batch, model, renderer = self.shown, self.trained.model, self.renderer
         assert batch is not None  # a step has been made
         views = renderer(
-            batch.canvases, batch.sizes, batch.epochs, batch.keys
+            batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs
         )  # all of them: of other sizes it would be compiled anew
         assert views.intermediates is not None
         first, end, intermediates = (images[:num_samples] for images in (views.first, views.end, views.intermediates))

@@ -33,24 +33,23 @@ class Step:
         self.forward: nn.Module = self.module  # or what wraps it
         if setup.compile:
             self.module.compile()
-            if setup.is_cuda:
-                self.renderer.compile()
+        self.renderer.compile_on_gpu(setup.device)
         self.optimizer = make_optimizer(self.module, args.learning_rate, args.weight_decay)
         batch = args.per_device_train_batch_size
         keys = torch.arange(batch, device=setup.device)
         canvases = torch.randint(0, 256, (batch, 3, args.canvas_size, args.canvas_size), device=setup.device).to(
             torch.uint8
         )
-        self.batch = (
-            canvases,
-            torch.full((batch, 2), 2 * args.image_size, device=setup.device),
-            torch.zeros_like(keys),
-            keys,
-        )
+        self.batch = {
+            "canvases": canvases,
+            "sizes": torch.full((batch, 2), 2 * args.image_size, device=setup.device),
+            "keys": keys,
+            "epochs": torch.zeros_like(keys),
+        }
 
     def render(self) -> Views:
         """The views of the batch."""
-        return self.renderer(*self.batch, with_intermediates=self.args.recon_weight > 0)
+        return self.renderer(**self.batch, with_intermediates=self.args.recon_weight > 0)
 
     def train(self, views: Views) -> None:
         """Forward, backward and update on views."""

@@ -187,13 +187,13 @@ def _data(
     keys = torch.arange(count, device=setup.device)
     sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
     canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
-    first, second, path = renderer.sample(
-        torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu()
-    )
+    few_keys = torch.arange(number)
+    few_sizes = sizes[:number].cpu()
+    first, second, path = renderer.sample(sizes=few_sizes, keys=few_keys, epochs=torch.zeros_like(few_keys))
     samples = [(first[rows], second[rows], path[rows]) for rows in (slice(i, i + 1) for i in range(number))]
     functions = {
         "decode": lambda: [decode_image(content, args.canvas_size) for _ in range(number)],
-        "render": lambda: renderer(canvases, sizes, torch.zeros_like(keys), keys),
+        "render": lambda: renderer(canvases, sizes=sizes, keys=keys, epochs=torch.zeros_like(keys)),
         "plain": lambda: default_collate([plain_views(content, renderer, *sample) for sample in samples]),
     }
     threads = torch.get_num_threads()
@@ -261,7 +261,7 @@ def _our_loop(step: Step, folder: str) -> Iterator[float]:
         started = clock(device)
         batch = next(batches)
         waited = clock(device) - started
-        step.train(step.renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys))
+        step.train(step.renderer(batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs))
         yield waited
 
 

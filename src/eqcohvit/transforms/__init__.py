@@ -1,8 +1,9 @@
-"""Transformation paths, image operations and the views of a training sample. Imports torch alone."""
+"""Transformation paths, image operations and the views of a training sample. Imports only torch."""
 
+from .augmentations import AUGMENTATIONS, Augmentation, ViewParameters
 from .masks import BlockMasking
 from .paths import PATHS, SampledPath, Transformation, TransformationPath, intermediate_fractions, make_path
-from .views import AUGMENTATIONS, Augmentation, MultiCrop, ViewRenderer, Views, training_canvas_size
+from .views import MultiCrop, ViewRenderer, Views, training_canvas_size
 
 __all__ = [
     "AUGMENTATIONS",
@@ -13,6 +14,7 @@ __all__ = [
     "SampledPath",
     "Transformation",
     "TransformationPath",
+    "ViewParameters",
     "ViewRenderer",
     "Views",
     "intermediate_fractions",
