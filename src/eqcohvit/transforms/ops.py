@@ -42,8 +42,12 @@ def constant(values: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return _cached_constant(values, dtype, device)
+
+
+@functools.cache
+def _cached_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # so that it can also serve where gradients are computed
         return torch.tensor(values, dtype=dtype).to(device)
 
