@@ -3,13 +3,14 @@
 from .augmentations import AUGMENTATIONS, Augmentation, ViewParameters
 from .masks import BlockMasking
 from .paths import PATHS, SampledPath, Transformation, TransformationPath, intermediate_fractions, make_path
-from .views import MultiCrop, ViewRenderer, Views, training_canvas_size
+from .views import Draws, MultiCrop, ViewRenderer, Views, training_canvas_size
 
 __all__ = [
     "AUGMENTATIONS",
     "PATHS",
     "Augmentation",
     "BlockMasking",
+    "Draws",
     "MultiCrop",
     "SampledPath",
     "Transformation",

@@ -32,22 +32,21 @@ def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
     return (outer.unsqueeze(-1) * inner.unsqueeze(-3)).sum(dim=-2)
 
 
-def constant(values: tuple[Any, ...], like: torch.Tensor) -> torch.Tensor:
+def constant(values: tuple[Any, ...] | float, like: torch.Tensor) -> torch.Tensor:
     """Numbers, in nested tuples, as a tensor with the dtype and on the device of `like`.
 
-    It is made once for each device, because copying from the host's memory costs a GPU more than most operations here.
-    The result is shared: do not change it in place.
+    It is made once for each device, because a copy from the host's memory costs a GPU more than most operations here.
+    Compiled code makes it from numbers in its kernels. The result is shared: do not change it in place.
     """
-    return _constant(values, like.dtype, like.device)
-
-
-@torch.compiler.assume_constant_result
-def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return _cached_constant(values, dtype, device)
+    if not torch.compiler.is_compiling():
+        return _cached_constant(values, like.dtype, like.device)
+    if isinstance(values, tuple):
+        return torch.stack([constant(value, like) for value in values])
+    return torch.full((), values, dtype=like.dtype, device=like.device)
 
 
 @functools.cache
-def _cached_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _cached_constant(values: tuple[Any, ...] | float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # so that it can also serve where gradients are computed
         return torch.tensor(values, dtype=dtype).to(device)
 

@@ -99,7 +99,8 @@ def apply_filter(images: torch.Tensor, axis_filter: Filter, number: int) -> torc
     groups, group, reads = weights.shape[1:]
     lines = images.reshape(batch, num_pixels, -1)
     if reads == num_pixels:
-        out = weights.reshape(batch, -1, reads) @ lines.float()
+        lines = lines if lines.dtype == torch.float16 else lines.float()
+        out = weights.reshape(batch, -1, reads).to(lines.dtype) @ lines
     else:
         start = first + num_pixels * torch.arange(batch, device=images.device).repeat_interleave(views)[:, None]
         index = start[..., None] + torch.arange(reads, device=images.device)
@@ -111,10 +112,12 @@ def apply_filter(images: torch.Tensor, axis_filter: Filter, number: int) -> torc
 def by_lines(canvases: torch.Tensor) -> torch.Tensor:
     """Canvases (B, 3, S, S) -> (B, S, 3, S), one image line after the other, as the filters read them.
 
-    A GPU converts them to float here, once for all crops; a CPU converts only the lines that a filter reads.
+    A GPU converts them here, once for all crops, to half precision. That holds 0 to 255 exactly, takes half the memory
+    traffic of float32, and its products are as precise as those in TF32: views differ by up to 1e-3. A CPU converts
+    only the lines that a filter reads, to float32.
     """
     lines = canvases.transpose(1, 2).contiguous()
-    return lines if canvases.device.type == "cpu" else lines.float()
+    return lines if canvases.device.type == "cpu" else lines.half()
 
 
 def resized_crop(lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, size: int) -> torch.Tensor:
@@ -187,5 +190,9 @@ def _filtered(lines: torch.Tensor, filters: list[Filter], size: int) -> torch.Te
     """Canvases (B, S, 3, S), filters along y and x for N views -> (N, 3, size, size), in [0, 1] except for
     overshoots."""
     along_y = apply_filter(lines, filters[0], size)  # (N, size, 3, S)
+    if along_y.dtype == torch.float16:  # on a GPU, where each output is a sum over the whole axis
+        weights = filters[1].weights.flatten(1, 2).half()
+        both = along_y.flatten(1, 2) @ weights.transpose(1, 2)  # (N, size of y * 3, size of x)
+        return both.unflatten(1, (size, 3)).transpose(1, 2).float() / 255
     both = apply_filter(along_y.permute(0, 3, 2, 1), filters[1], size)  # (N, size of x, 3, size of y)
     return both.permute(0, 2, 3, 1) / 255

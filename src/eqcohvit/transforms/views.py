@@ -10,7 +10,6 @@ All states of u share the parameters of their colors, blur and solarization, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +50,22 @@ class Views:
     parameters: torch.Tensor
     local: torch.Tensor | None = None
     masks: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random about the views of B samples.
+
+    first: of v1. second: of u. moves: (B, V, ...), from u to the targets and v2. parameters: (B, P) of g. local: (B * L,
+    ...) or None. masks: (B, 2, N) booleans or None.
+    """
+
+    first: ViewParameters
+    second: ViewParameters
+    moves: Transformation
+    parameters: torch.Tensor
+    local: ViewParameters | None
+    masks: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -135,11 +150,13 @@ class ViewRenderer:
         self._shift = tuple((torch.tensor(mean) / torch.tensor(std)).tolist())
         reach = path_reach(path) if border == "canvas" else 1.0
         self.num_points = 2 * math.ceil(reach * image_size * DENSITY / 2 + _MARGIN)  # of the region along each axis
-        self._draw_and_render: Callable[..., Views] = self._views
+        self._render_global = self._global_views
+        self._render_local = self._local_views
 
     def compile(self, **kwargs: Any) -> None:
-        """Compile the random draws and the rendering to one graph by `torch.compile`, in place."""
-        self._draw_and_render = torch.compile(self._views, **kwargs)
+        """Compile the rendering by `torch.compile`, in place: one graph for the global views, one for local crops."""
+        self._render_global = torch.compile(self._global_views, **kwargs)
+        self._render_local = torch.compile(self._local_views, **kwargs)
 
     def compile_on_gpu(self, device: torch.device) -> None:
         """Compile if `device` is a GPU, where launching the many small operations takes longer than their work.
@@ -205,40 +222,60 @@ class ViewRenderer:
             keys, epochs: int64 (B,); together with the seed they decide all that is random.
             with_intermediates: whether to render the targets.
         """
-        return self._draw_and_render(canvases, sizes, keys, epochs, with_intermediates)
+        drawn = self.draw(sizes=sizes, keys=keys, epochs=epochs, with_intermediates=with_intermediates)
+        return self.render(canvases, sizes, drawn)
 
-    def _views(
-        self,
-        canvases: torch.Tensor,
-        sizes: torch.Tensor,
-        keys: torch.Tensor,
-        epochs: torch.Tensor,
-        with_intermediates: bool,
-    ) -> Views:
+    @torch.no_grad()
+    def draw(
+        self, *, sizes: torch.Tensor, keys: torch.Tensor, epochs: torch.Tensor, with_intermediates: bool = True
+    ) -> Draws:
+        """All random parameters of a batch, on the device of the arguments; these are as in a call."""
         first, second, path = self.sample(sizes=sizes, keys=keys, epochs=epochs)
-        fractions = [*intermediate_fractions(self.num_intermediates), 1.0] if with_intermediates else [1.0]
-        moves = Transformation.stack([path.at(t) for t in fractions])
-        local = self.sample_local(sizes=sizes, keys=keys, epochs=epochs) if self.local_crops else None
+        fractions = intermediate_fractions(self.num_intermediates) if with_intermediates else []
         masks = None
         if self.masking is not None:
             grid_size = self.image_size // self.patch_size
             masks = self.masking.sample(self.seed, keys=keys, epochs=epochs, stream=_MASKS, grid_size=grid_size)
-        values = self.num_points**2 + (1 + len(fractions)) * self.image_size**2 + canvases.shape[-1] ** 2
-        rendered = [
-            self._render(canvases[rows], sizes[rows], first[rows], second[rows], moves[rows])
-            for rows in _parts(canvases, 3 * values)
-        ]
-        states = torch.cat([end for _, end in rendered])
-        return Views(
-            first=torch.cat([images for images, _ in rendered]),
-            end=states[:, -1],
-            intermediates=states[:, : len(self.target_fractions)] if with_intermediates else None,
+        return Draws(
+            first=first,
+            second=second,
+            moves=Transformation.stack([path.at(t) for t in [*fractions, 1.0]]),
             parameters=path.parameters,
-            local=None if local is None else self._local(canvases, sizes, local),
+            local=self.sample_local(sizes=sizes, keys=keys, epochs=epochs) if self.local_crops else None,
             masks=masks,
         )
 
-    def _render(
+    @torch.no_grad()
+    def render(self, canvases: torch.Tensor, sizes: torch.Tensor, drawn: Draws) -> Views:
+        """The views that `draw` has decided on, from uint8 canvases (B, 3, S, S) of images with sizes (B, 2)."""
+        first, states = self._render_global(canvases, sizes, drawn.first, drawn.second, drawn.moves)
+        return Views(
+            first=first,
+            end=states[:, -1],
+            intermediates=states[:, : len(self.target_fractions)] if states.shape[1] > 1 else None,
+            parameters=drawn.parameters,
+            local=None if drawn.local is None else self._render_local(canvases, sizes, drawn.local),
+            masks=drawn.masks,
+        )
+
+    def _global_views(
+        self,
+        canvases: torch.Tensor,
+        sizes: torch.Tensor,
+        first: ViewParameters,
+        second: ViewParameters,
+        moves: Transformation,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """v1 (B, 3, H, H) and the states of u, (B, V, 3, H, H), for moves (B, V, ...)."""
+        side = canvases.shape[-1]
+        values = 3 * (self.num_points**2 + (1 + moves.num_states) * self.image_size**2 + side**2)
+        parts = [
+            self._render_part(canvases[rows], sizes[rows], first[rows], second[rows], moves[rows])
+            for rows in _parts(canvases, values)
+        ]
+        return torch.cat([images for images, _ in parts]), torch.cat([states for _, states in parts])
+
+    def _render_part(
         self,
         canvases: torch.Tensor,
         sizes: torch.Tensor,
@@ -287,7 +324,7 @@ class ViewRenderer:
         shift = -2 * OFF_CENTER / self.num_points
         return ops.constant(((scale, 0.0, shift), (0.0, scale, shift), (0.0, 0.0, 1.0)), region)
 
-    def _local(self, canvases: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
+    def _local_views(self, canvases: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters) -> torch.Tensor:
         """uint8 canvases (B, 3, S, S), parameters (B * L, ...) -> local crops (B, L, 3, h, h)."""
         assert self.local_crops is not None
         number, size = self.local_crops.number, self.local_crops.size
