@@ -22,6 +22,7 @@ from eqcohvit.training.build import build_model, build_renderer
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.transforms import Views
 
+from .cost import step_cost
 from .measure import (
     Case,
     Result,
@@ -41,6 +42,8 @@ from .steps import PlainStep, Step, in_processes
 Target = tuple[str, str, float] | None
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
+
+COST_RECIPES = {"imagenet1k_vicreg_vits16": 256, "imagenet1k_ibot_vits16": 128, "imagenet1k_dinov2_vitl16": 64}
 
 # The paper's decoders: they read the patches alone.
 _COMMON: dict[str, Any] = {"patch_size": 16, "decoder_context": "none", "decoder_patch_dropout": 0.0, "border": "zeros"}
@@ -336,10 +339,26 @@ def _scaling(setup: Setup, base: PretrainArguments, name: str, change: dict[str,
     return [Result("scaling", f"{name}, beside {_name(base)}", figures)]
 
 
+def cost(setup: Setup) -> list[Case]:
+    """What a step costs on a GPU by its operations, counted on meta tensors on any machine: see cost.py."""
+    return [
+        Case(f"{name}, batch {size}, task {task}", partial(_cost, name, size, task))
+        for name, size in COST_RECIPES.items()
+        for task in ("on", "off")
+    ]
+
+
+def _cost(name: str, batch_size: int, task: str) -> list[Result]:
+    args = _recipe(name, batch_size, *(("--recon_weight", "0") if task == "off" else ()))
+    figures = step_cost(args).figures()
+    return [Result("cost", f"{name}, batch {batch_size}, task {task}", figures, ("render_share", "<=", 0.03))]
+
+
 SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "inference": inference,
     "overhead": overhead,
     "data": data,
     "train": train,
     "scaling": scaling,
+    "cost": cost,
 }
