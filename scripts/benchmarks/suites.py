@@ -41,8 +41,6 @@ from .steps import PlainStep, Step, in_processes
 
 Target = tuple[str, str, float] | None
 
-_RECIPES = Path(__file__).parents[1] / "recipes"
-
 COST_RECIPES = {"imagenet1k_vicreg_vits16": 256, "imagenet1k_ibot_vits16": 128, "imagenet1k_dinov2_vitl16": 64}
 
 # The paper's decoders: they read the patches alone.
@@ -77,9 +75,7 @@ def _settings(preset: str, batch_size: int, image_size: int = 224, **changes: An
 
 
 def _recipe(name: str, batch_size: int, *flags: str) -> PretrainArguments:
-    return parse_arguments(
-        ["--config", str(_RECIPES / f"{name}.yaml"), "--per_device_train_batch_size", str(batch_size), *flags]
-    )
+    return parse_arguments(["--config", name, "--per_device_train_batch_size", str(batch_size), *flags])
 
 
 def _name(args: PretrainArguments) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.evaluation.dense.dense_tools import make_rows
+from tests.downstream.dense_tools import make_rows
 
 FLAGS = (
     "--task keypoints --head simple --max_steps 4 --logging_steps 2 --save_steps 4 --warmup_steps 1 "  # a head without batch norms

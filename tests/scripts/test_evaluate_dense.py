@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from tests.conftest import load_script
-from tests.evaluation.dense.dense_tools import make_rows
+from tests.downstream.dense_tools import make_rows
 
 
 @pytest.fixture(scope="module")

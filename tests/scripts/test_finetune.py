@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import load_script
-from tests.evaluation.dense.dense_tools import make_rows
+from tests.downstream.dense_tools import make_rows
 
 SMALL = "--max_steps 6 --per_device_train_batch_size 2 --logging_steps 2 --save_steps 3 --warmup_steps 2".split()
 
@@ -95,8 +95,8 @@ def test_resumed_run_equals_an_uninterrupted_one(finetune, encoder_folder, segme
 
 
 def test_frozen_backbone_does_not_change(finetune, encoder_folder, segmentation_files, tmp_path):
-    from eqcohvit.evaluation.dense import load_finetuned
-    from eqcohvit.evaluation.dense.backbones import EncoderFolder, find_backbone
+    from eqcohvit.downstream import load_finetuned
+    from eqcohvit.downstream.backbones import EncoderFolder, find_backbone
 
     assert (
         run(finetune, encoder_folder, segmentation_files, tmp_path / "run", "--train", "head", "--head", "linear") == 0

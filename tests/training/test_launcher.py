@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import load_script
 
+from eqcohvit.downstream.finetune import make_accelerator
 from eqcohvit.training.arguments import load_recipe, parse_arguments
-from eqcohvit.training.finetune import make_accelerator
 from eqcohvit.training.launcher import ACCUMULATION, PRECISION
 from eqcohvit.training.start_settings import complete_settings
 

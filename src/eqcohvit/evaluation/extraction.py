@@ -31,10 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from .. import preprocessing
 from ..data import Batch, CanvasStream, Source, decode, order, sources, stream, workers
 from ..hub import image_reading_eqcohvit
 from ..transforms import TransformationPath, ops, paths, random
-from . import features, pairs, preprocessing
+from . import features, pairs
 from .features import Encoder, Feature
 from .pairs import canvas_size, moves, render_pair
 

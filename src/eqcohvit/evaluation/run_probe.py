@@ -14,15 +14,15 @@ import torch
 
 from ..data import Source, SpritesSource, TooManyBadImages, hold_out
 from ..hub.modeling_eqcohvit import EqCohViTModel
-from ..training.arguments import LEAST_PROBE_SAMPLES
+from ..preprocessing import Preprocessing
 from ..transforms import TransformationPath
 from .extraction import TEST_SPRITES, PairView, Samples
 from .features import LAST, ModelEncoder, select
 from .kernel_probe import kernel_regression
 from .metrics.r2.coefficients import r2_per_parameter
-from .preprocessing import Preprocessing
 from .probes import knn_accuracy
 
+LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
 _LARGEST_SHARE = 8  # of the training images at most 1 / 8 are held out
 _BATCH_SIZE = 64
 _PARTS = ("equivariant", "invariant", "backbone")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tests.evaluation.official import inputs
 
-from eqcohvit.evaluation.dense.coco import average_precision
-from eqcohvit.evaluation.dense.propagation import LabelPropagation, PropagationSettings, patches_to_labels
-from eqcohvit.evaluation.dense.video import ObjectScore, Video
+from eqcohvit.downstream.coco import average_precision
 from eqcohvit.evaluation.metrics.davis_j_and_f.masks import contour_accuracy, region_similarity
 from eqcohvit.evaluation.probes import knn_accuracy
+from eqcohvit.evaluation.propagation import LabelPropagation, PropagationSettings, patches_to_labels
+from eqcohvit.evaluation.video import ObjectScore, Video
 
 NUMBERS = json.loads((Path(__file__).parent / "numbers.json").read_text())
 

@@ -1,0 +1,290 @@
+"""What the supervised dense tasks share: rows to samples, a head on the backbone, a loss, a score, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from ..data.shared_memory import WAIT_SECONDS, check_result, share
+from ..evaluation.extraction import progress
+from ..evaluation.rows import Rows, row_errors
+from .backbones import EncoderFolder, find_backbone
+
+TASK_FILE = "task.json"
+MAX_CHECKED_ROWS = 2000  # decoding the annotations of more would take longer than a user waits for a message
+MAX_TEST_BATCH = 16
+_MIN_SAMPLES_OF_BAR = 64  # fewer are tested before one looks
+
+Sample = dict[str, Any]
+
+
+def _option(default: Any, text: str, kind: type = str) -> Any:
+    return field(default=default, metadata={"help": text, "type": kind})
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user may say about a task, as flags of the scripts; each task reads what concerns it. `head`: by default
+    the task's first."""
+
+    head: str | None = None
+    image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
+    image_column: str | None = _option(None, "column of the photographs; default: image")
+    target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
+    num_labels: int | None = _option(
+        None, "number of classes (both segmentations; detection without names of the classes)", int
+    )
+    ignore_label: int | None = _option(None, "segmentation: value of pixels that do not count, besides 255", int)
+    reduce_labels: bool = _option(False, "both segmentations: 0 is no class, classes count from 1 (ADE20K)", bool)
+    max_depth: int = _option(10, "depth: largest that counts (KITTI: 80); default: 10", int)
+    depth_scale: float = _option(
+        1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float
+    )
+
+    @classmethod
+    def add_flags(cls, parser: Any, leave_out: Sequence[str] = ()) -> None:
+        """Add a flag for each option that has a help text."""
+        for option in dataclasses.fields(cls):
+            if not option.metadata or option.name in leave_out:
+                continue
+            kind = option.metadata["type"]
+            how = {"action": "store_true"} if kind is bool else {"type": kind, "default": option.default}
+            parser.add_argument(f"--{option.name}", help=option.metadata["help"], **how)
+
+
+class Score(Protocol):
+    """Collects predictions of a test set."""
+
+    def add(self, prediction: Any, sample: Sample) -> None:
+        """Take the prediction of a sample."""
+
+    def result(self) -> dict[str, float]:
+        """Metric name -> value."""
+
+
+@dataclass
+class DenseTask(ABC):
+    """A task with all that is needed to train and to test it; it is saved beside the model as task.json.
+
+    image_size: side in pixels of the model's input. patch_size: side of the backbone's patches in pixels. mean, std:
+    per channel, of images in [0, 1].
+    """
+
+    image_size: int
+    patch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    head: str
+    image_column: str
+    target_column: str
+
+    name: ClassVar[str]
+    heads: ClassVar[tuple[str, ...]]
+    protocol: ClassVar[str]  # what the numbers mean, for results.json
+    picture_titles: ClassVar[tuple[str, ...]] = ("image", "target", "prediction")
+    default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = (
+        None  # training and test rows where no data are named
+    )
+
+    @classmethod
+    @abstractmethod
+    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+        """Raises a `ValueError` of one line where options, columns or encoder do not fit."""
+
+    @abstractmethod
+    def model_class(self) -> type[PreTrainedModel]:
+        """The class that `head` names."""
+
+    @abstractmethod
+    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
+        """The encoder, trained or random, with a new head."""
+
+    @abstractmethod
+    def read_target(self, row: dict[str, Any]) -> Any:
+        """The target of a row; a `ValueError` of one line where it cannot be what it should be. The image is not
+        decoded."""
+
+    @abstractmethod
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        """A randomly augmented sample of fixed shapes, with `pixel_values` (3, S, S)."""
+
+    @abstractmethod
+    def test_sample(self, row: dict[str, Any], index: int) -> Sample:
+        """The whole image as `pixel_values` (3, H, W), and the target as it is in the data."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Named scalars, `loss` among them."""
+
+    @abstractmethod
+    def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[Any]:
+        """One prediction per sample of equal `pixel_values` (B, 3, H, W), in the geometry of its target."""
+
+    @abstractmethod
+    def start_score(self) -> Score:
+        """An empty score of this task."""
+
+    @abstractmethod
+    def picture(self, sample: Sample, prediction: Any) -> list[Image.Image]:
+        """One picture for each of `picture_titles`."""
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Samples of equal shapes -> batch."""
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    # ------------------------------------------------------------------------------------------------- shared by all tasks
+
+    @classmethod
+    def choose_head(cls, options: TaskOptions) -> str:
+        """The head that the options name, or the task's first."""
+        head = options.head or cls.heads[0]
+        if head not in cls.heads:
+            raise ValueError(f"head of {cls.name} must be one of {', '.join(cls.heads)}, got {head}")
+        return head
+
+    @classmethod
+    def common(cls, options: TaskOptions, encoder: EncoderFolder, multiple_of_patches: int = 1) -> dict[str, Any]:
+        """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
+        size, unit = options.image_size or encoder.image_size, encoder.config.square_patch_size * multiple_of_patches
+        if size < unit or size % unit:
+            raise ValueError(
+                f"image_size of {cls.name} must be a multiple of {unit} for this backbone and head, got {size}"
+            )
+        sizes = {"image_size": size, "patch_size": encoder.config.square_patch_size}
+        return {**sizes, "mean": encoder.mean, "std": encoder.std, "head": cls.choose_head(options)}
+
+    @staticmethod
+    def with_backbone(model: PreTrainedModel, backbone: torch.nn.Module) -> PreTrainedModel:
+        """Give a new head's model the weights of the backbone."""
+        find_backbone(model).load_state_dict(backbone.state_dict())
+        return model
+
+    def normalize(self, image: Image.Image) -> torch.Tensor:
+        """RGB image -> float (3, H, W) in normalised pixels."""
+        pixels = np.asarray(image, dtype=np.float32) / 255
+        pixels = (pixels - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def resize_whole(self, image: Image.Image) -> Image.Image:
+        """The shorter side at `image_size`, the other one in proportion, both whole numbers of patches."""
+        return resize_to_patches(image, self.image_size, self.patch_size)
+
+    def to_image(self, pixel_values: torch.Tensor) -> Image.Image:
+        """The inverse of `normalize`."""
+        pixels = pixel_values.permute(1, 2, 0).cpu().numpy()
+        pixels = pixels * np.array(self.std, dtype=np.float32) + np.array(self.mean, dtype=np.float32)
+        return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+
+    def check_rows(self, rows: Rows, what: str) -> None:
+        """Check the targets of the first rows.
+
+        Raises:
+            ValueError: one of them is wrong; the message names the row.
+        """
+        if getattr(
+            rows, "is_rendered", False
+        ):  # the embedded data are right by construction, and drawing them takes seconds
+            return
+        for index in range(min(len(rows), MAX_CHECKED_ROWS)):
+            with row_errors(what, index):
+                self.read_target(rows[index])
+
+    def save(self, folder: Path) -> None:
+        """Write the task into a model folder."""
+        (folder / TASK_FILE).write_text(json.dumps({"task": self.name, **dataclasses.asdict(self)}, indent=1) + "\n")
+
+
+def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
+    """The shorter side as given, the other one in proportion, both rounded to whole numbers of patches; all in
+    pixels."""
+    scale = shorter_side / min(image.size)
+    width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+class _TestSamples(Dataset):
+    def __init__(self, task: DenseTask, rows: Rows, count: int):
+        self.task, self.rows, self.count = task, rows, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample | ValueError:
+        try:
+            with row_errors("test", index):
+                return share(self.task.test_sample(self.rows[index], index))
+        except ValueError as error:  # a worker's exception would arrive as a page of traceback
+            return error
+
+
+def _as_it_is(sample: Any) -> Any:
+    """The loader would turn arrays into tensors."""
+    return sample
+
+
+def iterate_test_samples(
+    task: DenseTask, rows: Rows, max_samples: int | None = None, num_workers: int = 0
+) -> Iterator[list[Sample]]:
+    """The first test samples in batches of consecutive ones of one shape."""
+    count = len(rows) if max_samples is None else min(len(rows), max_samples)
+    batch: list[Sample] = []
+    workers = {"num_workers": num_workers, "timeout": WAIT_SECONDS if num_workers else 0}
+    for sample in DataLoader(_TestSamples(task, rows, count), batch_size=None, collate_fn=_as_it_is, **workers):
+        check_result(sample)
+        if isinstance(sample, ValueError):
+            raise sample
+        if batch and (len(batch) == MAX_TEST_BATCH or sample["pixel_values"].shape != batch[0]["pixel_values"].shape):
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def evaluate_task(
+    task: DenseTask,
+    model: torch.nn.Module,
+    rows: Rows,
+    max_samples: int | None = None,
+    num_workers: int = 0,
+    num_pictures: int = 6,
+) -> tuple[dict[str, float], list[list[Image.Image]]]:
+    """Score the model on the first `max_samples` rows: metric values, and pictures of predictions from all over the
+    rows."""
+    model.eval()
+    device = next(model.parameters()).device
+    score, pictures, seen = task.start_score(), [], 0
+    total = len(rows) if max_samples is None else min(len(rows), max_samples)
+    shown = set(spread(total, num_pictures))
+    bar = (
+        progress(f"testing {task.name.replace('_', ' ')}", total, unit="img") if total >= _MIN_SAMPLES_OF_BAR else None
+    )
+    for samples in iterate_test_samples(task, rows, max_samples, num_workers):
+        pixel_values = torch.stack([sample["pixel_values"] for sample in samples]).to(device)
+        for sample, prediction in zip(samples, task.predict(model, pixel_values, samples), strict=True):
+            score.add(prediction, sample)
+            if seen in shown:
+                pictures.append(task.picture(sample, prediction))
+            seen += 1
+        if bar is not None:
+            bar.update(len(samples))
+    if bar is not None:
+        bar.close()
+    return score.result(), pictures
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` places spread over 0 .. total - 1, or all of them where there are fewer."""
+    return sorted({index * total // count for index in range(count)}) if total else []

@@ -1,0 +1,187 @@
+"""Monocular metric depth: the DepthAnything head (DPT) on the backbone, scale-invariant logarithmic loss, RMSE, AbsRel
+and delta1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
+
+from ..data.sprites import render_sprites
+from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.metrics.depth_errors.depths import depth_errors
+from ..evaluation.pictures import color_values
+from ..evaluation.results import LOWER
+from ..evaluation.rows import Rows, check_size, find_column, read_depth, read_image
+from .backbones import EncoderFolder, spread_stages
+from .base import DenseTask, Sample, TaskOptions
+
+MIN_DEPTH = 1e-3
+_CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorter side
+_VARIANCE_FOCUS = 0.85  # lambda of the loss (arXiv:1907.10326, equation 6)
+
+
+class SpriteRows:
+    """The embedded data as rows: rendered scenes and the true distance of each pixel, in sides of the image (about 0.5
+    to 1.2)."""
+
+    features = ("image", "depth_map")
+    is_rendered = True
+
+    def __init__(self, count: int, offset: int = 0, size: int = 128):
+        self.count, self.offset, self.size = count, offset, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def select(self, indices: range) -> SpriteRows:
+        """The first of them, as of a dataset."""
+        return SpriteRows(len(indices), self.offset, self.size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene = render_sprites(np.array([self.offset + index]), self.size)
+        return {"image": Image.fromarray(scene.images[0].transpose(1, 2, 0)), "depth_map": scene.depth[0]}
+
+
+def sprite_rows() -> tuple[SpriteRows, SpriteRows]:
+    """Training and test rows that share no scene."""
+    return SpriteRows(4096), SpriteRows(256, TEST_SPRITES)
+
+
+def scale_invariant_loss(predicted: torch.Tensor, true: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Root of mean(d^2) - 0.85 mean(d)^2 with d = log predicted - log true over the valid pixels: three (B, H, W) ->
+    scalar.
+
+    Without a valid pixel it is 0.
+    """
+    error = torch.where(valid, predicted.clamp_min(MIN_DEPTH).log() - true.clamp_min(MIN_DEPTH).log(), 0.0).float()
+    count = valid.sum().clamp_min(1)
+    mean, square = error.sum() / count, error.square().sum() / count
+    return (square - _VARIANCE_FOCUS * mean.square()).clamp_min(1e-8).sqrt()
+
+
+class _DepthScore:
+    """Each image counts alike, as in the usual benchmarks."""
+
+    def __init__(self):
+        self.errors: list[dict[str, float]] = []
+
+    def add(self, prediction: np.ndarray, sample: Sample) -> None:
+        self.errors.append(depth_errors(prediction, sample["depth"]))
+
+    def result(self) -> dict[str, float]:
+        shown = {"RMSE": f"RMSE {LOWER}", "AbsRel": f"AbsRel {LOWER}", "delta1": "delta1"}
+        return {title: float(np.mean([errors[name] for errors in self.errors])) for name, title in shown.items()}
+
+
+@dataclass
+class Depth(DenseTask):
+    """DepthAnything's head (arXiv:2401.10891) with metric output.
+
+    max_depth: largest depth that counts and that the head can say, in metres or whatever unit the data has.
+    depth_scale: what stored numbers are divided by, for example 256 for KITTI's or 1000 for NYU's 16-bit images.
+    """
+
+    max_depth: int
+    depth_scale: float
+
+    name = "depth"
+    heads = ("depth_anything",)
+    protocol = (
+        "whole images with the shorter side at image_size, depth resized to the reference; "
+        "errors over pixels with 0 < depth <= max_depth"
+    )
+    default_rows = staticmethod(sprite_rows)
+
+    @classmethod
+    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+        for name, value in (("max_depth", options.max_depth), ("depth_scale", options.depth_scale)):
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        return cls(
+            **cls.common(options, encoder),
+            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
+            target_column=find_column(rows, options.target_column, ["depth_map", "depth", "annotation"], "depth"),
+            max_depth=options.max_depth,
+            depth_scale=options.depth_scale,
+        )
+
+    def model_class(self) -> type[PreTrainedModel]:
+        return DepthAnythingForDepthEstimation
+
+    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
+        stages, width = spread_stages(encoder.config.num_hidden_layers), encoder.config.hidden_size
+        backbone = encoder.backbone(random_weights, out_indices=stages, reshape_hidden_states=False)
+        config = DepthAnythingConfig(
+            backbone_config=backbone.config,
+            patch_size=self.patch_size,
+            reassemble_hidden_size=width,
+            neck_hidden_sizes=[max(16, width // 8), max(16, width // 4), width // 2, width],
+            depth_estimation_type="metric",
+            max_depth=self.max_depth,
+        )
+        return self.with_backbone(DepthAnythingForDepthEstimation(config), backbone)
+
+    def read_target(self, row: dict[str, Any]) -> np.ndarray:
+        """Depth of each pixel, float32 (H, W); 0 where there is none.
+
+        Raises:
+            ValueError: no pixel has a depth in (0, max_depth].
+        """
+        depth = read_depth(row, self.target_column) / self.depth_scale
+        depth = np.where(np.isfinite(depth) & (depth > 0) & (depth <= self.max_depth), depth, 0).astype(np.float32)
+        if not depth.any():
+            raise ValueError(
+                f"the depth map is empty: no pixel has a depth in (0, {self.max_depth}]; see --max_depth and --depth_scale"
+            )
+        return depth
+
+    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
+        image, depth = read_image(row, self.image_column), self.read_target(row)
+        check_size(depth, image, "depth map")
+        return image, depth
+
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        image, depth = self._read(row)
+        side = rng.uniform(*_CROP_RANGE) * min(image.size)
+        left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+        box, size = (left, top, left + side, top + side), (self.image_size, self.image_size)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        depth = np.array(Image.fromarray(depth).resize(size, Image.Resampling.NEAREST, box=box))
+        if rng.random() < 0.5:
+            image, depth = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), depth[:, ::-1]
+        return {"pixel_values": self.normalize(image), "depth": torch.from_numpy(np.ascontiguousarray(depth))}
+
+    def test_sample(self, row: dict[str, Any], index: int) -> Sample:
+        image, depth = self._read(row)
+        return {"pixel_values": self.normalize(self.resize_whole(image)), "depth": depth}
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        predicted = model(pixel_values=batch["pixel_values"]).predicted_depth
+        return {"loss": scale_invariant_loss(predicted, batch["depth"], batch["depth"] > 0)}
+
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[np.ndarray]:
+        """Depth of each pixel in the unit of the data, float32 (H, W) of the reference."""
+        predicted = model(pixel_values=pixel_values).predicted_depth.float()
+        sizes = [sample["depth"].shape for sample in samples]
+        maps = (
+            F.interpolate(p[None, None], size=s, mode="bilinear", align_corners=False)
+            for p, s in zip(predicted, sizes, strict=True)
+        )
+        return [depth[0, 0].cpu().numpy() for depth in maps]
+
+    def start_score(self) -> _DepthScore:
+        return _DepthScore()
+
+    def picture(self, sample: Sample, prediction: np.ndarray) -> list[Image.Image]:
+        truth = np.where(sample["depth"] > 0, sample["depth"], np.nan)
+        limits = float(np.nanmin(truth)), float(np.nanmax(truth))
+        return [self.to_image(sample["pixel_values"]), *(color_values(depth, *limits) for depth in (truth, prediction))]

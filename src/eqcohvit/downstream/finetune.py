@@ -1,0 +1,309 @@
+"""Supervised training of a head, of a whole model, or of LoRA adapters (arXiv:2106.09685) in its backbone, on labelled
+rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from ..data.shared_memory import WAIT_SECONDS, check_result, share
+from ..training.checkpoint import load_checkpoint, save_checkpoint
+from ..training.finite import check_weights
+from ..training.launcher import launcher_settings, precision_of
+from ..training.lora import add_lora, merged
+from ..training.monitor import MetricsLog, Progress
+from ..training.optim import make_optimizer, set_step
+from ..training.schedules import StepValues, warmup_cosine
+from ..training.signals import StopRequested, StopSignals
+
+TRAINABLE = ("head", "all", "lora")
+
+
+class TrainableTask(Protocol):
+    """What the loop needs to know of a task."""
+
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A row of the data -> a randomly augmented sample."""
+
+    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Samples -> batch."""
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Named scalars, `loss` among them."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How to train.
+
+    train: `"head"` (the backbone is frozen), `"all"`, or `"lora"` (head, and adapters in the backbone).
+    backbone_lr_scale: learning rate of the backbone's parameters over that of the head's. batch_size: per device.
+    """
+
+    train: str = "all"
+    max_steps: int = 500
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    backbone_lr_scale: float = 0.1
+    weight_decay: float = 0.05
+    warmup_steps: int = 25
+    max_grad_norm: float = 1.0
+    lora_rank: int = 8
+    seed: int = 0
+    mixed_precision: str | None = None
+    num_workers: int = 0
+    logging_steps: int = 25
+    save_steps: int = 250
+    save_total_limit: int = 2
+
+    def check(self) -> None:
+        """Raise a `ValueError` of one line for the first setting that cannot work."""
+        if self.train not in TRAINABLE:
+            raise ValueError(f"train must be one of {', '.join(TRAINABLE)}, got {self.train}")
+        for name in (
+            "max_steps",
+            "learning_rate",
+            "max_grad_norm",
+            "lora_rank",
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
+        if self.batch_size < 2:
+            raise ValueError(
+                f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}"
+            )
+
+
+def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> None:
+    """Leave trainable of the backbone what `train` says, in place."""
+    if train != "all":
+        backbone.requires_grad_(False)
+    if train == "lora":
+        add_lora(backbone, lora_rank)
+
+
+def batch_indices(
+    num_samples: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world_size: int = 1
+) -> Iterator[list]:
+    """(epoch, index) of each sample of a process's batches, from `first_step` on, without end.
+
+    The epochs' shuffled orders stand in one row, and step s reads places s * B * world_size ... of it: any step can be
+    computed, so that a resumed run sees what an uninterrupted one would.
+    """
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    step = first_step
+    while True:
+        start = (step * world_size + rank) * batch_size
+        batch = []
+        for place in range(start, start + batch_size):
+            if place // num_samples != epoch:
+                epoch = place // num_samples
+                order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+            batch.append((epoch, int(order[place % num_samples])))
+        yield batch
+        step += 1
+
+
+class _TrainSamples(Dataset):
+    def __init__(self, task: TrainableTask, rows: Any, seed: int):
+        self.task, self.rows, self.seed = task, rows, seed
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[int, dict[str, Any]] | ValueError:
+        epoch, row = index
+        try:
+            return row, self.task.train_sample(self.rows[row], np.random.default_rng((self.seed, epoch, row)))
+        except ValueError as error:  # a worker's exception would arrive as a page of traceback
+            return ValueError(f"train row {row}: {error}")
+
+    def collate(
+        self, samples: list[tuple[int, dict[str, Any]] | ValueError]
+    ) -> tuple[list[int], dict[str, Any]] | ValueError:
+        for sample in samples:
+            if isinstance(sample, ValueError):
+                return sample
+        indices, samples = zip(*samples, strict=True)
+        return share((list(indices), self.task.collate(samples)))
+
+
+def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) -> None:
+    """Raise a `FloatingPointError` that names the terms that are not finite, the step, and the rows of its batch."""
+    broken = [name for name, value in terms.items() if not value.isfinite()]
+    if broken:
+        raise FloatingPointError(
+            f"{', '.join(broken)} not finite at step {step}, on the train rows {indices}; try a lower learning_rate"
+        )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors of a nested batch on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    return [to_device(value, device) for value in batch] if isinstance(batch, list) else batch
+
+
+def make_accelerator(mixed_precision: str | None) -> Accelerator:
+    """By default the launcher's precision, else bf16 on GPUs that have it; heads may leave parameters of a backbone
+    without a gradient."""
+    launched = launcher_settings()
+    if launched.get("gradient_accumulation_steps", 1) != 1:
+        steps = launched["gradient_accumulation_steps"]
+        raise ValueError(
+            f"fine-tuning has no gradient accumulation, but the launcher sets gradient_accumulation_steps to {steps}"
+        )
+    precision = precision_of(mixed_precision or launched.get("mixed_precision"))
+    return Accelerator(
+        mixed_precision=precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+    )
+
+
+class Finetuning:
+    """Trains `model`, `backbone` inside of it, on `rows`; metrics.jsonl and checkpoints/ go to `output_dir`.
+
+    Args:
+        checkpoint: to go on from.
+        look: called on the main process with the model in eval mode whenever a checkpoint is written.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        stop: StopSignals,
+        task: TrainableTask,
+        model: PreTrainedModel,
+        backbone: PreTrainedModel,
+        rows: Any,
+        settings: FinetuneSettings,
+        output_dir: Path,
+        checkpoint: Path | None = None,
+        look: Callable[[int, torch.nn.Module], None] = lambda step, model: None,
+    ):
+        self.accelerator, self.stop, self.task, self.model, self.backbone = accelerator, stop, task, model, backbone
+        self.settings, self.output_dir, self.look = settings, output_dir, look
+        # -------------------------------------------------------------- model and optimizer
+        set_seed(settings.seed)
+        choose_parameters(backbone, settings.train, settings.lora_rank)
+        optimizer = make_optimizer(model.to(accelerator.device), settings.learning_rate, settings.weight_decay)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        rank = accelerator.process_index
+        state: dict[str, Any] = {"step": 0, "logged_step": 0, "ranks": [{"progress": None}] * accelerator.num_processes}
+        if checkpoint is not None:
+            state = load_checkpoint(accelerator, checkpoint)
+            accelerator.print(f"resuming from {checkpoint}")
+        self.first_step = self.step = self.saved_step = state["step"]
+        self.logged_step = state["logged_step"]
+
+        # -------------------------------------------------------------- data
+        samples = _TrainSamples(task, rows, settings.seed)
+        order = batch_indices(len(rows), settings.batch_size, settings.seed, self.step, rank, accelerator.num_processes)
+        workers = {"num_workers": settings.num_workers, "timeout": WAIT_SECONDS if settings.num_workers else 0}
+        self.batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, **workers))
+
+        # -------------------------------------------------------------- what one sees
+        samples_per_step = settings.batch_size * accelerator.num_processes
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        accelerator.print(
+            f"training {settings.train}: {trainable / 1e6:.2f} of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+            f"steps {self.step} to {settings.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
+        )
+        self.log = MetricsLog(output_dir / "metrics.jsonl", self.step) if accelerator.is_main_process else None
+        self.progress = Progress(
+            settings.max_steps, samples_per_step, state["ranks"][rank]["progress"], accelerator.device
+        )
+
+    def train(self) -> PreTrainedModel:
+        """The trained model, with adapters merged.
+
+        Raises:
+            StopRequested: a signal has stopped the run, and a checkpoint was written.
+            ValueError: a row cannot be used; the message names it.
+        """
+        settings = self.settings
+        while self.step < settings.max_steps:
+            waiting = time.perf_counter()
+            if (taken := self.stop.take(self.batches, 1)) is None:
+                if self.step > self.saved_step:
+                    self.save()
+                self.accelerator.print(self.stop.message(self.step))
+                raise StopRequested
+            self.progress.add_wait(time.perf_counter() - waiting)
+            check_result(taken[0])
+            if isinstance(taken[0], ValueError):
+                raise taken[0]
+            rate = warmup_cosine(self.step, settings.max_steps, settings.warmup_steps, settings.learning_rate, 0.0)
+            set_step(self.optimizer, StepValues(rate, rate, settings.weight_decay, settings.backbone_lr_scale))
+            self.optimize(*taken[0])
+            self.step += 1
+            done = self.step == settings.max_steps
+            if self.step % settings.logging_steps == 0 or done:
+                self.write_line(rate)
+            if self.step % settings.save_steps == 0 or done:
+                self.save()
+                if self.accelerator.is_main_process:
+                    self.look(self.step, self.model.eval())
+        return merged(self.model.eval())
+
+    def optimize(self, indices: list[int], batch: dict[str, Any]) -> None:
+        """One step of the optimizer on a batch of the rows `indices`."""
+        self.model.train()
+        if self.settings.train == "head":
+            self.backbone.eval()
+        terms = self.task.loss(self.wrapped, to_device(batch, self.accelerator.device))
+        check_finite(terms, self.step + 1, indices)
+        self.accelerator.backward(terms["loss"])
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        assert grad_norm is not None  # where DeepSpeed would clip alone
+        terms["grad_norm"] = grad_norm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.add_terms(terms)
+
+    def write_line(self, learning_rate: float) -> None:
+        """The progress line, and its figures in metrics.jsonl."""
+        means = {
+            name: value.item()
+            for name, value in self.accelerator.reduce(self.progress.means(), reduction="mean").items()
+        }
+        line, figures = self.progress.line(self.step, means, self.step - max(self.logged_step, self.first_step))
+        self.logged_step = self.step
+        self.accelerator.print(line)
+        if self.log:
+            self.log.write(self.step, {"learning_rate": learning_rate, **figures})
+
+    def save(self) -> None:
+        """A checkpoint of all processes."""
+        check_weights(self.model, self.step)
+        state = {
+            "step": self.step,
+            "logged_step": self.logged_step,
+            "ranks": gather_object([{"progress": self.progress.state()}]),
+        }
+        save_checkpoint(
+            self.accelerator,
+            self.output_dir,
+            self.step,
+            state,
+            self.accelerator.save_state,
+            self.settings.save_total_limit,
+        )
+        self.saved_step = self.step

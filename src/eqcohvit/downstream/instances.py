@@ -1,0 +1,247 @@
+"""Instance segmentation: Mask2Former on a pyramid made of a plain ViT's maps, average precision of the masks by
+pycocotools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools import mask as coco_masks
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel
+
+from ..data.sprite_shapes import SHAPES
+from ..data.sprites import render_sprites
+from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.pictures import overlay
+from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
+from .backbones import EncoderFolder, spread_stages
+from .base import DenseTask, Sample, TaskOptions
+from .coco import average_precision
+
+MAX_INSTANCES = 100  # found per image, as COCO counts
+_MIN_SCORE_SHOWN = 0.4
+_CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
+_MIN_PIXELS = 4  # of an instance in a training crop; what is smaller teaches nothing
+
+
+class SpriteGrids:
+    """The embedded data as rows: four rendered scenes in a square of 2 x 2, each with one object of 16 classes."""
+
+    features = ("image", "annotation")
+    num_labels = len(SHAPES)
+    is_rendered = True
+
+    def __init__(self, count: int, offset: int = 0, size: int = 64):
+        self.count, self.offset, self.size = count, offset, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def select(self, indices: range) -> SpriteGrids:
+        """The first of them, as of a dataset."""
+        return SpriteGrids(len(indices), self.offset, self.size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scenes = render_sprites(self.offset + 4 * index + np.arange(4), self.size)
+        classes, numbers = (
+            np.where(scenes.mask, values[:, None, None], 0) for values in (scenes.labels, np.arange(1, 5))
+        )
+        annotations = np.stack([classes, numbers, np.zeros_like(classes)], axis=-1).astype(np.uint8)
+        images = (scenes.images.transpose(0, 2, 3, 1), annotations)
+        whole = [np.concatenate([np.concatenate(pair, axis=1) for pair in (four[:2], four[2:])]) for four in images]
+        return dict(zip(self.features, map(Image.fromarray, whole), strict=True))
+
+
+def sprite_grids() -> tuple[SpriteGrids, SpriteGrids]:
+    """Training and test rows that share no scene."""
+    return SpriteGrids(4096), SpriteGrids(128, TEST_SPRITES)
+
+
+class _MaskScore:
+    def __init__(self, num_labels: int):
+        self.num_labels = num_labels
+        self.images: list[dict] = []
+        self.truth: list[dict] = []
+        self.found: list[dict] = []
+
+    def add(self, prediction: dict[str, Any], sample: Sample) -> None:
+        number, instances = len(self.images) + 1, sample["instances"]
+        self.images.append({"id": number, "height": instances.shape[0], "width": instances.shape[1]})
+        for index, label in enumerate(sample["classes"].tolist(), start=1):
+            mask = coco_masks.encode(np.asfortranarray(instances == index, dtype=np.uint8))
+            place = {
+                "segmentation": mask,
+                "bbox": coco_masks.toBbox(mask).tolist(),
+                "area": float(coco_masks.area(mask)),
+            }
+            self.truth.append({"image_id": number, "category_id": label, **place})
+        found = zip(prediction["masks"], prediction["classes"].tolist(), prediction["scores"].tolist(), strict=True)
+        self.found += [
+            {"image_id": number, "category_id": label, "segmentation": m, "score": score} for m, label, score in found
+        ]
+
+    def result(self) -> dict[str, float]:
+        return average_precision(self.images, self.truth, self.found, self.num_labels, "segm")
+
+
+@dataclass
+class InstanceSegmentation(DenseTask):
+    """Mask2Former (arXiv:2112.01527) with three encoder and three decoder layers on maps of a quarter to a 32nd of the
+    image.
+
+    Annotations are colour images as in transformers' examples of instance segmentation: red is the class, green the
+    number of the instance, 0 where there is none. num_labels: number of classes. reduce_labels: red counts the classes
+    from 1.
+    """
+
+    num_labels: int
+    reduce_labels: bool
+
+    name = "instance_segmentation"
+    heads = ("mask2former",)
+    protocol = (
+        f"whole images stretched to image_size x image_size, masks resized to the image; COCO average precision of masks, at most "
+        f"{MAX_INSTANCES} per image"
+    )
+    default_rows = staticmethod(sprite_grids)
+
+    @classmethod
+    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+        num_labels = options.num_labels or getattr(rows, "num_labels", None)
+        if num_labels is None or not 1 <= num_labels <= 255:
+            raise ValueError(
+                f"instance segmentation needs --num_labels, the number of classes (1 to 255), got {num_labels}"
+            )
+        return cls(
+            **cls.common(options, encoder, multiple_of_patches=4 if encoder.config.square_patch_size <= 8 else 2),
+            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
+            target_column=find_column(rows, options.target_column, ["annotation", "label", "mask"], "annotations"),
+            num_labels=num_labels,
+            reduce_labels=options.reduce_labels,
+        )
+
+    def model_class(self) -> type[PreTrainedModel]:
+        return Mask2FormerForUniversalSegmentation
+
+    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
+        scales = [2, 1, 0.5, 0.25] if self.patch_size <= 8 else [4, 2, 1, 0.5]
+        stages = spread_stages(encoder.config.num_hidden_layers)
+        backbone = encoder.backbone(random_weights, out_indices=stages, scale_factors=scales)
+        config = Mask2FormerConfig(
+            backbone_config=backbone.config,
+            num_labels=self.num_labels,
+            num_queries=MAX_INSTANCES,
+            encoder_layers=3,
+            decoder_layers=4,  # the first prediction counts as one
+            train_num_points=min(12544, self.image_size**2 // 4),
+        )
+        return self.with_backbone(Mask2FormerForUniversalSegmentation(config), backbone)
+
+    def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none, and the instances'
+        classes (N,).
+
+        Raises:
+            ValueError: an instance has no class or several, or a class is unknown.
+        """
+        instances, labels = read_instances(row, self.target_column)
+        shift = int(self.reduce_labels)
+        wrong = labels[(labels < shift) | (labels >= self.num_labels + shift)]
+        if wrong.size:
+            expected = f"{shift} .. {self.num_labels - 1 + shift}"
+            raise ValueError(
+                f"an instance has the class {wrong[0]}, expected {expected}; see --num_labels and --reduce_labels"
+            )
+        return instances, labels - shift
+
+    def check_rows(self, rows: Rows, what: str) -> None:
+        super().check_rows(rows, what)
+        if not any(len(self.read_target(rows[index])[1]) for index in range(len(rows))):
+            raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an instance")
+
+    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+        image, (instances, classes) = read_image(row, self.image_column), self.read_target(row)
+        check_size(instances, image)
+        return image, instances, classes
+
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        image, instances, classes = self._read(row)
+        sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
+        start = rng.uniform(0, np.array(image.size) - sides)
+        box, size = (*start, *(start + sides)), (self.image_size, self.image_size)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        numbers = np.array(Image.fromarray(instances).resize(size, Image.Resampling.NEAREST, box=box))
+        if rng.random() < 0.5:
+            image, numbers = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), numbers[:, ::-1]
+        masks = numbers == np.arange(1, len(classes) + 1)[:, None, None]
+        kept = masks.sum(axis=(1, 2)) >= _MIN_PIXELS
+        targets = {
+            "masks": torch.from_numpy(masks[kept].astype(np.float32)),
+            "classes": torch.from_numpy(classes[kept]),
+        }
+        return {"pixel_values": self.normalize(image), **targets}
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        lists = {key: [sample[key] for sample in samples] for key in ("masks", "classes")}
+        return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **lists}
+
+    def test_sample(self, row: dict[str, Any], index: int) -> Sample:
+        image, instances, classes = self._read(row)
+        resized = image.resize((self.image_size,) * 2, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        return {"pixel_values": self.normalize(resized), "instances": instances, "classes": classes, "image": image}
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        outputs = model(pixel_values=batch["pixel_values"], mask_labels=batch["masks"], class_labels=batch["classes"])
+        return {"loss": outputs.loss.squeeze()}
+
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[dict[str, Any]]:
+        """Masks in COCO's run lengths, classes (N,), scores (N,) of each sample, best first; a score is that of class
+        times mask."""
+        outputs = model(pixel_values=pixel_values)
+        shares = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]
+        scores, index = shares.flatten(1).topk(min(MAX_INSTANCES, shares[0].numel()), dim=1)
+        queries, classes = index // self.num_labels, index % self.num_labels
+        found = []
+        for number, sample in enumerate(samples):
+            logits = outputs.masks_queries_logits[number, queries[number]].float()
+            logits = F.interpolate(logits[None], size=sample["instances"].shape, mode="bilinear", align_corners=False)[
+                0
+            ]
+            inside = logits > 0
+            sizes = inside.sum(dim=(1, 2))
+            certainty = (logits.sigmoid() * inside).sum(dim=(1, 2)) / sizes.clamp_min(1)
+            best = (scores[number] * certainty).sort(descending=True, stable=True)
+            order = best.indices[sizes[best.indices] > 0]
+            masks = inside[order].cpu().numpy().astype(np.uint8).transpose(1, 2, 0)
+            kept = {
+                "classes": classes[number, order].cpu().numpy(),
+                "scores": (scores[number] * certainty)[order].cpu().numpy(),
+            }
+            found.append({"masks": coco_masks.encode(np.asfortranarray(masks)), **kept})
+        return found
+
+    def start_score(self) -> _MaskScore:
+        return _MaskScore(self.num_labels)
+
+    def picture(self, sample: Sample, prediction: dict[str, Any]) -> list[Image.Image]:
+        """Each instance in a colour of its own."""
+        found = np.zeros_like(sample["instances"])
+        shown = [
+            mask
+            for mask, score in zip(prediction["masks"], prediction["scores"], strict=True)
+            if score >= _MIN_SCORE_SHOWN
+        ]
+        for number, mask in reversed(list(enumerate(shown, start=1))):  # the surest on top
+            found[coco_masks.decode(mask) > 0] = number
+        maps = (
+            overlay(sample["image"], numbers, max(int(numbers.max()), 1) + 1)
+            for numbers in (sample["instances"], found)
+        )
+        return [sample["image"], *maps]

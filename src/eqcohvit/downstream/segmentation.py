@@ -1,0 +1,165 @@
+"""Semantic segmentation in the ADE20K layout: an image and an annotation image of class indices per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
+
+from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
+from ..evaluation.pictures import color_labels
+from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
+from .backbones import EncoderFolder, spread_stages
+from .base import DenseTask, Sample, TaskOptions
+from .heads import DenseHeadConfig, LinearSegmentation
+
+IGNORED = 255
+_CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
+
+
+class _IoUScore:
+    def __init__(self, num_labels: int):
+        self.confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
+
+    def add(self, prediction: np.ndarray, sample: Sample) -> None:
+        self.confusion += confusion_matrix(prediction, sample["labels"], len(self.confusion), IGNORED)
+
+    def result(self) -> dict[str, float]:
+        scores = iou_scores(self.confusion)
+        return {"mIoU": scores["mean_iou"], "pixel accuracy": scores["overall_accuracy"]}
+
+
+@dataclass
+class Segmentation(DenseTask):
+    """UPerNet (arXiv:1807.10221, as wide as the backbone) or a linear head.
+
+    num_labels: number of classes. ignore_label: value of pixels that do not count, besides 255. reduce_labels: 0 means
+    "no class", and the classes 1 .. num_labels become 0 .. num_labels - 1, as in ADE20K.
+    """
+
+    num_labels: int
+    ignore_label: int | None
+    reduce_labels: bool
+
+    name = "segmentation"
+    heads = ("upernet", "linear")
+    protocol = "whole images with the shorter side at image_size, logits resized to the annotation; mIoU over the classes of all images"
+
+    @classmethod
+    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+        if options.num_labels is None or not 2 <= options.num_labels <= IGNORED:
+            raise ValueError(
+                f"segmentation needs --num_labels, the number of classes (2 to {IGNORED}), got {options.num_labels}"
+            )
+        return cls(
+            **cls.common(options, encoder),
+            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
+            target_column=find_column(
+                rows, options.target_column, ["annotation", "label", "mask", "segmentation_mask"], "annotations"
+            ),
+            num_labels=options.num_labels,
+            ignore_label=options.ignore_label,
+            reduce_labels=options.reduce_labels,
+        )
+
+    def model_class(self) -> type[PreTrainedModel]:
+        return UperNetForSemanticSegmentation if self.head == "upernet" else LinearSegmentation
+
+    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
+        if self.head == "linear":
+            backbone = encoder.backbone(random_weights)
+            return self.with_backbone(
+                LinearSegmentation(DenseHeadConfig(backbone_config=backbone.config, num_labels=self.num_labels)),
+                backbone,
+            )
+        stages = spread_stages(encoder.config.num_hidden_layers)
+        backbone = encoder.backbone(random_weights, out_indices=stages, scale_factors=[4, 2, 1, 0.5])
+        width = encoder.config.hidden_size
+        sizes = {"hidden_size": width, "auxiliary_in_channels": width, "auxiliary_channels": width}
+        config = UperNetConfig(
+            backbone_config=backbone.config, num_labels=self.num_labels, loss_ignore_index=IGNORED, **sizes
+        )
+        return self.with_backbone(UperNetForSemanticSegmentation(config), backbone)
+
+    def read_target(self, row: dict[str, Any]) -> np.ndarray:
+        """Class of each pixel, int64 (H, W), 255 where it does not count.
+
+        Raises:
+            ValueError: a value is no class, or no pixel counts.
+        """
+        labels = read_labels(row, self.target_column)
+        ignored = labels == IGNORED
+        if self.ignore_label is not None:
+            ignored |= labels == self.ignore_label
+        if self.reduce_labels:
+            ignored |= labels == 0
+            labels = labels - 1
+        wrong = labels[~ignored & ((labels < 0) | (labels >= self.num_labels))]
+        if wrong.size:
+            shift = int(self.reduce_labels)
+            raise ValueError(
+                f"the annotation has the value {wrong[0] + shift}, expected {shift} .. {self.num_labels - 1 + shift}, or {IGNORED} where a "
+                "pixel does not count; see --num_labels, --ignore_label and --reduce_labels"
+            )
+        if ignored.all():
+            raise ValueError("the annotation is empty: no pixel has a class")
+        return np.where(ignored, IGNORED, labels)
+
+    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
+        image, labels = read_image(row, self.image_column), self.read_target(row)
+        check_size(labels, image)
+        return image, labels
+
+    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
+        image, labels = self._read(row)
+        size = self.image_size
+        side = rng.uniform(*_CROP_RANGE) * min(image.size)
+        left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+        rows, columns = np.nonzero(labels[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1] != IGNORED)
+        if len(rows) == 0:  # a crop without any labelled pixel teaches nothing: take one round a labelled pixel
+            rows, columns = np.nonzero(labels != IGNORED)
+            at = rng.integers(len(rows))
+            left, top = (
+                np.clip(at - side / 2, 0, limit - side)
+                for at, limit in zip((columns[at], rows[at]), image.size, strict=True)
+            )
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        labels = np.asarray(
+            Image.fromarray(labels.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST, box=box)
+        )
+        if rng.random() < 0.5:
+            image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+        return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
+
+    def test_sample(self, row: dict[str, Any], index: int) -> Sample:
+        image, labels = self._read(row)
+        return {"pixel_values": self.normalize(self.resize_whole(image)), "labels": labels}
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {"loss": model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss}
+
+    def predict(
+        self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[np.ndarray]:
+        """Class of each pixel, int64 (H, W) of the annotation."""
+        logits = model(pixel_values=pixel_values).logits.float()
+        sizes = [sample["labels"].shape for sample in samples]
+        resized = (
+            F.interpolate(one[None], size=size, mode="bilinear", align_corners=False)
+            for one, size in zip(logits, sizes, strict=True)
+        )
+        return [one[0].argmax(dim=0).cpu().numpy() for one in resized]
+
+    def start_score(self) -> _IoUScore:
+        return _IoUScore(self.num_labels)
+
+    def picture(self, sample: Sample, prediction: np.ndarray) -> list[Image.Image]:
+        maps = (color_labels(labels, self.num_labels) for labels in (sample["labels"], prediction))
+        return [self.to_image(sample["pixel_values"]), *maps]

@@ -1,0 +1,116 @@
+"""The supervised tasks of scripts/evaluate.py: fine-tuned models as they are, and heads fitted on a frozen backbone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..evaluation.context import Evaluation, short_names
+from ..evaluation.features import RANDOM
+from ..evaluation.results import Row
+from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
+from ..evaluation.video_tasks import VIDEO_ROWS, picture_figure, title_of
+from ..loading import find_model
+from . import TASKS, DenseTask, TaskOptions, load_finetuned
+from .backbones import EncoderFolder, find_backbone
+from .base import TASK_FILE, evaluate_task
+
+
+def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
+    """Scores of fine-tuned models as they are; for encoders, and their random weights, of a head that is fitted on the
+    frozen backbone."""
+    settings, rows = evaluation.settings, []
+    sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
+    train, test = open_train_and_test(**sources, default=TASKS[name].default_rows)
+    train = train.select(range(min(len(train), settings["max_samples"])))
+    for path, shown in zip(evaluation.models, short_names(evaluation.models), strict=True):
+        if (Path(find_model(path)) / TASK_FILE).is_file():
+            task, model = load_finetuned(path)
+            if task.name != name:
+                raise ValueError(f"{path} was fine-tuned for {task.name}, not for {name}")
+            task.check_rows(test, "test")
+            rows += _score(evaluation, task, {shown: [model]}, test)
+            continue
+        encoder = EncoderFolder.open(path)
+        task = TASKS[name].from_options(_options(settings, TASKS[name].heads[-1]), encoder, train)
+        for part, part_rows in (("train", train), ("test", test)):
+            task.check_rows(part_rows, part)
+        random = RANDOM if len(evaluation.models) == 1 else f"{RANDOM} ({shown})"
+        fitted = {
+            label: [fit_head(task, encoder, is_random, train, settings, seed) for seed in range(evaluation.seeds)]
+            for label, is_random in ((shown, False), (random, True))
+        }
+        rows += _score(evaluation, task, fitted, test)
+    return rows
+
+
+def fit_head(
+    task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int
+) -> PreTrainedModel:
+    """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
+    from ..training.signals import StopSignals
+    from .finetune import FinetuneSettings, Finetuning, make_accelerator
+
+    torch.manual_seed(seed)
+    model = task.build(encoder, is_random)
+    steps = settings["max_steps"]
+    how = FinetuneSettings(
+        train="head", max_steps=steps, save_steps=steps, seed=seed, num_workers=settings["num_workers"]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        return Finetuning(
+            make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder)
+        ).train()
+
+
+def _options(settings: dict[str, Any], head: str) -> TaskOptions:
+    names = (
+        "image_size",
+        "image_column",
+        "target_column",
+        "num_labels",
+        "ignore_label",
+        "reduce_labels",
+        "max_depth",
+        "depth_scale",
+    )
+    return TaskOptions(head=head, **{name: settings[name] for name in names})
+
+
+def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTrainedModel]], test: Rows) -> list[Row]:
+    rows, settings = [], evaluation.settings
+    for label, seeds in models.items():
+        scores = []
+        for model in seeds:
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            values, pictures = evaluate_task(task, model, test, settings["max_test_samples"], settings["num_workers"])
+            scores.append(values)
+        caption = f"{title_of(task.name)}: predictions of {label}. {task.protocol}."
+        evaluation.figures.append(
+            picture_figure(f"{task.name}_{len(evaluation.figures)}", caption, task.picture_titles, pictures)
+        )
+        protocol = {"task": task.name, "head": task.head, "image_size": task.image_size, "seeds": len(seeds)}
+        rows += [
+            Row(
+                label,
+                "backbone",
+                f"{title_of(task.name)} {metric}",
+                [values[metric] for values in scores],
+                settings=protocol,
+            )
+            for metric in scores[0]
+        ]
+    return rows
+
+
+# Name -> function of an `Evaluation` that returns rows, for the registry of scripts/evaluate.py.
+DENSE_TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
+    **{name: partial(supervised_rows, name=name) for name in TASKS},
+    **VIDEO_ROWS,
+}
