@@ -34,7 +34,18 @@ ALLOWED = {
     "publish": {"hub", "evaluation", "loading", "files", "preprocessing"},
     "html_page": set(),
     "recipes": set(),
-    "commands": {"training", "transforms", "evaluation", "downstream", "publish", "data", "files", "hub", "registration", "loading"},
+    "commands": {
+        "training",
+        "transforms",
+        "evaluation",
+        "downstream",
+        "publish",
+        "data",
+        "files",
+        "hub",
+        "registration",
+        "loading",
+    },
     "__init__": {"hub", "registration"},
 }
 # Libraries that a room may import, besides the standard library.

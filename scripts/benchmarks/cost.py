@@ -236,7 +236,8 @@ def _name_phases(module: PretrainModule, counter: Counter, args: PretrainArgumen
     def phase_of_images(pixel_values: torch.Tensor) -> str:
         return "local" if pixel_values.shape[-1] == local_size else "student"
 
-    _count_as(module.model.eqcohvit, counter, phase_of_images)
+    _count_as(module.model.eqcohvit.backbone, counter, phase_of_images)
+    _count_as(module.model.eqcohvit.feature_head, counter, lambda *_: "student")
     _count_as(module.model.decoders, counter, lambda *_: "decoders")
     if module.teacher is not None:
         _count_as(module.teacher.encoder, counter, lambda *_: "teacher")

@@ -116,8 +116,11 @@ def test_sie():
 class LogitsHead(nn.Module):
     """In place of `TokenHeads`: the features are the logits."""
 
-    def forward(self, cls, local, patches):
-        return HeadOutputs(cls, local, patches)
+    def forward(self, cls, local, patches, chosen=None):
+        if chosen is None:
+            return HeadOutputs(cls, local, patches)
+        rows = patches.flatten(0, -2)
+        return HeadOutputs(cls, local, rows[chosen], rows.mean(dim=0))
 
 
 BATCH, PATCHES, PROTOTYPES, LOCAL = 6, 16, 10, 3
