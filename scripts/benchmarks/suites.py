@@ -81,7 +81,8 @@ def _recipe(name: str, batch_size: int, *flags: str) -> PretrainArguments:
 def _name(args: PretrainArguments) -> str:
     sizes: dict[str | None, str] = {"micro": "micro", "small": "S", "base": "B", "large": "L"}
     objective = f"{args.objective} (recon_from {args.recon_from})" if args.masking() else args.objective
-    return f"ViT-{sizes[args.model_preset]}/{args.patch_size}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
+    model = f"ViT-{sizes[args.model_preset]}/{args.patch_size}"
+    return f"{model}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

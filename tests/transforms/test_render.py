@@ -33,9 +33,8 @@ def patterns(size):
 
 
 def views_of(path, **settings):
-    renderer = ViewRenderer(
-        make_path(path), 32, include_final=True, local_crops=MultiCrop(2, 12), masking=BlockMasking(), patch_size=4, **settings
-    )  # fmt: skip
+    settings |= {"include_final": True, "local_crops": MultiCrop(2, 12), "masking": BlockMasking(), "patch_size": 4}
+    renderer = ViewRenderer(make_path(path), 32, **settings)
     keys = 2**40 + 7919 * torch.arange(BATCH)
     sizes = torch.tensor([[48, 48], [24, 130], [100, 48], [200, 200]])
     return renderer(patterns(48), sizes=sizes, keys=keys, epochs=torch.full_like(keys, 3))
@@ -87,9 +86,9 @@ def test_contrast_leaves_the_mean_of_the_view_before_the_motion(border):
 def test_an_evaluation_pair_is_the_transformation_of_its_original(path):
     path = make_path(path)
     keys = torch.arange(BATCH)
-    batch = Batch(
-        canvases=patterns(32), sizes=torch.full((BATCH, 2), 32), keys=keys, epochs=torch.zeros_like(keys), labels=keys, position={}
-    )  # fmt: skip
+    sizes = torch.full((BATCH, 2), 32)
+    epochs = torch.zeros_like(keys)
+    batch = Batch(canvases=patterns(32), sizes=sizes, keys=keys, epochs=epochs, labels=keys, position={})
     pair = render_pair(batch, path, "paper", 32)
     expected = path.at(pair.parameters, 1.0)(pair.original, "zeros")
     assert torch.allclose(pair.transformed, expected, atol=1e-5)

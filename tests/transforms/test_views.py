@@ -324,6 +324,23 @@ def test_state_that_does_not_move_is_theresized_crop():
         assert (state - expected)[..., 3:-3, 3:-3].abs().max() < 0.02
 
 
+@pytest.mark.parametrize("resized", ["crop", "region"])
+def test_half_precision_of_a_gpu_changes_a_view_by_less_than_a_level_of_8_bits(monkeypatch, resized):
+    """As TF32 would: 10 bits of each factor."""
+    monkeypatch.setattr(resize, "_GROUP", 1000)  # a GPU computes all outputs of an axis together
+    canvas, sizes = on_canvas(natural(90, 120), 160)
+    drawn = boxed(20, 11, 70, 60)
+    lines = canvas.transpose(1, 2)
+    views = []
+    for dtype in (torch.float32, torch.float16):
+        if resized == "crop":
+            views.append(resized_crop(lines.to(dtype), sizes, drawn, 48))
+        else:
+            views.append(resized_region(lines.to(dtype), sizes, drawn, 48, 100))
+    assert (views[0] - views[1]).abs().max() < 1 / 255
+    assert not torch.equal(*views)
+
+
 def test_beyond_the_image_its_mirror_image_goes_on():
     picture = natural(40, 40)
     canvas, sizes = on_canvas(picture, 64)

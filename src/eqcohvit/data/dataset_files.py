@@ -1,4 +1,4 @@
-"""The files and columns behind a dataset: which files a pattern means, which builder reads them, which columns to use."""
+"""The files and columns of a dataset: the files that a pattern matches, their builder, and the columns to use."""
 
 import glob
 import os

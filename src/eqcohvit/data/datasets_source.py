@@ -268,7 +268,7 @@ def open_source(
     if train_dir is not None:
         if image_column is not None or label_column not in (None, "folder"):
             raise ValueError(
-                'train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)'
+                'train_dir has no columns; label_column may only be "folder" (the parent folder is the class)'
             )
         return FolderSource(train_dir, labels=label_column == "folder", leave_out=leave_out)
     if dataset_name is None:

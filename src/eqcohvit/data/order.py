@@ -110,7 +110,8 @@ class Order:
         for name, value in identity.items():
             if position[name] != value:
                 raise ValueError(
-                    f"cannot resume: the position was saved with {name}={position[name]}, this stream has {name}={value}"
+                    f"cannot resume: the position was saved with {name}={position[name]}, "
+                    f"this stream has {name}={value}"
                 )
 
     def samples(self, epoch: int, group: int, row: int) -> Iterator[Sample]:
@@ -136,7 +137,7 @@ class Order:
         """This rank's share of what the former group left of its epoch, the last one that any of its ranks had
         begun."""
         last_epoch = _last_epoch(self.handover)
-        rests = []
+        rests: list[Iterator[Sample]] = []
         for rank, position in enumerate(self.handover):
             order, start = replace(self, rank=rank, world_size=len(self.handover), handover=()).resumed_at(position)
             samples = order.samples(start["epoch"], start["group"], start["row"])

@@ -31,11 +31,12 @@ class ResidentCanvases:
         self._canvas_bytes, self._is_full = 3 * canvas_size**2, False
         free, total = free_memory(device)
         room = max(0, int(free - RESERVE * total)) // self._canvas_bytes
-        number = length_hint(source)  # 0 where only reading would tell
+        number = length_hint(source)  # 0 if only reading would show it
         if number > room:
             needed = number * self._canvas_bytes / 2**30
             report(
-                f"resident: {number} images need {needed:.1f} GiB on {device}; at most {room} fit, the others are decoded each epoch"
+                f"resident: {number} images need {needed:.1f} GiB on {device}; "
+                f"at most {room} fit, the others are decoded each epoch"
             )
 
     def __len__(self) -> int:

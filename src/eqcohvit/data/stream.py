@@ -34,8 +34,8 @@ class Batch:
     """B samples.
 
     canvases: uint8 (B, 3, S, S). sizes: int64 (B, 2), (height, width) of the originals in pixels. keys, epochs: int64
-    (B,); together they identify one view of one sample. labels: int64 (B,), -1 if unknown. position: JSON-able; where to
-    continue after this batch.
+    (B,); together they identify one view of one sample. labels: int64 (B,), -1 if unknown. position: JSON-able; where
+    to continue after this batch.
     """
 
     canvases: torch.Tensor
@@ -207,8 +207,8 @@ def sequential(
 ) -> Iterator[Batch]:
     """One pass in the order of the source, without shuffling; the last batch may be smaller. For evaluation.
 
-    `max_samples` counts the rows read. Bad images are skipped, and a warning at the end says how many. If all images are
-    bad, that is an error.
+    `max_samples` counts the rows read. Bad images are skipped, and a warning at the end says how many. If all images
+    are bad, that is an error.
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")

@@ -80,8 +80,10 @@ def sampling_grid(
 
 
 def magnification(motion: torch.Tensor) -> torch.Tensor:
-    """The factor by which a motion (..., 3, 3), output -> input, enlarges the center of its view: the root of the area's
-    factor."""
+    """The factor by which a motion (..., 3, 3), output -> input, enlarges the center of its view.
+
+    It is the square root of the factor of the area.
+    """
     x_row, y_row, scale_row = (motion / motion[..., 2:, 2:]).unbind(dim=-2)
     xx, xy, x0 = x_row.unbind(dim=-1)
     yx, yy, y0 = y_row.unbind(dim=-1)

@@ -56,8 +56,8 @@ class Views:
 class Draws:
     """All that is random about the views of B samples.
 
-    first: of v1. second: of u. moves: (B, V, ...), from u to the targets and v2. parameters: (B, P) of g. local: (B * L,
-    ...) or None. masks: (B, 2, N) booleans or None.
+    first: of v1. second: of u. moves: (B, V, ...), from u to the targets and v2. parameters: (B, P) of g. local: (B *
+    L, ...) or None. masks: (B, 2, N) booleans or None.
     """
 
     first: ViewParameters
