@@ -56,7 +56,7 @@ def test_combination_trains(objective, path, backbone):
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)
     for step in range(3):
         keys = torch.arange(4) + 4 * step
-        views = renderer(canvases, torch.full((4, 2), 20), torch.zeros_like(keys), keys)
+        views = renderer(canvases, sizes=torch.full((4, 2), 20), keys=keys, epochs=torch.zeros_like(keys))
         terms = module(views, VALUES)
         assert all(value.isfinite() for value in terms.values()), terms
         head = module.model.eqcohvit.feature_head.weight

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..files import SETTINGS_FILE, STATE_FILE
 from ..preprocessing import side_of
-from .arguments import PretrainArguments, check_resumable, load_recipe
+from .arguments import PretrainArguments, load_recipe
+from .checks import check_resumable
 from .launcher import with_launcher
 from .start import find_training_state, open_start
 
