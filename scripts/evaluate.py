@@ -33,12 +33,14 @@ from eqcohvit.downstream import TaskOptions
 from eqcohvit.downstream.tasks import DENSE_TASKS
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
+from eqcohvit.evaluation.feature_cache import DEFAULT_CACHE, prune_cache
 from eqcohvit.evaluation.features import POOLINGS
 from eqcohvit.evaluation.figures import figures_of_rows
+from eqcohvit.evaluation.images import TEST_SPRITES, ProbeImages, check_test_data
 from eqcohvit.evaluation.latent_tasks import latent_r2
 from eqcohvit.evaluation.latents import parse_circular
 from eqcohvit.evaluation.pairs import PROTOCOLS
+from eqcohvit.evaluation.r2_tasks import ALL_HEADS, HEADS, r2
 from eqcohvit.evaluation.report import protocol_notes, write_report
 from eqcohvit.evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
@@ -47,7 +49,7 @@ from eqcohvit.transforms import PATHS, make_path
 
 # Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
 TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    "r2": tasks.r2,
+    "r2": r2,
     "knn": tasks.knn,
     "linear": tasks.linear,
     "disentanglement": tasks.disentanglement,
@@ -101,7 +103,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
     group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
     heads = "regressors of r2; kernel is what pretraining watches, slow above 2,000 images; default: mlp linear"
-    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.ALL_HEADS, help=heads)
+    group.add_argument("--head", nargs="+", default=list(HEADS), choices=ALL_HEADS, help=heads)
     poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
     group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
     group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
@@ -238,7 +240,7 @@ def check_writable(name: str, path: Path) -> None:
         raise ValueError(f"{name} {path} cannot be written: {there} is no folder that one may write to")
 
 
-def open_samples(args: argparse.Namespace) -> Samples:
+def open_samples(args: argparse.Namespace) -> ProbeImages:
     """The sources of fitting and testing images."""
     check_test_data(
         args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir
@@ -255,7 +257,7 @@ def open_samples(args: argparse.Namespace) -> Samples:
         test = open_source(
             *given, args.test_split or args.dataset_split, args.test_data_files or args.data_files, *columns
         )
-    return Samples(train, test, args.max_samples, args.max_test_samples, args.num_workers)
+    return ProbeImages(train, test, args.max_samples, args.max_test_samples, args.num_workers)
 
 
 def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:

@@ -13,19 +13,10 @@ from tests.data.data_tools import png
 from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, decode
 from eqcohvit.evaluation import extraction, features, pairs
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.extraction import (
-    BLOCK_SIZE,
-    CentralView,
-    FeatureCache,
-    PairView,
-    Samples,
-    check_test_data,
-    code_hash,
-    extract,
-    missing_classes,
-    prune_cache,
-)
+from eqcohvit.evaluation.extraction import CentralView, PairView, code_hash, extract
+from eqcohvit.evaluation.feature_cache import FeatureCache, prune_cache
 from eqcohvit.evaluation.features import PixelEncoder
+from eqcohvit.evaluation.images import BLOCK_SIZE, ProbeImages, check_test_data, missing_classes
 from eqcohvit.transforms import make_path, ops
 
 BLOCKS_PER_CHUNK = 2
@@ -44,7 +35,7 @@ def keys(samples, part):
 
 def test_one_source_is_split_into_disjoint_training_and_test_images():
     source = SpritesSource(num_samples=100)
-    samples = Samples(source, source, num_train=50, num_test=40)
+    samples = ProbeImages(source, source, num_train=50, num_test=40)
     train, test = keys(samples, "train"), keys(samples, "test")
     assert len(train) == 50 and len(test) == 40 and not set(train) & set(test)
     assert keys(samples, "test") == test
@@ -52,7 +43,7 @@ def test_one_source_is_split_into_disjoint_training_and_test_images():
 
 def test_a_small_source_gives_each_image_once(photos):
     source = FolderSource(str(photos))
-    train = keys(Samples(source, source, num_train=1000, num_test=4), "train")
+    train = keys(ProbeImages(source, source, num_train=1000, num_test=4), "train")
     assert len(train) == len(set(train)) == 20
 
 
@@ -70,7 +61,7 @@ class Counting(PixelEncoder):
 
 def run(tmp_path, encoder, num_workers=0, num=2 * CHUNK + 40, source=None, view=None):
     source = source or SpritesSource()
-    samples = Samples(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
+    samples = ProbeImages(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
     return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "paper"), tmp_path)[
         encoder.name
     ]
@@ -124,7 +115,7 @@ def test_other_images_views_or_encoders_do_not_find_old_features(tmp_path):
 
 
 def test_an_encoder_that_comes_later_fills_its_own_chunks_only(tmp_path):
-    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), CHUNK + 8, 8)
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), CHUNK + 8, 8)
     first, second = Counting(16, "first"), Counting(24, "second")
     view = CentralView()
     extract([first], samples, "train", view, tmp_path)
@@ -135,7 +126,7 @@ def test_an_encoder_that_comes_later_fills_its_own_chunks_only(tmp_path):
 
 
 def test_central_view_of_a_square_image_is_the_image(photos):
-    samples = Samples(FolderSource(str(photos)), SpritesSource(), 8, 8)
+    samples = ProbeImages(FolderSource(str(photos)), SpritesSource(), 8, 8)
     batch, _ = next(samples.blocks("test", 16))
     images, _ = CentralView()(batch, 16)
     assert torch.equal(images[0], batch.canvases.float() / 255)
@@ -144,7 +135,7 @@ def test_central_view_of_a_square_image_is_the_image(photos):
 def test_a_source_without_images_left_is_an_error(photos, tmp_path):
     source = FolderSource(str(photos))
     with pytest.raises(ValueError, match="no images left to fit on: 24 are taken for testing"):
-        extract([PixelEncoder(16)], Samples(source, source, 8, 24), "train", CentralView(), tmp_path)
+        extract([PixelEncoder(16)], ProbeImages(source, source, 8, 24), "train", CentralView(), tmp_path)
 
 
 def test_features_used_longest_ago_go_first_and_those_in_use_stay(tmp_path):
@@ -214,7 +205,7 @@ def sorted_files(folder, num_files, num_rows, num_classes=10, row_group_size=Non
 @pytest.mark.parametrize(("num_files", "num_rows"), [(1, 5000), (20, 250)])
 def test_images_of_sorted_data_are_of_all_classes(tmp_path, num_files, num_rows):
     source = sorted_files(tmp_path, num_files, num_rows, row_group_size=num_rows)
-    samples = Samples(source, source, num_train=200, num_test=100)
+    samples = ProbeImages(source, source, num_train=200, num_test=100)
     for part in ("train", "test"):
         labels = torch.cat([batch.labels for batch, _ in samples.blocks(part, 4)])
         counts = labels.bincount(minlength=10)
@@ -238,7 +229,7 @@ def test_an_evaluation_warns_once_of_a_part_without_some_classes(tmp_path):
     train = sorted_files(tmp_path, 2, 100)
     sorted_files(tmp_path / "some", 5, 20)
     test = DatasetSource("parquet", data_files=[str(tmp_path / "some" / f"{file}.parquet") for file in range(2)])
-    evaluation = Evaluation([], lambda: Samples(train, test, 100, 40), cache_dir=tmp_path / "cache")
+    evaluation = Evaluation([], lambda: ProbeImages(train, test, 100, 40), cache_dir=tmp_path / "cache")
     view, encoders = CentralView(), [PixelEncoder(8)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
+from eqcohvit.evaluation.pair_regression import PairData, regress_pair
 from eqcohvit.evaluation.probes import (
     change_under,
-    hold_out,
     knn_accuracy,
     knn_correct,
     linear_cka,
     linear_classification,
     linear_regression,
-    nearest_neighbours,
+    nearest_neighbors,
     predictability,
-    regress_pair,
+    split_rows,
     standardize,
 )
 
@@ -29,14 +29,14 @@ def make(num=1200, seed=0, dim=12):
 
 def scores(x, y, num_train, num_seeds=1):
     """R2 (S, P) of the chosen heads and of ridge regression, of features of one picture."""
-    found = regress_pair(x[:num_train], None, y[:num_train], x[num_train:], None, num_seeds)
+    found = regress_pair(PairData(x[:num_train], None, y[:num_train], x[num_train:], None), num_seeds)
     true = y[num_train:].numpy()
     return [np.stack([r2_per_parameter(p.numpy(), true) for p in found[head]]) for head in ("mlp", "linear")]
 
 
 def pair_scores(o, g, y, num_train, num_seeds=1):
     """R2 (S,) pooled over the targets, of the chosen heads and of ridge regression."""
-    found = regress_pair(o[:num_train], g[:num_train], y[:num_train], o[num_train:], g[num_train:], num_seeds)
+    found = regress_pair(PairData(o[:num_train], g[:num_train], y[:num_train], o[num_train:], g[num_train:]), num_seeds)
     return [
         [r2_per_parameter(p.numpy(), y[num_train:].numpy()).mean() for p in found[head]] for head in ("mlp", "linear")
     ]
@@ -83,7 +83,8 @@ def test_heads_find_nothing_in_independent_features():
 def test_probes_are_deterministic_and_leave_the_global_generator_alone():
     y, noise = make(300)
     x, state = torch.cat([y.sin(), noise], dim=1), torch.get_rng_state()
-    first, again = (regress_pair(x[:200], x[:200].sin(), y[:200], x[200:], x[200:].sin(), 2) for _ in range(2))
+    data = PairData(x[:200], x[:200].sin(), y[:200], x[200:], x[200:].sin())
+    first, again = (regress_pair(data, 2) for _ in range(2))
     assert torch.equal(first["mlp"], again["mlp"]) and torch.equal(torch.get_rng_state(), state)
     assert first["chosen"] == again["chosen"] and len(first["chosen"]) == 2
     assert not torch.equal(first["mlp"][0], first["mlp"][1])
@@ -93,7 +94,7 @@ def test_each_seed_has_the_draw_of_its_index():
     """The moved features and the targets of the second seed are others."""
     y, o = make(400, dim=2)
     targets, moved = torch.stack([y, -y]), torch.stack([o + y, o - 3 * y])
-    found = regress_pair(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:], 2)
+    found = regress_pair(PairData(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:]), 2)
     for seed in range(2):
         assert (r2_per_parameter(found["linear"][seed].numpy(), targets[seed, 300:].numpy()) > 0.999).all()
 
@@ -102,14 +103,15 @@ def test_each_seed_has_the_draw_of_its_index():
 def test_few_samples_and_many_dimensions(num, dim, targets):
     x = torch.randn(num + 5, dim, generator=torch.Generator().manual_seed(0))
     y = x[:, :1] * torch.arange(1.0, targets + 1)
-    found = regress_pair(x[:num], x[:num] + y[:num, :1], y[:num], x[num:], x[num:] + y[num:, :1], 2)
+    moved = x + y[:, :1]
+    found = regress_pair(PairData(x[:num], moved[:num], y[:num], x[num:], moved[num:]), 2)
     assert found["mlp"].shape == found["linear"].shape == (2, 5, targets) and found["mlp"].isfinite().all()
 
 
 def test_both_moved_or_neither():
     x = torch.zeros(12, 2)
     with pytest.raises(ValueError, match="expected moved and test_moved, or neither"):
-        regress_pair(x, x, x, x, None)
+        PairData(x, x, x, x, None)
 
 
 def test_a_dead_dimension_does_not_explode():
@@ -131,7 +133,7 @@ def test_wide_features_give_the_same_ridge_regression():
     padded = torch.cat([x, torch.zeros(60, 1)], dim=1)
     (wide,) = linear_regression(padded[:40], y[:40], padded[40:])
     assert torch.allclose(narrow, wide, atol=1e-5)
-    fit, val = hold_out(40, 0)
+    fit, val = split_rows(40, 0)
     z, test = (values.double() for values in standardize(x[:40], x[40:]))
     centred = z[fit] - z[fit].mean(dim=0)
     target = (y[fit] - y[fit].mean(dim=0)).double()
@@ -181,13 +183,13 @@ def test_a_low_temperature_takes_the_nearest_neighbour():
     assert knn_accuracy(train, labels, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), k=2, temperature=0.001) == 1.0
 
 
-def test_nearest_neighbours_do_not_depend_on_the_chunks():
+def test_nearest_neighbors_do_not_depend_on_the_chunks():
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(200, 8, generator=generator), torch.randn(50, 8, generator=generator)
     similarity = torch.nn.functional.normalize(test, dim=-1) @ torch.nn.functional.normalize(train, dim=-1).T
     expected = similarity.argsort(dim=-1, descending=True)[:, :5]
     for chunks in ({}, {"test_chunk": 7}, {"train_chunk": 30}, {"test_chunk": 11, "train_chunk": 3}):
-        assert torch.equal(nearest_neighbours(train, test, 5, **chunks)[1], expected)
+        assert torch.equal(nearest_neighbors(train, test, 5, **chunks)[1], expected)
 
 
 def blobs(num, dim=6, classes=3, noise=0.3, seed=0):
@@ -221,7 +223,7 @@ def test_linear_classification_chooses_the_learning_rate_by_validation():
 def test_linear_classification_is_fitted_on_all_samples_in_the_end():
     """A class that is in the held-out samples alone is known nevertheless."""
     x, y = blobs(40, dim=8, classes=2, noise=0.1)
-    _, val = hold_out(40, 0)
+    _, val = split_rows(40, 0)
     x[val], y[val] = torch.eye(8)[7] + 0.1 * x[val], torch.tensor(2)
     classes, _ = linear_classification(x, y, torch.eye(8)[7:], learning_rates=(0.1, 0.3))
     assert classes.tolist() == [2]

@@ -14,8 +14,9 @@ from tests.evaluation.latent_renders import draw, draw_rows, write_parquet
 from eqcohvit.data import DatasetSource, FolderSource
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.extraction import PairView, Samples
+from eqcohvit.evaluation.extraction import PairView
 from eqcohvit.evaluation.features import LAST, Feature, select
+from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.evaluation.latent_tasks import latent_r2
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES
 from eqcohvit.transforms import make_path
@@ -61,7 +62,7 @@ def photos(tmp_path):
 def measure(photos, folder):
     """What decides a figure, from the settings of the suite to the probes."""
     suite = SUITES["r2"]
-    samples = Samples(photos, photos, 150, 50)
+    samples = ProbeImages(photos, photos, 150, 50)
     settings = suite.fixed() | {"transform": ["rotation"]}
     evaluation = evaluation_of(samples, folder / "cache", **settings)
     views = {}
@@ -78,7 +79,7 @@ def measure(photos, folder):
     )
     settings = {"target_columns": ["hue"], "group_column": "object"}
     settings |= {"pooling": list(suite.pooling), "head": ["linear"]}
-    rows += latent_r2(evaluation_of(Samples(source, source, 45, 15), folder / "cache", **settings))
+    rows += latent_r2(evaluation_of(ProbeImages(source, source, 45, 15), folder / "cache", **settings))
     found = {"suites": {name: dataclasses.asdict(suite) for name, suite in SUITES.items()}, "views": views}
     return found | {"r2": {f"{row.part}: {row.metric}": row.mean for row in rows}}
 

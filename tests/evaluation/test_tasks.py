@@ -4,9 +4,11 @@ import torch
 from eqcohvit.data import FolderSource, SpritesSource
 from eqcohvit.evaluation import tasks
 from eqcohvit.evaluation.context import Evaluation, short_names
-from eqcohvit.evaluation.extraction import Features, PairView, Samples
+from eqcohvit.evaluation.extraction import PairView
+from eqcohvit.evaluation.feature_cache import Features
 from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
-from eqcohvit.evaluation.probes import Head
+from eqcohvit.evaluation.images import ProbeImages
+from eqcohvit.evaluation.pair_regression import Head
 from eqcohvit.transforms import make_path
 
 
@@ -37,7 +39,7 @@ def rings(images):
 
 
 def make(tmp_path, encoders, samples=None, seeds=2, **settings):
-    samples = samples or Samples(SpritesSource(), SpritesSource(offset=1 << 40), 300, 150)
+    samples = samples or ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 300, 150)
     defaults = {
         "transform": ["rotation"], "protocol": ["strict"], "pooling": ["cls_mean"], "head": list(tasks.HEADS), "k": 3, "temperature": 0.07,
     }  # fmt: skip
@@ -48,7 +50,7 @@ def make(tmp_path, encoders, samples=None, seeds=2, **settings):
 
 def test_r2_rows_hold_every_encoder_part_and_head(tmp_path):
     constant = Encoder("constant", lambda images: torch.ones(len(images), 3))
-    small = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 48, 24)
+    small = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 48, 24)
     rows = tasks.r2(make(tmp_path, [PixelEncoder(16), constant], small, transform=["se2"], protocol=["paper"]))
     names = ["R2 se2", "R2 se2 angle", "R2 se2 shift_x", "R2 se2 shift_y"]
     expected = [f"{name}, paper{head}" for head in ("", ", linear head") for name in names]
@@ -73,7 +75,7 @@ def test_r2_of_rotation_invariant_features_is_about_zero(tmp_path):
 
 
 def test_the_first_head_and_pooling_lead_the_table(tmp_path):
-    small = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 64, 32)
+    small = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 64, 32)
     encoders = [PixelEncoder(16), Encoder("rings", rings)]
     pixels, pixels_grid, alone, pooled, _ = tasks.r2(
         make(tmp_path, encoders[:1], small, head=["linear"], pooling=["cls_mean", "grid"])
@@ -89,12 +91,12 @@ def test_knn_and_linear_need_labels(photos, tmp_path):
     source = FolderSource(str(photos))
     for task in (tasks.knn, tasks.linear):
         with pytest.raises(ValueError, match="classification needs labels"):
-            task(make(tmp_path, [PixelEncoder(16)], Samples(source, source, 10, 4)))
+            task(make(tmp_path, [PixelEncoder(16)], ProbeImages(source, source, 10, 4)))
 
 
 def test_knn_and_linear_of_labelled_folders(photos, tmp_path):
     source = FolderSource(str(photos), labels=True)
-    evaluation = make(tmp_path, [PixelEncoder(16)], Samples(source, source, 16, 8))
+    evaluation = make(tmp_path, [PixelEncoder(16)], ProbeImages(source, source, 16, 8))
     (nearest,), (linear,) = tasks.knn(evaluation), tasks.linear(evaluation)
     assert nearest.half >= 0 and linear.half >= 0
     assert nearest.metric == "kNN-3" and nearest.settings["temperature"] == 0.07 and 0 <= nearest.mean <= 1
@@ -116,7 +118,7 @@ def test_disentanglement_tells_what_moves_and_how(tmp_path):
                 Feature("invariant", LAST, "mean"): rings(images),
             }
 
-    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 200, 100)
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 200, 100)
     evaluation = make(tmp_path, [Split("split", None)], samples, seeds=1, protocol=["paper"])
     rows = {(row.part, row.metric): row.mean for row in tasks.disentanglement(evaluation)}
     assert rows["invariant", "change under rotation, paper"] < rows["equivariant", "change under rotation, paper"]
@@ -132,7 +134,7 @@ def test_disentanglement_tells_what_moves_and_how(tmp_path):
 
 def test_each_draw_is_that_of_its_pair(tmp_path):
     """The original comes once; draw s is the transformed image and the parameters of `PairView` with seed s."""
-    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), 4, 4)
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 4, 4)
     path = make_path("se2")
     view = tasks.DrawsView(path, "strict", 3)
     batch, _ = next(samples.blocks("train", view.canvas_size(16)))

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
 
 from ..data.sprites import render_sprites
-from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.images import TEST_SPRITES
 from ..evaluation.metrics.depth_errors.depths import depth_errors
 from ..evaluation.pictures import color_values
 from ..evaluation.results import LOWER

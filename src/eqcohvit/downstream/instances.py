@@ -16,7 +16,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from ..data.sprite_shapes import SHAPES
 from ..data.sprites import render_sprites
-from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.images import TEST_SPRITES
 from ..evaluation.pictures import overlay
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
 from .backbones import EncoderFolder, spread_stages

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from .extraction import DEFAULT_CACHE, Features, Samples, View, extract, missing_classes
+from .extraction import View, extract
+from .feature_cache import DEFAULT_CACHE, Features
 from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
+from .images import ProbeImages, missing_classes
 from .results import Row
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A plot of the report. `draw()` returns a matplotlib figure; nothing is drawn when no report is written."""
+class ReportFigure:
+    """A plot of the report. `draw()` returns a matplotlib figure and is called only if a report is written."""
 
     name: str
     caption: str
@@ -40,19 +42,19 @@ class Evaluation:
     """
 
     models: Sequence[str]
-    open_samples: Callable[[], Samples]
+    open_samples: Callable[[], ProbeImages]
     seeds: int = 3
     layers: Sequence[str] = (LAST,)
     cache_dir: str | Path = DEFAULT_CACHE
     trust_remote_code: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[ReportFigure] = field(default_factory=list)
     _rows: dict[Callable, list[Row]] = field(default_factory=dict)
     _labels: dict[str, torch.Tensor] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
 
     @cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> ProbeImages:
         """The images to fit on and to test on, opened when a task first asks."""
         return self.open_samples()
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .context import Evaluation, Figure
+from .context import Evaluation, ReportFigure
 from .extraction import CentralView, PairView
 from .features import LAST, RANDOM, Feature, parts_of, select
 from .metrics.r2.coefficients import r2_per_parameter
-from .probes import nearest_neighbours
+from .probes import nearest_neighbors
 from .results import Row
 
 _MAX_COLUMNS = 8
@@ -22,7 +22,7 @@ _THUMBNAIL = 48
 Predictions = dict[tuple[str, str], np.ndarray]
 
 
-def figures_of_rows(rows: Sequence[Row]) -> list[Figure]:
+def figures_of_rows(rows: Sequence[Row]) -> list[ReportFigure]:
     """Bars and lines of the headline R2."""
     pooled = [row for row in rows if row.headline and row.settings.get("task") == "r2"]
     pooled = [row for row in pooled if row.settings["pooling"] == pooled[0].settings["pooling"]]
@@ -31,16 +31,16 @@ def figures_of_rows(rows: Sequence[Row]) -> list[Figure]:
     figures = []
     if bars:
         caption = "R2 by transformation and part, mean and 95 % interval; bars below -0.25 are cut."
-        figures.append(Figure("r2_bars", caption, lambda: _plots().r2_bars(bars)))
+        figures.append(ReportFigure("r2_bars", caption, lambda: _plots().r2_bars(bars)))
     if len({row.settings["layer"] for row in layers}) > 2:
         caption = "R2 of the backbone's pooled hidden states by layer; dashed: random weights, dotted: raw pixels."
-        figures.append(Figure("r2_by_layer", caption, lambda: _plots().r2_by_layer(layers)))
+        figures.append(ReportFigure("r2_by_layer", caption, lambda: _plots().r2_by_layer(layers)))
     return figures
 
 
 def scatter_figure(
     name: str, protocol: str, parameter_names: Sequence[str], predictions: Predictions, true: np.ndarray
-) -> Figure:
+) -> ReportFigure:
     """Predictions (N, P) of each (encoder, part) against the true parameters (N, P)."""
     keys = [key for key in predictions if key[1] != "both"]
     keys = keys if len(keys) <= _MAX_COLUMNS else [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
@@ -48,10 +48,10 @@ def scatter_figure(
     points = {key: predictions[key][:_NUM_POINTS] for key in keys}
     caption = f"Predicted versus true parameters of {name} ({protocol}), {min(len(true), _NUM_POINTS)} test images, first seed."
     draw = lambda: _plots().scatter(points, true[:_NUM_POINTS], parameter_names, scores)  # noqa: E731
-    return Figure(f"scatter_{name.replace('+', '_')}", caption, draw)
+    return ReportFigure(f"scatter_{name.replace('+', '_')}", caption, draw)
 
 
-def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> Figure:
+def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> ReportFigure:
     """Patch features of test images and of their transformed versions as colours."""
     shown, grids = [], {}
     for encoder in evaluation.model_encoders[:3]:
@@ -69,7 +69,7 @@ def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> F
         "of each line's features as red, green, blue. What follows the transformation turns and shifts with the image."
     )
     pixels = shown[0].permute(0, 2, 3, 1).clamp(0, 1).numpy()
-    return Figure("pca_maps", caption, lambda: _plots().pca_maps(pixels, grids))
+    return ReportFigure("pca_maps", caption, lambda: _plots().pca_maps(pixels, grids))
 
 
 class _Thumbnails:
@@ -91,7 +91,7 @@ class _Thumbnails:
         return pixels.movedim(-3, -1).numpy()
 
 
-def neighbours_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) -> Figure:
+def neighbors_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) -> ReportFigure:
     """Test images and their nearest training images by each part of the models, and by raw pixels."""
     thumbnails = _Thumbnails(evaluation.encoders[0].image_size)
     encoders = [encoder for encoder in evaluation.encoders if not encoder.name.startswith(RANDOM)]
@@ -104,7 +104,7 @@ def neighbours_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) 
                 continue
             pooling = evaluation.settings["pooling"][0]
             x, queried = (select(f[encoder.name].vectors, part, layer, pooling)[:, 0] for f in (train, test))
-            _, index = nearest_neighbours(x, queried[queries], k)
+            _, index = nearest_neighbors(x, queried[queries], k)
             found[encoder.name, part] = thumbnails.show(train[thumbnails.name].vectors, index)
             same[encoder.name, part] = (
                 train[encoder.name].labels[index] == test[encoder.name].labels[queries][:, None]
@@ -113,7 +113,7 @@ def neighbours_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) 
     shown = thumbnails.show(test[thumbnails.name].vectors, queries)
     caption = "Test images and their nearest training images by cosine similarity. Green frame: the same class."
     draw = lambda: _plots().neighbours(shown, {c: found[c] for c in columns}, {c: same[c] for c in columns})  # noqa: E731
-    return Figure("neighbours", caption, draw)
+    return ReportFigure("neighbours", caption, draw)
 
 
 def _plots():

@@ -15,7 +15,7 @@ import torch
 
 from ..data import DatasetSource, Record, Source
 from ..data.fingerprint import digest
-from .extraction import Features
+from .feature_cache import Features
 
 ONE_PICTURE, CHANGE = "one picture", "change"
 _CONSTANT = 1e-11  # a component with a smaller standard deviation, relative to its size, varies by rounding alone

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..training.html_page import facts, page
 from ..transforms import make_path
-from .context import Figure
+from .context import ReportFigure
 from .features import PIXELS, RANDOM
 from .pairs import PROTOCOLS, given_away, moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
@@ -64,7 +64,9 @@ def report_paths(output: str | Path) -> tuple[Path, Path]:
     return output.with_suffix(".html"), output.with_name(f"{prefix}plots")
 
 
-def write_report(output: str | Path, results: dict[str, Any], rows: Sequence[Row], figures: Sequence[Figure]) -> Path:
+def write_report(
+    output: str | Path, results: dict[str, Any], rows: Sequence[Row], figures: Sequence[ReportFigure]
+) -> Path:
     """Write the plots and the page beside `output` (results.json) and return the page's path."""
     page, folder = report_paths(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def write_report(output: str | Path, results: dict[str, Any], rows: Sequence[Row
     return page
 
 
-def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[tuple[Figure, bytes]]) -> str:
+def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[tuple[ReportFigure, bytes]]) -> str:
     """The HTML page; figures come with their PNG content."""
     headline = [row for row in rows if row.headline]
     details = [row for row in rows if not row.headline]
@@ -186,7 +188,7 @@ def suite_table(rows: Sequence[Row]) -> str:
     return f"<div class='wide'><table class=suite><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
 
 
-def _figure(figure: Figure, png: bytes) -> str:
+def _figure(figure: ReportFigure, png: bytes) -> str:
     caption = html.escape(figure.caption)
     source = base64.b64encode(png).decode()
     return (

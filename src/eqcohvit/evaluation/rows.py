@@ -12,7 +12,7 @@ from PIL import Image
 from ..data.datasets_source import builder_for, expand_data_files
 from ..data.decode import one_line
 from ..hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
-from .extraction import check_test_data
+from .images import check_test_data
 
 _HELD_OUT = 10  # every tenth row
 _ROWS_PER_READ = 1000  # of a Parquet file, while it is converted

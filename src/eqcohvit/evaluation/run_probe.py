@@ -16,10 +16,12 @@ from ..data import Source, SpritesSource, TooManyBadImages, hold_out
 from ..hub.modeling_eqcohvit import EqCohViTModel
 from ..training.arguments import LEAST_PROBE_SAMPLES
 from ..transforms import TransformationPath
-from .extraction import TEST_SPRITES, PairView, Samples
+from .extraction import PairView
 from .features import LAST, ModelEncoder, select
-from .kernel_probe import kernel_regression
+from .images import TEST_SPRITES, ProbeImages
+from .kernel_regression import kernel_regression
 from .metrics.r2.coefficients import r2_per_parameter
+from .pair_regression import PairData
 from .preprocessing import Preprocessing
 from .probes import knn_accuracy
 
@@ -90,7 +92,7 @@ class RunProbe:
         world_size: int = 1,
     ):
         self.image_size, self.world_size = image_size, world_size
-        samples = Samples(source, source, num_samples, 0, num_workers, max_bad_fraction)
+        samples = ProbeImages(source, source, num_samples, 0, num_workers, max_bad_fraction)
         views = {protocol: PairView(path, protocol) for protocol in _NAMES}
         if views["strict"].name == views["paper"].name:  # nothing moves
             del views["paper"]
@@ -149,7 +151,8 @@ class RunProbe:
             for part, features in parts.items():
                 parameters = self.parameters.to(features.device)
                 o, g = features.unbind(dim=1)
-                predicted = kernel_regression(o[fit], g[fit], parameters[fit], o[test], g[test])
+                data = PairData(o[fit], g[fit], parameters[fit], o[test], g[test])
+                predicted = kernel_regression(data)
                 scores = r2_per_parameter(predicted.cpu().numpy(), self.parameters[test].numpy())
                 figures[f"{_NAMES[protocol]}/{part}"] = float(scores.mean())
         if (self.labels >= 0).all() and len(self.labels.unique()) > 1:

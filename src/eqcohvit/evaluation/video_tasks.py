@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .context import Evaluation, Figure
+from .context import Evaluation, ReportFigure
 from .features import ModelEncoder
 from .pictures import make_sheet
 from .propagation import PropagationSettings
@@ -52,7 +52,7 @@ def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> Figure:
+def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> ReportFigure:
     """A sheet of pictures as a figure of the report."""
 
     def draw() -> Any:
@@ -65,7 +65,7 @@ def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: l
         axis.set_axis_off()
         return canvas
 
-    return Figure(name, caption, draw)
+    return ReportFigure(name, caption, draw)
 
 
 # Task name -> function of an `Evaluation` that returns rows.
