@@ -28,6 +28,10 @@ _MOVES = ("rotation", "translation")  # where the two protocols differ
 PROTOCOLS = ("paper", "strict")
 PARTS = ("invariant", "equivariant", "backbone")
 BASE = "vicreg-rotation"  # what tables B and C vary
+_ABLATIONS = {
+    "B": "number of intermediate states (VICReg, rotation)",
+    "C": "λ, d_equi, border, decoders (VICReg, rotation)",
+}
 
 
 @dataclass(frozen=True)
@@ -237,57 +241,70 @@ def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, .
     return lines
 
 
+def _table_a(results: Results, runs: Sequence[Run]) -> list[str]:
+    """R2 of all transformations, R2 of the rotation by part, and accuracies by part."""
+    columns = [(heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()]
+    means = [f"R2 {transform}, paper" for transform in TRANSFORMS]
+    columns.append(("mean of the four, paper", "equivariant", *means))
+    rotation = r2_columns(["rotation"])
+    by_part = [(f"{heading}: {part}", part, metric) for heading, metric in rotation.items() for part in PARTS]
+    classes = [(f"{metric}: {part}", part, metric) for metric in ("kNN-20", "linear") for part in PARTS]
+    return [
+        "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
+        format_table(_lines(results, runs, columns)),
+        "R2 of the rotation, by part.",
+        format_table(_lines(results, runs, by_part)),
+        "Top-1 accuracy, by part.",
+        format_table(_lines(results, runs, classes)),
+    ]
+
+
+def _ablation(results: Results, name: str, title: str, runs: Sequence[Run]) -> list[str]:
+    """Table B or C: R2 of the rotation, and how the other parts fare."""
+    columns = [
+        *((heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()),
+        ("R2 strict: invariant", "invariant", "R2 rotation, strict"),
+        ("kNN-20: backbone", "backbone", "kNN-20"),
+        ("linear: backbone", "backbone", "linear"),
+    ]
+    heading = f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."
+    return [heading, format_table(_lines(results, runs, columns))]
+
+
+def _table_d(results: Results) -> list[str]:
+    """Dense and geometric tasks; empty if none was run."""
+    metrics = {task: metric for task, (_, _, _, metric) in DENSE.items()}
+    lines = [["", *(f"{task}: {metric}" for task, metric in metrics.items())]]
+    for run in TABLES["D"]:
+        cells = [results.dense_cell(run, task, metric) for task, metric in metrics.items()]
+        if any(cells):
+            lines.append([run.label, *cells])
+    if len(lines) == 1:
+        return []
+    return ["## Table D: dense and geometric tasks, features of the backbone", format_table(lines)]
+
+
 def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
-    """Markdown of the tables that have numbers, from the results.json files below `folder` alone.
+    """Markdown of the tables that have numbers, from the results.json files below `folder`.
 
     Raises:
         ValueError: the results of tables A to C were measured with different versions of the protocol.
     """
-    results, sections = Results(folder), []
+    results = Results(folder)
     names = dict.fromkeys(run.name for name in "ABC" if name in tables for run in TABLES[name])
     check_same_version((name, found) for name in names for found in results.read(name))
-    rotation = [(heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()]
-    by_part = [
-        (f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS
-    ]
-    classes = [
-        (f"{name}: {part}", part, metric)
-        for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear"))
-        for part in PARTS
-    ]
-    known = [run for run in TABLES["A"] if results.read(run.name)]
-    missing = [run.label for run in TABLES["A"] if run not in known]
-    if "A" in tables and known:
-        columns = [(heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()]
-        columns += [("mean of the four, paper", "equivariant", *(f"R2 {transform}, paper" for transform in TRANSFORMS))]
-        sections += [
-            "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
-            format_table(_lines(results, known, columns)),
-            "R2 of the rotation, by part.",
-            format_table(_lines(results, known, by_part)),
-            "Top-1 accuracy, by part.",
-            format_table(_lines(results, known, classes)),
-        ]
-        sections += [f"Not run: {', '.join(missing)}."] if missing else []
-    for name, title in (
-        ("B", "number of intermediate states (VICReg, rotation)"),
-        ("C", "λ, d_equi, border, decoders (VICReg, rotation)"),
-    ):
-        own = [run for run in TABLES[name] if results.read(run.name)]
-        if name in tables and len(own) > 1:
-            extra = [
-                ("R2 strict: invariant", "invariant", "R2 rotation, strict"),
-                ("kNN-20: backbone", "backbone", "kNN-20"),
-            ]
-            extra += [("linear: backbone", "backbone", "linear")]
-            sections += [f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."]
-            sections += [format_table(_lines(results, own, rotation + extra))]
-            left = [run.label for run in TABLES[name] if run not in own]
-            sections += [f"Not run: {', '.join(left)}."] if left else []
-    lines = [["", *(f"{task}: {metric}" for task, (_, _, _, metric) in DENSE.items())]]
-    for run in TABLES["D"]:
-        cells = [results.dense_cell(run, task, metric) for task, (_, _, _, metric) in DENSE.items()]
-        lines += [[run.label, *cells]] if any(cells) else []
-    if "D" in tables and len(lines) > 1:
-        sections += ["## Table D: dense and geometric tasks, features of the backbone", format_table(lines)]
+    sections: list[str] = []
+    for name in (name for name in "ABC" if name in tables):
+        runs = [run for run in TABLES[name] if results.read(run.name)]
+        missing = [run.label for run in TABLES[name] if run not in runs]
+        if name == "A" and runs:
+            sections += _table_a(results, runs)
+        elif name != "A" and len(runs) > 1:  # more than the run that the others vary
+            sections += _ablation(results, name, _ABLATIONS[name], runs)
+        else:
+            continue
+        if missing:
+            sections.append(f"Not run: {', '.join(missing)}.")
+    if "D" in tables:
+        sections += _table_d(results)
     return "\n\n".join(sections) + "\n"

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.evaluation.latent_renders import draw, draw_rows, write_parquet
 
 from eqcohvit.data import DatasetSource, FolderSource
-from eqcohvit.evaluation import tasks
+from eqcohvit.evaluation import r2_tasks
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.extraction import PairView
 from eqcohvit.evaluation.features import LAST, Feature, select
@@ -73,7 +73,7 @@ def measure(photos, folder):
             views[f"{transform}, {protocol}"] = (
                 vectors.mean(dim=(0, 2)).tolist() + features.parameters.mean(dim=0).tolist()
             )
-    rows = tasks.r2(evaluation)
+    rows = r2_tasks.r2(evaluation)
     source = DatasetSource(
         "parquet", data_files=write_parquet(folder / "rows.parquet", draw_rows(num_groups=60, per_group=2))
     )
