@@ -24,9 +24,10 @@ import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from eqcohvit.export import save_hub_folder
+from eqcohvit.files import first_line
 from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.start import Weights
 from eqcohvit.training.start_weights import Entry, fill, read_transformers
 
@@ -99,7 +100,7 @@ def read_state_dict(path: Path) -> Weights:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{path}: expected a state dict of tensors (read with weights_only=True): {reason}") from None
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 
 from eqcohvit.evaluation.results import versions
+from eqcohvit.files import write_text_whole
 from eqcohvit.training.arguments import parse_arguments
-from eqcohvit.training.files import write_text_whole
 from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
 from reproduction.tables import DENSE, TABLES, Run, chosen_runs, render_tables
@@ -143,13 +143,13 @@ class Reproduction:
 
     def _steps_of_budget(self) -> int:
         """Times some steps of each recipe, and finds how many of them all runs may have."""
-        seconds: dict[Path, float] = {}
+        seconds: dict[str, float] = {}
         trained = [run for run in self.runs if not run.untrained]
         for run in trained:
             recipe = self._recipe(run)
             if recipe in seconds:
                 continue
-            print(f"timing {_CALIBRATION_STEPS} steps of {recipe.name} ...", flush=True)
+            print(f"timing {_CALIBRATION_STEPS} steps of {recipe} ...", flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 steps = _flags(
                     {"max_steps": _CALIBRATION_STEPS, "logging_steps": _CALIBRATION_STEPS // 2, "output_dir": folder}
@@ -157,12 +157,12 @@ class Reproduction:
                 command = self._command("pretrain", "--config", recipe, *self._data(run, train=True), *steps)
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    raise RuntimeError(f"timing {recipe.name} failed: {_last_line(done.stderr or done.stdout)}")
+                    raise RuntimeError(f"timing {recipe} failed: {_last_line(done.stderr or done.stdout)}")
                 metrics = json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[-1])
-            batch = parse_arguments(["--config", str(recipe)]).per_device_train_batch_size
+            batch = parse_arguments(["--config", recipe]).per_device_train_batch_size
             seconds[recipe] = batch / metrics["samples_per_second"]
         step_of_all = sum(seconds[self._recipe(run)] for run in trained)
-        most = max(parse_arguments(["--config", str(recipe)]).max_steps for recipe in seconds)
+        most = max(parse_arguments(["--config", recipe]).max_steps for recipe in seconds)
         steps = min(int(_TRAINING_SHARE * 60 * self.args.budget / step_of_all), most)
         if steps < _MIN_STEPS:
             needed = _MIN_STEPS * step_of_all / 60 / _TRAINING_SHARE
@@ -175,9 +175,9 @@ class Reproduction:
     def _command(self, script: str, *flags: object) -> list[str]:
         return [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, flags)]
 
-    def _recipe(self, run: Run) -> Path:
+    def _recipe(self, run: Run) -> str:
         small = run.dense and self.args.data == "cifar10"  # the dense tasks' images are larger than those of CIFAR-10
-        return SCRIPTS / "recipes" / f"{'imagenette64' if small else self.args.data}_{run.method}.yaml"
+        return f"{'imagenette64' if small else self.args.data}_{run.method}"
 
     def _data(self, run: Run, train: bool) -> list[str]:
         if run.dense:
@@ -193,7 +193,7 @@ class Reproduction:
     def stages(self, run: Run) -> list[Stage]:
         """What a run consists of, in order: pretraining, probes, and for table D the dense tasks."""
         home, args = self.home(run), self.args
-        recipe = parse_arguments(["--config", str(self._recipe(run))])
+        recipe = parse_arguments(["--config", self._recipe(run)])
         steps = self.plan["max_steps"] or recipe.max_steps
         warmup = round(steps * recipe.warmup_steps / recipe.max_steps)
         size = {

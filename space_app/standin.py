@@ -11,9 +11,9 @@ import torch
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining, pool_tokens
 from eqcohvit.data.sprites import render_sprites
-from eqcohvit.export import save_hub_folder
 from eqcohvit.hub.modeling_eqcohvit import start_positions
 from eqcohvit.objectives.functional import vicreg_terms
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.optim import make_optimizer
 from eqcohvit.transforms import ViewRenderer, make_path
 

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the Hub's library reads it when 
 from transformers.utils import logging
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
@@ -24,7 +24,9 @@ logging.disable_progress_bar()
 
 
 def load_script(name: str):
-    """The script as a module, so that its `cli(argv)` runs in this process."""
+    """The command or script as a module, so that its `cli(argv)` runs in this process."""
+    if (SCRIPTS.parent / "src" / "eqcohvit" / "commands" / f"{name}.py").is_file():
+        return importlib.import_module(f"eqcohvit.commands.{name}")
     if str(SCRIPTS) not in sys.path:  # as where the script is run
         sys.path.append(str(SCRIPTS))
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")

@@ -9,6 +9,7 @@ model whether gradients will be exchanged.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -173,7 +174,10 @@ def samples_seen(record: Path, rank: int = 0) -> list[list[tuple[int, int]]]:
 def serve() -> None:
     """Handle requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the test's terminal; the test closes the input
-    pretrain = load_script("pretrain")
+    import datasets  # noqa: F401
+
+    pretrain = importlib.import_module("eqcohvit.training.pretrain")
+    importlib.import_module("eqcohvit.commands.pretrain")
     children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
@@ -191,18 +195,6 @@ def serve() -> None:
     for pid in children:  # what a failed test has left
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def load_script(name: str):
-    import importlib.util
-
-    import datasets  # noqa: F401
-
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def wait(pid: int, timeout: float) -> int | None:
@@ -226,13 +218,16 @@ def live(pretrain, request: dict) -> NoReturn:
         os.dup2(descriptor, number)
         os.close(descriptor)
 
+    from eqcohvit.training.signals import leave
+
     if "FSDP_VERSION" in request["environment"]:
         from accelerate.state import DistributedType, PartialState
 
         PartialState._prepare_backend = lambda *_arguments: ("gloo", DistributedType.MULTI_GPU)
 
+    command = importlib.import_module(f"eqcohvit.commands.{request['script']}")
     if request["script"] != "pretrain":
-        pretrain.leave(load_script(request["script"]).cli(request["argv"]))
+        leave(command.cli(request["argv"]))
 
     def stall(*_arguments) -> None:
         print("stalled", flush=True)
@@ -268,7 +263,7 @@ def live(pretrain, request: dict) -> NoReturn:
     pretrain.torch.nn.parallel.DistributedDataParallel = RecordedParallel
     if request["stall"] == "checkpoint":
         pretrain.save_checkpoint = stall
-    pretrain.leave(pretrain.cli(request["argv"]))
+    leave(command.cli(request["argv"]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tests.conftest import load_script
 from tests.evaluation.latent_renders import write_3diebench
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ DOCUMENTS = sorted(
         "*.md",
         ".github/**/*.md",
         "model_cards/**/*.md",
+        "src/**/*.md",
         "scripts/**/*.md",
         "space_app/*.md",
         "docs/**/*.md",
@@ -71,9 +72,9 @@ def all_commands() -> list:
             found.append((path, path.read_text()[: match.start()].count("\n") + 1, " ".join(match[1].split())))
     headers = [
         (path, ast.get_docstring(ast.parse(path.read_text()), clean=False))
-        for path in sorted(ROOT.glob("scripts/*.py"))
+        for path in sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("src/eqcohvit/commands/*.py")])
     ]
-    headers += [(path, path.read_text()) for path in sorted(ROOT.glob("scripts/recipes/*.yaml"))]
+    headers += [(path, path.read_text()) for path in sorted(ROOT.glob("src/eqcohvit/recipes/*.yaml"))]
     for path, text in headers:
         for match in INDENTED.finditer(text):
             found.append((path, text[: match.start(1)].count("\n") + 1, re.sub(r"\\\n[#\s]*", " ", match[1])))
@@ -96,6 +97,8 @@ def test_commands_name_scripts_and_flags_that_exist(command, monkeypatch):
     if program in ("cd", "git", "hf", "export", "pytest"):
         return
     words = words[LAUNCHERS[program] :]
+    if "-m" in words and (module := words[words.index("-m") + 1]).startswith("eqcohvit.commands."):
+        words[words.index("-m") : words.index("-m") + 2] = [f"scripts/{module.rsplit('.', 1)[1]}.py"]
     while words[0].startswith("--"):  # the launcher's own
         words = words[1 if "=" in words[0] or words[1].startswith("--") or words[1].endswith(".py") else 2 :]
     if words[:2] == ["-m", "pytest"]:
@@ -166,4 +169,4 @@ def test_loops_are_unrolled():
 def test_blocks_are_found_with_their_lines(tmp_path):
     (tmp_path / "a.md").write_text("x\n\n```bash\nls\n```\n```\nplain\n```\n")
     assert blocks(tmp_path / "a.md") == [(3, "bash", "ls\n"), (6, "", "plain\n")]
-    assert ROOT / "README.md" in DOCUMENTS and ROOT / "model_cards" / "TEMPLATE.md" in DOCUMENTS
+    assert ROOT / "README.md" in DOCUMENTS and ROOT / "src" / "eqcohvit" / "publish" / "TEMPLATE.md" in DOCUMENTS

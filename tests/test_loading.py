@@ -13,8 +13,9 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model
 from eqcohvit import EqCohViTForPreTraining
 from eqcohvit.downstream.backbones import EncoderFolder
 from eqcohvit.evaluation.features import load_encoder
-from eqcohvit.export import model_folder_of, push_hub_folder
 from eqcohvit.loading import find_model, load_whole
+from eqcohvit.publish.folder import model_folder_of
+from eqcohvit.publish.upload import push_hub_folder
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --objective ibot "

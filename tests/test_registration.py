@@ -14,7 +14,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY, pipeline
 
 import eqcohvit
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.registration import PIPELINE_TASK, register
 
 CONFIG = {

@@ -243,7 +243,9 @@ def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, .
 
 def _table_a(results: Results, runs: Sequence[Run]) -> list[str]:
     """R2 of all transformations, R2 of the rotation by part, and accuracies by part."""
-    columns = [(heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()]
+    columns: list[tuple[str, ...]] = [
+        (heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()
+    ]
     means = [f"R2 {transform}, paper" for transform in TRANSFORMS]
     columns.append(("mean of the four, paper", "equivariant", *means))
     rotation = r2_columns(["rotation"])

@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-SETTINGS_FILE, STATE_FILE, CHECKPOINTS = "config.yaml", "run_state.json", "checkpoints"
-FINETUNE_SETTINGS_FILE = "settings.json"
+from .files import CHECKPOINTS, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
+
 # Weights that no feature depends on, or that are made anew without harm.
 _MAY_BE_NEW = re.compile(r"(^|\.)(pooler\..*|mask_token|position_ids)$")
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError)
@@ -37,7 +37,7 @@ def find_model(name: str | Path) -> str:
 
 
 def _model_of_run(run: Path) -> Path:
-    settings, model = _settings(run), run / "model"
+    settings, model = _settings(run), run / MODEL_FOLDER
     steps = [int(path.name[5:]) for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     is_newest = not steps or max(steps) >= settings.get("max_steps", 0) or settings.get("peft")
     if (model / "config.json").is_file() and is_newest:
@@ -68,7 +68,7 @@ def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:
             find_model(name), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     except _LOAD_ERRORS as error:
-        raise ValueError(f"no model at {name}: {str(error).strip().splitlines()[0]}") from None
+        raise ValueError(f"no model at {name}: {first_line(error)}") from None
     model, info = loaded
     check_loaded(model, info, str(name))
     return model

@@ -17,7 +17,7 @@ from eqcohvit.evaluation.features import (
     split_tokens,
     weights_hash,
 )
-from eqcohvit.evaluation.preprocessing import Preprocessing
+from eqcohvit.preprocessing import Preprocessing
 
 VIT = {
     "hidden_size": 16,

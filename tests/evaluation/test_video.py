@@ -10,7 +10,6 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.evaluation.features import ModelEncoder, load_encoder
-from eqcohvit.evaluation.preprocessing import Preprocessing
 from eqcohvit.evaluation.video import (
     VIDEO_TASKS,
     ObjectScore,
@@ -22,6 +21,7 @@ from eqcohvit.evaluation.video import (
     read_videos,
     resize_frame,
 )
+from eqcohvit.preprocessing import Preprocessing
 
 
 def video_rows(num_frames=4, step=8, name="band", size=(40, 128)):

@@ -4,7 +4,7 @@ from PIL import Image
 from tests.hub.hub_tools import link_distributions, seeded, tiny_config
 
 from eqcohvit import EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 
 
 @pytest.fixture(scope="session")

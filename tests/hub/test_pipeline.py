@@ -22,7 +22,7 @@ from transformers import (
 from transformers.pipelines.pt_utils import KeyDataset
 
 from eqcohvit import EqCohViTBackbone, EqCohViTImageProcessorPil, EqCohViTModel
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 
 TASK = "equivariant-feature-extraction"
 

@@ -14,8 +14,8 @@ from eqcohvit import (
     EqCohViTForPreTraining,
     EqCohViTModel,
 )
-from eqcohvit.export import save_hub_folder
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.publish.folder import save_hub_folder
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -13,6 +13,10 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import load_script
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessorPil
 
+from eqcohvit.training.arguments import parse_arguments
+from eqcohvit.training.build import build
+from eqcohvit.training.start_settings import complete_settings
+
 VIT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -209,7 +213,7 @@ def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photo
     assert not any(name.startswith("teacher.encoder.") and ".base_layer." in name for name in state)
 
     exported = AutoModel.from_pretrained(tmp_path / "run" / "model").eval()
-    module, _ = pretrain.build(pretrain.parse_arguments([str(flag) for flag in flags], pretrain.complete_settings))
+    module, _ = build(parse_arguments([str(flag) for flag in flags], complete_settings))
     module.load_state_dict(state, strict=False)
     x = torch.randn(2, 3, 16, 16)
     adapted = module.model.eqcohvit.eval()(x)

@@ -8,7 +8,7 @@ import yaml
 from tests.hub.loopback_hub import LoopbackHub
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
 BACKBONE = {
@@ -107,7 +107,7 @@ def test_space_is_uploaded_whole_page_package_and_model(tmp_path):
         "README.md",
         "requirements.txt",
         "style.css",
-        "eqcohvit/export.py",
+        "eqcohvit/publish/folder.py",
         "model/model.safetensors",
     } <= set(files)
     assert b"sdk: gradio" in files["README.md"] and files["model/config.json"] == (folder / "config.json").read_bytes()

@@ -11,13 +11,13 @@ import yaml
 
 from eqcohvit.hub.configuration_eqcohvit import PRESETS
 from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.training.arguments import RECIPES as FOLDER
 from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_arguments
 from eqcohvit.training.build import build_model, build_module, build_renderer
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.schedules import step_values
 
-FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
-README = FOLDER / "README.md"
+README = Path(__file__).parents[2] / "scripts" / "recipes" / "README.md"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SIZES = {"micro": (0.5e6, 0.7e6), "small": (21e6, 22.5e6), "large": (302e6, 305e6)}  # parameters of the ViT
 PUBLISHED = {  # batch, epochs and steps of an epoch: arXiv:2503.18753, section 4; DINOv2 counts 1,250 steps as an epoch
@@ -35,7 +35,7 @@ SMALL = (
 
 
 def parse(name: str, *flags: str) -> PretrainArguments:
-    return parse_arguments(["--config", str(FOLDER / f"{name}.yaml"), *flags])
+    return parse_arguments(["--config", name, *flags])
 
 
 def header(name: str) -> str:
@@ -46,7 +46,7 @@ def header(name: str) -> str:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_header_says_how_the_recipe_is_run(name):
-    assert f"--config scripts/recipes/{name}.yaml" in header(name) and "accelerate launch" in header(name)
+    assert f"--config {name}" in header(name) and "accelerate launch" in header(name)
     assert re.search(r"GPU|CPU", header(name))
 
 
@@ -68,7 +68,7 @@ def test_recipe_builds_at_its_full_size(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_runs_a_step_at_a_small_size(name):
     """With its objective, options, views and optimizer; only what makes it large is smaller."""
-    options = load_recipe(FOLDER / f"{name}.yaml").get("objective_options", {})
+    options = load_recipe(name).get("objective_options", {})
     options |= {
         key: 12 for key in ("num_prototypes", "bottleneck_dim") if OBJECTIVES[parse(name).objective].uses_teacher
     }
@@ -134,7 +134,7 @@ def tables() -> list[tuple[list[str], list[list[str]]]]:
 @cache
 def settings_of(name: str) -> dict:
     """All that a recipe sets, with the objective's options among it."""
-    recipe = load_recipe(FOLDER / f"{name}.yaml")
+    recipe = load_recipe(name)
     return {**recipe, **recipe.get("objective_options", {})}
 
 

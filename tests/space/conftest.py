@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "space_app"))
 from app import draw_examples  # noqa: E402
 from demo import Demo  # noqa: E402
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining  # noqa: E402
-from eqcohvit.export import save_hub_folder  # noqa: E402
+from eqcohvit.publish.folder import save_hub_folder  # noqa: E402
 from eqcohvit.transforms import make_path  # noqa: E402
 from layout import build, launch  # noqa: E402
 from probe import fit_probe  # noqa: E402

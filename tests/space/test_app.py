@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 
 import app
 import standin
-from eqcohvit.model_card import check_card
+from eqcohvit.publish.card import check_card
 from walk import SplitModel
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,6 @@ def test_the_page_s_files_import_only_what_the_space_has():
 
 @pytest.fixture(scope="module")
 def push_to_hub():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import push_to_hub
+    from eqcohvit.commands import push_to_hub
 
     return push_to_hub

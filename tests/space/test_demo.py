@@ -14,7 +14,7 @@ from tests.patience import PATIENCE
 from controls import ALL_CONTROLS
 from demo import Demo
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.transforms import make_path
 from probe import fit_probe
 from snippet import snippet

@@ -6,7 +6,7 @@ from tests.image_kinds import kinds, turned_kinds
 
 from controls import list_choices
 from eqcohvit import EqCohViTModel
-from eqcohvit.export import save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
 from walk import (
     MAX_BYTES,
     BadPicture,

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
 from eqcohvit.objectives import OBJECTIVES
+from eqcohvit.training import pretrain
 from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_module, build_renderer
 from eqcohvit.training.schedules import step_values
@@ -107,7 +108,7 @@ def test_compiled_rendering_is_one_graph_and_equals_the_eager_one(path):
 )
 def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     """Over five steps of two batches, with logs, pictures and a teacher whose temperature rises."""
-    pretrain = load_script("pretrain")
+    command = load_script("pretrain")
     steps, views = CompileCounter(), CompileCounter()
     prepare = pretrain.Pretraining.prepare
 
@@ -125,7 +126,7 @@ def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     )
     if objective in TEACHER:
         flags += " --local_crops_number 1 --local_crops_size 8 --objective_options num_prototypes=16,teacher_temperature_steps=4"
-    assert pretrain.cli(flags.split()) == 0
+    assert command.cli(flags.split()) == 0
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
     assert steps.frame_count == 1
     assert views.frame_count == (2 if objective in TEACHER else 1)  # whole views, and local crops

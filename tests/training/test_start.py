@@ -6,8 +6,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, ViTImageProcessorPil
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.export import save_hub_folder
 from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.build import build_model
 from eqcohvit.training.start import open_start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..files import write_folder_whole
 from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 from ..loading import find_model, load_whole
 from .base import TASK_FILE, DenseTask, TaskOptions
@@ -63,15 +63,12 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
 def save_finetuned(folder: Path, task: DenseTask, model: PreTrainedModel) -> None:
     """Write weights, configuration, image processor and task.json; an older model there is replaced when all is
     written."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    model.save_pretrained(new)
     size = {"height": task.image_size, "width": task.image_size}
-    EqCohViTImageProcessorPil(size=size, image_mean=list(task.mean), image_std=list(task.std)).save_pretrained(new)
-    task.save(new)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    processor = EqCohViTImageProcessorPil(size=size, image_mean=list(task.mean), image_std=list(task.std))
+    with write_folder_whole(folder) as new:
+        model.save_pretrained(new)
+        processor.save_pretrained(new)
+        task.save(new)
 
 
 __all__ = ["TASKS", "DenseTask", "TaskOptions", "load_finetuned", "save_finetuned"]

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel
 
-from ..evaluation.preprocessing import read_preprocessing
+from ..files import first_line
 from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
 from ..hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
 from ..loading import find_model, load_whole
+from ..preprocessing import read_preprocessing
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class EncoderFolder:
         try:
             config = AutoConfig.from_pretrained(place)
         except (OSError, ValueError) as error:
-            raise ValueError(f"no model at {name_or_path}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"no model at {name_or_path}: {first_line(error)}") from None
         if config.model_type != EqCohViTConfig.model_type:
             if config.model_type not in SUPPORTED_BACKBONES:
                 known = ", ".join((EqCohViTConfig.model_type, *SUPPORTED_BACKBONES))

@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
+from .. import preprocessing
 from ..data import Batch, decode, order, sources, stream, workers
 from ..hub import image_reading_eqcohvit
 from ..transforms import TransformationPath, ops, paths, random
-from . import features, images, pairs, preprocessing
+from . import features, images, pairs
 from .feature_cache import FeatureCache, Features
 from .features import Encoder
 from .images import BLOCK_SIZE, ProbeImages

@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..hub.modeling_eqcohvit import start_positions
 from ..loading import find_model, load_whole
-from .preprocessing import Preprocessing, read_preprocessing
+from ..preprocessing import Preprocessing, read_preprocessing
 
 PIXELS_SIDE = 16
 GRID_SIDE, GRID_CHANNELS = 8, 12

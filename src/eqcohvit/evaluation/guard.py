@@ -8,8 +8,8 @@ import torch
 
 from ..data import Source, sequential
 from ..hub.modeling_eqcohvit import EqCohViTModel
+from ..preprocessing import Preprocessing
 from .features import LAST, ModelEncoder, select
-from .preprocessing import Preprocessing
 from .probes import knn_accuracy
 
 _BATCH_SIZE = 128

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..training.html_page import facts, page
+from ..html_page import facts, page
 from ..transforms import make_path
 from .context import ReportFigure
 from .features import PIXELS, RANDOM

@@ -14,7 +14,7 @@ import torch
 
 from ..data import Source, SpritesSource, TooManyBadImages, hold_out
 from ..hub.modeling_eqcohvit import EqCohViTModel
-from ..training.arguments import LEAST_PROBE_SAMPLES
+from ..preprocessing import Preprocessing
 from ..transforms import TransformationPath
 from .extraction import PairView
 from .features import LAST, ModelEncoder, select
@@ -22,9 +22,9 @@ from .images import TEST_SPRITES, ProbeImages
 from .kernel_regression import kernel_regression
 from .metrics.r2.coefficients import r2_per_parameter
 from .pair_regression import PairData
-from .preprocessing import Preprocessing
 from .probes import knn_accuracy
 
+LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
 _LARGEST_SHARE = 8  # of the training images at most 1 / 8 are held out
 _BATCH_SIZE = 64
 _PARTS = ("equivariant", "invariant", "backbone")

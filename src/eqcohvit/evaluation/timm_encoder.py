@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers.utils.generic import is_timm_local_checkpoint
 
+from ..files import first_line
+from ..preprocessing import Preprocessing
 from .features import LAST, ModelEncoder, Tokens, hash_weights, split_tokens
-from .preprocessing import Preprocessing
 
 _HUB_OF_TIMM = "timm/"
 _ANY_HUB = "hf-hub:"
@@ -132,8 +133,7 @@ def _create(name: str, timm_name: str, pretrained: bool) -> nn.Module:
     try:
         return timm.create_model(timm_name, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # unknown name, no weights, no connection
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"no timm model {name}: {first_line}") from None
+        raise ValueError(f"no timm model {name}: {first_line(error)}") from None
 
 
 def _preprocessing(name: str, model: nn.Module) -> Preprocessing:

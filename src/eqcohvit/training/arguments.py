@@ -15,18 +15,19 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
+from ..files import write_text_whole
 from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES, EqCohViTConfig
 from ..objectives import OBJECTIVES, NoOptions, TeacherOptions, parse_options
 from ..transforms import AUGMENTATIONS, BlockMasking, MultiCrop, make_path, training_canvas_size
 from ..transforms.ops import BORDERS
-from .files import write_text_whole
 from .recipe_flags import as_flags
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 PRECISIONS = ("no", "bf16", "fp16")
 CLIPPING = ("none", "module", "parameter")
 DROP_PATH_SCHEDULES = ("uniform", "linear")
 _SAMPLES_BETWEEN_PROBES = 15_000  # so that they take about 2 % of the time of a small model, and less of a larger one
-LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
 
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -424,14 +425,20 @@ def check_resumable(args: PretrainArguments, saved: dict[str, Any], may_move: bo
         raise ValueError(f"cannot resume with other settings: {differences}")
 
 
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe, by the name of one that the package brings or by its path."""
+    ours = RECIPES / f"{name}.yaml"
+    return ours if ours.is_file() else Path(name).expanduser()
+
+
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe, a flat YAML mapping of field names to values.
+    """Read a recipe, a flat YAML mapping of field names to values, by its name or path.
 
     Raises:
         ValueError: the file is missing, is no mapping, or names an unknown field.
     """
     try:
-        recipe = yaml.safe_load(Path(path).expanduser().read_text())
+        recipe = yaml.safe_load(find_recipe(path).read_text())
     except OSError as error:
         raise ValueError(f"cannot read the recipe {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -449,7 +456,7 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 def parse_arguments(
     argv: list[str] | None = None, complete: Callable[[dict[str, Any], set[str]], dict[str, Any]] | None = None
 ) -> PretrainArguments:
-    """Command line -> checked settings: defaults, overridden by `--config RECIPE.yaml`, overridden by flags.
+    """Command line -> checked settings: defaults, overridden by `--config RECIPE`, overridden by flags.
 
     Args:
         complete: from all settings and the names of those that were given, the values that replace some.
@@ -465,7 +472,9 @@ def parse_arguments(
     parser.error = lambda message: _exit(f"error: {message}")
     no_default = "%(default).0s"  # of no width; without it the formatter would add "default: None"
     parser.add_argument(
-        "--config", metavar="RECIPE.yaml", help=f"recipe with any of the settings below; flags override it{no_default}"
+        "--config",
+        metavar="RECIPE",
+        help=f"name or YAML file of a recipe with any of the settings below; flags override it{no_default}",
     )
     group = parser
     for f in dataclasses.fields(PretrainArguments):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..files import WEIGHTS_FILE
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
 from ..transforms import ViewRenderer, make_path
@@ -18,7 +19,7 @@ from .arguments import PretrainArguments
 from .checkpoint import read_state
 from .lora import add_lora
 from .pretrain_module import PretrainModule
-from .start import WEIGHTS_FILE, Start, normalisation, open_start, part_of, read_checkpoint_config
+from .start import Start, normalisation, open_start, part_of, read_checkpoint_config
 from .start_weights import fill, fill_model, grid_of, resize_positions
 from .stochastic_depth import leave_out_dropped
 

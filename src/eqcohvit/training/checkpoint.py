@@ -23,12 +23,12 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
+from ..files import CHECKPOINTS, METRICS_FILE, SETTINGS_FILE, STATE_FILE, flush_to_disk, path_beside
 from .arguments import PretrainArguments, check_resumable, load_recipe
-from .files import flush_to_disk, path_beside
 from .monitor import read_metrics
 from .run_lock import LOCK_FILE, lock_run
 
-STATE_FILE, MANIFEST_FILE = "run_state.json", "manifest.json"
+MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = re.compile(r"\.step-\d+\.(tmp|old)")
 # What the writers of accelerate, torch and safetensors raise when a disk is full or goes away.
@@ -42,7 +42,7 @@ class CheckpointError(Exception):
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; whether they are whole is not looked at."""
-    folders = [p for p in (output_dir / "checkpoints").glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
+    folders = [p for p in (output_dir / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(folders, key=_step_of)
 
 
@@ -144,7 +144,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: on all processes, if one of them cannot write.
     """
-    folder = output_dir / "checkpoints"
+    folder = output_dir / CHECKPOINTS
     temporary, final = folder / f".step-{step}.tmp", folder / f"step-{step}"
 
     def prepare() -> None:
@@ -198,7 +198,7 @@ def _remove_old(output_dir: Path, step: int, keep: int, keep_every: int) -> None
 
 def remove_unfinished(output_dir: Path) -> None:
     """Remove what a killed process left of checkpoints that it was writing or removing."""
-    for path in (output_dir / "checkpoints").glob(".step-*"):
+    for path in (output_dir / CHECKPOINTS).glob(".step-*"):
         if _UNFINISHED.fullmatch(path.name):
             shutil.rmtree(path)
 
@@ -316,7 +316,7 @@ def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
         ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be
             read.
     """
-    config_path = output_dir / "config.yaml"
+    config_path = output_dir / SETTINGS_FILE
     try:
         if config_path.exists():
             if has_step(output_dir) and not args.resume_from_checkpoint:
@@ -338,7 +338,7 @@ def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
 def has_step(output_dir: Path) -> bool:
     """Whether a run has made a step that is worth keeping: it has a checkpoint, or logged one."""
     return bool(list_checkpoints(output_dir)) or any(
-        line["step"] > 0 for line in read_metrics(output_dir / "metrics.jsonl")
+        line["step"] > 0 for line in read_metrics(output_dir / METRICS_FILE)
     )
 
 
@@ -351,7 +351,7 @@ def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
     check_output_dir(output_dir, args)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        args.save(output_dir / "config.yaml")
+        args.save(output_dir / SETTINGS_FILE)
         remove_unfinished(output_dir)
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from .files import write_text_whole
+from ..files import write_text_whole
 from .pretrain_module import PretrainModule
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.bad_images import printable
-from .files import write_text_whole
+from ..files import write_text_whole
+from ..html_page import facts, page
 from .health import HealthWatch
-from .html_page import facts, page
 from .line_chart import MAX_SERIES, STYLE, Series, line_chart
 from .monitor import read_metrics
 

@@ -17,14 +17,23 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    PROCESSOR_FILE,
+    SETTINGS_FILE,
+    STATE_FILE,
+    STATE_FOLDER,
+    WEIGHTS_FILE,
+    first_line,
+)
 from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
 from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 from .arguments import PretrainArguments, load_recipe
-from .checkpoint import STATE_FILE, list_checkpoints, read_state
+from .checkpoint import list_checkpoints, read_state
 
 Weights = dict[str, torch.Tensor]
-STATE_FOLDER = "training_state"  # in a model folder: the checkpoint that it was exported at
-SETTINGS_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
 
 
 def read_config(source: str) -> PreTrainedConfig:
@@ -36,7 +45,7 @@ def read_config(source: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no model at {source}: {str(error).strip().splitlines()[0]}") from None
+        raise ValueError(f"no model at {source}: {first_line(error)}") from None
     allowed = (*SUPPORTED_BACKBONES, EqCohViTConfig.model_type)
     if config.model_type not in allowed:
         raise ValueError(f"{source}: expected a model_type of {', '.join(allowed)}, found {config.model_type!r}")
@@ -111,7 +120,7 @@ class Start:
         try:
             return part_of(load_file(self.state / WEIGHTS_FILE), prefix)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot read {self.state / WEIGHTS_FILE}: {str(error).strip().splitlines()[0]}") from None
+            raise ValueError(f"cannot read {self.state / WEIGHTS_FILE}: {first_line(error)}") from None
 
 
 def open_start(name: str) -> Start:
@@ -121,7 +130,7 @@ def open_start(name: str) -> Start:
         ValueError: there is nothing of this kind.
     """
     folder = Path(name)
-    if (folder / SETTINGS_FILE).is_file() and (folder / "checkpoints").is_dir():
+    if (folder / SETTINGS_FILE).is_file() and (folder / CHECKPOINTS).is_dir():
         folder = _newest_of_run(folder)
     source = str(folder) if folder.is_dir() else name
     if (folder / STATE_FILE).is_file():
@@ -141,12 +150,12 @@ def _newest_of_run(run: Path) -> Path:
     merged."""
     checkpoints = list_checkpoints(run)
     is_lora = load_recipe(run / SETTINGS_FILE).get("peft") is not None
-    return checkpoints[-1] if checkpoints and not is_lora else run / "model"
+    return checkpoints[-1] if checkpoints and not is_lora else run / MODEL_FOLDER
 
 
 def read_checkpoint_config(checkpoint: Path) -> EqCohViTConfig:
     """The configuration of the model in a checkpoint."""
-    if not (checkpoint / "config.json").is_file():
+    if not (checkpoint / CONFIG_FILE).is_file():
         raise ValueError(f"{checkpoint} does not say of which model it is: expected config.json beside {STATE_FILE}")
     return EqCohViTConfig.from_pretrained(checkpoint)
 
@@ -174,9 +183,7 @@ def find_training_state(source: str, files: str = "*") -> Path | None:
         try:
             folder = Path(snapshot_download(source, allow_patterns=f"{STATE_FOLDER}/{files}"))
         except (OSError, HTTPError, ValueError) as error:
-            raise ValueError(
-                f"cannot look for {STATE_FOLDER}/ in {source}: {str(error).strip().splitlines()[0]}"
-            ) from None
+            raise ValueError(f"cannot look for {STATE_FOLDER}/ in {source}: {first_line(error)}") from None
     state = folder / STATE_FOLDER
     return state if (state / STATE_FILE).is_file() else None
 
@@ -192,6 +199,6 @@ def describe_run(
     without local paths."""
     size = {"height": args.image_size, "width": args.image_size}
     processor = EqCohViTImageProcessorPil(size=size, image_mean=list(image_mean), image_std=list(image_std))
-    processor.to_json_file(folder / "preprocessor_config.json")
-    config.to_json_file(folder / "config.json")
+    processor.to_json_file(folder / PROCESSOR_FILE)
+    config.to_json_file(folder / CONFIG_FILE)
     (folder / SETTINGS_FILE).write_text(yaml.safe_dump(args.shareable(), sort_keys=False))

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..files import SETTINGS_FILE, STATE_FILE
 from .arguments import PretrainArguments, check_resumable, load_recipe
-from .checkpoint import STATE_FILE
 from .launcher import with_launcher
-from .start import SETTINGS_FILE, find_training_state, open_start, side_of
+from .start import find_training_state, open_start, side_of
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OBJECTIVE_SETTINGS = ("objective", "objective_options", "projector_dim")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 
+from ..files import first_line
 from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, EqCohViTModel
 from ..loading import check_loaded, load_whole
@@ -41,7 +42,7 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[flo
             source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"no weights at {source}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"no weights at {source}: {first_line(error)}") from None
     check_loaded(model, info, source)
     weights, report = {}, [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
     for key, tensor in model.state_dict().items():

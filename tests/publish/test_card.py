@@ -1,14 +1,13 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from eqcohvit.model_card import check_card, read_run, render_card
+from eqcohvit.publish.card import check_card, read_run, read_template, render_card
 
-TEMPLATE = (Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md").read_text()
+TEMPLATE = read_template()
 
 SETTINGS = {
     "dataset_name": "user/birds",

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import math
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .base_model import LICENSE_PATTERN, describe_base, hub_id, license_of
-from .evaluation.results import INTERVAL, Row, tables
+from ..evaluation.results import INTERVAL, Row, tables
+from ..files import METRICS_FILE, RESULTS_FILE, SETTINGS_FILE
+from .license import LICENSE_PATTERN, describe_base, hub_id, license_of
 
 _CONTROLS = ("random weights", "raw pixels")
 _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
+
+
+def read_template() -> str:
+    """The text of the template, publish/TEMPLATE.md, as it is installed with the package."""
+    return (files("eqcohvit.publish") / "TEMPLATE.md").read_text(encoding="utf-8")
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
@@ -25,13 +32,14 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
         ValueError: there is no run in this folder.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / "config.yaml").is_file():
-        raise ValueError(f"{run_dir} holds no run: expected config.yaml in it")
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines() if (run_dir / "metrics.jsonl").is_file() else []
-    results = run_dir / "results.json"
+    if not (run_dir / SETTINGS_FILE).is_file():
+        raise ValueError(f"{run_dir} holds no run: expected {SETTINGS_FILE} in it")
+    metrics = run_dir / METRICS_FILE
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    results = run_dir / RESULTS_FILE
     return {
         "name": run_dir.resolve().name,
-        "settings": yaml.safe_load((run_dir / "config.yaml").read_text()),
+        "settings": yaml.safe_load((run_dir / SETTINGS_FILE).read_text()),
         "metrics": json.loads(lines[-1]) if lines else {},
         "results": json.loads(results.read_text()) if results.is_file() else None,
     }
@@ -41,7 +49,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     """Fill a card's `{{ placeholders }}` from a run's own files (`read_run`) and, where there is one, its evaluation.
 
     Args:
-        template: text of model_cards/TEMPLATE.md.
+        template: text of the template, from `read_template`.
         run: `settings`, `metrics`, `name`.
         results: of scripts/evaluate.py or scripts/finetune.py: `rows` (`evaluation.results.Row`), and `protocol` or
             `settings`. Rows with `headline: false` are details that a card leaves out.

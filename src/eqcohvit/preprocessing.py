@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..loading import STATE_FILE
+from .files import STATE_FILE
 
 
 @dataclass(frozen=True)

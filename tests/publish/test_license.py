@@ -4,7 +4,7 @@ cache."""
 import huggingface_hub
 import pytest
 
-from eqcohvit.base_model import describe_base, hub_id, license_of
+from eqcohvit.publish.license import describe_base, hub_id, license_of
 
 BODY = "# A model\n\nlicense: mit\n"
 

@@ -21,7 +21,8 @@ from eqcohvit import (
     EqCohViTForPreTraining,
     EqCohViTModel,
 )
-from eqcohvit.export import push_hub_folder, save_hub_folder
+from eqcohvit.publish.folder import save_hub_folder
+from eqcohvit.publish.upload import push_hub_folder
 
 BACKBONE = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
 FILES = {
@@ -149,7 +150,7 @@ def test_unreachable_hub_is_a_connection_error_after_the_last_attempt(tmp_path):
     save_hub_folder(tmp_path / "model", make())
     script = """
 import sys
-from eqcohvit.export import push_hub_folder
+from eqcohvit.publish.upload import push_hub_folder
 try:
     push_hub_folder(sys.argv[1], "user/name", token="hf_x", max_attempts=2, wait_seconds=0.01)
 except ConnectionError as error:

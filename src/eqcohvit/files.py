@@ -1,0 +1,82 @@
+"""Write files and folders whole: a kill or a full disk leaves the old content or the new, never half of either.
+
+The names of the files in a run, a checkpoint and a model folder are defined here as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# In the folder of a run.
+SETTINGS_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+CHECKPOINTS = "checkpoints"
+MODEL_FOLDER = "model"
+FINETUNE_SETTINGS_FILE = "settings.json"
+# In a checkpoint. SETTINGS_FILE, WEIGHTS_FILE and CONFIG_FILE are there too.
+STATE_FILE = "run_state.json"
+# In a model folder.
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
+CARD_FILE = "README.md"
+STATE_FOLDER = "training_state"  # the checkpoint from which the model was exported
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type when the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def path_beside(path: Path) -> Path:
+    """Where the new content of a file or folder is written first; a kill may leave it there."""
+    return path.with_name(f".{path.name}.new")
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Replace the content of `path`: write beside it, flush to disk, then rename."""
+    beside = path_beside(path)
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    flush_to_disk(path.parent)
+
+
+@contextmanager
+def write_folder_whole(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` to write into; it replaces `path` at the end, unless an error was raised."""
+    path = Path(os.path.abspath(path))
+    new = path_beside(path)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for file in (new, *new.rglob("*")):
+            flush_to_disk(file)
+        if path.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        new.rename(path)
+        flush_to_disk(path.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Flush what the system still buffers for a file, or for the entries of a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

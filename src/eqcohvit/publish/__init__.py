@@ -1,0 +1,1 @@
+"""Publishing a model: its folder, its card and license, and the upload to the Hub."""
