@@ -18,7 +18,7 @@ from tests.image_kinds import Kind, file_of, kinds, text_of, turned, turned_kind
 
 from eqcohvit import EqCohViTFeatureExtractionPipeline, EqCohViTImageProcessorPil, EqCohViTModel
 from eqcohvit.data import DatasetSource, FolderSource, decode_image
-from eqcohvit.downstream import rows
+from eqcohvit.evaluation import rows
 from eqcohvit.evaluation.guard import KnnGuard
 from eqcohvit.hub.image_reading_eqcohvit import COMMON_FORMATS, PIXELS, SOURCES, read_image
 

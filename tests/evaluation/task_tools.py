@@ -35,7 +35,7 @@ def make(tmp_path, encoders, samples=None, seeds=2, **settings):
         "transform": ["rotation"],
         "protocol": ["strict"],
         "pooling": ["cls_mean"],
-        "head": list(r2_tasks.HEADS),
+        "head": list(r2_tasks.FITTED_HEADS),
         "k": 3,
         "temperature": 0.07,
     }

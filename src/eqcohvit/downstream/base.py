@@ -6,7 +6,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -20,6 +20,7 @@ from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
 from ..evaluation.rows import Rows, row_errors
 from .backbones import EncoderFolder, find_backbone
+from .options import TASK_HEADS, TaskOptions
 
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding the annotations of more would take longer than a user waits for a message
@@ -27,40 +28,6 @@ MAX_TEST_BATCH = 16
 _MIN_SAMPLES_OF_BAR = 64  # fewer are tested before one looks
 
 Sample = dict[str, Any]
-
-
-def _option(default: Any, text: str, kind: type = str) -> Any:
-    return field(default=default, metadata={"help": text, "type": kind})
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """What a user may say about a task, as flags of the scripts; each task reads what concerns it. `head`: by default
-    the task's first."""
-
-    head: str | None = None
-    image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
-    image_column: str | None = _option(None, "column of the photographs; default: image")
-    target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
-    num_labels: int | None = _option(
-        None, "number of classes (both segmentations; detection without names of the classes)", int
-    )
-    ignore_label: int | None = _option(None, "segmentation: value of pixels that do not count, besides 255", int)
-    reduce_labels: bool = _option(False, "both segmentations: 0 is no class, classes count from 1 (ADE20K)", bool)
-    max_depth: int = _option(10, "depth: largest that counts (KITTI: 80); default: 10", int)
-    depth_scale: float = _option(
-        1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float
-    )
-
-    @classmethod
-    def add_flags(cls, parser: Any, leave_out: Sequence[str] = ()) -> None:
-        """Add a flag for each option that has a help text."""
-        for option in dataclasses.fields(cls):
-            if not option.metadata or option.name in leave_out:
-                continue
-            kind = option.metadata["type"]
-            how = {"action": "store_true"} if kind is bool else {"type": kind, "default": option.default}
-            parser.add_argument(f"--{option.name}", help=option.metadata["help"], **how)
 
 
 class Score(Protocol):
@@ -90,7 +57,6 @@ class DenseTask(ABC):
     target_column: str
 
     name: ClassVar[str]
-    heads: ClassVar[tuple[str, ...]]
     protocol: ClassVar[str]  # what the numbers mean, for results.json
     picture_titles: ClassVar[tuple[str, ...]] = ("image", "target", "prediction")
     default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = (
@@ -148,9 +114,10 @@ class DenseTask(ABC):
     @classmethod
     def choose_head(cls, options: TaskOptions) -> str:
         """The head that the options name, or the task's first."""
-        head = options.head or cls.heads[0]
-        if head not in cls.heads:
-            raise ValueError(f"head of {cls.name} must be one of {', '.join(cls.heads)}, got {head}")
+        heads = TASK_HEADS[cls.name]
+        head = options.head or heads[0]
+        if head not in heads:
+            raise ValueError(f"head of {cls.name} must be one of {', '.join(heads)}, got {head}")
         return head
 
     @classmethod

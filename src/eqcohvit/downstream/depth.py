@@ -20,7 +20,8 @@ from ..evaluation.pictures import color_values
 from ..evaluation.results import LOWER
 from ..evaluation.rows import Rows, check_size, find_column, read_depth, read_image
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
+from .options import TaskOptions
 
 MIN_DEPTH = 1e-3
 _CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorter side
@@ -92,7 +93,6 @@ class Depth(DenseTask):
     depth_scale: float
 
     name = "depth"
-    heads = ("depth_anything",)
     protocol = (
         "whole images with the shorter side at image_size, depth resized to the reference; "
         "errors over pixels with 0 < depth <= max_depth"

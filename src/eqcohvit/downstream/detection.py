@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, RTDetrConfig, RTDetrForObjectDetection
 from ..evaluation.pictures import palette
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .coco import average_precision
+from .options import TaskOptions
 
 MAX_DETECTIONS = 100  # per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
@@ -57,7 +58,6 @@ class Detection(DenseTask):
     label_names: tuple[str, ...]
 
     name = "detection"
-    heads = ("rt_detr",)
     protocol = f"whole images stretched to image_size x image_size; COCO average precision, at most {MAX_DETECTIONS} boxes per image"
 
     @classmethod

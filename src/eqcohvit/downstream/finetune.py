@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +24,7 @@ from ..training.monitor import MetricsLog, Progress
 from ..training.optim import make_optimizer, set_step
 from ..training.schedules import StepValues, warmup_cosine
 from ..training.signals import StopRequested, StopSignals
-
-TRAINABLE = ("head", "all", "lora")
+from .options import FinetuneSettings
 
 
 class TrainableTask(Protocol):
@@ -40,56 +38,6 @@ class TrainableTask(Protocol):
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Named scalars, `loss` among them."""
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How to train.
-
-    train: `"head"` (the backbone is frozen), `"all"`, or `"lora"` (head, and adapters in the backbone).
-    backbone_lr_scale: learning rate of the backbone's parameters over that of the head's. batch_size: per device.
-    """
-
-    train: str = "all"
-    max_steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    backbone_lr_scale: float = 0.1
-    weight_decay: float = 0.05
-    warmup_steps: int = 25
-    max_grad_norm: float = 1.0
-    lora_rank: int = 8
-    seed: int = 0
-    mixed_precision: str | None = None
-    num_workers: int = 0
-    logging_steps: int = 25
-    save_steps: int = 250
-    save_total_limit: int = 2
-
-    def check(self) -> None:
-        """Raise a `ValueError` of one line for the first setting that cannot work."""
-        if self.train not in TRAINABLE:
-            raise ValueError(f"train must be one of {', '.join(TRAINABLE)}, got {self.train}")
-        for name in (
-            "max_steps",
-            "learning_rate",
-            "max_grad_norm",
-            "lora_rank",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
-        if self.batch_size < 2:
-            raise ValueError(
-                f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}"
-            )
 
 
 def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> None:
@@ -152,13 +100,13 @@ def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) 
         )
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
+def move_batch(batch: Any, device: torch.device) -> Any:
     """Tensors of a nested batch on the device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return [to_device(value, device) for value in batch] if isinstance(batch, list) else batch
+        return {key: move_batch(value, device) for key, value in batch.items()}
+    return [move_batch(value, device) for value in batch] if isinstance(batch, list) else batch
 
 
 def make_accelerator(mixed_precision: str | None) -> Accelerator:
@@ -268,7 +216,7 @@ class Finetuning:
         self.model.train()
         if self.settings.train == "head":
             self.backbone.eval()
-        terms = self.task.loss(self.wrapped, to_device(batch, self.accelerator.device))
+        terms = self.task.loss(self.wrapped, move_batch(batch, self.accelerator.device))
         check_finite(terms, self.step + 1, indices)
         self.accelerator.backward(terms["loss"])
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)

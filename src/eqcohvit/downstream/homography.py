@@ -21,8 +21,9 @@ from ..evaluation.metrics.corner_error.corners import corner_error
 from ..evaluation.results import LOWER
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, HomographyRegressor
+from .options import TaskOptions
 
 IMAGE_SIZE = (320, 240)  # width, height
 PATCH_SIZE = 128
@@ -71,7 +72,6 @@ class Homography(DenseTask):
     """A three-layer convolutional head on the features of both patches."""
 
     name = "homography"
-    heads = ("conv",)
     protocol = "S-COCO: patches of 128 px from images of 320 x 240, corners moved by up to 32 px; one fixed pair from each test image"
     picture_titles = ("first patch", "second patch", "true corners green, predicted red")
 

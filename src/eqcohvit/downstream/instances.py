@@ -20,8 +20,9 @@ from ..evaluation.images import TEST_SPRITES
 from ..evaluation.pictures import overlay
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .coco import average_precision
+from .options import TaskOptions
 
 MAX_INSTANCES = 100  # found per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
@@ -103,7 +104,6 @@ class InstanceSegmentation(DenseTask):
     reduce_labels: bool
 
     name = "instance_segmentation"
-    heads = ("mask2former",)
     protocol = (
         f"whole images stretched to image_size x image_size, masks resized to the image; COCO average precision of masks, at most "
         f"{MAX_INSTANCES} per image"

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, VitPoseConfig, VitPoseForPoseEstimatio
 from ..evaluation.metrics.pck.distances import correct_keypoints
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .coco import OTHER_SIGMA, average_precision
+from .options import TaskOptions
 
 UPSAMPLING = 4  # heat-map cells per patch and direction
 THRESHOLDS = (0.05, 0.1)  # of PCK
@@ -139,7 +140,6 @@ class Keypoints(DenseTask):
     box_column: str
 
     name = "keypoints"
-    heads = ("classic", "simple")
     protocol = (
         "one crop round the true box (or the whole image), no flipped copy; PCK by the longer side of the box; AP over OKS of .50 to .95, "
         f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is the mean height of its peaks"

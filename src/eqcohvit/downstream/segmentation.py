@@ -16,8 +16,9 @@ from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from ..evaluation.pictures import color_labels
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, LinearSegmentation
+from .options import TaskOptions
 
 IGNORED = 255
 _CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
@@ -48,7 +49,6 @@ class Segmentation(DenseTask):
     reduce_labels: bool
 
     name = "segmentation"
-    heads = ("upernet", "linear")
     protocol = "whole images with the shorter side at image_size, logits resized to the annotation; mIoU over the classes of all images"
 
     @classmethod

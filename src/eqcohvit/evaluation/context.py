@@ -88,7 +88,7 @@ class Evaluation:
             ]
         if "samples" in self.__dict__:
             samples = self.samples
-            names = ("transform", "protocol", "pooling", "head", "k", "temperature")
+            names = ("full", "transform", "protocol", "pooling", "head", "k", "temperature")
             facts["protocol"] |= {
                 "source": samples.train.name,
                 "test_source": samples.test.name,

@@ -119,7 +119,8 @@ def _rows_of(
             return PairData(first, None, y, test_first, None)
         return PairData(first, second, y, test_first, test_second)
 
-    jobs = probe_jobs(features["train"], settings["pooling"], with_alone=kind == CHANGE)
+    alone = settings.get("alone", "all") if kind == CHANGE else "none"
+    jobs = probe_jobs(features["train"], settings["pooling"], alone)
     found = run_probes(evaluation, f"{latent.name}, {kind}", jobs, features["train"], data_of)
     true = np.broadcast_to(targets.test.numpy(), (evaluation.seeds, *targets.test.shape))
     row_settings = {"transform": latent.name, "protocol": kind, "kind": latent.kind}

@@ -51,7 +51,7 @@ class Head:
 
 
 # Chosen by a larger search, see scripts/guides/evaluate.md.
-HEADS = tuple(Head(basis, (128, 128, 128)) for basis in (*BASES, WHITENED))
+MLP_HEADS = tuple(Head(basis, (128, 128, 128)) for basis in (*BASES, WHITENED))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _whiten(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torc
     return train, test
 
 
-def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = HEADS) -> dict[str, Any]:
+def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP_HEADS) -> dict[str, Any]:
     """Predict targets with S probes, one for each seed.
 
     Held-out samples (`split_rows`, different ones for each seed) make all choices, in the same way for every encoder:

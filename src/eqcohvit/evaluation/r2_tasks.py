@@ -19,14 +19,13 @@ from .figures import pca_figure, scatter_figure
 from .intervals import half_width, r2_resampled
 from .kernel_regression import kernel_regress
 from .metrics.r2.coefficients import pooled_r2, r2_per_parameter
-from .pair_regression import HEADS as MLP_HEADS
-from .pair_regression import PairData, regress_pair
+from .pair_regression import MLP_HEADS, PairData, regress_pair
 from .pairs import render_pairs
 from .probe_cache import cached
 from .results import ALONE, Row
 
-HEADS = ("mlp", "linear")
-ALL_HEADS = (*HEADS, "kernel")
+FITTED_HEADS = ("mlp", "linear")
+R2_HEADS = ("mlp", "linear", "kernel")
 
 
 # ------------------------------------------------------------------------------------------------------------- features
@@ -97,17 +96,18 @@ class ProbeJob:
         return part_name(self.part, self.layer) + (ALONE if self.alone else "")
 
 
-def probe_jobs(features: dict[str, Features], poolings: Sequence[str], with_alone: bool = True) -> list[ProbeJob]:
+def probe_jobs(features: dict[str, Features], poolings: Sequence[str], alone: str = "all") -> list[ProbeJob]:
     """A job for each encoder, part, layer and pooling.
 
     Args:
-        with_alone: whether the last layer and first pooling also get a job that sees the transformed image only.
+        alone: which parts also get a job that sees the transformed image only, for the last layer and first pooling:
+            `"all"`, `"pixels"` or `"none"`.
     """
     jobs = []
     for encoder, own in features.items():
         for part, layer in parts_of(own.vectors):
             jobs += [ProbeJob(encoder, part, layer, pooling) for pooling in poolings]
-            if with_alone and layer == LAST:
+            if layer == LAST and (alone == "all" or (alone == "pixels" and encoder == PIXELS)):
                 jobs.append(ProbeJob(encoder, part, layer, poolings[0], alone=True))
     return jobs
 
@@ -143,12 +143,12 @@ def predict(evaluation: Evaluation, data: PairData) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     if "kernel" in heads:
         found |= cached(evaluation.cache_dir, kernel_regress, data, num_seeds=evaluation.seeds)
-    if fitted := tuple(head for head in heads if head in HEADS):
+    if fitted := tuple(head for head in heads if head in FITTED_HEADS):
         found |= cached(evaluation.cache_dir, regress, data, num_seeds=evaluation.seeds, heads=fitted)
     return found
 
 
-def regress(data: PairData, num_seeds: int, heads: Sequence[str] = HEADS) -> dict[str, np.ndarray]:
+def regress(data: PairData, num_seeds: int, heads: Sequence[str] = FITTED_HEADS) -> dict[str, np.ndarray]:
     """`regress_pair` as arrays: `"mlp"` and `"linear"` (S, M, P), `"chosen"` (S,). MLPs are fitted only if named."""
     choice = MLP_HEADS if "mlp" in heads else ()
     found = regress_pair(data, num_seeds, choice)
@@ -213,7 +213,7 @@ def r2_rows(
     title = f"R2 {settings['transform']}"
     suffix = f", {settings['protocol']}"
     suffix += "" if is_first else f", {settings['pooling']}"
-    suffix += "" if head == HEADS[0] else f", {head} head"
+    suffix += "" if head == FITTED_HEADS[0] else f", {head} head"
     mean = values.mean(axis=1).tolist()
     rows = [
         Row(
@@ -290,7 +290,7 @@ def _pair_rows(
             return PairData(moved, None, parameters, test_moved, None)
         return PairData(original, moved, parameters, test_original, test_moved)
 
-    jobs = probe_jobs(train, settings["pooling"])
+    jobs = probe_jobs(train, settings["pooling"], settings.get("alone", "all"))
     found = run_probes(evaluation, f"{path.name}, {protocol}", jobs, train, data_of)
     first = jobs[0]  # all encoders see the same images and parameters
     true = draws(test[first.encoder], first.part, first.layer, first.pooling, evaluation.seeds)[2].cpu().numpy()

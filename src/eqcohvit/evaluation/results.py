@@ -121,6 +121,11 @@ def format_table(cells: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def format_tables(rows: Sequence[Row]) -> str:
+    """All tables, as text for a terminal."""
+    return "\n\n".join(format_table(cells) for cells in tables(rows))
+
+
 def versions() -> dict[str, str]:
     """What a number was measured with."""
     return {

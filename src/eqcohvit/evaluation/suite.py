@@ -54,6 +54,49 @@ SUITES: dict[str, Suite] = {
 }
 
 
+@dataclass(frozen=True)
+class Size:
+    """Settings that decide how long an evaluation takes, by the name of their flag.
+
+    `alone`: which parts get a row of the transformed image only, `"all"` or `"pixels"`.
+    """
+
+    protocol: tuple[str, ...]
+    pooling: tuple[str, ...]
+    seeds: int
+    max_samples: int
+    max_test_samples: int
+    alone: str
+
+
+# Without --full: about a minute for a model on a laptop.
+QUICK = Size(("strict",), ("cls_mean",), seeds=1, max_samples=1024, max_test_samples=512, alone="pixels")
+FULL = Size(("paper", "strict"), ("cls_mean", "grid"), seeds=3, max_samples=4096, max_test_samples=2048, alone="all")
+
+
+def apply_size(settings: dict[str, Any]) -> None:
+    """Fill the settings that no flag gave: from `FULL` with `--full` or a suite, else from `QUICK`."""
+    size = FULL if settings["full"] or settings["suite"] else QUICK
+    for name, value in asdict(size).items():
+        if settings.get(name) is None:
+            settings[name] = list(value) if isinstance(value, tuple) else value
+
+
+def describe_size(settings: Mapping[str, Any]) -> str:
+    """One line: how the figures of these settings were measured, and what `--full` would add."""
+    text = f"Measured: {_in_words(settings)}."
+    if settings["full"] or settings["suite"]:
+        return text
+    return f"{text}\nWith --full: {_in_words(asdict(FULL))}."
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    seeds = "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
+    names = f"{' and '.join(settings['protocol'])} protocol, pooling {' and '.join(settings['pooling'])}"
+    counts = f"at most {settings['max_samples']:,} images to fit on and {settings['max_test_samples']:,} to test on"
+    return f"{names}, {seeds}, {counts}"
+
+
 def protocol_version(results: Mapping[str, Any]) -> str:
     """The version that a results.json was measured with."""
     return str(results.get("protocol_version", _WITHOUT_VERSION))

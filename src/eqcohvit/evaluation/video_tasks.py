@@ -68,7 +68,8 @@ def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: l
     return ReportFigure(name, caption, draw)
 
 
-# Task name -> function of an `Evaluation` that returns rows.
+# Task -> function of an `Evaluation` that returns rows.
 VIDEO_ROWS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    name: partial(video_rows, name=name) for name in VIDEO_TASKS
+    "video_segmentation": partial(video_rows, name="video_segmentation"),
+    "part_propagation": partial(video_rows, name="part_propagation"),
 }
