@@ -223,7 +223,8 @@ class Reproduction:
         if run.dense:
             dense = [self._dense_stage(run, task) for task in DENSE]
             return [stage for stage in (*([] if run.untrained else stages), *dense) if stage is not None]
-        probe = ["--model", home / "model", "--task", "r2", "knn", "linear", "--pooling", "cls_mean", "--head", "mlp"]
+        probe = ["--model", home / "model", "--task", "r2", "knn", "linear", "--full"]
+        probe += ["--pooling", "cls_mean", "--head", "mlp"]
         probe += [
             "--transform",
             *run.transforms,

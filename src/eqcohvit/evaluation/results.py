@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import platform
 import re
@@ -23,7 +24,8 @@ INTERVAL = (
 )
 ALONE = ", g alone"  # ends the name of a part of which the probe sees the transformed image without the original
 LOWER = "↓"  # ends the name of a metric of which less is better
-_MAX_COLUMNS = 6  # of numbers in one table; more are dealt into several
+_MAX_COLUMNS = 6  # of numbers in one table; more are split into several tables
+_NAME_WIDTH = 24  # of an encoder in a table on a terminal
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,50 @@ def format_table(cells: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def format_tables(rows: Sequence[Row]) -> str:
-    """All tables, as text for a terminal."""
-    return "\n\n".join(format_table(cells) for cells in tables(rows))
+def format_tables(rows: Sequence[Row], width: int = 80) -> str:
+    """All tables as text for a terminal, with at most `width` columns wherever one column of numbers fits."""
+    texts = []
+    for cells in tables(rows):
+        names = [line[:2] for line in cells]
+        columns = list(zip(*(line[2:] for line in cells), strict=True))
+        while columns:
+            count = len(columns)
+            while count > 1 and max(map(len, _text_table(names, columns[:count]).splitlines())) > width:
+                count -= 1
+            texts.append(_text_table(names, columns[:count]))
+            columns = columns[count:]
+    return "\n\n".join(texts)
+
+
+def _text_table(names: Sequence[list[str]], columns: Sequence[tuple[str, ...]]) -> str:
+    """Aligned columns. Long names of encoders continue in the lines of their parts, and headings are two lines."""
+    heading = [*names[0], *(column[0] for column in columns)]
+    upper = [text.partition(", ")[0] + ("," if ", " in text else "") for text in heading]
+    lower = [text.partition(", ")[2] for text in heading]
+    lines = [upper, lower] if any(lower) else [upper]
+    numbers = [list(line) for line in zip(*(column[1:] for column in columns), strict=True)]
+    for encoder, group in itertools.groupby(zip(names[1:], numbers, strict=True), key=lambda line: line[0][0]):
+        parts = [[part, *own] for (_, part), own in group]
+        pieces = wrap(encoder, _NAME_WIDTH).split("\n")
+        count = max(len(parts), len(pieces))
+        pieces += [""] * (count - len(pieces))
+        parts += [[""] * (len(heading) - 1)] * (count - len(parts))
+        lines += [[name, *own] for name, own in zip(pieces, parts, strict=True)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    num_headings = 2 if any(lower) else 1
+    return "\n".join([*text[:num_headings], rule, *text[num_headings:]])
+
+
+def wrap(name: str, width: int) -> str:
+    """A name on several lines of about `width` characters, broken behind `/`, `_`, `-`, `.` and at spaces."""
+    lines = [""]
+    for word in re.findall(r"[^/_\-. ]*[/_\-. ]?", name):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.strip() for line in lines)
 
 
 def versions() -> dict[str, str]:
