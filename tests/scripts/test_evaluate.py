@@ -29,7 +29,7 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     flags = "--full --task r2 knn --pooling cls_mean"
     assert run(evaluate, folder, tmp_path / "results.json", *flags.split()) == 0
     table = capsys.readouterr().out
-    for text in ("tiny", "random weights", "raw pixels", "R2 rotation, paper", "R2 rotation, strict", "kNN-20", "±"):
+    for text in ("tiny", "random weights", "raw pixels", "R2 rotation,", "paper,", "strict,", "kNN-20", "±"):
         assert text in table
     results = json.loads((tmp_path / "results.json").read_text())
     found = {(row["encoder"], row["part"]) for row in results["rows"]}
@@ -83,7 +83,7 @@ def test_r2_needs_neither_pycocotools_nor_accelerate(folder, tmp_path):
     small = "--head linear --max_samples 20 --max_test_samples 10".split()
     arguments = ["--model", str(folder), *small, "--cache_dir", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0 and "R2 rotation, strict" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0 and "R2 rotation," in done.stdout, done.stderr[-2000:]
 
 
 def test_layers_and_disentanglement_reach_tables_and_plots(evaluate, folder, tmp_path, capsys):
@@ -93,10 +93,10 @@ def test_layers_and_disentanglement_reach_tables_and_plots(evaluate, folder, tmp
     table = capsys.readouterr().out
     for text in (
         "backbone, layer 1",
-        "R2 zoom, strict",
+        "R2 zoom,",
         "kNN-20",
         "linear",
-        "change under zoom, strict",
+        "change under zoom,",
         "CKA with invariant",
     ):
         assert text in table
