@@ -17,7 +17,7 @@ PATHS = {  # key of a run's name -> its label, its flags
     "none": ("λ = 0", ("--recon_weight", "0")),
     "rotation": ("+ rotation", ("--path", "rotation")),
     "se2": ("+ SE(2)", ("--path", "se2")),
-    "color_jitter": ("+ colour", ("--path", "color_jitter")),
+    "color_jitter": ("+ color", ("--path", "color_jitter")),
     "gaussian_blur": ("+ blur", ("--path", "gaussian_blur")),
     "translation": ("+ translation", ("--path", "translation")),
     "all": ("+ all", ("--path", "se2+color_jitter+gaussian_blur")),
@@ -36,7 +36,7 @@ _ABLATIONS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: a recipe of `method` with `flags`, and the transformations that its features are probed for."""
+    """A training run: a recipe of `method` with `flags`, and the transformations that probes regress."""
 
     name: str
     label: str
@@ -115,34 +115,42 @@ TABLES: dict[str, list[Run]] = {
         Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
     ],
 }
-# Table D: task -> script, folder of the data, flags, and the number that is shown with its part. Sized for minutes on a
-# CPU.
+# Table D: task -> script, folder of the data, flags, and the number that is shown. Sized for minutes on a CPU.
 DENSE: dict[str, tuple[str, str, str, str]] = {
     "segmentation": (
         "finetune",
         "camvid",
-        "--train head --head linear --image_size 128 --num_labels 11 --ignore_label 11 --max_steps 600 --learning_rate 5e-3 "
+        "--train head --head linear --image_size 128 --num_labels 11 --ignore_label 11 --max_steps 600 "
+        "--learning_rate 5e-3 "
         "--per_device_train_batch_size 8 --data_files train-*.parquet --test_data_files val-*.parquet",
         "mIoU",
     ),
     "keypoints": (
         "finetune",
         "face_keypoints",
-        "--train all --max_steps 300 --per_device_train_batch_size 16 --data_files train-*.parquet --test_data_files test-*.parquet",
+        "--train all --max_steps 300 --per_device_train_batch_size 16 "
+        "--data_files train-*.parquet --test_data_files test-*.parquet",
         "PCK@0.1",
     ),
     "homography": (
         "finetune",
         "imagenette",
-        "--train head --max_steps 500 --per_device_train_batch_size 32 --max_test_samples 1000 --data_files train-*.parquet "
+        "--train head --max_steps 500 --per_device_train_batch_size 32 --max_test_samples 1000 "
+        "--data_files train-*.parquet "
         "--test_data_files val-*.parquet",
         "mean corner error (px) ↓",
     ),
-    "depth": ("finetune", "", "--train head --max_depth 2 --max_steps 120 --per_device_train_batch_size 16", "RMSE ↓"),
+    "depth": (
+        "finetune",
+        "",
+        "--train head --max_depth 2 --max_steps 120 --per_device_train_batch_size 16",
+        "RMSE ↓",
+    ),
     "detection": (
         "finetune",
         "bccd",
-        "--train all --image_size 128 --max_steps 400 --per_device_train_batch_size 4 --learning_rate 5e-4 --backbone_lr_scale 0.3 "
+        "--train all --image_size 128 --max_steps 400 --per_device_train_batch_size 4 --learning_rate 5e-4 "
+        "--backbone_lr_scale 0.3 "
         "--warmup_steps 10 --data_files train-*.parquet --test_data_files test-*.parquet",
         "AP50",
     ),
@@ -156,8 +164,7 @@ DENSE: dict[str, tuple[str, str, str, str]] = {
 
 
 def chosen_runs(tables: Sequence[str]) -> list[Run]:
-    """The runs of these tables, each once: the comparisons of table A first, then the small tables, then the rest of
-    table A."""
+    """The runs of these tables, each once: first the comparisons of table A, then the small tables, then the rest."""
     first = len(_FIRST_PATHS) * len(METHODS) + len(_REFERENCES) + len(_MASKED)
     own = {name: TABLES[name] for name in tables}
     ordered = [
@@ -175,15 +182,15 @@ class Results:
         self.folder = folder
 
     def read(self, name: str, *below: str) -> list[dict[str, Any]]:
-        """The results of all seeds of a run, in the order of the seeds; empty where it has not been evaluated."""
+        """The results of all seeds of a run, in the order of the seeds; empty if it has not been evaluated."""
         folders = [self.folder / name, *sorted(self.folder.glob(f"{name}-seed*"))]
         files = [folder.joinpath(*below, "results.json") for folder in folders]
         return [json.loads(file.read_text()) for file in files if file.is_file()]
 
     def cell(self, name: str, encoder: str | None, part: str, *metrics: str) -> str:
-        """A number as it stands in a table; of several metrics it is their mean, and nothing where one is missing.
+        """A cell of a table: a number, or the mean of several metrics; empty if one is missing.
 
-        Of one training run: with its interval. Of several: mean and standard deviation over them.
+        For one training run: with its interval. For several: mean and standard deviation over them.
         """
         runs = []
         for results in self.read(name):
@@ -197,8 +204,10 @@ class Results:
         return _over_runs(runs)
 
     def dense_cell(self, run: Run, task: str, metric: str) -> str:
-        """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another
-        run's file."""
+        """The number of a dense task for the backbone, over training seeds.
+
+        The number of an untrained run may be in the file of another run.
+        """
         runs = [run, *TABLES["D"]] if run.untrained else [run]
         found = next((found for each in runs if (found := self.read(each.name, task))), [])
         encoder = "random weights" if run.untrained and not self.read(run.name, task) else None
@@ -210,7 +219,7 @@ class Results:
 
 
 def _over_runs(rows: Sequence[Row]) -> str:
-    """One row as it is; the mean and standard deviation of several training runs; nothing of none."""
+    """One row as it is; the mean and standard deviation of several training runs; empty for none."""
     if len(rows) < 2:
         return "".join(map(str, rows))
     means = [row.mean for row in rows]
@@ -218,7 +227,7 @@ def _over_runs(rows: Sequence[Row]) -> str:
 
 
 def r2_columns(transforms: Sequence[str]) -> dict[str, str]:
-    """Heading -> metric; where nothing moves the protocols are one."""
+    """Heading -> metric. If nothing moves, there is one column for both protocols."""
     columns = {}
     for transform in transforms:
         for protocol in PROTOCOLS if transform in _MOVES else PROTOCOLS[:1]:
