@@ -87,7 +87,8 @@ def measure(photos, folder):
 def test_figures_are_those_of_the_protocol_version(photos, tmp_path_factory):
     found = json.loads(json.dumps(measure(photos, tmp_path_factory.mktemp("figures"))))
     kept = json.loads(KEPT.read_text())
-    advice = f"raise PROTOCOL_VERSION in suite.py and write into {KEPT.name}: {json.dumps({'version': PROTOCOL_VERSION, **found})}"
+    new = json.dumps({"version": PROTOCOL_VERSION, **found})
+    advice = f"raise PROTOCOL_VERSION in suite.py and write into {KEPT.name}: {new}"
     assert kept["version"] == PROTOCOL_VERSION, f"{KEPT.name} is of version {kept['version']}: {advice}"
     assert found["suites"] == kept["suites"], f"the suite's settings changed: {advice}"
     for name, values in kept["views"].items():

@@ -62,7 +62,8 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
 
 @pytest.mark.parametrize("command", ["evaluate", "finetune"])
 def test_help_imports_no_torch(command):
-    code = "import runpy, sys; sys.argv = [sys.argv[1], '--help']\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code = "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+    code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     code += "finally:\n    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'imported'\n"
     script = SCRIPTS / f"{command}.py"
     done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, timeout=60)

@@ -74,7 +74,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", nargs="+", required=True, help=models)
     text = f"default: r2; any of {', '.join(tasks)}"
     parser.add_argument("--task", nargs="+", default=["r2"], choices=tasks, metavar="TASK", help=text)
-    text = "the whole protocol instead of the quick one: strict and paper, cls_mean and grid, 3 seeds, 4,096 + 2,048 images"
+    text = (
+        "the whole protocol instead of the quick one: strict and paper, cls_mean and grid, 3 "
+        "seeds, 4,096 + 2,048 images"
+    )
     parser.add_argument("--full", action="store_true", help=text)
     text = "results.json to write; the page and its plots go into the same folder"
     parser.add_argument("--output", type=os.path.expanduser, metavar="FILE", help=text)

@@ -58,7 +58,10 @@ class Detection(DenseTask):
     label_names: tuple[str, ...]
 
     name = "detection"
-    protocol = f"whole images stretched to image_size x image_size; COCO average precision, at most {MAX_DETECTIONS} boxes per image"
+    protocol = (
+        "whole images stretched to image_size x image_size; COCO average precision, at most "
+        f"{MAX_DETECTIONS} boxes per image"
+    )
 
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
@@ -127,7 +130,8 @@ class Detection(DenseTask):
         flat = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)))
         if len(flat):
             raise ValueError(
-                f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with positive width and height"
+                f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with "
+                "positive width and height"
             )
         return boxes, classes
 
@@ -141,7 +145,8 @@ class Detection(DenseTask):
         outside = np.flatnonzero(((boxes[:, :2] >= image.size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1))
         if len(outside):
             raise ValueError(
-                f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x {image.height} pixels"
+                f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x "
+                f"{image.height} pixels"
             )
         return image, boxes, classes
 

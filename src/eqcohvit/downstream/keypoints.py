@@ -141,8 +141,10 @@ class Keypoints(DenseTask):
 
     name = "keypoints"
     protocol = (
-        "one crop round the true box (or the whole image), no flipped copy; PCK by the longer side of the box; AP over OKS of .50 to .95, "
-        f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is the mean height of its peaks"
+        "one crop round the true box (or the whole image), no flipped copy; PCK by the longer side of the "
+        "box; AP over OKS of .50 to .95, "
+        f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is "
+        "the mean height of its peaks"
     )
 
     @classmethod
@@ -190,7 +192,8 @@ class Keypoints(DenseTask):
         if not self.box_column:
             if not (high > low).all():
                 raise ValueError(
-                    "the labelled keypoints have no extent, so that the size of the instance is unknown: add a column bbox"
+                    "the labelled keypoints have no extent, so that the size of the instance is unknown: "
+                    "add a column bbox"
                 )
             return points, visible, np.concatenate([low, high - low])
         try:
@@ -279,6 +282,7 @@ def _read_points(row: dict[str, Any], column: str) -> np.ndarray:
         values = values.reshape(-1, 3)
     if values.ndim != 2 or not len(values) or values.shape[1] not in (2, 3):
         raise ValueError(
-            f"column {column} must hold keypoints as (K, 2), (K, 3) or 3 K numbers, got an array of shape {values.shape}"
+            f"column {column} must hold keypoints as (K, 2), (K, 3) or 3 K numbers, got an array of shape "
+            f"{values.shape}"
         )
     return values if values.shape[1] == 3 else np.column_stack([values, np.ones(len(values))])

@@ -49,7 +49,10 @@ class Segmentation(DenseTask):
     reduce_labels: bool
 
     name = "segmentation"
-    protocol = "whole images with the shorter side at image_size, logits resized to the annotation; mIoU over the classes of all images"
+    protocol = (
+        "whole images with the shorter side at image_size, logits resized to the annotation; mIoU "
+        "over the classes of all images"
+    )
 
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
@@ -104,7 +107,8 @@ class Segmentation(DenseTask):
         if wrong.size:
             shift = int(self.reduce_labels)
             raise ValueError(
-                f"the annotation has the value {wrong[0] + shift}, expected {shift} .. {self.num_labels - 1 + shift}, or {IGNORED} where a "
+                f"the annotation has the value {wrong[0] + shift}, expected {shift} .. "
+                f"{self.num_labels - 1 + shift}, or {IGNORED} where a "
                 "pixel does not count; see --num_labels, --ignore_label and --reduce_labels"
             )
         if ignored.all():

@@ -25,8 +25,10 @@ from .saved import load_finetuned
 
 
 def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of fine-tuned models as they are; for encoders, and their random weights, of a head that is fitted on the
-    frozen backbone."""
+    """Scores of fine-tuned models as they are.
+
+    For an encoder, and for its random weights, a head is fitted on the frozen backbone.
+    """
     settings, rows = evaluation.settings, []
     sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
     train, test = open_train_and_test(**sources, default=task_class(name).default_rows)

@@ -183,7 +183,8 @@ def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
             index = int(layer) if layer.lstrip("-").isdigit() else None
             if index is None or not -count <= index < count:
                 raise ValueError(
-                    f"layer must be 'last', 'all' or an index from {-count} to {count - 1} for this model, got {layer!r}"
+                    f"layer must be 'last', 'all' or an index from {-count} to {count - 1} for this model, "
+                    f"got {layer!r}"
                 )
             found.append(str(index % count))
     return list(dict.fromkeys(found))

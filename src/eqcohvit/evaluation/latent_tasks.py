@@ -34,7 +34,7 @@ def latent_r2(evaluation: Evaluation) -> list[Row]:
     """R2 of each of `target_columns` from frozen features, for each part and control.
 
     "one picture": the value, from the features of one picture. With a `group_column` also "change": the change between
-    two pictures of a group, from the features of both. No group is both fitted and tested on.
+    two pictures of a group, from the features of both. No group is both fitted on and tested on.
     """
     train, test = open_latents(evaluation)
     workers = evaluation.samples.num_workers

@@ -206,7 +206,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The criterion for the linear kernels of x and y with zero diagonals, times n (n - 3), without an (n, n) matrix."""
+    """The criterion for linear kernels of x and y with zero diagonals, times n (n - 3), without (n, n) matrices."""
     x = (x - x.mean(dim=0)).double()
     y = (y - y.mean(dim=0)).double()
     n = len(x)

@@ -179,7 +179,8 @@ def suite_table(rows: Sequence[Row]) -> str:
         f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items()
     )
     below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
-    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
+    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr>"
+    head += f"<tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
     body, previous = [], None
     for line in lines:
         encoder, part = line

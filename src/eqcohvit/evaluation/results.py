@@ -19,11 +19,12 @@ import transformers
 from .intervals import seeds_half_width
 
 INTERVAL = (
-    "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for R2, kNN and linear, "
-    "over the test images (bootstrap). What another training run would give is not in it, except in lines of several training seeds."
+    "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for "
+    "R2, kNN and linear, over the test images (bootstrap). It does not include other training runs, except in lines of "
+    "several training seeds."
 )
-ALONE = ", g alone"  # ends the name of a part of which the probe sees the transformed image without the original
-LOWER = "↓"  # ends the name of a metric of which less is better
+ALONE = ", g alone"  # end of the name of a part if the probe sees only the transformed image
+LOWER = "↓"  # end of the name of a metric if lower is better
 _MAX_COLUMNS = 6  # of numbers in one table; more are split into several tables
 _NAME_WIDTH = 24  # of an encoder in a table on a terminal
 
@@ -33,9 +34,8 @@ class Row:
     """One number of a table: the values of all seeds for an encoder's part.
 
     Args:
-        half_width: of the 95 % interval about their mean; where it is not given, Student's t over the seeds
-            (`intervals`).
-        headline: whether it belongs into the printed table and the model card; the others are in the report and
+        half_width: of the 95 % interval around their mean; default: Student's t over the seeds (`intervals`).
+        headline: whether it belongs in the printed table and the model card. The others are in the report and
             results.json.
         settings: what `metric` says, for programs: task, transform, protocol, head, pooling, layer ...
     """
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def half(self) -> float | None:
-        """Half of the 95 % interval; None for a single value of which no more is known."""
+        """Half of the 95 % interval; None for a single value without `half_width`."""
         return seeds_half_width(self.values) if self.half_width is None else self.half_width
 
     def __str__(self) -> str:
@@ -63,10 +63,9 @@ class Row:
 
 
 def training_seeds(rows: Sequence[Row]) -> list[Row]:
-    """A row for each number of models that differ by their training seed alone: the mean over them, each model's mean
-    one value.
+    """A row for each group of models that differ only by their training seed: the mean over them.
 
-    Such models are called alike but for `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`;
+    The names of such models differ only by `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`;
     `vicreg/seed-0`, `vicreg/seed-1`.
     """
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -89,7 +88,7 @@ def training_seeds(rows: Sequence[Row]) -> list[Row]:
 
 
 def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
-    """Tables of cells, the first line the header: one line per encoder and part, one column per metric.
+    """Tables of cells: a header, then one line per encoder and part, one column per metric.
 
     Metrics that do not fit side by side are grouped by task, protocol and pooling.
     """
@@ -115,7 +114,7 @@ def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
 
 
 def format_table(cells: list[list[str]]) -> str:
-    """Cells, the first line the header -> aligned Markdown."""
+    """Cells, whose first line is the header -> aligned Markdown."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
@@ -170,7 +169,7 @@ def wrap(name: str, width: int) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What a number was measured with."""
+    """Versions of the libraries, and the device."""
     return {
         "eqcohvit": sys.modules[__name__.split(".")[0]].__version__,
         "python": platform.python_version(),
@@ -183,7 +182,7 @@ def versions() -> dict[str, str]:
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write JSON whole or not at all, each row (they may be `Row`s) in a line of its own."""
+    """Write JSON whole or not at all, with each row (a dict or a `Row`) on one line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -194,5 +193,5 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def _row_fields(row: Row) -> dict[str, Any]:
-    """The fields of a row for results.json, its interval with them."""
+    """The fields of a row for results.json, including its interval."""
     return dataclasses.asdict(row) | {"half_width": row.half}

@@ -20,8 +20,7 @@ from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, prop
 
 
 def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of label propagation for each part of the encoders, of random weights, and of the pixels of the
-    patches."""
+    """Scores of label propagation for each part of the encoders, random weights, and the pixels of the patches."""
     task, settings = VIDEO_TASKS[name], evaluation.settings
     split = settings["test_split"] or settings["dataset_split"]
     files = settings["test_data_files"] or settings["data_files"]
