@@ -38,6 +38,7 @@ def make(tmp_path, encoders, samples=None, seeds=2, **settings):
         "head": list(r2_tasks.FITTED_HEADS),
         "k": 3,
         "temperature": 0.07,
+        "alone": "pixels",
     }
     evaluation = Evaluation([], lambda: samples, seeds=seeds, cache_dir=tmp_path, settings=defaults | settings)
     evaluation.encoders = encoders

@@ -21,7 +21,9 @@ def small_head(monkeypatch):
 def test_r2_rows_hold_every_encoder_part_and_head(tmp_path):
     constant = Encoder("constant", lambda images: torch.ones(len(images), 3))
     small = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 48, 24)
-    rows = r2_tasks.r2(make(tmp_path, [PixelEncoder(16), constant], small, transform=["se2"], protocol=["paper"]))
+    rows = r2_tasks.r2(
+        make(tmp_path, [PixelEncoder(16), constant], small, transform=["se2"], protocol=["paper"], alone="all")
+    )
     names = ["R2 se2", "R2 se2 angle", "R2 se2 shift_x", "R2 se2 shift_y"]
     expected = [f"{name}, paper{head}" for head in ("", ", linear head") for name in names]
     for encoder, part in (("raw pixels", "pixels"), ("constant", "constant")):
@@ -49,7 +51,7 @@ def test_the_first_head_and_pooling_lead_the_table(tmp_path):
     encoders = [PixelEncoder(16), Encoder("rings", rings)]
     pixels, pixels_grid, alone, pooled, _ = r2_tasks.r2(
         make(tmp_path, encoders[:1], small, head=["linear"], pooling=["cls_mean", "grid"])
-    ) + r2_tasks.r2(make(tmp_path, encoders[1:], small, head=["linear"], pooling=["mean"]))
+    ) + r2_tasks.r2(make(tmp_path, encoders[1:], small, head=["linear"], pooling=["mean"], alone="all"))
     assert pixels.headline and pooled.headline and pixels.metric == pooled.metric == "R2 rotation, strict, linear head"
     assert (
         pixels_grid.metric == "R2 rotation, strict, grid, linear head" and pixels_grid.values == pixels.values

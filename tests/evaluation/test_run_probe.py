@@ -28,7 +28,7 @@ def test_probe_agrees_with_the_evaluation_of_the_same_model_and_images(encoder_f
         encoder.model, preprocessing.mean, preprocessing.std
     )
     settings = {"transform": ["rotation"], "protocol": ["strict", "paper"], "pooling": ["cls_mean"], "head": ["kernel"]}
-    settings |= {"k": 20, "temperature": 0.07}
+    settings |= {"k": 20, "temperature": 0.07, "alone": "none"}
     evaluation = Evaluation(
         [encoder_folder], lambda: ProbeImages(source, source, 96, 48), seeds=1, cache_dir=tmp_path, settings=settings
     )

@@ -33,7 +33,7 @@ def test_columns_are_regressed_for_each_part_and_control(evaluate, encoder_folde
     output = tmp_path / "results.json"
     assert run(evaluate, encoder_folder, files, output, *flags.split()) == 0
     table = capsys.readouterr().out
-    for text in ("R2 hue, one picture", "R2 yaw, change", "raw pixels", "random weights", "g alone"):
+    for text in ("R2 hue,", "one picture", "R2 yaw,", "change", "raw pixels", "random weights", "g alone"):
         assert text in table
     rows = rows_of(output)
     parts = ("equivariant", "invariant", "both", "backbone")
@@ -60,7 +60,7 @@ def test_recipe_of_3diebench_makes_what_its_command_reads(evaluate, encoder_fold
     assert evaluate.cli(["--model", encoder_folder, "--cache_dir", "cache", *SMALL, *flags]) == 0
     table = capsys.readouterr().out
     for column in ("pose", "floor_hue", "light_hue"):
-        assert f"R2 {column}, change" in table and f"R2 {column}, one picture" in table
+        assert table.count(f"R2 {column},") == 2
 
 
 @pytest.mark.parametrize(
