@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-_COMMANDS = ("pretrain", "evaluate", "finetune", "push_to_hub")
+# They read their flags before they import torch, and register the model themselves.
+_LIGHT_COMMANDS = ("pretrain", "evaluate", "finetune")
 
 
-def _runs_a_command() -> bool:
-    """Whether this process is one of our commands: they read their flags before they import torch."""
+def _runs_a_light_command() -> bool:
+    """Whether this process was started as one of these commands: as a module, an installed entry, or a script."""
     program = sys.argv[0] if sys.argv else ""
     if program == "-m":  # Python is looking for the module
-        return any(word.startswith(f"{__name__}.commands.") for word in sys.orig_argv)
-    clone = Path(__file__).resolve().parents[2]
-    in_clone = [clone / "scripts" / f"{name}.py" for name in _COMMANDS]
-    return Path(program).name.startswith(f"{__name__}-") or Path(program).resolve() in in_clone
+        return any(f"{__name__}.commands.{name}" in sys.orig_argv for name in _LIGHT_COMMANDS)
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
+    return Path(program).stem in [f"{__name__}-{name}" for name in _LIGHT_COMMANDS] or (
+        Path(program).resolve() in [scripts / f"{name}.py" for name in _LIGHT_COMMANDS]
+    )
 
 
-if TYPE_CHECKING or not _runs_a_command():
+if TYPE_CHECKING or not _runs_a_light_command():
     from .hub.configuration_eqcohvit import EqCohViTConfig
     from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
     from .hub.modeling_eqcohvit import (

@@ -17,6 +17,7 @@ import argparse
 import os
 import shlex
 import sys
+from typing import NoReturn
 
 from ..cli import CommandParser, Registry
 from ..downstream.options import TASK_HEADS, TRAINABLE, FinetuneSettings, TaskOptions
@@ -98,5 +99,10 @@ def cli(argv: list[str] | None = None) -> int:
     return exit_code(lambda stop: _run(argv, stop))
 
 
-if __name__ == "__main__":
+def entry() -> NoReturn:
+    """The command `eqcohvit-finetune`."""
     leave(cli())
+
+
+if __name__ == "__main__":
+    entry()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..preprocessing import FIT
 from .extraction import View, extract
 from .feature_cache import DEFAULT_CACHE, Features
 from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
@@ -78,7 +79,7 @@ class Evaluation:
 
     def facts(self) -> dict[str, Any]:
         """What results.json says about the models, images and protocol that the tasks have opened."""
-        facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds}}
+        facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds, "fit": FIT}}
         if "model_encoders" in self.__dict__:
             facts["models"] = [
                 {"name": encoder.name, "image_size": encoder.image_size, "fingerprint": encoder.fingerprint.split()[0]}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data import Batch, CanvasStream, Source
+from ..preprocessing import FIT
 
 BLOCK_SIZE = 32  # images
 TEST_SPRITES = 1 << 40  # number of the first test sprite, which no training run reaches
@@ -64,7 +65,7 @@ class ProbeImages:
             group_shards=GROUP_SHARDS,
             max_bad_fraction=self.max_bad_fraction,
             position=position,
-            fit="square",
+            fit=FIT,
         )
         for batch in batches:
             first_epoch = batch.epochs == 0
