@@ -141,7 +141,7 @@ class DenseTask(ABC):
         return model
 
     def normalize(self, image: Image.Image) -> torch.Tensor:
-        """RGB image -> float (3, H, W) in normalised pixels."""
+        """RGB image -> float (3, H, W) in normalized pixels."""
         pixels = np.asarray(image, dtype=np.float32) / 255
         pixels = (pixels - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

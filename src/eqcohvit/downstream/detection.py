@@ -1,5 +1,4 @@
-"""Object detection on COCO-style objects: RT-DETR on a pyramid made of a plain ViT's maps, average precision by
-pycocotools."""
+"""Object detection on COCO-style objects: RT-DETR on a pyramid of feature maps of a plain ViT, scored by pycocotools."""
 
 from __future__ import annotations
 
@@ -97,7 +96,7 @@ class Detection(DenseTask):
         return self.with_backbone(RTDetrForObjectDetection(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); an image without objects has none.
+        """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); both are empty for an image without objects.
 
         Raises:
             ValueError: a box has no area, or a class is unknown.
@@ -183,8 +182,7 @@ class Detection(DenseTask):
     def predict(
         self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
     ) -> list[dict[str, np.ndarray]]:
-        """Boxes x, y, width, height in pixels of the image (N, 4), classes (N,), scores (N,) of each sample, best
-        first."""
+        """Boxes x, y, width, height in pixels (N, 4), classes (N,), scores (N,) of each sample, best first."""
         outputs = model(pixel_values=pixel_values)
         scores, index = (
             outputs.logits.float().sigmoid().flatten(1).topk(min(MAX_DETECTIONS, outputs.logits[0].numel()), dim=1)
@@ -238,7 +236,7 @@ def _category_key(objects: dict[str, Any]) -> str:
 
 
 def _label_names(rows: Rows, column: str, num_labels: int | None) -> tuple[str, ...]:
-    """From the dataset's class labels, or numbers where it has none and their count is given."""
+    """The class names of the dataset, or numbers if it has none and `num_labels` is given."""
     feature = rows.features[column]
     feature = getattr(feature, "feature", feature)
     if not isinstance(feature, dict) or "bbox" not in feature:

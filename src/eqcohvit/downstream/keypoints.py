@@ -1,6 +1,6 @@
-"""Keypoints of one instance per row: an image, its keypoints in pixels, and where there is one the instance's box.
+"""Keypoints of one instance per row: an image, its keypoints in pixels, and the box of the instance if there is one.
 
-Data with several people per image have to be one row per person, as in top-down pose estimation.
+Images with several people need one row per person, as in top-down pose estimation.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from .options import TaskOptions
 UPSAMPLING = 4  # heat-map cells per patch and direction
 THRESHOLDS = (0.05, 0.1)  # of PCK
 _BOX_PADDING = 1.25
-_MAX_ANGLE, _ZOOM, _SHIFT = (
-    np.deg2rad(30.0),
-    0.25,
-    0.1,
-)  # of training crops; zoom and shift as fractions of the crop's side
+# Of training crops; zoom and shift as fractions of the side of the crop.
+_MAX_ANGLE = np.deg2rad(30.0)
+_ZOOM = 0.25
+_SHIFT = 0.1
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square piece of an image, turned: centre (x, y) and side in pixels, angle in radians, `size` cells after the
+    """A square piece of an image, turned: center (x, y) and side in pixels, angle in radians, `size` cells after the
     crop."""
 
     center: np.ndarray
@@ -46,7 +45,7 @@ class Crop:
         return np.array([[np.cos(self.angle), -np.sin(self.angle)], [np.sin(self.angle), np.cos(self.angle)]])
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """What lies outside of the image is black."""
+        """The crop of an image. Places outside of the image are black."""
         factor = max(1, int(self.side / self.size))  # averaged first, so that bilinear reading does not skip pixels
         reduced = image.reduce(factor) if factor > 1 else image
         linear = self._turn * self.side / self.size
@@ -176,7 +175,7 @@ class Keypoints(DenseTask):
         return self.with_backbone(VitPoseForPoseEstimation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (K, 2) in pixels, which of them are labelled (K,), and the box x, y, width, height.
+        """Points (K, 2) in pixels, which of them are labeled (K,), and the box x, y, width, height.
 
         Raises:
             ValueError: another number of keypoints, none that is labelled, or a box without area.

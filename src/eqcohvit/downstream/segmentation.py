@@ -91,7 +91,7 @@ class Segmentation(DenseTask):
         return self.with_backbone(UperNetForSemanticSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> np.ndarray:
-        """Class of each pixel, int64 (H, W), 255 where it does not count.
+        """Class of each pixel, int64 (H, W), 255 if the pixel does not count.
 
         Raises:
             ValueError: a value is no class, or no pixel counts.

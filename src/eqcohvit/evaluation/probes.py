@@ -165,8 +165,8 @@ def knn_correct(
 
     Shapes: (N, d), (N,), (M, d), (M,) -> (M,).
     """
-    similarity, neighbours = nearest_neighbors(train_x, test_x, k, **chunks)
-    return vote(similarity, train_y[neighbours], temperature).eq(test_y)
+    similarity, neighbors = nearest_neighbors(train_x, test_x, k, **chunks)
+    return vote(similarity, train_y[neighbors], temperature).eq(test_y)
 
 
 def knn_accuracy(

@@ -93,7 +93,7 @@ class LabelPropagation:
 
 def labels_to_patches(labels: np.ndarray, num_labels: int, grid: tuple[int, int]) -> torch.Tensor:
     """Class of each pixel (H, W), ignored ones 255 -> one-hot label of each patch, float (h, w, C), by its pixel
-    nearest to the centre."""
+    nearest to the center."""
     height, width = labels.shape
     y, x = (
         ((np.arange(count) + 0.5) * size / count).astype(int) for count, size in zip(grid, (height, width), strict=True)
