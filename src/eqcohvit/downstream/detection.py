@@ -1,4 +1,4 @@
-"""Object detection on COCO-style objects: RT-DETR on a pyramid of feature maps of a plain ViT, scored by pycocotools."""
+"""Object detection on COCO-style objects: RT-DETR on a pyramid of maps of a plain ViT, scored by pycocotools."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Detection(DenseTask):
         return self.with_backbone(RTDetrForObjectDetection(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); both are empty for an image without objects.
+        """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); N may be 0.
 
         Raises:
             ValueError: a box has no area, or a class is unknown.
