@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""What does it cost? Ratios against the plain alternatives, measured in turns in one process, and absolute speeds.
+"""What a step, a batch of views or a forward pass costs: ratios to plain alternatives that take turns in one process,
+and absolute speeds.
 
-    python scripts/benchmark.py --suite inference --quick                       # each suite: within 60 s on two CPU cores
+    python scripts/benchmark.py --suite inference --quick    # each suite: within 60 s on two CPU cores
+    python scripts/benchmark.py --suite cost                 # FLOP, bytes and launches of a GPU step, on any machine
     python scripts/benchmark.py --suite all --seconds 10 --output benchmark.json
-    python scripts/benchmark.py --suite overhead train --compile --seconds 10 --output compiled.json --compare benchmark.json
+    python scripts/benchmark.py --suite overhead train --compile --seconds 10 --compare benchmark.json
 
-The last two are the table of a GPU; they are meant to take under 10 minutes together.
+The last two make the table for a GPU.
 """
 
 from __future__ import annotations
@@ -68,18 +70,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--quick", action="store_true", help="smaller cases and fewer rounds: each suite within 60 s on two CPU cores"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="run our step through torch.compile; the plain pipeline stays as it is"
+        "--compile", action="store_true", help="compile our step with torch.compile; the plain pipeline stays eager"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="suites overhead and data: also print the operations that take the most"
+        "--profile", action="store_true", help="suites overhead and data: also print the most expensive operations"
     )
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to measure on; default: cuda where there is one",
+        help="device to measure on; default: cuda if available",
     )
-    parser.add_argument("--output", type=os.path.expanduser, help="JSON to write: results, device, versions")
+    parser.add_argument("--output", type=os.path.expanduser, help="JSON file for results, device and versions")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:
@@ -87,12 +89,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.device.split(":")[0] not in ("cpu", "cuda") or (
         args.device.startswith("cuda") and not torch.cuda.is_available()
     ):
-        raise ValueError(f"device must be cpu, or cuda where there is one, got {args.device!r}")
+        raise ValueError(f"device must be cpu, or cuda if available, got {args.device!r}")
     return args
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print, write; returns how many cases failed."""
+    """Measure, print and write; returns the number of failed cases."""
     transformers_logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
     stored = read_stored(args.compare) if args.compare else None
@@ -120,7 +122,7 @@ def main(args: argparse.Namespace) -> int:
         new: list[Result] = []
         for case in SUITES[suite](setup):
             new += measured(suite, case)
-            if args.output:  # after each case: a run that is cut off keeps what it has
+            if args.output:  # after each case, so that an interrupted run keeps its results
                 done = [asdict(result) for result in results + new]
                 write_results(args.output, {"settings": settings, "versions": environment, "results": done})
         results += new
@@ -130,8 +132,7 @@ def main(args: argparse.Namespace) -> int:
 
 @safe_output()
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 where cases have failed (the others are
-    measured)."""
+    """Run with command-line arguments. Exit code 2: bad input; 1: some cases failed, and the others were measured."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as scripts/pretrain.py does; for the plain pipeline too
     try:
         num_failed = main(parse(argv))

@@ -58,7 +58,9 @@ def train_standin(cache: Path, progress=print, num_steps: int = NUM_STEPS) -> Pa
     for step in range(num_steps):
         keys = torch.arange(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)
         sprites = torch.from_numpy(render_sprites(keys.numpy().astype(np.int64), IMAGE_SIZE).images)
-        views = renderer(sprites, torch.full((BATCH_SIZE, 2), IMAGE_SIZE), torch.zeros_like(keys), keys)
+        views = renderer(
+            sprites, sizes=torch.full((BATCH_SIZE, 2), IMAGE_SIZE), keys=keys, epochs=torch.zeros_like(keys)
+        )
         outputs = model(views.first, views.end, views.intermediates)
         first, end = (
             pool_tokens(features, model.eqcohvit.num_prefix_tokens, "cls")

@@ -12,7 +12,7 @@ ALLOWED = {
     "files": set(),
     "hub": set(),
     "registration": {"hub"},
-    "loading": {"files"},
+    "loading": {"files", "hub"},
     "preprocessing": {"files", "hub", "loading"},
     "transforms": set(),
     "objectives": set(),

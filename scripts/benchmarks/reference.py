@@ -22,8 +22,7 @@ from torch import nn
 from eqcohvit.hub.decoders_eqcohvit import IntermediateDecoders
 from eqcohvit.objectives import ObjectiveInputs, Tokens
 from eqcohvit.training.pretrain_module import PretrainModule
-from eqcohvit.transforms import SampledPath, ViewRenderer
-from eqcohvit.transforms.views import ViewParameters
+from eqcohvit.transforms import SampledPath, ViewParameters, ViewRenderer
 
 _BICUBIC = Image.Resampling.BICUBIC
 
@@ -138,7 +137,7 @@ class PlainViews(torch.utils.data.Dataset):
         self.paths, self.renderer = paths, renderer
         sizes = torch.tensor([Image.open(path).size[::-1] for path in paths])
         keys = torch.arange(len(paths))
-        self.parameters = renderer.sample(torch.zeros_like(keys), keys, sizes)
+        self.parameters = renderer.sample(sizes=sizes, keys=keys, epochs=torch.zeros_like(keys))
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,10 +1,9 @@
-"""Steps of pretraining as scripts/benchmark.py measures them: ours, the plain one, and ours in several processes."""
+"""The pretraining steps that scripts/benchmark.py measures: ours, a plain one, and ours in several processes."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
@@ -30,27 +29,26 @@ class Step:
         self.args, self.setup = args, setup
         self.module = build_module(args, build_model(args)).to(setup.device).train()
         self.renderer = build_renderer(args)
-        self.forward: nn.Module = self.module  # or what wraps it
+        self.forward: nn.Module = self.module  # or its wrapper
         if setup.compile:
             self.module.compile()
-            if setup.is_cuda:
-                self.renderer.compile()
+        self.renderer.compile_on_gpu(setup.device)
         self.optimizer = make_optimizer(self.module, args.learning_rate, args.weight_decay)
         batch = args.per_device_train_batch_size
         keys = torch.arange(batch, device=setup.device)
         canvases = torch.randint(0, 256, (batch, 3, args.canvas_size, args.canvas_size), device=setup.device).to(
             torch.uint8
         )
-        self.batch = (
-            canvases,
-            torch.full((batch, 2), 2 * args.image_size, device=setup.device),
-            torch.zeros_like(keys),
-            keys,
-        )
+        self.batch = {
+            "canvases": canvases,
+            "sizes": torch.full((batch, 2), 2 * args.image_size, device=setup.device),
+            "keys": keys,
+            "epochs": torch.zeros_like(keys),
+        }
 
     def render(self) -> Views:
         """The views of the batch."""
-        return self.renderer(*self.batch, with_intermediates=self.args.recon_weight > 0)
+        return self.renderer(**self.batch, with_intermediates=self.args.recon_weight > 0)
 
     def train(self, views: Views) -> None:
         """Forward, backward and update on views."""
@@ -90,19 +88,12 @@ class PlainStep(Step):
 
 
 def in_processes(setup: Setup, args: PretrainArguments, number: int, case: str) -> list[Result]:
-    """A step of a process that exchanges gradients with the others, beside one that does not; `static_graph` is the
-    option of DDP."""
+    """A step of a process that exchanges gradients with the others, beside a step that does not."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_process, (number, setup, args, folder), number)
         times = torch.load(Path(folder) / "times.pt", weights_only=True)
-    medians, static = milliseconds(times), paired_ratio(times["static_graph"], times["alone"])["ratio"]
-    return [
-        Result(
-            "scaling",
-            case,
-            {**medians, **paired_ratio(times["together"], times["alone"]), "static_graph_ratio": static},
-        )
-    ]
+    figures = {**milliseconds(times), **paired_ratio(times["together"], times["alone"])}
+    return [Result("scaling", case, figures)]
 
 
 def _process(rank: int, number: int, setup: Setup, args: PretrainArguments, folder: str) -> None:
@@ -113,13 +104,9 @@ def _process(rank: int, number: int, setup: Setup, args: PretrainArguments, fold
         torch.set_num_threads(1)
     backend = "nccl" if setup.is_cuda else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=number)
-    steps = {name: Step(args, setup) for name in ("alone", "together", "static_graph")}
-    warnings.simplefilter("ignore", FutureWarning)  # of a new name for an option
-    for name in ("together", "static_graph"):
-        steps[name].forward = DistributedDataParallel(
-            steps[name].module, broadcast_buffers=False, static_graph=name == "static_graph"
-        )
-    times = take_turns(steps, setup.device, seconds=0)  # of a fixed number of rounds: the same in all processes
+    steps = {name: Step(args, setup) for name in ("alone", "together")}
+    steps["together"].forward = DistributedDataParallel(steps["together"].module, broadcast_buffers=False)
+    times = take_turns(steps, setup.device, seconds=0)  # a fixed number of rounds, the same in all processes
     if rank == 0:
         torch.save(times, Path(folder) / "times.pt")
     dist.destroy_process_group()

@@ -22,6 +22,7 @@ from eqcohvit.training.build import build_model, build_renderer
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.transforms import Views
 
+from .cost import step_cost
 from .measure import (
     Case,
     Result,
@@ -40,7 +41,7 @@ from .steps import PlainStep, Step, in_processes
 
 Target = tuple[str, str, float] | None
 
-_RECIPES = Path(__file__).parents[1] / "recipes"
+COST_RECIPES = {"imagenet1k_vicreg_vits16": 256, "imagenet1k_ibot_vits16": 128, "imagenet1k_dinov2_vitl16": 64}
 
 # The paper's decoders: they read the patches alone.
 _COMMON: dict[str, Any] = {"patch_size": 16, "decoder_context": "none", "decoder_patch_dropout": 0.0, "border": "zeros"}
@@ -74,15 +75,14 @@ def _settings(preset: str, batch_size: int, image_size: int = 224, **changes: An
 
 
 def _recipe(name: str, batch_size: int, *flags: str) -> PretrainArguments:
-    return parse_arguments(
-        ["--config", str(_RECIPES / f"{name}.yaml"), "--per_device_train_batch_size", str(batch_size), *flags]
-    )
+    return parse_arguments(["--config", name, "--per_device_train_batch_size", str(batch_size), *flags])
 
 
 def _name(args: PretrainArguments) -> str:
     sizes: dict[str | None, str] = {"micro": "micro", "small": "S", "base": "B", "large": "L"}
     objective = f"{args.objective} (recon_from {args.recon_from})" if args.masking() else args.objective
-    return f"ViT-{sizes[args.model_preset]}/{args.patch_size}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
+    model = f"ViT-{sizes[args.model_preset]}/{args.patch_size}"
+    return f"{model}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ def _data(
     keys = torch.arange(count, device=setup.device)
     sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
     canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
-    first, second, path = renderer.sample(
-        torch.zeros(number, dtype=torch.long), torch.arange(number), sizes[:number].cpu()
-    )
+    few_keys = torch.arange(number)
+    few_sizes = sizes[:number].cpu()
+    first, second, path = renderer.sample(sizes=few_sizes, keys=few_keys, epochs=torch.zeros_like(few_keys))
     samples = [(first[rows], second[rows], path[rows]) for rows in (slice(i, i + 1) for i in range(number))]
     functions = {
         "decode": lambda: [decode_image(content, args.canvas_size) for _ in range(number)],
-        "render": lambda: renderer(canvases, sizes, torch.zeros_like(keys), keys),
+        "render": lambda: renderer(canvases, sizes=sizes, keys=keys, epochs=torch.zeros_like(keys)),
         "plain": lambda: default_collate([plain_views(content, renderer, *sample) for sample in samples]),
     }
     threads = torch.get_num_threads()
@@ -261,7 +261,7 @@ def _our_loop(step: Step, folder: str) -> Iterator[float]:
         started = clock(device)
         batch = next(batches)
         waited = clock(device) - started
-        step.train(step.renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys))
+        step.train(step.renderer(batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs))
         yield waited
 
 
@@ -336,10 +336,26 @@ def _scaling(setup: Setup, base: PretrainArguments, name: str, change: dict[str,
     return [Result("scaling", f"{name}, beside {_name(base)}", figures)]
 
 
+def cost(setup: Setup) -> list[Case]:
+    """What a step costs on a GPU by its operations, counted on meta tensors on any machine: see cost.py."""
+    return [
+        Case(f"{name}, batch {size}, task {task}", partial(_cost, name, size, task))
+        for name, size in COST_RECIPES.items()
+        for task in ("on", "off")
+    ]
+
+
+def _cost(name: str, batch_size: int, task: str) -> list[Result]:
+    args = _recipe(name, batch_size, *(("--recon_weight", "0") if task == "off" else ()))
+    figures = step_cost(args).figures()
+    return [Result("cost", f"{name}, batch {batch_size}, task {task}", figures, ("render_share", "<=", 0.03))]
+
+
 SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "inference": inference,
     "overhead": overhead,
     "data": data,
     "train": train,
     "scaling": scaling,
+    "cost": cost,
 }

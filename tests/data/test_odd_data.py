@@ -60,7 +60,7 @@ def write_images(path, values, column="image"):
     return str(path)
 
 
-# ------------------------------------------------------------------------------------------------------ what is left out
+# ----------------------------------------------------------------------------------------------------- what is left out
 
 
 def test_a_folder_says_how_many_images_it_has_and_what_is_left_out(tmp_path):
@@ -79,7 +79,7 @@ def test_a_folder_says_how_many_images_it_has_and_what_is_left_out(tmp_path):
         FolderSource(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------------- columns
+# -------------------------------------------------------------------------------------------------------------- columns
 
 
 def test_base64_text_is_decoded_and_is_not_printed_whole(tmp_path):
@@ -135,7 +135,7 @@ def test_a_csv_names_files_and_one_without_files_is_refused(tmp_path):
         DatasetSource("csv")
 
 
-# ------------------------------------------------------------------------------------------------------ empty and broken
+# ----------------------------------------------------------------------------------------------------- empty and broken
 
 
 @pytest.mark.parametrize("empty", ["a", "z"])
@@ -221,7 +221,7 @@ def test_first_rows_are_read_and_decoded():
         check_first_rows(Numbers([0, 0]), 2)
 
 
-# ------------------------------------------------------------------------------------------------------------------ URLs
+# ----------------------------------------------------------------------------------------------------------------- URLs
 
 
 @pytest.fixture

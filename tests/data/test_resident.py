@@ -86,7 +86,7 @@ def test_keeping_stops_where_an_eighth_would_not_stay_free_and_says_so_once(monk
         )  # asked first at the start, then by each batch
         return answers[-1], total
 
-    monkeypatch.setattr(resident, "memory", memory)
+    monkeypatch.setattr(resident, "free_memory", memory)
     batches = list(islice(make_stream(source, report=lines.append), 20))
     assert_same(list(islice(make_stream(Pictures(), keep=False), 20)), batches)
     kept = set(torch.cat([batch.keys for batch in batches[:2]]).tolist())
@@ -105,7 +105,7 @@ def test_what_fits_is_kept_without_a_word():
 
 
 def test_memory_of_this_machine_and_of_a_control_group(tmp_path, monkeypatch):
-    free, total = resident.memory(torch.device("cpu"))
+    free, total = resident.free_memory(torch.device("cpu"))
     assert 0 < free <= total
     files = {
         "/proc/meminfo": "MemTotal: 8388608 kB\nMemFree: 9 kB\nMemAvailable: 4194304 kB\nHugePages_Total: 0\n",
@@ -122,9 +122,9 @@ def test_memory_of_this_machine_and_of_a_control_group(tmp_path, monkeypatch):
         return files[str(path)]
 
     monkeypatch.setattr(resident.Path, "read_text", read_text)
-    assert resident.memory(torch.device("cpu")) == (3 * GIB // 2, 3 * GIB)
+    assert resident.free_memory(torch.device("cpu")) == (3 * GIB // 2, 3 * GIB)
     del files["/sys/fs/cgroup/jobs/memory.max"]
-    assert resident.memory(torch.device("cpu")) == (4 * GIB, 8 * GIB)
+    assert resident.free_memory(torch.device("cpu")) == (4 * GIB, 8 * GIB)
     del files["/proc/meminfo"]
     with pytest.raises(ValueError, match="needs a CUDA device, or Linux, .*; got mps"):
-        resident.memory(torch.device("mps"))
+        resident.free_memory(torch.device("mps"))

@@ -45,7 +45,7 @@ def test_a_reading_error_is_retried_with_growing_pauses_and_nothing_is_lost_or_d
 
 
 def test_a_lasting_reading_error_is_named(pauses):
-    message = "reading shard 0 of 1 of numbers from row 20 on failed 5 times in a row, at last with TimeoutError: read timed out"
+    message = "reading shard 0 of 1 of numbers from row 20 on failed 5 times in a row, at last with TimeoutError: read"
     with pytest.raises(ReadError, match=message):
         take(make_stream(Unplugged([100], times=99)), 50)
     assert pauses == list(retry.RETRY_SECONDS)
@@ -84,7 +84,10 @@ def test_a_dead_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path, capf
 
 def test_a_worker_that_always_dies_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "RETRY_SECONDS", (0.0,))
-    message = r"decoding 5 images from number 35 to number 39 failed 2 times in a row, at last with RuntimeError: DataLoader worker"
+    message = (
+        r"decoding 5 images from number 35 to number 39 failed 2 times in a row, "
+        r"at last with RuntimeError: DataLoader worker"
+    )
     with pytest.raises(ReadError, match=message):
         take(make_stream(Deadly([60], folder=tmp_path, times=99), shuffle=False, num_workers=2), 20)
 

@@ -282,7 +282,7 @@ def test_hold_out_leaves_at_least_half_of_each_shard(tmp_path):
         assert [len(list(part.read_shard(0, 0))) for part in (rest, held_out)] == [3, 2]
 
 
-# ------------------------------------------------------------------------------------------------- what a run resumes over
+# ---------------------------------------------------------------------------------------------- what a run resumes over
 
 
 def test_identity_is_of_the_names_and_moves_with_the_images(photos, tmp_path):
@@ -320,7 +320,7 @@ def test_images_of_a_run_inside_the_folder_are_left_out(photos, tmp_path):
     assert len(open_source(train_dir=folder, leave_out=folder / "runs")) == 24
 
 
-# ------------------------------------------------------------------------------------------------- other ways to save a dataset
+# ----------------------------------------------------------------------------------------- other ways to save a dataset
 
 
 def labels_of(source):

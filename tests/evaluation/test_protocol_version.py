@@ -65,7 +65,7 @@ def measure(photos, folder):
     settings = suite.fixed() | {"transform": ["rotation"]}
     evaluation = evaluation_of(samples, folder / "cache", **settings)
     views = {}
-    for transform in ("rotation", "zoom", "color_jitter"):
+    for transform in ("rotation", "zoom", "color_jitter", "rotation+color_jitter"):
         for protocol in suite.protocol:
             features = evaluation.features("test", PairView(make_path(transform), protocol))["blocks"]
             vectors = select(features.vectors, "backbone", LAST, "mean")

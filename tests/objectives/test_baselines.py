@@ -40,9 +40,9 @@ def test_sie_terms_equal_a_reference():
     ):
         embeddings[part] = expander(getattr(inputs, part).cls.flatten(0, 1)).chunk(2)
     batch, dim = embeddings["invariant"][0].shape
-    predicted = torch.stack([
-        objective.predictor(embeddings["equivariant"][0][i : i + 1], inputs.parameters[i : i + 1])[0] for i in range(batch)
-    ])  # fmt: skip
+    rows = [slice(i, i + 1) for i in range(batch)]
+    first = embeddings["equivariant"][0]
+    predicted = torch.stack([objective.predictor(first[row], inputs.parameters[row])[0] for row in rows])
     invariance = sum(((a - b) ** 2).sum() for a, b in zip(*embeddings["invariant"], strict=True)) / (batch * dim)
     equivariance = (
         sum(((a - b) ** 2).sum() for a, b in zip(predicted, embeddings["equivariant"][1], strict=True))

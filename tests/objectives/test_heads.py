@@ -1,9 +1,10 @@
+import pytest
 import torch
 
-from eqcohvit.objectives.heads import SyncedBatchNorm, projector
+from eqcohvit.objectives.heads import SyncedBatchNorm, TokenHeads, projector
 
 
-def test_projector_has_linear_layers_of_the_asked_widths():
+def test_projector_has_linear_layers_of_the_given_widths():
     head = projector(6, 10, 4, num_layers=3)
     widths = [(m.in_features, m.out_features) for m in head if isinstance(m, torch.nn.Linear)]
     assert widths == [(6, 10), (10, 10), (10, 4)]
@@ -15,3 +16,22 @@ def test_batch_norm_of_one_process_is_plain_batch_norm():
     x = torch.randn(9, 4) * 3 + 1
     assert torch.equal(ours(x), plain(x))
     assert torch.equal(ours.running_var, plain.running_var)
+
+
+@pytest.mark.parametrize("norm_last_layer", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_chosen_patches_and_the_mean_are_those_of_all_logits(shared, norm_last_layer):
+    torch.manual_seed(0)
+    heads = TokenHeads(shared, 6, 8, 4, 10, norm_last_layer)
+    if not norm_last_layer:
+        for name, parameter in heads.named_parameters():
+            if name.endswith("gain"):
+                torch.nn.init.uniform_(parameter, 0.5, 2.0)
+    cls = torch.randn(2, 3, 6)
+    patches = torch.randn(2, 3, 5, 6)
+    chosen = torch.tensor([4, 29, 11])
+    every = heads(cls, None, patches)
+    some = heads(cls, None, patches, chosen)
+    assert torch.equal(some.cls, every.cls)
+    assert torch.allclose(some.patches, every.patches.flatten(0, -2)[chosen], atol=1e-6)
+    assert torch.allclose(some.patch_mean, every.patches.mean(dim=(0, 1, 2)), atol=1e-6)

@@ -116,8 +116,11 @@ def test_sie():
 class LogitsHead(nn.Module):
     """In place of `TokenHeads`: the features are the logits."""
 
-    def forward(self, cls, local, patches):
-        return HeadOutputs(cls, local, patches)
+    def forward(self, cls, local, patches, chosen=None):
+        if chosen is None:
+            return HeadOutputs(cls, local, patches)
+        rows = patches.flatten(0, -2)
+        return HeadOutputs(cls, local, rows[chosen], rows.mean(dim=0))
 
 
 BATCH, PATCHES, PROTOTYPES, LOCAL = 6, 16, 10, 3
@@ -293,7 +296,7 @@ def test_masks(name, min_patches):
     keys = torch.arange(2000)
     masks = (
         BlockMasking(probability=1.0, min_patches=min_patches)
-        .sample(0, torch.zeros_like(keys), keys, 3, 14)
+        .sample(0, keys=keys, epochs=torch.zeros_like(keys), stream=3, grid_size=14)
         .flatten(0, 1)
     )
     shares = masks.float().mean(dim=1)
@@ -314,6 +317,8 @@ def test_masks(name, min_patches):
 
 def test_masked_views_of_an_image():
     keys = torch.arange(6000)
-    masks = BlockMasking(min_patches=16, num_blocks=1).sample(0, torch.zeros_like(keys), keys, 3, 14)
+    masks = BlockMasking(min_patches=16, num_blocks=1).sample(
+        0, keys=keys, epochs=torch.zeros_like(keys), stream=3, grid_size=14
+    )
     numbers = masks.any(dim=-1).sum(dim=1).bincount() / len(keys)
     assert numbers.tolist() == pytest.approx(CASES["masks_ibot"]["shares_of_0_1_2_masked_views"], abs=0.02)

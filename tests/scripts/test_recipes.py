@@ -89,7 +89,7 @@ def test_recipe_runs_a_step_at_a_small_size(name):
     before = [p.detach().clone() for p in module.parameters()]
     keys = torch.arange(4)
     canvases = torch.randint(0, 256, (4, 3, 40, 40), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    views = renderer(canvases, torch.full((4, 2), 64), torch.zeros_like(keys), keys)
+    views = renderer(canvases, sizes=torch.full((4, 2), 64), keys=keys, epochs=torch.zeros_like(keys))
     terms = module(views, values)
     terms["loss"].backward()
     norms = clip_gradients(module.parts(), args.clip_gradients, args.max_grad_norm)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from eqcohvit.cli import choices_of, list_recipes, recipe_names
-from eqcohvit.hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES, PRESETS
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_arguments
 from eqcohvit.training.checks import check_resumable
@@ -61,7 +61,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--push_to_hub", "push_to_hub needs hub_model_id"),
         (
             "--objective ibot --backbone vit_mae",
-            "hides patches behind a mask token, which the encoder of vit_mae does not have",
+            "hides patches behind a mask token, which vit_mae does not have",
         ),
         ("--objective ibot --objective_options mask_ratio=0.9", "must lie between 0 and 1, got 0.9"),
         ("--objective ibot --objective_options num_prototype=9", "did you mean 'num_prototypes'"),
@@ -152,7 +152,7 @@ def test_probes_are_at_most_50_and_at_least_15000_samples_apart():
     ("name", "registry"),
     [
         ("objective", OBJECTIVES),
-        ("backbone", SUPPORTED_BACKBONES),
+        ("backbone", FAMILIES),
         ("model_preset", PRESETS),
         ("augmentation", AUGMENTATIONS),
         ("border", BORDERS),

@@ -42,7 +42,7 @@ def make(objective):
 def canvases():
     keys = torch.arange(6)
     pixels = torch.randint(0, 256, (6, 3, 20, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    return pixels, torch.full((6, 2), 20), torch.zeros_like(keys), keys
+    return {"canvases": pixels, "sizes": torch.full((6, 2), 20), "keys": keys, "epochs": torch.zeros_like(keys)}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_compiled_step_is_one_graph_and_equals_the_eager_one(objective):
     torch._dynamo.reset()
     counters.clear()
     compiled.compile(backend="aot_eager", fullgraph=True)
-    views = renderer(*canvases())
+    views = renderer(**canvases())
     for step in range(4):  # steps 1 and 3 are logged
         values = step_values(step, args)
         expected, terms = eager(views, values), compiled(views, values)
@@ -94,9 +94,11 @@ def test_compiled_rendering_is_one_graph_and_equals_the_eager_one(path):
     torch._dynamo.reset()
     counters.clear()
     compiled.compile(backend="aot_eager", fullgraph=True)
-    pixels, sizes, epochs, keys = canvases()
+    batch = canvases()
     for epoch in range(2):
-        expected, views = (renderer(pixels, sizes, epochs + epoch, keys) for renderer in (eager, compiled))
+        batch["epochs"] += epoch
+        expected = eager(**batch)
+        views = compiled(**batch)
         for name in ("first", "end", "intermediates", "local"):
             assert torch.allclose(getattr(views, name), getattr(expected, name), atol=1e-4), name
         assert torch.equal(views.masks, expected.masks) and torch.equal(views.parameters, expected.parameters)
@@ -130,14 +132,14 @@ def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     assert command.cli(flags.split()) == 0
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
     assert steps.frame_count == 1
-    assert views.frame_count == (2 if objective in TEACHER else 1)  # whole views, and local crops
+    assert views.frame_count == (2 if objective in TEACHER else 1)  # global views, and local crops
 
 
 def test_activation_checkpointing_changes_neither_losses_nor_gradients():
     args, plain, renderer = make("ibot")
     checkpointed = make("ibot")[1]
     checkpointed.model.eqcohvit.backbone.activation_checkpointing_enable()
-    views, values = renderer(*canvases()), step_values(0, args)
+    views, values = renderer(**canvases()), step_values(0, args)
     kept = {}
     for name, module in (("plain", plain), ("checkpointed", checkpointed)):
         sizes = []

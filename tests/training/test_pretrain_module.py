@@ -212,7 +212,9 @@ def test_no_shape_depends_on_the_number_of_masked_views(objective):
         lambda _, args: rows.append(args[0].shape[:-1].numel())
     )
     for epoch in range(6):
-        masks = BlockMasking(min_patches=1).sample(0, torch.full_like(keys, epoch), keys, 3, grid_size=4)
+        masks = BlockMasking(min_patches=1).sample(
+            0, keys=keys, epochs=torch.full_like(keys, epoch), stream=3, grid_size=4
+        )
         numbers.add(masks.any(dim=-1).sum().item())
         module(dataclasses.replace(make_views(local=0), masks=masks), VALUES)
     assert len(numbers) > 2 and len(rows) == 12

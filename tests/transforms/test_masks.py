@@ -9,7 +9,7 @@ GRID = 14
 
 def sample(masking, number=4000, seed=0, epoch=0, stream=3, first=0):
     keys = torch.arange(first, first + number)
-    return masking.sample(seed, torch.full_like(keys, epoch), keys, stream, GRID)
+    return masking.sample(seed, keys=keys, epochs=torch.full_like(keys, epoch), stream=stream, grid_size=GRID)
 
 
 def test_block_masks_by_hand():
@@ -77,7 +77,9 @@ def test_hidden_patches_come_in_blocks():
 def test_blocks_fit_into_small_grids(grid_size, smallest):
     keys = torch.arange(500)
     large, fitting = (
-        BlockMasking(probability=1.0, min_patches=size).sample(0, torch.zeros_like(keys), keys, 3, grid_size)
+        BlockMasking(probability=1.0, min_patches=size).sample(
+            0, keys=keys, epochs=torch.zeros_like(keys), stream=3, grid_size=grid_size
+        )
         for size in (16, smallest)
     )
     assert torch.equal(large, fitting)

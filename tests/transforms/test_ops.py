@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqcohvit.transforms import ops
+from eqcohvit.transforms import ops, resize
 
 
 @pytest.fixture
@@ -122,15 +122,15 @@ def test_jitter_color_without_a_change_is_the_identity(images):
 
 
 def resized(images, top_left, size, number, width_factor=1.0):
-    """Rows and columns of a square part by `ops.bicubic_filter`."""
+    """Rows and columns of a square part by `resize.bicubic_filter`."""
     begin, length = torch.tensor([float(top_left)]).expand(len(images)), torch.tensor([float(size)]).expand(len(images))
     centers = begin[:, None] + (torch.arange(number) + 0.5) * size / number
     width = (length / number).clamp_min(1)
     nothing = (torch.zeros_like(width), width)
     bounds = (size / number, max(1.0, size / number))
-    axis_filter = ops.bicubic_filter(centers, width, (begin, begin + length), images.shape[-1], bounds, nothing)
-    rows = ops.apply_filter(images.permute(0, 2, 1, 3), axis_filter, number)
-    return ops.apply_filter(rows.permute(0, 3, 2, 1), axis_filter, number).permute(0, 2, 3, 1)
+    axis_filter = resize.bicubic_filter(centers, width, (begin, begin + length), images.shape[-1], bounds, nothing)
+    rows = resize.apply_filter(images.permute(0, 2, 1, 3), axis_filter, number)
+    return resize.apply_filter(rows.permute(0, 3, 2, 1), axis_filter, number).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("group", [4, 16, 1000])
@@ -138,7 +138,7 @@ def resized(images, top_left, size, number, width_factor=1.0):
     ("top_left", "size", "number"), [(0, 24, 24), (3, 17, 40), (5, 19, 7), (0, 24, 5), (20, 4, 30), (7, 1, 9)]
 )
 def test_bicubic_filter_is_the_antialiased_resize_of_torch(images, monkeypatch, group, top_left, size, number):
-    monkeypatch.setattr(ops, "_GROUP", group)
+    monkeypatch.setattr(resize, "_GROUP", group)
     part = images[..., top_left : top_left + size, top_left : top_left + size]
     expected = F.interpolate(part, (number, number), mode="bicubic", antialias=True)
     assert torch.allclose(resized(images, top_left, size, number), expected, atol=1e-5)
@@ -149,8 +149,8 @@ def test_apply_filter_gives_each_view_of_an_image_its_own_weights(images):
         [[2.5, 3.5], [7.5, 9.5], [0.5, 1.5], [20.5, 23.5]]
     )  # of two views of two images, at the pixels' own places
     ones, ends = torch.ones(4), (torch.zeros(4), torch.full((4,), 24.0))
-    axis_filter = ops.bicubic_filter(centers, ones, ends, 24, (3.0, 1.0), (torch.zeros(4), ones))
-    out = ops.apply_filter(images[:2].permute(0, 2, 1, 3), axis_filter, 2)
+    axis_filter = resize.bicubic_filter(centers, ones, ends, 24, (3.0, 1.0), (torch.zeros(4), ones))
+    out = resize.apply_filter(images[:2].permute(0, 2, 1, 3), axis_filter, 2)
     for i, rows in enumerate(([2, 3], [7, 9], [0, 1], [20, 23])):
         assert torch.allclose(out[i], images[i // 2].transpose(0, 1)[rows], atol=1e-5)
 

@@ -18,7 +18,7 @@ def test_philox_known_answers():
 
 def draw(seed=0, epoch=0, num_keys=20_000, stream=0, count=6):
     keys = torch.arange(num_keys)
-    return uniforms(seed, torch.full_like(keys, epoch), keys, stream, count)
+    return uniforms(seed, keys=keys, epochs=torch.full_like(keys, epoch), stream=stream, count=count)
 
 
 def test_uniforms_are_uniform_and_uncorrelated():
@@ -32,23 +32,26 @@ def test_uniforms_are_uniform_and_uncorrelated():
     assert correlation.abs().max() < 0.036
 
 
-def test_uniforms_depend_on_each_counter_and_on_nothing_else():
+def test_uniforms_depend_only_on_the_counters():
     base = draw(num_keys=50)
     for changed in (draw(seed=1, num_keys=50), draw(epoch=1, num_keys=50), draw(stream=1, num_keys=50)):
         assert (changed == base).float().mean() < 0.01
     picked = torch.tensor([41, 3, 7])
-    assert torch.equal(uniforms(0, torch.zeros(3, dtype=torch.long), picked, 0, 6), base[picked])
+    again = uniforms(0, keys=picked, epochs=torch.zeros_like(picked), stream=0, count=6)
+    assert torch.equal(again, base[picked])
 
 
-def test_uniforms_tell_large_keys_apart():
+def test_uniforms_differ_for_large_keys():
     keys = torch.tensor([5, 5 + (1 << 32), 5 + (1 << 40)])
-    u = uniforms(0, torch.zeros_like(keys), keys, 0, 1)
+    u = uniforms(0, keys=keys, epochs=torch.zeros_like(keys), stream=0, count=1)
     assert len(set(u.flatten().tolist())) == 3
 
 
 def test_uniforms_of_several_streams_at_once_equal_those_of_each():
-    keys, epochs = torch.tensor([4, 4, 9]), torch.tensor([2, 2, 2])
-    together = uniforms(7, epochs, keys, torch.tensor([0, 5, 5]), 6)
-    assert torch.equal(
-        together, torch.cat([uniforms(7, epochs[:1], keys[i : i + 1], s, 6) for i, s in enumerate((0, 5, 5))])
-    )
+    keys = torch.tensor([4, 4, 9])
+    epochs = torch.tensor([2, 2, 2])
+    streams = torch.tensor([0, 5, 5])
+    together = uniforms(7, keys=keys, epochs=epochs, stream=streams, count=6)
+    for row, stream in enumerate(streams.tolist()):
+        alone = uniforms(7, keys=keys[row : row + 1], epochs=epochs[:1], stream=stream, count=6)
+        assert torch.equal(together[row : row + 1], alone)

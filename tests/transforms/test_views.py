@@ -17,11 +17,15 @@ from eqcohvit.transforms import (
     ViewRenderer,
     make_path,
     ops,
+    resize,
     training_canvas_size,
 )
 from eqcohvit.transforms import views as views_module
+from eqcohvit.transforms.augmentations import ViewParameters, sample_view
 from eqcohvit.transforms.random import uniforms
-from eqcohvit.transforms.views import ViewParameters, _resized_crop, _resized_region, path_reach, sample_view
+from eqcohvit.transforms.render import render as render_states
+from eqcohvit.transforms.resize import resized_crop, resized_region
+from eqcohvit.transforms.views import path_reach
 
 SIZE, CANVAS, BATCH = 24, 32, 6
 
@@ -34,11 +38,16 @@ def canvases():
     return ((smooth - low) / (high - low) * 255).to(torch.uint8)
 
 
-def render(canvases, path="rotation", rows=slice(None), epoch=0, sizes=None, **kwargs):
-    renderer = ViewRenderer(make_path(path), SIZE, **kwargs)
+def samples(rows=slice(None), epoch=0, sizes=None):
+    """What the views of the batch depend on besides the canvases."""
     keys = torch.arange(BATCH)[rows]
     sizes = torch.full((BATCH, 2), CANVAS) if sizes is None else sizes
-    return renderer(canvases[rows], sizes[rows], torch.full_like(keys, epoch), keys), renderer
+    return {"sizes": sizes[rows], "keys": keys, "epochs": torch.full_like(keys, epoch)}
+
+
+def render(canvases, path="rotation", rows=slice(None), epoch=0, sizes=None, **kwargs):
+    renderer = ViewRenderer(make_path(path), SIZE, **kwargs)
+    return renderer(canvases[rows], **samples(rows, epoch, sizes)), renderer
 
 
 def test_views_shapes_and_normalization(canvases):
@@ -70,7 +79,7 @@ def test_views_do_not_depend_on_the_batch_around_them(canvases, augmentation, bo
 def test_rendering_in_parts_gives_the_same_views(canvases, monkeypatch, path):
     """On a CPU the batch is rendered in parts that fit its cache."""
     whole, _ = render(canvases, path, augmentation="vicreg")
-    monkeypatch.setattr(views_module, "_CPU_VALUES", 1)
+    monkeypatch.setattr(views_module, "_CACHED_VALUES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     parts, _ = render(canvases, path, augmentation="vicreg")
     for name in ("first", "end", "intermediates"):
@@ -82,9 +91,9 @@ def test_groups_of_outputs_change_no_view(canvases, monkeypatch, border):
     """A GPU computes all outputs of an axis together, from all pixels of the canvas."""
     sizes = torch.tensor([[CANVAS // 2, 3 * CANVAS]]).expand(BATCH, 2)
     arguments = {"sizes": sizes, "augmentation": "vicreg", "border": border, "local_crops": MultiCrop(2, 8)}
-    monkeypatch.setattr(ops, "_GROUP", 4)
+    monkeypatch.setattr(resize, "_GROUP", 4)
     grouped, _ = render(canvases, "se2", **arguments)
-    monkeypatch.setattr(ops, "_GROUP", 1000)
+    monkeypatch.setattr(resize, "_GROUP", 1000)
     whole, _ = render(canvases, "se2", **arguments)
     for name in ("first", "end", "intermediates", "local"):
         assert torch.allclose(getattr(grouped, name), getattr(whole, name), atol=1e-4), name
@@ -97,10 +106,7 @@ def test_base_blur_is_in_pixels_of_the_view(canvases):
     renderers = [ViewRenderer(make_path("rotation"), SIZE) for _ in range(2)]
     renderers[0].augmentations = [augmentation] * 2
     renderers[1].augmentations = [dataclasses.replace(augmentation, blur_probability=0.0)] * 2
-    keys = torch.arange(BATCH)
-    blurred, sharp = (
-        renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys).first for renderer in renderers
-    )
+    blurred, sharp = (renderer(canvases, **samples()).first for renderer in renderers)
     expected = ops.gaussian_blur(sharp, torch.full((BATCH,), 20 * SIZE / 224))
     assert torch.allclose(blurred, expected, atol=1e-4)
 
@@ -120,8 +126,7 @@ def test_intermediates_lie_on_the_path_of_the_end_view(canvases, path):
     """A path with parameters scaled by t ends at the state u_t: render it again with the smaller magnitude."""
     views, _ = render(canvases, path, num_intermediates=1, border="reflection")
     renderer = ViewRenderer(make_path(path, 0.5), SIZE, 1, border="reflection")
-    keys = torch.arange(BATCH)
-    half = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    half = renderer(canvases, **samples())
     assert torch.allclose(views.intermediates[:, 0], half.end, atol=1e-4)
 
 
@@ -129,8 +134,7 @@ def test_end_view_equals_the_transformed_base_view(canvases):
     """v2 = g(u): one fused interpolation against two, on smooth images, away from the border."""
     canvases = ops.gaussian_blur(canvases.float() / 255, torch.full((BATCH,), 2.0)).mul(255).round().to(torch.uint8)
     views, renderer = render(canvases, num_intermediates=1, border="zeros")
-    keys = torch.arange(BATCH)
-    _, _, path = renderer.sample(torch.zeros_like(keys), keys, torch.full((BATCH, 2), CANVAS))
+    _, _, path = renderer.sample(**samples())
     base = F.interpolate(canvases.float() / 255, size=SIZE, mode="bicubic", antialias=True)
     expected = renderer.normalize(path.at(1.0)(base, border="zeros"))
     assert (views.end - expected).abs().max() < 0.12
@@ -141,17 +145,15 @@ def test_color_of_the_base_augmentation_is_the_same_at_every_state(canvases):
     """With the identity as path all states must be equal, jitter, blur and solarisation included."""
     views, _ = render(canvases, "rotation", num_intermediates=2, augmentation="vicreg", border="canvas")
     renderer = ViewRenderer(make_path("rotation", 1e-6), SIZE, 2, "vicreg", "canvas")
-    keys = torch.arange(BATCH)
-    still = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    still = renderer(canvases, **samples())
     assert torch.allclose(still.intermediates, still.end[:, None].expand_as(still.intermediates), atol=1e-3)
     assert torch.equal(still.first, views.first)  # the path has its own random stream
 
 
 def test_without_intermediates_the_other_views_stay_the_same(canvases):
     renderer = ViewRenderer(make_path("se2"), SIZE, 2, "small")
-    keys = torch.arange(BATCH)
-    arguments = (canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
-    with_targets, without = renderer(*arguments), renderer(*arguments, with_intermediates=False)
+    with_targets = renderer(canvases, **samples())
+    without = renderer(canvases, **samples(), with_intermediates=False)
     assert without.intermediates is None
     assert torch.allclose(without.end, with_targets.end) and torch.allclose(without.first, with_targets.first)
 
@@ -174,7 +176,7 @@ def reference_crop(height, width, scale, generator, ratio=(3 / 4, 4 / 3)):
 
 def drawn_crops(height, width, scale, number, seed=0):
     keys = torch.arange(number)
-    draws = uniforms(seed, torch.zeros_like(keys), keys, 0, 33)
+    draws = uniforms(seed, keys=keys, epochs=torch.zeros_like(keys), stream=0, count=33)
     augmentation = dataclasses.replace(AUGMENTATIONS["simclr"][0], crop_scale=scale)
     return sample_view(augmentation, draws, torch.tensor([[height, width]]).expand(number, 2), SIZE).box.double()
 
@@ -197,7 +199,7 @@ def ks_distance(a, b):
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.25, 1.0), (0.05, 0.32)])
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (2000, 1500), (32, 32), (40, 400)])
-def test_crops_are_drawn_as_random_resized_crop_draws_them(height, width, scale):
+def test_crops_are_drawn_as_randomresized_crop_draws_them(height, width, scale):
     number = 20_000
     generator = random.Random(0)
     ours = drawn_crops(height, width, scale, number)
@@ -224,7 +226,7 @@ def test_crop_of_an_image_too_long_for_any_draw_is_the_largest_in_its_middle():
 
 def test_orders_flips_and_probabilities_are_those_of_the_augmentation():
     keys = torch.arange(20_000)
-    draws = uniforms(0, torch.zeros_like(keys), keys, 0, 33)
+    draws = uniforms(0, keys=keys, epochs=torch.zeros_like(keys), stream=0, count=33)
     drawn = sample_view(AUGMENTATIONS["vicreg"][1], draws, torch.full((len(keys), 2), 50), 224)
     orders, counts = drawn.order.unique(dim=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 700 and (orders.sort(dim=1).values == torch.arange(4)).all()
@@ -273,7 +275,7 @@ def boxed(left, top, width, height):
     ("augmentation", "size", "area"),
     [("vicreg", 224, 0.08), ("vicreg", 224, 0.25), ("vicreg", 224, 0.9), ("dinov2", 96, 0.05), ("dinov2", 96, 0.3)],
 )
-def test_views_are_as_sharp_as_the_resized_crop_of_the_original(height, width, augmentation, size, area):
+def test_views_are_as_sharp_as_theresized_crop_of_the_original(height, width, augmentation, size, area):
     picture = natural(height, width)
     side = training_canvas_size(augmentation, 224, MultiCrop(8, 96) if size == 96 else None)
     canvas, sizes = on_canvas(picture, side)
@@ -284,7 +286,7 @@ def test_views_are_as_sharp_as_the_resized_crop_of_the_original(height, width, a
         left, top = (width - crop_width) // 3 + shift, (height - crop_height) // 2 + shift
         reference = picture[None, :, top : top + crop_height, left : left + crop_width].float() / 255
         reference = F.interpolate(reference, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        view = _resized_crop(canvas.transpose(1, 2), sizes, boxed(left, top, crop_width, crop_height), size).clamp(0, 1)
+        view = resized_crop(canvas.transpose(1, 2), sizes, boxed(left, top, crop_width, crop_height), size).clamp(0, 1)
         energies.append((laplacian_energy(view), laplacian_energy(reference)))
         assert (view - reference).square().mean() < 0.02 * (reference - reference.mean()).square().mean()
         if side >= max(height, width):  # nothing was reduced: it is the reference
@@ -294,43 +296,60 @@ def test_views_are_as_sharp_as_the_resized_crop_of_the_original(height, width, a
 
 
 @pytest.mark.parametrize(("height", "width", "area"), [(375, 500, 0.08), (375, 500, 0.6), (1500, 2000, 0.25)])
-def test_sharpness_does_not_tell_the_angle(height, width, area):
+def test_sharpness_does_not_reveal_the_angle(height, width, area):
     size = 96
     canvas, sizes = on_canvas(natural(height, width), 8 * math.ceil(size / math.sqrt(0.08) / 8))
     crop_width, crop_height = (round(math.sqrt(area) * side) for side in (width, height))
     drawn = boxed((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
     renderer = ViewRenderer(make_path("rotation"), size, border="canvas")
-    region = _resized_region(canvas.transpose(1, 2), sizes, drawn, size, renderer._num_points)
+    region = resized_region(canvas.transpose(1, 2), sizes, drawn, size, renderer.num_points)
     angles = torch.deg2rad(torch.tensor([0.0, 5, 20, 45]))
     moves = Transformation.stack([renderer.path.at(angle.reshape(1, 1), 1.0) for angle in angles])
-    still = laplacian_energy(_resized_crop(canvas.transpose(1, 2), sizes, drawn, size).clamp(0, 1))
-    for state in renderer._read(region, moves)[1][0]:
+    still = laplacian_energy(resized_crop(canvas.transpose(1, 2), sizes, drawn, size).clamp(0, 1))
+    for state in render_states(region, renderer.crop_of_region(region), moves, "canvas", size)[0]:
         assert 0.85 < laplacian_energy(state[None]) / still < 1.15
 
 
-def test_state_that_does_not_move_is_the_resized_crop():
+def test_state_that_does_not_move_is_theresized_crop():
     """Up to the interpolation of the region and its edges."""
     canvas, sizes = on_canvas(natural(90, 120), 160)
     drawn = boxed(20, 11, 70, 60)
     drawn = dataclasses.replace(drawn, flip=torch.ones(1, dtype=torch.bool))
     for border in ops.BORDERS:
         renderer = ViewRenderer(make_path("rotation"), 48, border=border)
-        region = _resized_region(canvas.transpose(1, 2), sizes, drawn, 48, renderer._num_points)
+        region = resized_region(canvas.transpose(1, 2), sizes, drawn, 48, renderer.num_points)
         still = Transformation.stack([renderer.path.at(torch.zeros(1, 1), 1.0)])
-        state = renderer._read(region, still)[1][:, 0]
-        expected = _resized_crop(canvas.transpose(1, 2), sizes, drawn, 48).clamp(0, 1)
+        state = render_states(region, renderer.crop_of_region(region), still, "canvas", 48)[:, 0]
+        expected = resized_crop(canvas.transpose(1, 2), sizes, drawn, 48).clamp(0, 1)
         assert (state - expected)[..., 3:-3, 3:-3].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("resized", ["crop", "region"])
+def test_half_precision_of_a_gpu_changes_a_view_by_less_than_a_level_of_8_bits(monkeypatch, resized):
+    """As TF32 would: 10 bits of each factor."""
+    monkeypatch.setattr(resize, "_GROUP", 1000)  # a GPU computes all outputs of an axis together
+    canvas, sizes = on_canvas(natural(90, 120), 160)
+    drawn = boxed(20, 11, 70, 60)
+    lines = canvas.transpose(1, 2)
+    views = []
+    for dtype in (torch.float32, torch.float16):
+        if resized == "crop":
+            views.append(resized_crop(lines.to(dtype), sizes, drawn, 48))
+        else:
+            views.append(resized_region(lines.to(dtype), sizes, drawn, 48, 100))
+    assert (views[0] - views[1]).abs().max() < 1 / 255
+    assert not torch.equal(*views)
 
 
 def test_beyond_the_image_its_mirror_image_goes_on():
     picture = natural(40, 40)
     canvas, sizes = on_canvas(picture, 64)
-    region = _resized_region(canvas.transpose(1, 2), sizes, boxed(0, 0, 40, 40), 40, 160)  # half an image on each side
+    region = resized_region(canvas.transpose(1, 2), sizes, boxed(0, 0, 40, 40), 40, 160)  # half an image on each side
     large = picture.float()[None] / 255
     mirrored = torch.cat([large.flip(-1), large, large.flip(-1)], dim=-1)
     mirrored = torch.cat([mirrored.flip(-2), mirrored, mirrored.flip(-2)], dim=-2)
     canvas, sizes = on_canvas((mirrored[0] * 255).to(torch.uint8), 128)
-    whole = _resized_region(canvas.transpose(1, 2), sizes, boxed(40, 40, 40, 40), 40, 160)
+    whole = resized_region(canvas.transpose(1, 2), sizes, boxed(40, 40, 40, 40), 40, 160)
     inside = (..., slice(50, 110), slice(50, 110))
     assert torch.allclose(region[inside], whole[inside], atol=1e-4)
     assert (region - whole).square().mean().sqrt() < 0.02  # the filter is cut off at the image's edge
@@ -376,8 +395,7 @@ def test_renderer_refuses(arguments, message):
 def test_transformation_of_an_image_is_the_end_view_of_training(canvases, path, border):
     """Where the view is the canvas, applying g to the picture itself gives the same pixels, black corners included."""
     renderer = ViewRenderer(make_path(path), CANVAS, border=border)
-    keys = torch.arange(BATCH)
-    views = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    views = renderer(canvases, **samples())
     moved = renderer.path.at(views.parameters, 1.0)(canvases.float() / 255, border)
     error = (renderer.normalize(moved) - views.end).abs()
     assert error[..., 2:-2, 2:-2].max() < 0.2 and error.mean() < 0.02  # of interpolation
@@ -386,8 +404,7 @@ def test_transformation_of_an_image_is_the_end_view_of_training(canvases, path, 
 @pytest.mark.parametrize("path", ["color_jitter", "gaussian_blur", "color_jitter+gaussian_blur"])
 def test_paths_without_motion_act_on_the_view_itself(canvases, path):
     renderer = ViewRenderer(make_path(path), CANVAS)
-    keys = torch.arange(BATCH)
-    views = renderer(canvases, torch.full((BATCH, 2), CANVAS), torch.zeros_like(keys), keys)
+    views = renderer(canvases, **samples())
     for k, t in enumerate((1 / 3, 2 / 3)):
         state = renderer.path.at(views.parameters, t)(canvases.float() / 255)
         assert torch.allclose(renderer.normalize(state), views.intermediates[:, k], atol=1e-4)
@@ -426,7 +443,7 @@ def test_local_crop_shows_the_drawn_part_of_the_image():
     pixels = views.local * torch.tensor(renderer.std)[:, None, None] + torch.tensor(renderer.mean)[:, None, None]
     keys = torch.arange(BATCH)
     for i in range(2):
-        draws = uniforms(0, torch.zeros_like(keys), keys, 16 + i, 33)
+        draws = uniforms(0, keys=keys, epochs=torch.zeros_like(keys), stream=16 + i, count=33)
         left, _, width, height = (
             sample_view(AUGMENTATIONS["path_only"][2], draws, torch.full((BATCH, 2), CANVAS), SIZE).box.T / CANVAS
         )

@@ -1,10 +1,7 @@
-"""Images from anything that the `datasets` library opens, and the source that the arguments of a script name."""
+"""Images from anything that the `datasets` library opens, and the source that a command's arguments select."""
 
-import glob
 import json
 import os
-import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from .dataset_files import (
+    LOCAL_BUILDERS,
+    builder_for,
+    check_columns,
+    expand_data_files,
+    find_image_column,
+    find_label_column,
+    is_whole,
+    name_and_size,
+)
 from .decode import one_line
 from .fingerprint import digest, file_mark
 from .retry import ReadError, passes
@@ -19,23 +26,21 @@ from .sources import ROWS_PER_VIRTUAL_SHARD, FolderSource, ImageSource, Record, 
 
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
 ROWS_PER_COLUMN_READ = 1024  # of columns without images
-FEW_SHARDS = 64  # a dataset with fewer is split by row group; finding the row groups costs one small read per file
-MAX_VIRTUAL_SHARDS = 256  # row groups are often of 100 rows; shuffling wants larger shards
+FEW_SHARDS = 64  # a dataset with fewer is split by row group; finding the row groups takes one small read per file
+MAX_VIRTUAL_SHARDS = 256  # row groups often have 100 rows, and shuffling needs larger shards
 
 SAVED_STATE = "state.json"
-_BUILDER_OF_ENDING = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _ARROW_BUILDERS = {"arrow", "csv", "json", "parquet"}
-_LOCAL_BUILDERS = {"csv", "imagefolder", "json", *_BUILDER_OF_ENDING.values()}
-MAX_SHOWN = 300  # characters of a path or a URL; what is longer is an image as text
+MAX_SHOWN = 300  # characters of a path or a URL; a longer text is an encoded image
 
 
 class DatasetSource(ImageSource):
     """Anything that `datasets.load_dataset(..., streaming=True)` opens: a Hub id, a local folder, or "parquet",
     "webdataset", "imagefolder" ... with `data_files` (globs, a list, or a comma-separated list).
 
-    Images stay undecoded bytes (or paths), only the needed columns are read, and the order is ours: `datasets` neither
-    shuffles nor splits. Few shards are split further, by Parquet row group. `image_column` may be left out when exactly
-    one column holds images; `label_column` when there is one ClassLabel column or one named "label" or "cls".
+    Images stay undecoded bytes or paths, only the needed columns are read, and `datasets` neither shuffles nor splits.
+    If the dataset has few shards, they are split further by Parquet row group. `image_column` is optional if exactly
+    one column holds images, `label_column` if there is one ClassLabel column or one named "label" or "cls".
     """
 
     def __init__(
@@ -53,24 +58,22 @@ class DatasetSource(ImageSource):
         if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):  # what `save_to_disk` writes
             saved = json.loads(Path(path, SAVED_STATE).read_text())["_data_files"]
             path, data_files = "arrow", [os.path.join(path, file["filename"]) for file in saved]
-        if data_files is None and path in _LOCAL_BUILDERS and not os.path.exists(path):
+        if data_files is None and path in LOCAL_BUILDERS and not os.path.exists(path):
             raise ValueError(f"dataset_name={path} reads files: say which with data_files")
         files = None if data_files is None else expand_data_files(path, data_files, split)
         self._opened = (path, name, split, files)
         dataset = self._load(path, name, split, files)
-        features = dataset.features or dict.fromkeys(
-            self._first_row(dataset)
-        )  # some builders learn their columns from the rows only
-        self._image_column = _find_image_column(features, image_column, self.name)
-        self._label_column = _find_label_column(features, label_column, self.name)
+        # Some builders learn their columns only from the rows.
+        features = dataset.features or dict.fromkeys(self._first_row(dataset))
+        self._image_column = find_image_column(features, image_column, self.name)
+        self._label_column = find_label_column(features, label_column, self.name)
         self.has_labels = self._label_column is not None
         self.label_names = (
             getattr(features[self._label_column], "names", None) if self._label_column is not None else None
         )
         columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
-        if (
-            dataset.info.builder_name == "parquet"
-        ):  # these columns alone, in blocks not of the first one's size, which may be 0
+        if dataset.info.builder_name == "parquet":
+            # Read only these columns. The default block size is that of the first block, which may be 0.
             check_columns(self._local_files(), columns)
             dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
         if dataset.features:
@@ -79,20 +82,22 @@ class DatasetSource(ImageSource):
 
         self.features = features
         self._records: list[tuple[Any, int]] | None = None
-        self._dataset, self.num_shards = dataset, dataset.num_shards
-        if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are mere paths
+        self._dataset = dataset
+        if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are only paths
             try:
                 self._records = list(self._read(dataset))
             except ValueError as error:
                 if "class label" not in str(error):
                     raise
-                # Of an archive the builder takes the folder that it lies in for the class.
+                # For an archive, the builder mistakes the folder that contains it for the class.
                 undecoded = datasets.Image(decode=False)
                 dataset = self._load(path, name, split, files, drop_labels=True).cast_column(
                     self._image_column, undecoded
                 )
-                self._label_column, self.has_labels = None, False
-                self._records, self.label_names = _labelled_by_folder([image for image, _ in self._read(dataset)])
+                self._label_column = None
+                self.has_labels = False  # while the images are read
+                images = [image for image, _ in self._read(dataset)]
+                self._records, self.label_names = _labelled_by_folder(images)
                 self.has_labels = True
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
@@ -106,12 +111,11 @@ class DatasetSource(ImageSource):
         open_it = partial(
             datasets.load_dataset, path, name, split=split, data_files=data_files, streaming=True, **options
         )
-        return self._naming_files(
-            open_it
-        )  # not found, gated, no connection, no such configuration or split, broken files
+        # Errors: not found, gated, no connection, no such configuration or split, broken files.
+        return self._naming_files(open_it)
 
     def _naming_files(self, function: Callable[[], Any]) -> Any:
-        """What the function returns; its errors become one line that names the dataset, and the file where one is
+        """The result of the function; an error becomes one line that names the dataset, and the file if it is
         broken."""
         try:
             return function()
@@ -124,18 +128,18 @@ class DatasetSource(ImageSource):
     def _local_files(self) -> list[str]:
         _, _, split, files = self._opened
         found = (files or {}).get(split, [])
-        return [
-            str(file) for file in ([found] if isinstance(found, (str, os.PathLike)) else found) if os.path.isfile(file)
-        ]
+        if isinstance(found, (str, os.PathLike)):
+            found = [found]
+        return [str(file) for file in found if os.path.isfile(file)]
 
     def _broken(self) -> str:
-        """ ", file F", where one of the local files cannot be read to its end."""
+        """ ", file F" if one of the local files cannot be read to its end, otherwise nothing."""
         files = self._local_files()
         broken = files if len(files) == 1 else [file for file in files if not is_whole(file)]
         return f", file {broken[0]}" if broken else ""
 
     def __length_hint__(self) -> int:
-        """How many images there are; 0 where the dataset does not say."""
+        """Number of images; 0 if the dataset does not state it."""
         if self._records is not None:
             return len(self._records)
         split = (self._dataset.info.splits or {}).get(self._opened[2])
@@ -159,7 +163,7 @@ class DatasetSource(ImageSource):
 
         path, name, split, files = self._opened
         found = datasets.load_dataset_builder(path, name, data_files=files).config.data_files or {}
-        return digest(["files", split, self._image_column, *map(_file_name, found.get(split, []))])
+        return digest(["files", split, self._image_column, *map(name_and_size, found.get(split, []))])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         if self._records is not None:
@@ -183,7 +187,7 @@ class DatasetSource(ImageSource):
                 yield image, -1 if label is None else int(label)
 
     def _columns(self, dataset: Any) -> Iterator[tuple[list[Any], list[Any]]]:
-        """(images, labels) of some rows at a time; whichever way is several times faster for the kind of file."""
+        """(images, labels) of some rows at a time, in the way that is several times faster for the kind of file."""
         if dataset.info.builder_name in _ARROW_BUILDERS:
             for table in dataset.with_format("arrow").iter(batch_size=ROWS_PER_READ):
                 images = table[self._image_column].to_pylist()
@@ -193,8 +197,7 @@ class DatasetSource(ImageSource):
                 yield [row[self._image_column]], [row[self._label_column] if self.has_labels else None]
 
     def read_columns(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, list[Any]]]:
-        """Columns of all rows, without their images: the keys of the records, int64 (N,), and the values by column, N
-        each.
+        """Columns of all rows, without the images: the keys of the records, int64 (N,), and N values for each column.
 
         Raises:
             ValueError: a name is not a column.
@@ -232,163 +235,16 @@ class DatasetSource(ImageSource):
 
 
 def _labelled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
-    """(path, class) of each path, also inside of an archive, and the names of the classes: those of the folders."""
+    """(path, class) of each path, also inside of an archive, and the names of the classes, which are the folders'."""
     folders = [os.path.basename(os.path.dirname(image.split("::")[0])) for image in images]
     names = sorted(set(folders))
     index = {name: number for number, name in enumerate(names)}
     return [(image, index[folder]) for image, folder in zip(images, folders, strict=True)], names
 
 
-def _file_name(file: str) -> tuple[str, int]:
-    """Name and size of a local file; the address of a remote one, without the commit that it is of, and 0."""
-    if "://" in file:
-        return re.sub(r"@[0-9a-f]{40}", "", file), 0
-    return os.path.basename(file), os.path.getsize(file)
-
-
 def _split_further(dataset: Any) -> Any:
-    """A dataset of few shards by Parquet row group; any other as it is."""
+    """The dataset, with one shard per Parquet row group if it has few shards."""
     return dataset.reshard() if dataset.num_shards < FEW_SHARDS and hasattr(dataset, "reshard") else dataset
-
-
-def check_columns(files: Sequence[str], columns: Sequence[str]) -> None:
-    """Look into Parquet files for the columns before any row is read.
-
-    Raises:
-        ValueError: a file lacks one, or is broken.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    for file in files:
-        try:
-            names = pyarrow.parquet.read_schema(file).names
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"cannot read {file}: {one_line(error)}") from None
-        missing = [column for column in columns if column not in names]
-        if missing:
-            raise ValueError(f"{file} has no column {missing[0]}; its columns: {', '.join(names)}")
-
-
-def is_whole(file: str) -> bool:
-    """Whether a local file can be opened to its end, as far as that is quick to tell; True of a kind that it cannot
-    tell."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if file.endswith(".tar"):
-            with tarfile.open(file) as archive:
-                archive.getmembers()
-        elif file.endswith(".parquet"):
-            pyarrow.parquet.read_metadata(file)
-        return True
-    except (tarfile.TarError, EOFError, OSError, pyarrow.ArrowException):
-        return False
-
-
-def expand_data_files(path: str, data_files: str | Sequence[str] | dict[str, Any], split: str) -> dict[str, Any]:
-    """Local patterns become sorted lists of files, so that a pattern without any match is reported here, in one
-    line."""
-    if isinstance(data_files, dict):
-        return data_files
-    patterns = _patterns(data_files)
-    if path in _LOCAL_BUILDERS:  # otherwise they are relative to the dataset's repository
-        patterns = [file for pattern in patterns for file in _local_files(pattern)]
-    return {split: patterns}
-
-
-def _patterns(data_files: str | Sequence[str]) -> list[str]:
-    if not isinstance(data_files, str):
-        return [os.fspath(file) for file in data_files]
-    return (
-        [data_files] if os.path.exists(data_files) else [part.strip() for part in data_files.split(",") if part.strip()]
-    )
-
-
-def _local_files(pattern: str) -> list[str]:
-    if "://" in pattern:
-        return [pattern]
-    expanded = os.path.expanduser(pattern)
-    files = (
-        [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
-    )
-    if not files:
-        raise ValueError(f"data_files: no file matches {pattern}")
-    return [os.path.abspath(file) for file in files]
-
-
-def builder_for(data_files: str | Sequence[str] | dict[str, Any]) -> str:
-    """The builder of `datasets` that files of one ending need.
-
-    Raises:
-        ValueError: none is known, or the endings differ.
-    """
-    if isinstance(data_files, dict):
-        raise ValueError('data_files per split need a dataset_name, such as "parquet" or a Hub id')
-    endings = {os.path.splitext(pattern)[1].lower() for pattern in _patterns(data_files)}
-    if len(endings) != 1 or not endings <= _BUILDER_OF_ENDING.keys():
-        raise ValueError(
-            f"data_files without dataset_name must all end in one of {', '.join(_BUILDER_OF_ENDING)}, got {data_files}"
-        )
-    return _BUILDER_OF_ENDING[endings.pop()]
-
-
-def _find_image_column(features: dict[str, Any], wanted: str | None, name: str) -> str:
-    import datasets
-
-    columns = ", ".join(features) or "none"
-    if wanted is not None:
-        if wanted not in features:
-            raise ValueError(f"image_column={wanted} is not a column of {name}; its columns: {columns}")
-        if not _may_hold_images(features[wanted]):
-            raise ValueError(
-                f"image_column={wanted} of {name} holds {str(features[wanted])[:200]}; expected one image a row: "
-                "images, bytes, paths, URLs or base64 text"
-            )
-        return wanted
-    found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if len(found) != 1:
-        what = (
-            f"several image columns ({', '.join(found)})" if found else f"no image column among its columns ({columns})"
-        )
-        raise ValueError(f"{name} has {what}; say which one to read with image_column")
-    return found[0]
-
-
-def _may_hold_images(feature: Any) -> bool:
-    import datasets
-
-    if feature is None or isinstance(feature, (datasets.Image, datasets.Array2D, datasets.Array3D)):
-        return True
-    if isinstance(feature, dict):
-        return {"bytes", "path"} <= feature.keys()
-    if isinstance(feature, datasets.List):  # rows of pixels, not of images
-        return isinstance(feature.feature, datasets.List)
-    return str(getattr(feature, "dtype", "")) in ("string", "large_string", "binary", "large_binary")
-
-
-def _find_label_column(features: dict[str, Any], wanted: str | None, name: str) -> str | None:
-    import datasets
-
-    integers = [
-        column
-        for column, feature in features.items()
-        if isinstance(feature, datasets.ClassLabel)
-        or str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool"))
-    ]
-    if wanted is not None:
-        if wanted not in features:
-            raise ValueError(f"label_column={wanted} is not a column of {name}; its columns: {', '.join(features)}")
-        if features[wanted] is not None and wanted not in integers:
-            raise ValueError(
-                f"label_column={wanted} of {name} must hold class indices, but its type is {features[wanted]}"
-            )
-        return wanted
-    class_labels = [column for column in integers if isinstance(features[column], datasets.ClassLabel)]
-    if len(class_labels) == 1:
-        return class_labels[0]
-    return next((column for column in ("label", "cls") if column in integers), None)
 
 
 def open_source(
@@ -401,18 +257,18 @@ def open_source(
     label_column: str | None = None,
     leave_out: str | os.PathLike | None = None,
 ) -> Source:
-    """The source that the arguments of a script name; with none of them, the embedded sprites.
+    """The source that a command's arguments select; without arguments, the embedded sprites.
 
-    `data_files` without `dataset_name` is understood by its ending (.parquet, .arrow, .tar). `label_column="folder"`
-    labels the images of `train_dir` by their parent folder. `leave_out` is a folder inside of it whose images do not
-    count, such as that of a run.
+    The kind of `data_files` without `dataset_name` follows from their ending (.parquet, .arrow, .tar).
+    `label_column="folder"` labels the images of `train_dir` by their parent folder. `leave_out` is a folder inside of
+    `train_dir` whose images are ignored, such as the output of a run.
     """
     if train_dir is not None and (dataset_name is not None or data_files is not None):
         raise ValueError("give either train_dir (a folder of images) or dataset_name / data_files, not both")
     if train_dir is not None:
         if image_column is not None or label_column not in (None, "folder"):
             raise ValueError(
-                'train_dir has no columns; label_column may only be "folder" (the name of the parent folder is the class)'
+                'train_dir has no columns; label_column may only be "folder" (the parent folder is the class)'
             )
         return FolderSource(train_dir, labels=label_column == "folder", leave_out=leave_out)
     if dataset_name is None:

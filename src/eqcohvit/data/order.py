@@ -1,15 +1,15 @@
-"""The order in which a stream reads its source, of which a position (epoch, group, row) is the whole state.
+"""The order in which a stream reads its source. A position (epoch, group, row) is its whole state.
 
 epoch   a seeded permutation of the shards, dealt into groups of up to `MAX_GROUP_SHARDS`
-group   its shards are read round-robin; the rows of this rank pass through windows, each permuted as a whole
+group   its shards are read round-robin; the rows of this rank pass through windows, and each window is permuted
 row     how many rows of the group this rank has emitted
 
-Ranks share the rows of each shard (row % world_size) where dropping a row is cheap or the shards do not divide well;
-then no rank runs ahead of another. Otherwise each rank reads its own shards. The order goes on for ever on every rank,
-so none can wait for another.
+Ranks share the rows of each shard (row % world_size) if dropping a row is cheap or the shards do not divide well; then
+no rank runs ahead of another. Otherwise each rank reads its own shards. The order never ends on any rank, so no rank
+waits for another.
 
-A group of another size first deals out what the ranks of the former one had left of their epoch; its positions hold
-theirs meanwhile.
+When a run continues with another number of ranks, the new ranks first share what the former ones left of their epoch.
+Until that is done, positions also hold the former positions (`handover`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from .sources import Record, Source
 
 MAX_GROUP_SHARDS = 8
 _Item = TypeVar("_Item")
-HANDOVER = -1  # stands for the group while the rest of an epoch is read that a group of another size has begun
+HANDOVER = -1  # takes the place of the group while the rest of a former group's epoch is read
 START = {"epoch": 0, "group": 0, "row": 0, "num_seen": 0, "num_bad": 0}
 
 
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """What decides the order of a rank's samples (see above), and of an earlier group's rest, `handover`, which comes
+    """What decides the order of a rank's samples; `handover` holds the positions of a former group, whose rest comes
     first."""
 
     source: Source
@@ -54,42 +54,53 @@ class Order:
 
     @property
     def splits_rows(self) -> bool:
-        """Dividing S shards among ranks would let ranks drift apart by up to world_size / S of an epoch, in every
-        epoch."""
-        shards, ranks = self.source.num_shards, self.world_size
+        """Whether ranks share the rows of each shard.
+
+        Dividing S shards would let ranks drift apart by up to world_size / S of an epoch, in every epoch.
+        """
+        shards = self.source.num_shards
+        ranks = self.world_size
         return self.source.cheap_rows or (shards % ranks != 0 and shards < 16 * ranks)
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a position to have a meaning."""
+        """What must be equal for a position to be valid."""
         names = ("seed", "rank", "world_size", "shuffle", "shuffle_window")
         return {name: getattr(self, name) for name in names} | {"num_shards": self.source.num_shards}
 
     def resumed_at(self, position: dict[str, Any] | list[dict[str, Any]] | None) -> tuple["Order", dict[str, int]]:
-        """The order that goes on from a position of this rank, or from those of all ranks of a group of another size,
-        and its `START`.
+        """The order that continues from a position, and where in it to start (the keys of `START`).
+
+        Args:
+            position: of this rank; or the positions of all ranks of a group of another size; or None for the beginning.
 
         Raises:
-            ValueError: it is no such position, or of another source, seed, shuffle or window.
+            ValueError: not a position, or one of another source, seed, shuffle or window.
         """
         if position is None:
             return self, START
         if isinstance(position, list):
-            former = [replace(self, rank=rank, world_size=len(position)) for rank in range(len(position))]
-            for order, one in zip(former, position, strict=True):
-                order._check(one)
-            shares = {name: sum(one[name] for one in position) // self.world_size for name in ("num_seen", "num_bad")}
-            return replace(self, handover=tuple(position)), {
-                "epoch": _last_epoch(position),
-                "group": HANDOVER,
-                "row": 0,
-            } | shares
+            return self._after_other_group(position)
         self._check(position)
         start = {name: int(position[name]) for name in START}
-        return replace(self, handover=tuple(position["handover"])) if start["group"] == HANDOVER else self, start
+        if start["group"] == HANDOVER:
+            return replace(self, handover=tuple(position["handover"])), start
+        return self, start
+
+    def _after_other_group(self, positions: list[dict[str, Any]]) -> tuple["Order", dict[str, int]]:
+        """As `resumed_at`: first read this rank's share of what the former group left of its epoch."""
+        for rank, position in enumerate(positions):
+            replace(self, rank=rank, world_size=len(positions))._check(position)
+        start = {"epoch": _last_epoch(positions), "group": HANDOVER, "row": 0}
+        for name in ("num_seen", "num_bad"):
+            start[name] = sum(position[name] for position in positions) // self.world_size
+        return replace(self, handover=tuple(positions)), start
 
     def position(self, state: dict[str, int]) -> dict[str, Any]:
-        """JSON-able: where to go on after a sample whose epoch, group and row (and what was counted) are `state`."""
-        return self.identity() | state | ({"handover": list(self.handover)} if state["group"] == HANDOVER else {})
+        """JSON-able: where to continue after a sample with the epoch, group, row and counts of `state`."""
+        position = self.identity() | state
+        if state["group"] == HANDOVER:
+            position["handover"] = list(self.handover)
+        return position
 
     def _check(self, position: dict[str, Any]) -> None:
         identity = self.identity()
@@ -99,30 +110,34 @@ class Order:
         for name, value in identity.items():
             if position[name] != value:
                 raise ValueError(
-                    f"cannot resume: the position was saved with {name}={position[name]}, this stream has {name}={value}"
+                    f"cannot resume: the position was saved with {name}={position[name]}, "
+                    f"this stream has {name}={value}"
                 )
 
     def samples(self, epoch: int, group: int, row: int) -> Iterator[Sample]:
-        """This rank's samples from a position on, without end."""
+        """This rank's samples from a position on; they never end."""
         if group == HANDOVER:
             yield from self._handed_over(row)
-            epoch, group, row = _last_epoch(self.handover) + 1, 0, 0
-        first_epoch, first_group, skip, empty_epochs = epoch, group, row, 0
-        for epoch in count(first_epoch):
+            epoch = _last_epoch(self.handover) + 1
+            group = 0
+            row = 0
+        empty_epochs = 0
+        for current_epoch in count(epoch):
             empty_epochs += 1
-            for group in range(first_group, self.num_groups(epoch)):
-                for sample in self.group_samples(epoch, group, skip):
+            for current_group in range(group, self.num_groups(current_epoch)):
+                for sample in self.group_samples(current_epoch, current_group, skip=row):
                     empty_epochs = 0
                     yield sample
-                skip = 0
-            first_group = 0
-            if empty_epochs > self.world_size + 1:  # with fewer rows than ranks, a rank may miss out on single epochs
+                row = 0
+            group = 0
+            if empty_epochs > self.world_size + 1:  # with fewer rows than ranks, a rank may get none in some epochs
                 raise ValueError(f"{self.source.name} has no rows (rank {self.rank} of {self.world_size})")
 
     def _handed_over(self, skip: int) -> Iterator[Sample]:
-        """This rank's share of what the ranks of the former group had left of their epoch (the last one that any of
-        them had begun)."""
-        last_epoch, rests = _last_epoch(self.handover), []
+        """This rank's share of what the former group left of its epoch, the last one that any of its ranks had
+        begun."""
+        last_epoch = _last_epoch(self.handover)
+        rests: list[Iterator[Sample]] = []
         for rank, position in enumerate(self.handover):
             order, start = replace(self, rank=rank, world_size=len(self.handover), handover=()).resumed_at(position)
             samples = order.samples(start["epoch"], start["group"], start["row"])
@@ -132,7 +147,7 @@ class Order:
             yield sample._replace(group=HANDOVER, row=row)
 
     def num_groups(self, epoch: int) -> int:
-        """How many groups of shards the epoch has for this rank."""
+        """Number of groups of shards that this rank reads in the epoch."""
         return len(self._groups(epoch))
 
     def _groups(self, epoch: int) -> list[list[int]]:
@@ -147,9 +162,8 @@ class Order:
         """The samples of a group from the row `skip` on."""
         rows = _round_robin([_read_shard(self.source, shard, epoch) for shard in self._groups(epoch)[group]])
         if self.splits_rows and self.world_size > 1:
-            first = (
-                self.rank - group - epoch
-            ) % self.world_size  # the remainder of a division falls on each rank in turn
+            # Ranks take turns in getting one row more if the rows do not divide evenly.
+            first = (self.rank - group - epoch) % self.world_size
             rows = islice(rows, first, None, self.world_size)
         if not self.shuffle:
             for row, record in enumerate(islice(rows, skip, None), start=skip + 1):
@@ -165,8 +179,8 @@ class Order:
             start = end
 
     def _windows(self, rows: Iterator[Record], epoch: int, group: int) -> Iterator[list[Record]]:
-        """Lists of `shuffle_window` records. The first is cut at random (if it does not hold all), so that borders
-        differ by epoch."""
+        """Lists of `shuffle_window` records. The first is cut at random unless it holds all, so that the windows differ
+        by epoch."""
         window = list(islice(rows, self.shuffle_window))
         if len(window) == self.shuffle_window:
             cut = int(self._generator(epoch, group).integers(1, self.shuffle_window + 1))
@@ -177,17 +191,16 @@ class Order:
             window = list(islice(rows, self.shuffle_window))
 
     def _generator(self, *counters: int) -> np.random.Generator:
-        # The length goes in too: a seed sequence ignores trailing zeros, and (epoch 3) must not equal (epoch 3, group
-        # 0).
+        # The length is part of the seed because a seed sequence ignores trailing zeros: (epoch 3) must differ from
+        # (epoch 3, group 0).
         return np.random.default_rng([len(counters), self.seed, *counters])
 
 
 def _last_epoch(positions: Sequence[dict[str, Any]]) -> int:
-    return (
-        max(max(position["epoch"], _last_epoch(position.get("handover", ())), 0) for position in positions)
-        if positions
-        else 0
-    )
+    last = 0
+    for position in positions:
+        last = max(last, position["epoch"], _last_epoch(position.get("handover", ())))
+    return last
 
 
 def _round_robin(iterators: list[Iterator[_Item]]) -> Iterator[_Item]:
@@ -201,8 +214,9 @@ def _round_robin(iterators: list[Iterator[_Item]]) -> Iterator[_Item]:
 
 
 def _read_shard(source: Source, shard: int, epoch: int) -> Iterator[Record]:
-    """The records of a shard; after an error it is opened again and read on from the same row."""
-    num_read, patience = 0, Patience()
+    """The records of a shard; after a transient error it is opened again and read on from the same row."""
+    num_read = 0
+    patience = Patience()
     while True:
         try:
             for record in islice(source.read_shard(shard, epoch), num_read, None):

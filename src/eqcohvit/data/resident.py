@@ -1,5 +1,4 @@
-"""Small data sets stay decoded on the training device, so that each image is decoded and transferred once, not once an
-epoch."""
+"""Small datasets stay decoded on the training device: each image is decoded and transferred once, not once an epoch."""
 
 from collections.abc import Callable
 from operator import length_hint
@@ -15,44 +14,44 @@ RESERVE = 1 / 8  # of the device's memory, left free for whatever else grows
 
 
 class ResidentCanvases:
-    """Canvas, size and label of each image that has been decoded, by its key: what `CanvasStream` yields is the same
-    without it.
+    """Canvas, size and label of each decoded image by its key. `CanvasStream` yields the same batches without it.
 
-    Keeping stops, with one line to `report`, where less than an eighth of the memory of the device (of the machine or
-    its container on a CPU) would stay free; what is not kept is decoded in each epoch. The shards of a process change
-    by epoch, so in the end each process keeps them all. The keys of the source must name the same image in each epoch,
-    which those of `SpritesSource` do not.
+    It stops keeping images, with one line to `report`, when less than an eighth of the device's memory (on a CPU, of
+    the machine's or its container's) would stay free; the other images are decoded in each epoch. The shards of a
+    process change by epoch, so in the end each process keeps all images. The keys of the source must identify the same
+    image in each epoch, which those of `SpritesSource` do not.
 
     Raises:
-        ValueError: nothing says how much memory is free, as on a CPU without Linux.
+        ValueError: the free memory is unknown, as on a CPU without Linux.
     """
 
     def __init__(self, source: Source, canvas_size: int, device: torch.device, report: Callable[[str], None] = print):
         self.device, self._report = device, report
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
         self._canvas_bytes, self._is_full = 3 * canvas_size**2, False
-        free, total = memory(device)
+        free, total = free_memory(device)
         room = max(0, int(free - RESERVE * total)) // self._canvas_bytes
-        number = length_hint(source)  # 0 where only reading would tell
+        number = length_hint(source)  # 0 if only reading would show it
         if number > room:
             needed = number * self._canvas_bytes / 2**30
             report(
-                f"resident: {number} images need {needed:.1f} GiB on {device}; at most {room} fit, the others are decoded each epoch"
+                f"resident: {number} images need {needed:.1f} GiB on {device}; "
+                f"at most {room} fit, the others are decoded each epoch"
             )
 
     def __len__(self) -> int:
         return len(self._held)
 
     def without_kept(self, samples: list[Sample]) -> list[Sample]:
-        """The samples as they go to a worker, with nothing to decode in those that are here."""
+        """The samples as they go to a worker, without payloads for the images that are kept here."""
         held = [self._held.get(sample.record.key) for sample in samples]
         return [
             sample if found is None else sample._replace(record=Record(sample.record.key, KEPT, found[2]))
             for sample, found in zip(samples, held, strict=True)
         ]
 
-    def filled(self, chunk: Chunk) -> Chunk:
-        """The chunk on the device, with the canvases and sizes of its kept ones; what is new is kept."""
+    def with_kept(self, chunk: Chunk) -> Chunk:
+        """The chunk on the device, completed by the kept canvases and sizes; new ones are kept."""
         canvases, sizes = chunk.canvases.to(self.device, non_blocking=True), chunk.sizes
         self._keep(chunk.meta[chunk.good & ~chunk.kept, :2].tolist(), canvases, sizes)
         if chunk.kept.any():
@@ -68,7 +67,7 @@ class ResidentCanvases:
         new = {key: index for index, (key, _) in enumerate(keys_labels) if key not in self._held}
         if self._is_full or not new:
             return
-        free, total = memory(self.device)
+        free, total = free_memory(self.device)
         if free - len(new) * self._canvas_bytes < RESERVE * total:
             self._is_full = True
             kept = f"{len(self)} images ({len(self) * self._canvas_bytes / 2**30:.1f} GiB)"
@@ -80,7 +79,7 @@ class ResidentCanvases:
             self._held[key] = canvas, size, keys_labels[index][1]
 
 
-def memory(device: torch.device) -> tuple[int, int]:
+def free_memory(device: torch.device) -> tuple[int, int]:
     """(free, total) bytes of a GPU; otherwise of the machine, or of the control group with the least left that this
     process is in."""
     if device.type == "cuda":

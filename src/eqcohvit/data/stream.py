@@ -1,8 +1,8 @@
 """Any `Source` -> an endless stream of full batches of canvases: seeded, sharded, exactly once per epoch, resumable.
 
-Raw records are read in the main process (in a thread), in an order whose position is plain state (`order`), and decoded
-in the workers, whose number changes nothing (`workers`). So nothing waits in a shuffle buffer that a checkpoint would
-have to hold: resuming reads the current group again, undecoded, up to the row.
+A thread of the main process reads raw records in an order whose position is plain state (`order`). Workers decode them,
+and their number changes nothing (`workers`). So a checkpoint needs no shuffle buffer: resuming reads the current group
+again, undecoded, up to the row.
 """
 
 import warnings
@@ -34,8 +34,8 @@ class Batch:
     """B samples.
 
     canvases: uint8 (B, 3, S, S). sizes: int64 (B, 2), (height, width) of the originals in pixels. keys, epochs: int64
-    (B,); together they name one view of one sample. labels: int64 (B,), -1 if unknown. position: JSON-able; where to go
-    on after this batch.
+    (B,); together they identify one view of one sample. labels: int64 (B,), -1 if unknown. position: JSON-able; where
+    to continue after this batch.
     """
 
     canvases: torch.Tensor
@@ -53,8 +53,7 @@ class Batch:
         return Batch(*(function(tensor) for tensor in tensors), position=self.position)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which the copy to a GPU runs beside its work; what is there, or on a
-        GPU, stays."""
+        """The batch in page-locked memory, so that the copy to a GPU overlaps with its work; tensors on a GPU stay."""
         return self._map(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -63,14 +62,14 @@ class Batch:
 
 
 class CanvasStream:
-    """Iterating yields `Batch`es for ever. A new iterator goes on after the last batch that the stream has yielded.
+    """Iterating yields `Batch`es forever. A new iterator continues after the last batch that the stream has yielded.
 
-    `position` takes the `position` of a batch of this rank, or the list of those of all ranks of a group of another
-    size, whose epoch this one goes on with; the source, `seed`, `shuffle` and `shuffle_window` must be the same as
-    then, batch size and number of workers may differ. Bad images are left out, counted (`num_bad` of `num_seen`, up to
-    the last yielded batch) and each listed once in `bad_images_path` (JSON lines). `fit` as in `decode_image`. Images
-    are mixed from up to `group_shards` shards at a time. With `resident` the canvases are on its device, and each is
-    decoded once where it has room.
+    To resume, `position` is the `position` of a batch of this rank, or the list of the positions of all ranks if their
+    number has changed. Source, `seed`, `shuffle` and `shuffle_window` must be the same as before; batch size and number
+    of workers can differ. Bad images are skipped, counted (`num_bad` of `num_seen`, up to the last yielded batch) and
+    listed once each in `bad_images_path` (JSON lines). `fit` is that of `decode_image`. Images are mixed from up to
+    `group_shards` shards at a time. With `resident` the canvases are on its device, and each image is decoded once if
+    there is room.
     """
 
     def __init__(
@@ -106,8 +105,13 @@ class CanvasStream:
             raise ValueError(f"rank must be in [0, world_size), got rank={rank}, world_size={world_size}")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
-        self.source, self.canvas_size, self.batch_size, self.num_workers = source, canvas_size, batch_size, num_workers
-        self.max_bad_fraction, self._resident, self.fit = max_bad_fraction, resident, fit
+        self.source = source
+        self.canvas_size = canvas_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.max_bad_fraction = max_bad_fraction
+        self.fit = fit
+        self._resident = resident
         order = Order(source, seed, rank, world_size, shuffle, shuffle_window, group_shards)
         self._order, start = order.resumed_at(position)
         self._bad_images = BadImages(source.name, bad_images_path)
@@ -125,19 +129,26 @@ class CanvasStream:
 
     def __iter__(self) -> Iterator[Batch]:
         start = dict(self.position)
-        samples = self._order.samples(start["epoch"], start["group"], start["row"])
-        depth = max(
-            4, self._order.shuffle_window // self.batch_size
-        )  # the next window is read while this one is decoded
-        how = (self.source, self.canvas_size, self.batch_size, self.num_workers, depth)
-        if (resident := self._resident) is None:
-            chunks = decoded(samples, *how, fit=self.fit)
-        else:
-            chunks = map(resident.filled, decoded(samples, *how, prepare=resident.without_kept, fit=self.fit))
-        for chunk in regroup(self._without_bad(chunks, start["num_seen"], start["num_bad"]), self.batch_size):
+        good_chunks = self._without_bad(self._decoded_from(start), start["num_seen"], start["num_bad"])
+        for chunk in regroup(good_chunks, self.batch_size):
             state = dict(zip(START, chunk.meta[-1, 2:].tolist(), strict=True))
             self.position = self._order.position(state)
             yield _to_batch(chunk, dict(self.position))
+
+    def _decoded_from(self, start: dict[str, Any]) -> Iterator[Chunk]:
+        """Chunks from a position on, with the canvases that are resident."""
+        resident = self._resident
+        chunks = decoded(
+            self._order.samples(start["epoch"], start["group"], start["row"]),
+            self.source,
+            self.canvas_size,
+            chunk_size=self.batch_size,
+            num_workers=self.num_workers,
+            depth=max(4, self._order.shuffle_window // self.batch_size),  # read the next window while decoding this one
+            prepare=None if resident is None else resident.without_kept,
+            fit=self.fit,
+        )
+        return chunks if resident is None else map(resident.with_kept, chunks)
 
     def _without_bad(self, chunks: Iterable[Chunk], num_seen: int, num_bad: int) -> Iterator[Chunk]:
         for chunk in chunks:
@@ -161,12 +172,11 @@ class CanvasStream:
 
 
 def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0, num_rows: int = 8) -> None:
-    """Read and decode the first images of a source, so that what is wrong with all of them is known before anything is
-    written.
+    """Read and decode the first images of a source, to find out before anything is written if all of them are bad.
 
     Raises:
-        ValueError: the rows cannot be read, or not one of them is an image where `max_bad_fraction` is below 1.
-        ReadError: the network or the disk fails, although it was tried several times.
+        ValueError: the rows cannot be read, or none of them is an image and `max_bad_fraction` is below 1.
+        ReadError: the network or the disk failed several times.
     """
     try:
         records = [sample.record for sample in islice(_in_order(source), num_rows)]
@@ -197,8 +207,8 @@ def sequential(
 ) -> Iterator[Batch]:
     """One pass in the order of the source, without shuffling; the last batch may be smaller. For evaluation.
 
-    `max_samples` counts the rows read. Bad images are left out, and a warning at the end says how many; none but bad
-    ones is an error.
+    `max_samples` counts the rows read. Bad images are skipped, and a warning at the end says how many. If all images
+    are bad, that is an error.
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
@@ -232,6 +242,6 @@ def _one_pass(chunks: Iterator[Chunk], batch_size: int, name: str) -> Iterator[B
 def _to_batch(chunk: Chunk, position: dict[str, Any]) -> Batch:
     keys, labels, epochs = (column.contiguous() for column in chunk.meta[:, :3].unbind(1))
     batch = Batch(chunk.canvases, chunk.sizes, keys, epochs, labels, position)
-    # The workers' canvases are pinned already, but not those of a batch that was put together from two chunks, after a
-    # bad image.
+    # The workers' canvases are already pinned, except in a batch that was put together from two chunks after a bad
+    # image.
     return batch.pin_memory() if torch.cuda.is_available() else batch

@@ -1,5 +1,5 @@
-"""Reading in a thread and decoding in worker processes, in order; a worker that dies is replaced and its work done
-again."""
+"""Reading in a thread and decoding in worker processes, in order. A worker that dies is replaced and its work is
+repeated."""
 
 import contextlib
 import os
@@ -22,27 +22,27 @@ from .bad_images import printable
 from .decode import BadImage
 from .order import Sample
 from .retry import Patience, ReadError
-from .shared_memory import WAIT_SECONDS, NoSharedMemory, check_result, share
+from .shared_memory import WAIT_SECONDS, check_result, share
 from .sources import Source
 
 _Item = TypeVar("_Item")
-# What the loader says of it: where it copies to page-locked memory (with a GPU), the thread that does so may die of the
-# broken connection.
+# How the loader's messages begin. With a GPU the thread that copies to page-locked memory may die of the broken
+# connection.
 _WORKER_DIED = ("DataLoader worker", "Pin memory thread")
 
 
 class KEPT:
-    """In the place of a payload: not to be decoded, because the main process has the canvas (`resident`)."""
+    """Takes the place of a payload that needs no decoding because the main process has the canvas (`resident`)."""
 
 
 @dataclass
 class Chunk:
-    """What came of n samples, g of them good.
+    """The result of decoding n samples, g of them good.
 
-    canvases: uint8 (g, 3, S, S). sizes: int64 (g, 2). good: bool (n,). bad: (index, reason, where) of each other one.
-    kept: bool (n,), `KEPT` ones: good, but without canvas and size until `ResidentCanvases.filled` gives them back.
-    meta: int64 (n, 5), (key, label, epoch, group, row); after the bad ones are dropped (g, 5), or (g, 7) with num_seen
-        and num_bad.
+    canvases: uint8 (g, 3, S, S). sizes: int64 (g, 2). good: bool (n,). bad: (index, reason, where) of each bad sample.
+    kept: bool (n,), the `KEPT` samples: good, but without canvas and size until `ResidentCanvases.with_kept` adds them.
+    meta: int64 (n, 5), (key, label, epoch, group, row); without the bad ones (g, 5), or (g, 7) with num_seen and
+    num_bad.
     """
 
     canvases: torch.Tensor
@@ -53,7 +53,7 @@ class Chunk:
     kept: torch.Tensor
 
     def pin_memory(self) -> "Chunk":
-        """Called by the `DataLoader`: from page-locked memory the copy to a GPU runs beside its work."""
+        """Called by the `DataLoader`: copies from page-locked memory to a GPU overlap with its work."""
         return Chunk(self.canvases.pin_memory(), self.sizes.pin_memory(), self.meta, self.good, self.bad, self.kept)
 
 
@@ -61,17 +61,18 @@ class Decoder(Dataset[Chunk]):
     """A map-style dataset whose "indices" are the raw samples themselves."""
 
     def __init__(self, source: Source, canvas_size: int, fit: str = "native"):
-        self.source, self.canvas_size, self.fit = source, canvas_size, fit
+        self.source = source
+        self.canvas_size = canvas_size
+        self.fit = fit
 
     def __getitems__(self, samples: list[Sample]) -> "Chunk | ReadError":
-        # A worker that takes too long dies of the alarm. The loader's own timeout would also be how long a dead one
-        # goes unnoticed.
+        # An alarm ends a worker that takes too long. The loader's own timeout would also delay noticing a dead worker.
         limited = get_worker_info() is not None and hasattr(signal, "setitimer")
         if limited:
             signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)
         try:
             return self._chunk(samples)
-        except ReadError as error:  # as an exception it would come out of a worker with pages of traceback
+        except ReadError as error:  # raised in a worker, it would arrive with pages of traceback
             return error
         finally:
             if limited:
@@ -87,7 +88,9 @@ class Decoder(Dataset[Chunk]):
         for canvas, item in zip(canvases.numpy(), good, strict=True):
             canvas[:] = item.canvas
         meta = torch.tensor([[s.record.key, s.record.label, s.epoch, s.group, s.row] for s in samples])
-        mask, kept, bad = torch.ones(len(samples), dtype=torch.bool), torch.ones(len(samples), dtype=torch.bool), []
+        mask = torch.ones(len(samples), dtype=torch.bool)
+        kept = torch.ones(len(samples), dtype=torch.bool)
+        bad = []
         kept[fresh] = False
         for index, item in zip(fresh, decoded, strict=True):
             if isinstance(item, BadImage):
@@ -106,27 +109,31 @@ def decoded(
     chunk_size: int,
     num_workers: int,
     depth: int,
-    prepare: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
+    prepare: Callable[[list[Sample]], list[Sample]] | None = None,
     fit: str = "native",
 ) -> Iterator[Chunk]:
-    """Decode chunks of `chunk_size` samples, in order. `depth` raw chunks wait for a worker; `prepare` sees each as it
-    is handed out.
+    """Decode chunks of `chunk_size` samples, in order. Up to `depth` raw chunks are read ahead.
+
+    `prepare` changes each chunk as it is handed out. If a worker dies, the chunks that were handed out are decoded
+    again, one at a time, so that the next failure names the chunk that causes it.
 
     Raises:
-        ReadError: workers have died, or ended themselves after half an hour at a chunk, again and again at the samples
-            that it names.
+        ReadError: workers have died, or spent half an hour on a chunk, again and again at the samples that it names.
         NoSharedMemory: a worker has no room for what it has decoded.
     """
-    decoder, reader = Decoder(source, canvas_size, fit), BackgroundIterator(_lists(samples, chunk_size), depth)
-    handed_out: deque[list[Sample]] = deque()  # to workers, and not come back
-    again: deque[list[Sample]] = deque()
+    decoder = Decoder(source, canvas_size, fit)
+    reader = BackgroundIterator(_lists(samples, chunk_size), depth)
+    handed_out: deque[list[Sample]] = deque()  # to workers, and not yet back
+    again: deque[list[Sample]] = deque()  # to be decoded a second time
     patience = Patience()
     try:
         while True:
-            careful = bool(again)  # one at a time, so that the death of the worker tells which
-            lists = _emptied(again) if careful else reader
+            careful = bool(again)
+            lists = _noted(_emptied(again) if careful else reader, handed_out)
+            if prepare is not None:
+                lists = map(prepare, lists)
             try:
-                for chunk in _load(decoder, map(prepare, _noted(lists, handed_out)), num_workers, careful):
+                for chunk in _load(decoder, lists, num_workers, careful):
                     check_result(chunk)
                     if isinstance(chunk, ReadError):
                         raise chunk
@@ -135,22 +142,23 @@ def decoded(
                     yield chunk
                 if not careful:
                     return
-            except NoSharedMemory:
-                raise
-            except (
-                RuntimeError,
-                ConnectionError,
-                FileNotFoundError,
-                EOFError,
-            ) as error:  # the latter where it took a result with it
-                if not num_workers or (isinstance(error, RuntimeError) and not str(error).startswith(_WORKER_DIED)):
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+                if not _is_death_of_worker(error, num_workers):
                     raise
                 again.extendleft(reversed(handed_out))
                 handed_out.clear()
-                first, last = (printable(source.where(again[0][index].record)) for index in (0, -1))
+                first = printable(source.where(again[0][0].record))
+                last = printable(source.where(again[0][-1].record))
                 patience.failed(f"decoding {len(again[0])} images from {first} to {last}", error)
     finally:
         reader.close()
+
+
+def _is_death_of_worker(error: Exception, num_workers: int) -> bool:
+    """Errors of a connection or a file come from a worker that died while it sent its result."""
+    if not num_workers:
+        return False
+    return not isinstance(error, RuntimeError) or str(error).startswith(_WORKER_DIED)
 
 
 def _emptied(lists: deque[list[Sample]]) -> Iterator[list[Sample]]:
@@ -176,12 +184,12 @@ def _load(
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         worker_init_fn=_survive_signals,
-        generator=torch.Generator(),  # otherwise the loader draws from, and so changes, the global one
+        generator=torch.Generator(),  # without it the loader would draw from the global one and so change it
     )
     if not num_workers or threading.current_thread() is not threading.main_thread():
         return iter(loader)
-    # The loader would handle SIGCHLD so that a dead worker raises wherever the main thread is: in the middle of a step,
-    # or of a checkpoint.
+    # The loader's handler of SIGCHLD would raise for a dead worker wherever the main thread is, for example in the
+    # middle of a checkpoint. Keep our own.
     handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     signal.signal(signal.SIGCHLD, handler)
@@ -198,8 +206,8 @@ def _identity(item: _Item) -> _Item:
 
 
 def _survive_signals(_worker: int) -> None:
-    """Schedulers signal all processes of a job, Ctrl-C the group; the main process may still want batches for its last
-    step."""
+    """Ignore the signals that schedulers send to all processes of a job and Ctrl-C to the group: the main process may
+    still need batches for its last step."""
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -217,7 +225,7 @@ def _leave_when_the_parent_says() -> None:
 
 
 def regroup(chunks: Iterable[Chunk], size: int, keep_last: bool = False) -> Iterator[Chunk]:
-    """Chunks without bad images -> chunks of exactly `size`; one that is full already is passed on without a copy."""
+    """Chunks without bad images -> chunks of exactly `size`; a chunk that already has this size is not copied."""
     held: list[tuple[torch.Tensor, ...]] = []
     num_held = 0
     for chunk in chunks:
@@ -229,15 +237,17 @@ def regroup(chunks: Iterable[Chunk], size: int, keep_last: bool = False) -> Iter
             num_held += len(taken[0])
             if num_held == size:
                 yield _merged(held)
-                held, num_held = [], 0
+                held = []
+                num_held = 0
     if keep_last and held:
         yield _merged(held)
 
 
 def _merged(parts: list[tuple[torch.Tensor, ...]]) -> Chunk:
-    canvases, sizes, meta = (
-        parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    )
+    merged = parts[0]
+    if len(parts) > 1:
+        merged = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    canvases, sizes, meta = merged
     return Chunk(
         canvases,
         sizes,
@@ -249,16 +259,16 @@ def _merged(parts: list[tuple[torch.Tensor, ...]]) -> Chunk:
 
 
 class BackgroundIterator:
-    """Runs an iterator in a thread, at most `depth` items ahead. The thread starts with the first item, after workers
-    have forked."""
+    """Runs an iterator in a thread, at most `depth` items ahead. The thread starts at the first request, after the
+    workers have forked."""
 
     def __init__(self, items: Generator[Any, None, None], depth: int):
         self._queue: queue.Queue = queue.Queue(depth)
         stop = threading.Event()
         self._thread = threading.Thread(
-            target=_fill, args=(items, self._queue, stop), name="canvas-reader", daemon=True
+            target=_read_ahead, args=(items, self._queue, stop), name="canvas-reader", daemon=True
         )
-        # Also runs at exit: a thread that is still inside pyarrow while the interpreter goes down can crash it.
+        # Also runs at exit: a thread still inside pyarrow while the interpreter shuts down can crash it.
         self._finalizer = weakref.finalize(self, _stop, self._thread, self._queue, stop)
         self._started = False
 
@@ -282,7 +292,7 @@ class BackgroundIterator:
         self._finalizer()
 
 
-def _fill(items: Generator[Any, None, None], results: queue.Queue, stop: threading.Event) -> None:
+def _read_ahead(items: Generator[Any, None, None], results: queue.Queue, stop: threading.Event) -> None:
     last: BaseException = StopIteration()
     try:
         for item in items:
@@ -302,8 +312,8 @@ def _put(results: queue.Queue, item: Any, stop: threading.Event) -> bool:
 
 def _stop(thread: threading.Thread, results: queue.Queue, stop: threading.Event) -> None:
     stop.set()
-    deadline = time.monotonic() + 10  # a thread that waits for the network cannot be woken
+    deadline = time.monotonic() + 10  # a thread that waits for the network cannot be woken up
     while thread.is_alive() and thread is not threading.current_thread() and time.monotonic() < deadline:
-        with contextlib.suppress(queue.Empty):  # make room, in case the thread waits for it
+        with contextlib.suppress(queue.Empty):  # make room in case the thread waits to put an item
             results.get_nowait()
         thread.join(timeout=0.01)

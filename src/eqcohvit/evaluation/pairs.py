@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 
 from ..data import Batch
-from ..transforms import TransformationPath, ops
-from ..transforms.paths import SIGMA_SIZE
+from ..transforms import Transformation, TransformationPath, ops
 from ..transforms.random import uniforms
+from ..transforms.render import render, still_view
 
 PROTOCOLS = ("paper", "strict")
 _STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
@@ -148,21 +148,18 @@ def _read_pair(
     image_size: int,
     seed: int,
 ) -> Pair:
-    """The pair of a seed, from pictures (B, 3, S, S) in [0, 1] of which the views show the fraction `crop`."""
-    drawn = path.sample(uniforms(seed, torch.zeros_like(batch.keys), batch.keys, _STREAM, path.num_parameters))
-    step = drawn.at(1.0)
-    identity = torch.eye(3).expand(len(canvases), 1, 3, 3)
-    motions = torch.cat([identity, identity if step.matrix is None else step.matrix.unsqueeze(1)], dim=1)
-    crops = torch.diag(torch.tensor([crop, crop, 1.0])).expand_as(motions)
-    grid, coverage = ops.sampling_grid(crops, motions, image_size, border)
-    original, transformed = ops.sample(canvases, grid).clamp(0, 1).unbind(dim=1)
-    if step.color is not None:
-        transformed = ops.adjust_color(transformed, step.color)
-    if step.sigma is not None:
-        transformed = ops.gaussian_blur(transformed, step.sigma * (image_size / SIGMA_SIZE))
-    if coverage is not None:
-        transformed = transformed * coverage[:, 1]
-    return Pair(original, transformed, drawn.parameters, batch.labels)
+    """The pair for a seed, from pictures (B, 3, S, S) in [0, 1] of which the views show the fraction `crop`."""
+    draws = uniforms(
+        seed, keys=batch.keys, epochs=torch.zeros_like(batch.keys), stream=_STREAM, count=path.num_parameters
+    )
+    drawn = path.sample(draws)
+    states = Transformation.stack([drawn.at(1.0)])
+    from_view = torch.diag(torch.tensor([crop, crop, 1.0]))
+    original = still_view(canvases, from_view, image_size)
+    pivot = ops.luminance(original).mean(dim=(1, 2, 3))
+    picture = original if states.matrix is None else canvases
+    transformed = render(picture, from_view, states, border, image_size, pivot)
+    return Pair(original, transformed.squeeze(1), drawn.parameters, batch.labels)
 
 
 def canvas_size(image_size: int, path: TransformationPath, protocol: str) -> int:

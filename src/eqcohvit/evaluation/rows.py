@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..data.datasets_source import builder_for, expand_data_files
+from ..data.dataset_files import builder_for, expand_data_files
 from ..data.decode import one_line
 from ..hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
 from .extraction import check_test_data

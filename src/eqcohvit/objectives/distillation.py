@@ -113,25 +113,23 @@ class SelfDistillation(Objective):
         afterwards.
         """
         momentum = self.options.center_momentum
+        counts_all = self.options.centered_patches == "all"
         if masked is None:
-            patches = None
-        elif self.options.centered_patches == "all":
-            patches = teacher.patches
+            logits = head(teacher.cls, None, None)
+        elif counts_all:
+            logits = head(teacher.cls, None, teacher.patches, chosen=masked.indices)
         else:
-            patches = masked.take(teacher.patches)
-        logits = head(teacher.cls, None, patches)
+            logits = head(teacher.cls, None, masked.take(teacher.patches))
         cls_targets = softmax_targets(logits.cls, self.cls_center, temperature)
         if self.training:
             update_center(self.cls_center, logits.cls, momentum)
         if masked is None:
             return cls_targets, None
-        if self.options.centered_patches == "all":
-            hidden, valid = masked.take(logits.patches), None
-        else:
-            hidden, valid = logits.patches, masked.valid
-        patch_targets = softmax_targets(hidden, self.patch_center, temperature)
-        if self.training:
-            update_center(self.patch_center, logits.patches, momentum, valid)
+        patch_targets = softmax_targets(logits.patches, self.patch_center, temperature)
+        if self.training and counts_all:  # as many patches in every process, so their means have the mean of all
+            update_center(self.patch_center, logits.patch_mean[None], momentum)
+        elif self.training:
+            update_center(self.patch_center, logits.patches, momentum, masked.valid)
         return cls_targets, patch_targets
 
     def _sinkhorn(

@@ -59,10 +59,16 @@ class Prototypes(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., in_dim) -> (..., K)."""
         with torch.autocast(features.device.type, enabled=False):
-            prototypes = F.normalize(self.weight.float(), dim=-1)
-            if self.gain is not None:
-                prototypes = self.gain.float() * prototypes
-            return F.linear(F.normalize(features.float(), dim=-1), prototypes)
+            return F.linear(F.normalize(features.float(), dim=-1), self._prototypes())
+
+    def mean(self, features: torch.Tensor) -> torch.Tensor:
+        """(M, in_dim) -> (K,), the mean of the M results of `forward`, without computing them."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(F.normalize(features.float(), dim=-1).mean(dim=0), self._prototypes())
+
+    def _prototypes(self) -> torch.Tensor:
+        prototypes = F.normalize(self.weight.float(), dim=-1)
+        return prototypes if self.gain is None else self.gain.float() * prototypes
 
 
 class DINOHead(nn.Module):
@@ -85,14 +91,23 @@ class DINOHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.prototypes(self.mlp(features))
 
+    def rows_and_mean(self, features: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (R, K) of the chosen rows of features (M, in_dim), and the mean (K,) of the logits of all rows."""
+        hidden = self.mlp(features)
+        return self.prototypes(hidden[rows]), self.prototypes.mean(hidden)
+
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """Logits: cls (V, B, K), local (L, B, K) or None, patches (..., K) or None."""
+    """Logits: cls (V, B, K), local (L, B, K) or None, patches (..., K) or None.
+
+    If only some patches were chosen, `patches` is theirs, and `patch_mean` (K,) is the mean of all patches.
+    """
 
     cls: torch.Tensor
     local: torch.Tensor | None
     patches: torch.Tensor | None
+    patch_mean: torch.Tensor | None = None
 
 
 class TokenHeads(nn.Module):
@@ -111,10 +126,24 @@ class TokenHeads(nn.Module):
         self.cls = DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)
         self.patch = None if shared else DINOHead(in_dim, hidden_dim, bottleneck_dim, num_prototypes, norm_last_layer)
 
-    def forward(self, cls: torch.Tensor, local: torch.Tensor | None, patches: torch.Tensor | None) -> HeadOutputs:
-        """CLS features (V, B, d) of the global views and (L, B, d) of the local crops, patch features (..., d) -> their
-        logits."""
+    def forward(
+        self,
+        cls: torch.Tensor,
+        local: torch.Tensor | None,
+        patches: torch.Tensor | None,
+        chosen: torch.Tensor | None = None,
+    ) -> HeadOutputs:
+        """Features -> logits: CLS (V, B, d) of the global views and (L, B, d) of the local crops, patches (..., d).
+
+        `chosen` (R,) are indices into the flattened patches: of the others, only the mean of their logits is computed.
+        """
         every = cls if local is None else torch.cat([cls, local])
         logits = self.cls(every)
-        patch_logits = None if patches is None else (self.patch or self.cls)(patches)
-        return HeadOutputs(logits[: len(cls)], None if local is None else logits[len(cls) :], patch_logits)
+        outputs = {"cls": logits[: len(cls)], "local": None if local is None else logits[len(cls) :]}
+        head = self.patch or self.cls
+        if patches is None:
+            return HeadOutputs(**outputs, patches=None)
+        if chosen is None:
+            return HeadOutputs(**outputs, patches=head(patches))
+        rows, mean = head.rows_and_mean(patches.flatten(0, -2), chosen)
+        return HeadOutputs(**outputs, patches=rows, patch_mean=mean)

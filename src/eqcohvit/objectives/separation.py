@@ -7,17 +7,17 @@ tokens from them, however small its variance. So the head itself is restricted:
 
     x, y    pooled tokens of the first and of the end view, centered
     S_t     covariance of the tokens, S_w covariance of their difference, halved
-    S_w v = (1 - rho) S_t v      rho is the correlation of the direction v between both views (linear discriminant analysis in which
-                                 the two views of an image are a class; the canonical correlations of the views)
+    S_w v = (1 - rho) S_t v      rho is the correlation of the direction v between both views
 
-The invariant rows W of the feature head may read the r directions V of the largest correlation alone. After each
-optimizer step they are projected onto them. From time to time they become W = U V^T, U the nearest matrix of
-orthonormal columns: the features then have variance 1 along each of the r directions and are uncorrelated there, so
-that none of them can fade. No loss term is added, and the equivariant part and the backbone keep what the
-reconstruction needs.
+This is linear discriminant analysis in which the two views of an image are a class; rho are the views' canonical
+correlations. The invariant rows W of the feature head may read only the r directions V with the largest correlation.
+After each optimizer step they are projected onto these directions. From time to time they become W = U V^T, where U is
+the nearest matrix with orthonormal columns: the features then have variance 1 along each of the r directions and are
+uncorrelated, so that none of them can fade. No loss term is added, and the equivariant part and the backbone keep what
+the reconstruction needs.
 
-The number of directions is fixed, not their correlation. A threshold starves itself: fewer directions get the SSL
-loss's gradient, the others lose their correlation, and in the end a single one is left.
+The number of directions is fixed, not their correlation. A threshold would starve itself: fewer directions get the SSL
+loss's gradient, the others lose their correlation, and in the end a single direction is left.
 """
 
 from __future__ import annotations

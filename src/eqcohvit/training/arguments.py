@@ -84,7 +84,7 @@ class PretrainArguments:
     model_preset: str | None = setting(
         "micro", "size of the ViT; larger for photographs on a GPU", Registry("hub", "PRESETS"), common=True
     )
-    backbone: str = setting("dinov2", "transformers model type of the ViT", Registry("hub", "_PREFIX_TOKENS"))
+    backbone: str = setting("dinov2", "transformers model type of the ViT", Registry("hub", "FAMILIES"))
     image_size: int = setting(
         32, "side of the views in pixels; with your own images it follows from their size", common=True
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..cli import did_you_mean
 from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
-from ..hub.configuration_eqcohvit import PRESETS, SUPPORTED_BACKBONES
+from ..hub.configuration_eqcohvit import FAMILIES, PRESETS
 from ..objectives import OBJECTIVES
 from ..transforms import AUGMENTATIONS, make_path
 from ..transforms.ops import BORDERS
@@ -26,7 +26,7 @@ _NOT_NEGATIVE = (
 _SHARES = "max_bad_fraction drop_path_rate knn_guard_drop"
 _REGISTRIES: dict[str, Iterable[str]] = {
     "objective": OBJECTIVES,
-    "backbone": SUPPORTED_BACKBONES,
+    "backbone": FAMILIES,
     "model_preset": PRESETS,
     "augmentation": AUGMENTATIONS,
     "border": BORDERS,

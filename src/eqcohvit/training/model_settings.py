@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..hub.configuration_eqcohvit import PRESETS, EqCohViTConfig
+from ..hub.configuration_eqcohvit import FAMILIES, PRESETS, EqCohViTConfig, families_with
 from .arguments import PretrainArguments
-
-_DINO_BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 def model_config(args: PretrainArguments, backbone: dict[str, Any] | None = None) -> EqCohViTConfig:
@@ -46,15 +44,16 @@ def _backbone_kwargs(args: PretrainArguments, family: str) -> dict[str, Any]:
     """Fields of the backbone's configuration that the settings change, for a backbone of this model type."""
     kwargs: dict[str, Any] = {}
     if args.masking() is not None:
-        if family == "vit_mae":
+        if not FAMILIES[family].has_mask_token:
             raise ValueError(
-                f"objective {args.objective} hides patches behind a mask token, which the encoder of vit_mae does not "
-                "have: choose another backbone, or --objective_options mask_probability=0"
+                f"objective {args.objective} hides patches behind a mask token, which {family} does not have: "
+                "choose another backbone, or --objective_options mask_probability=0"
             )
         kwargs["use_mask_token"] = True
     for name, neutral in (("drop_path_rate", (0.0,)), ("layerscale_value", (0.0, 1.0))):
         if getattr(args, name) not in neutral:
-            if family not in _DINO_BACKBONES:
-                raise ValueError(f"{name} needs one of the backbones {', '.join(_DINO_BACKBONES)}, got {family}")
+            allowed = families_with(name)
+            if family not in allowed:
+                raise ValueError(f"{name} needs one of the backbones {', '.join(allowed)}, got {family}")
             kwargs[name] = getattr(args, name)
     return kwargs

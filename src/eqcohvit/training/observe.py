@@ -134,7 +134,7 @@ class Observer:
         batch, model, renderer = self.shown, self.trained.model, self.renderer
         assert batch is not None  # a step has been made
         # All of them: another batch size would be compiled again.
-        views = renderer(batch.canvases, batch.sizes, batch.epochs, batch.keys)
+        views = renderer(batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs)
         assert views.intermediates is not None
         first = views.first[:_NUM_SAMPLES]
         end = views.end[:_NUM_SAMPLES]

@@ -147,8 +147,7 @@ def prepare(
         trained.model.eqcohvit.backbone.activation_checkpointing_enable()
     if args.compile:
         trained.compile()
-        if accelerator.device.type == "cuda":
-            renderer.compile()
+    renderer.compile_on_gpu(accelerator.device)
     optimizer = make_optimizer(
         trained, args.learning_rate, args.weight_decay, args.layer_decay, args.patch_embed_lr_scale
     )
@@ -185,7 +184,11 @@ def optimize(
     ranks: dict[str, torch.Tensor] = {}
     for batch in taken:
         views = parts.renderer(
-            batch.canvases, batch.sizes, batch.epochs, batch.keys, with_intermediates=args.recon_weight > 0
+            batch.canvases,
+            sizes=batch.sizes,
+            keys=batch.keys,
+            epochs=batch.epochs,
+            with_intermediates=args.recon_weight > 0,
         )
         with accelerator.accumulate(parts.module):
             with accelerator.autocast():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..hub.decoders_eqcohvit import reconstruction_losses
-from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens
+from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens, split_features
 from ..objectives import Objective, ObjectiveInputs, Tokens
 from ..objectives.separation import Separation
 from ..transforms import Views
@@ -149,8 +149,11 @@ class PretrainModule(nn.Module):
 
     def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
         """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
-        invariant, _, _ = self._encode(crops.transpose(0, 1).flatten(0, 1), None)
-        return self._pool(invariant).unflatten(0, (crops.shape[1], -1))
+        encoder = self.model.eqcohvit
+        tokens = encoder._run_backbone(crops.transpose(0, 1).flatten(0, 1)).last_hidden_state
+        # Only CLS is read, so the feature head skips the patches; a head 8,192 wide would take a tenth of this pass.
+        invariant, _ = split_features(encoder.feature_head(self._pool(tokens)), encoder.config.equivariant_dim)
+        return invariant.unflatten(0, (crops.shape[1], -1))
 
     @torch.no_grad()
     def _teach(self, images: torch.Tensor) -> Tokens | None:

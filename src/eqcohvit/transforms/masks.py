@@ -1,10 +1,11 @@
-"""Block-wise masks of patches, drawn by the counter-based generator like everything else of a sample.
+"""Block-wise masks of patches, drawn by the counter-based generator like everything random about a sample.
 
-Blocks as in BEiT (arXiv:2106.08254, algorithm 1), the share of hidden patches as in iBOT (arXiv:2111.07832, section
-4.1). Each view is masked or left whole on its own, so at a probability of 1/2 an image has 0, 1 or 2 masked views in
-25, 50 and 25 % of the cases, as in https://github.com/bytedance/ibot. https://github.com/facebookresearch/dinov2
-balances a batch instead: exactly half of its views are masked, and their shares are spread evenly. A mask here depends
-on its sample alone, so the batch cannot be balanced; each view has the same distribution.
+Blocks are those of BEiT (arXiv:2106.08254, algorithm 1); the share of hidden patches is that of iBOT (arXiv:2111.07832,
+section 4.1). Each view is masked or left whole independently, so at a probability of 1/2 an image has 0, 1 or 2 masked
+views in 25, 50 and 25 % of the cases, as in https://github.com/bytedance/ibot.
+https://github.com/facebookresearch/dinov2 balances a batch instead: exactly half of its views are masked, and their
+shares are spread evenly. A mask here depends only on its sample, so the batch cannot be balanced; each view has the
+same distribution.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from .random import uniforms
 
 _NUM_VIEWS = 2
-_NUM_TRIES = 10  # places of a block, of which the first that fits is taken
+_NUM_TRIES = 10  # places tried for a block; the first that fits is used
 _DRAWS_PER_TRY = 4
 _LOG_ASPECT = math.log(0.3)
 
@@ -27,15 +28,15 @@ class BlockMasking:
     """How the student's global views are masked.
 
     Args:
-        probability: of each view to be masked at all.
-        ratio, ratio_variance: a masked view hides a share of its patches, uniform in ratio - variance to ratio +
-            variance.
-        min_patches: area of the smallest block, as long as so many patches are still to be hidden. At most (g // 3)^2
-            of g x g patches, which is iBOT's own rule, so that blocks fit into small grids.
-        num_blocks: blocks drawn at most. On 14 x 14 patches 12 are too few for 0.3 % of the masks.
+        probability: that a view is masked.
+        ratio, ratio_variance: a masked view hides a share of its patches, drawn uniformly from ratio - variance to
+            ratio + variance.
+        min_patches: area of the smallest block, while at least that many patches remain to be hidden. At most (g //
+            3)^2 of g x g patches, which is iBOT's rule, so that blocks fit into small grids.
+        num_blocks: largest number of blocks. On 14 x 14 patches 12 are too few for 0.3 % of the masks.
 
     Raises:
-        ValueError: `probability` does not lie in [0, 1], a share of patches not in [0, 1), or `min_patches` is not
+        ValueError: `probability` is outside of [0, 1], a share of patches outside of [0, 1), or `min_patches` is not
             positive.
     """
 
@@ -57,14 +58,17 @@ class BlockMasking:
         if self.min_patches < 1:
             raise ValueError(f"min_masked_patches must be at least 1, got {self.min_patches}")
 
-    def sample(self, seed: int, epochs: torch.Tensor, keys: torch.Tensor, stream: int, grid_size: int) -> torch.Tensor:
+    def sample(
+        self, seed: int, *, keys: torch.Tensor, epochs: torch.Tensor, stream: int, grid_size: int
+    ) -> torch.Tensor:
         """Masks (B, 2, grid_size^2) of both views of each sample, true where a patch is hidden.
 
-        keys, epochs: int64 (B,).
+        seed, keys, epochs, stream: as of `random.uniforms`.
         """
         per_block = _NUM_TRIES * _DRAWS_PER_TRY
         per_view = 2 + self.num_blocks * per_block
-        draws = uniforms(seed, epochs, keys, stream, _NUM_VIEWS * per_view).unflatten(1, (_NUM_VIEWS, per_view))
+        draws = uniforms(seed, keys=keys, epochs=epochs, stream=stream, count=_NUM_VIEWS * per_view)
+        draws = draws.unflatten(1, (_NUM_VIEWS, per_view))
         is_masked = draws[..., 0] < self.probability
         share = self.ratio + self.ratio_variance * (2 * draws[..., 1] - 1)
         most = math.floor((self.ratio + self.ratio_variance) * grid_size**2)
@@ -78,10 +82,10 @@ class BlockMasking:
 def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int, min_patches: int) -> torch.Tensor:
     """Uniform draws (B, blocks, tries, 4) and numbers of patches to hide (B,) -> masks (B, grid_size^2).
 
-    A block has an area between `min_patches` and the number of patches that are still to be hidden, an aspect ratio
-    between 0.3 and 1 / 0.3 (uniform in the logarithm), and a place. It fits if it is smaller than the grid, and hides
-    at least one more patch, but not too many. Of the tries for a block the first that fits is taken. If none fits, the
-    mask is finished and may hide less than its target.
+    A block has an area between `min_patches` and the number of patches that remain to be hidden, an aspect ratio
+    between 0.3 and 1 / 0.3 (uniform in the logarithm), and a place. It fits if it is smaller than the grid and hides at
+    least one more patch, but not more than remain. The first try that fits becomes the block. If none fits, the mask is
+    finished and may hide less than its target.
     """
     position = torch.arange(grid_size, device=draws.device)
     masks = torch.zeros(len(target), grid_size, grid_size, device=draws.device)
@@ -95,10 +99,10 @@ def block_masks(draws: torch.Tensor, target: torch.Tensor, grid_size: int, min_p
         width = (area / aspect).sqrt().round()
         top = (top_draw * (grid_size - height + 1)).floor()
         left = (left_draw * (grid_size - width + 1)).floor()
-        rows = ((position >= top[..., None]) & (position < (top + height)[..., None])).to(
-            draws.dtype
-        )  # (B, tries, grid_size)
-        columns = ((position >= left[..., None]) & (position < (left + width)[..., None])).to(draws.dtype)
+        rows = (position >= top[..., None]) & (position < (top + height)[..., None])
+        rows = rows.to(draws.dtype)  # (B, tries, grid_size)
+        columns = (position >= left[..., None]) & (position < (left + width)[..., None])
+        columns = columns.to(draws.dtype)
         num_new = height * width - ((rows @ masks) * columns).sum(dim=-1)
         fits = (height < grid_size) & (width < grid_size) & (num_new > 0) & (num_new <= remaining)
         first = fits.byte().argmax(dim=1, keepdim=True)

@@ -1,8 +1,8 @@
 """Transformation paths: what g is, drawn at random, and its state at the fraction t of the way (paper, section 3.2 and
 table of ranges).
 
-A `TransformationPath` is the distribution (which transformation, which ranges). `sample` draws one g per image from
-uniform numbers; `at(t)` is g with all parameters scaled by t: the identity at t = 0, g itself at t = 1, differentiable
+A `TransformationPath` is a distribution: which transformation, which ranges. `sample` draws one g per image from
+uniform numbers. `at(t)` is g with all parameters scaled by t: the identity at t = 0, g itself at t = 1, differentiable
 in t and in the parameters.
 """
 
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops import adjust_color, affine, compose, constant, gaussian_blur, luminance, sample, sampling_grid
+from .ops import affine, compose, constant, luminance
+from .render import render
 
-SIGMA_SIZE = 224  # side in pixels of the images in whose pixels blurs are stated
 _PARTS = ("matrix", "color", "sigma")
 
 
 @dataclass(frozen=True)
 class Transformation:
-    """A geometric motion, then a colour change, then a blur; None means that part is the identity. B images.
+    """A geometric motion, then a color change, then a blur, of B images. A part that is None is the identity.
 
     Args:
-        matrix: (B, 3, 3), output -> input in normalised coordinates.
-        color: (B, 4) brightness, contrast and saturation factors, hue in turns.
-        sigma: (B,) standard deviation of the blur, in pixels of a 224-pixel image: on a side of H pixels it is H / 224
-            times that.
-        projective: whether the last row of the matrix may be other than (0, 0, 1).
+        matrix: (B, 3, 3), output -> input in normalized coordinates.
+        color: (B, 4), factors of brightness, contrast and saturation, and the hue in turns.
+        sigma: (B,), standard deviation of the blur in pixels of a 224-pixel image; an image with H pixels a side is
+            blurred by H / 224 times that.
+        projective: whether the last row of the matrix can differ from (0, 0, 1).
     """
 
     matrix: torch.Tensor | None = None
@@ -45,20 +45,22 @@ class Transformation:
 
     @staticmethod
     def stack(steps: list[Transformation]) -> Transformation:
-        """V transformations of the same kind as one, whose tensors are (B, V, ...)."""
+        """V transformations of the same kind as one with tensors (B, V, ...)."""
         parts = {name: [getattr(step, name) for step in steps] for name in _PARTS}
         stacked = {name: None if part[0] is None else torch.stack(part, dim=1) for name, part in parts.items()}
         return Transformation(**stacked, projective=steps[0].projective)
 
     @property
     def num_states(self) -> int:
-        """V, of a stack."""
+        """V of a stack."""
         return next(part.shape[1] for part in (self.matrix, self.color, self.sigma) if part is not None)
 
     def then(self, other: Transformation) -> Transformation:
         """This transformation followed by `other`. Factors multiply, hues add, variances add."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in _PARTS}
-        merged = {name: b if a is None else a for name, (a, b) in pairs.items()}
+        merged = {}
+        for name in _PARTS:
+            own = getattr(self, name)
+            merged[name] = getattr(other, name) if own is None else own
         if self.matrix is not None and other.matrix is not None:
             merged["matrix"] = compose(self.matrix, other.matrix)
         if self.color is not None and other.color is not None:
@@ -70,27 +72,18 @@ class Transformation:
         return Transformation(**merged, projective=self.projective or other.projective)
 
     def __call__(self, images: torch.Tensor, border: str = "zeros") -> torch.Tensor:
-        """Apply to images (B, C, H, H) in [0, 1], as the views of training do.
+        """Apply to images (B, 3, H, H) in [0, 1], as in the training views.
 
-        `border` says what lies outside of them: `"zeros"` black, whatever the colours become, or `"reflection"`.
+        `border` is what appears outside of them: `"zeros"` for black, whatever the colors become, or `"reflection"`.
         """
-        pivot, coverage = None if self.color is None else luminance(images).mean(dim=(1, 2, 3)), None
-        if self.matrix is not None:
-            identity = torch.eye(3, dtype=images.dtype, device=images.device).expand(len(images), 1, 3, 3)
-            matrix = self.matrix.to(images.dtype).unsqueeze(1)
-            grid, coverage = sampling_grid(identity, matrix, images.shape[-1], border, self.projective)
-            images = sample(images, grid).squeeze(1)
-        if self.color is not None:
-            images = adjust_color(images, self.color, pivot)
-        if self.sigma is not None:
-            images = gaussian_blur(images, self.sigma * (images.shape[-1] / SIGMA_SIZE))
-        return images if coverage is None else images * coverage.squeeze(1)
+        pivot = None if self.color is None else luminance(images).mean(dim=(1, 2, 3))
+        return render(images, None, Transformation.stack([self]), border, images.shape[-1], pivot).squeeze(1)
 
 
 class TransformationPath(ABC):
     """A family of transformations with uniformly distributed parameters.
 
-    `parameter_names` and `limits` (low, high) are of one length P. A subclass gives these and `at`.
+    A subclass defines `at`, and `parameter_names` and `limits` (low, high), both of length P.
     """
 
     name: str
@@ -143,7 +136,8 @@ class Rotation(TransformationPath):
 
     def at(self, parameters, t):
         angle = parameters[:, 0] * t
-        cos, sin = angle.cos(), angle.sin()
+        cos = angle.cos()
+        sin = angle.sin()
         return Transformation(matrix=affine([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], angle))
 
 
@@ -157,7 +151,8 @@ class Translation(TransformationPath):
         self.limits = (_symmetric(max_shift),) * 2
 
     def at(self, parameters, t):
-        x, y = (2 * parameters * t[:, None] if isinstance(t, torch.Tensor) else 2 * parameters * t).unbind(dim=-1)
+        shift = 2 * parameters * (t[:, None] if isinstance(t, torch.Tensor) else t)
+        x, y = shift.unbind(dim=-1)
         return Transformation(matrix=affine([[1, 0, -x], [0, 1, -y], [0, 0, 1]], x))
 
 
@@ -168,7 +163,8 @@ class SE2(TransformationPath):
     parameter_names = ("angle", "shift_x", "shift_y")
 
     def __init__(self, max_degrees: float = 45.0, max_shift: float = 10 / 224):
-        self.rotation, self.translation = Rotation(max_degrees), Translation(max_shift)
+        self.rotation = Rotation(max_degrees)
+        self.translation = Translation(max_shift)
         self.limits = self.rotation.limits + self.translation.limits
 
     def at(self, parameters, t):
@@ -190,7 +186,7 @@ class Zoom(TransformationPath):
 
 
 class Perspective(TransformationPath):
-    """The four corners move apart from each other, each by up to `max_shift` of the side in x and y; not a group."""
+    """Each of the four corners moves by its own shift, up to `max_shift` of the side in x and in y; not a group."""
 
     name = "perspective"
     _corners = ("top_left", "top_right", "bottom_right", "bottom_left")
@@ -201,7 +197,7 @@ class Perspective(TransformationPath):
 
     def at(self, parameters, t):
         fraction = t[:, None] if isinstance(t, torch.Tensor) else t
-        corners = constant([[-1, -1], [1, -1], [1, 1], [-1, 1]], parameters)
+        corners = constant(((-1, -1), (1, -1), (1, 1), (-1, 1)), parameters)
         moved = corners + (2 * parameters * fraction).unflatten(-1, (4, 2))
         return Transformation(matrix=homography(moved, corners.expand_as(moved)), projective=True)
 
@@ -209,21 +205,21 @@ class Perspective(TransformationPath):
 def homography(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The projective maps (B, 3, 3) that take four points `source` to `target`, both (B, 4, 2); last entry 1.
 
-    Of the points no three may lie on a line: there is no such map then, and the numbers are not finite.
+    If three of the points lie on a line, there is no such map, and the result is not finite.
     """
     x, y = source.unbind(dim=-1)
     u, v = target.unbind(dim=-1)
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    one = torch.ones_like(x)
+    zero = torch.zeros_like(x)
     rows_u = torch.stack([x, y, one, zero, zero, zero, -u * x, -u * y], dim=-1)
     rows_v = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], dim=-1)
-    # `solve` would wait for a GPU, to see whether the points make a quadrangle at all.
+    # `solve` would wait for a GPU to check that the points form a quadrangle.
     solution, _ = torch.linalg.solve_ex(torch.cat([rows_u, rows_v], dim=-2), torch.cat([u, v], dim=-1))
     return torch.cat([solution, torch.ones_like(solution[:, :1])], dim=-1).unflatten(-1, (3, 3))
 
 
 class ColorJitter(TransformationPath):
-    """Brightness, contrast and saturation, by their factor minus 1, and hue in full turns; applied in this order, not
-    in a random one."""
+    """Brightness, contrast and saturation by their factors minus 1, and hue in full turns; always in this order."""
 
     name = "color_jitter"
     parameter_names = ("brightness", "contrast", "saturation", "hue")
@@ -237,9 +233,9 @@ class ColorJitter(TransformationPath):
 
 
 class GaussianBlur(TransformationPath):
-    """Blur by a standard deviation in pixels of a 224-pixel image; on a side of H pixels it is H / 224 times that.
+    """Blur by a standard deviation in pixels of a 224-pixel image; with H pixels a side it is H / 224 times that.
 
-    So the range of the paper (arXiv:2503.18753, section 4), which is for 224 pixels, holds at each image size.
+    So the paper's range (arXiv:2503.18753, section 4), given for 224 pixels, applies at any image size.
     """
 
     name = "gaussian_blur"
@@ -253,7 +249,7 @@ class GaussianBlur(TransformationPath):
 
 
 class Composition(TransformationPath):
-    """Several paths walked at the same time, the first applied first; parameters side by side."""
+    """Several paths walked at the same time and applied in their order; their parameters are concatenated."""
 
     def __init__(self, paths: list[TransformationPath]):
         self.paths = paths

@@ -38,9 +38,10 @@ def test_plain_views_are_the_fused_ones_up_to_interpolation_and_rounding(referen
     for key in range(12):
         data = photo(key)
         decoded = decode_image(data, 152)
-        canvas, size = torch.from_numpy(decoded.canvas)[None], torch.tensor([decoded.size])
-        ours = renderer(canvas, size, torch.tensor([3]), torch.tensor([key]))
-        drawn = renderer.sample(torch.tensor([3]), torch.tensor([key]), size)
+        canvas = torch.from_numpy(decoded.canvas)[None]
+        sample = {"sizes": torch.tensor([decoded.size]), "keys": torch.tensor([key]), "epochs": torch.tensor([3])}
+        ours = renderer(canvas, **sample)
+        drawn = renderer.sample(**sample)
         first, end, intermediates = reference.plain_views(data, renderer, *drawn)
         pairs = [(ours.first[0], first), (ours.end[0], end), *zip(ours.intermediates[0], intermediates, strict=True)]
         errors += [(a - b).abs().mean() * 0.225 for a, b in pairs]  # back in [0, 1]
@@ -82,7 +83,7 @@ def test_plain_step_has_the_loss_and_the_gradients_of_ours(reference):
     module = build_module(args, EqCohViTForPreTraining(args.model_config(backbone))).train()
     decoders, keys = reference.PlainDecoders(module.model.decoders), torch.arange(6)
     canvases = torch.randint(0, 256, (6, 3, 20, 20)).to(torch.uint8)
-    views = build_renderer(args)(canvases, torch.full((6, 2), 20), torch.zeros_like(keys), keys)
+    views = build_renderer(args)(canvases, sizes=torch.full((6, 2), 20), keys=keys, epochs=torch.zeros_like(keys))
     ours = module(views, step_values(0, args))["loss"]
     ours.backward()
     gradient = module.model.eqcohvit.feature_head.weight.grad.clone()
