@@ -43,7 +43,7 @@ Target = tuple[str, str, float] | None
 
 COST_RECIPES = {"imagenet1k_vicreg_vits16": 256, "imagenet1k_ibot_vits16": 128, "imagenet1k_dinov2_vitl16": 64}
 
-# The paper's decoders: they read the patches alone.
+# The paper's decoders, which read only the patches.
 _COMMON: dict[str, Any] = {"patch_size": 16, "decoder_context": "none", "decoder_patch_dropout": 0.0, "border": "zeros"}
 _VICREG: dict[str, Any] = {
     **_COMMON,
