@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Make an EqCohViT folder from trained weights of another project, to continue training from them or to add the split.
+"""Make an EqCohViT folder from the trained weights of another project, to continue training or to add the two parts.
 
     python scripts/convert_checkpoint.py --source facebook/dinov2-small --output converted/dinov2-small
     python scripts/convert_checkpoint.py --source dinov2_vits14_pretrain.pth --output converted/dinov2-small
     python scripts/convert_checkpoint.py --source checkpoint_teacher.pth --layout ibot --output converted/ibot-small
 
-Source: a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or I-JEPA, or
-an official DINOv2, DINOv3 or iBOT `.pth` state dict, read with `weights_only=True`. The backbone's outputs stay equal;
-the feature head and the decoders are new. Each key of the source is accounted for in the printed report.
+The source is a transformers folder (or Hub id) of ViT, DINOv2 (with registers), DINOv3, DeiT, ViT-MSN, ViT-MAE or
+I-JEPA, or an official DINOv2, DINOv3 or iBOT `.pth` state dict, which is read with `weights_only=True`. The backbone's
+outputs stay equal. The feature head and the decoders are new. The printed report lists every key of the source.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from eqcohvit.files import first_line
 from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+from eqcohvit.preprocessing import Preprocessing
 from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.start import Weights
 from eqcohvit.training.start_weights import Entry, fill, read_transformers
 
-# ---------------------------------------------------------------------------------------------------- official state dicts
-# Source key without the block's number -> target keys; several targets share the source's rows equally.
+# ------------------------------------------------------------------------------------------------ official state dicts
+# Source key without the number of the block -> target keys; several targets share the rows of the source equally.
 
 _STEM = {
     "cls_token": "embeddings.cls_token",
@@ -90,12 +90,13 @@ _WRAPPERS = ("teacher", "student", "model", "state_dict")
 _PREFIXES = re.compile(r"^(module\.|backbone\.|encoder\.|teacher\.backbone\.)+")
 _UNUSED = re.compile(
     r"^(head|dino_head|ibot_head|dino_loss|ibot_patch_loss|fc|projector)(\d|\.|$)"
-    r"|^rope_embed\.periods$|^local_cls_norm\.|\.attn\.qkv\.bias_mask$"  # DINOv3: follow from the configuration, or from training alone
+    # DINOv3: these follow from the configuration, or are used only in training.
+    r"|^rope_embed\.periods$|^local_cls_norm\.|\.attn\.qkv\.bias_mask$"
 )
 
 
 def read_state_dict(path: Path) -> Weights:
-    """The backbone's tensors of a `.pth` file, unwrapped from what training scripts put around it."""
+    """The backbone's tensors in a `.pth` file, without the wrappers that training scripts add."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -115,23 +116,23 @@ def guess_layout(weights: Weights) -> str:
     if "patch_embed.proj.weight" not in weights or not any(key.startswith("blocks.") for key in weights):
         first = ", ".join(sorted(weights)[:3])
         raise ValueError(
-            f"expected the keys of an official DINO or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), found {first} ..."
+            "expected the keys of an official DINO or iBOT ViT (patch_embed.proj.weight, blocks.0 ...), "
+            f"found {first} ..."
         )
     if not any(key.endswith("ls1.gamma") for key in weights):
         return "ibot"
-    return "dinov2" if "pos_embed" in weights else "dinov3"  # which has rotary positions
+    return "dinov2" if "pos_embed" in weights else "dinov3"  # DINOv3 has rotary positions
 
 
 def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
-    """Tensors under the backbone's own names, and the report."""
+    """The tensors with the backbone's own names, and the report."""
     stem, block, layers = _LAYOUTS[layout]
     mapped: Weights = {}
     report = []
     for key, tensor in weights.items():
         targets: tuple[str, ...] = ()
-        match = re.match(
-            r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?$", key
-        )  # the first of two numbers is a chunk of blocks
+        # The first of two numbers is a chunk of blocks.
+        match = re.match(r"blocks\.(?:\d+\.)?(\d+)\.(.+?)(\.weight|\.bias)?$", key)
         if key in stem:
             targets = (stem[key],)
         elif match and match[2] in block:
@@ -151,17 +152,16 @@ def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
 
 
 def official_config(weights: Weights, layout: str, num_heads: int | None) -> dict:
-    """The backbone configuration that the shapes of the tensors imply."""
+    """The backbone configuration that follows from the shapes of the tensors."""
     width, channels, patch_size, _ = weights["patch_embed.proj.weight"].shape
     blocks = {match[1] for key in weights if (match := re.match(r"blocks\.(?:\d+\.)?(\d+)\.[a-z]", key))}
     if num_heads is None and "rope_embed.periods" in weights:
-        num_heads = width // (
-            4 * weights["rope_embed.periods"].numel()
-        )  # a quarter of a head's width each, sine and cosine of y and x
+        # Each is a quarter of a head's width: sine and cosine of y and x.
+        num_heads = width // (4 * weights["rope_embed.periods"].numel())
     if num_heads is None:
         if width % 64:
             raise ValueError(
-                f"the width {width} is no multiple of 64, the usual width of a head: give --num_attention_heads"
+                f"the width {width} is not a multiple of 64, the usual width of a head: give --num_attention_heads"
             )
         num_heads = width // 64
     config = {
@@ -198,7 +198,7 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
 
 
 def _dinov3_config(weights: Weights) -> dict:
-    """Rotary positions tell no image size: it is the one that the released models were trained for."""
+    """Rotary positions do not determine an image size: it is that of the released models."""
     gated = any(key.endswith("mlp.w1.weight") for key in weights)
     hidden = next(tensor for key, tensor in weights.items() if key.endswith(("mlp.w1.weight", "mlp.fc1.weight")))
     registers = weights["storage_tokens"].shape[1] if "storage_tokens" in weights else 0
@@ -213,14 +213,14 @@ def _dinov3_config(weights: Weights) -> dict:
     return config | ({"use_gated_mlp": True, "hidden_act": "silu"} if gated else {})
 
 
-# --------------------------------------------------------------------------------------------------------------------- main
+# ---------------------------------------------------------------------------------------------------------------- main
 
 
 def convert(
     source: str, layout: str, num_heads: int | None, **head: int
-) -> tuple[EqCohViTForPreTraining, list[Entry], list[float], list[float]]:
-    """The EqCohViT model with the source's backbone, the report, and the mean and standard deviation of its pixels."""
-    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+) -> tuple[EqCohViTForPreTraining, list[Entry], Preprocessing]:
+    """The EqCohViT model with the source's backbone, the report, and the preprocessing of the source."""
+    preprocessing = None
     if Path(source).is_file():
         official = read_state_dict(Path(source))
         guessed = guess_layout(official)
@@ -232,7 +232,7 @@ def convert(
         backbone = official_config(official, layout, num_heads)
         weights, report = map_official(official, layout)
     else:
-        backbone, weights, report, mean, std = read_transformers(source)
+        backbone, weights, report, preprocessing = read_transformers(source)
     model = EqCohViTForPreTraining(EqCohViTConfig(backbone_config=backbone, **head))
     fill(model.eqcohvit.backbone, weights, source, report)
     prefix = "eqcohvit.backbone."
@@ -241,7 +241,7 @@ def convert(
         for key, t in model.state_dict().items()
         if not key.startswith(prefix)
     ]
-    return model.eval(), report, mean, std
+    return model.eval(), report, preprocessing or Preprocessing(model.config.square_image_size)
 
 
 def format_report(report: list[Entry]) -> str:
@@ -265,12 +265,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--layout",
         default="auto",
         choices=["auto", *_LAYOUTS],
-        help="layout of a .pth file; default: auto, told by its keys",
+        help="layout of a .pth file; default: auto, from the names of its tensors",
     )
     parser.add_argument(
         "--num_attention_heads",
         type=int,
-        help="heads of a .pth file; default: width / 64, or what its rotary periods say",
+        help="number of attention heads of a .pth file; default: width / 64, or from its rotary periods",
     )
     parser.add_argument("--feature_dim", type=int, default=512, help="width of the new feature head; default: 512")
     parser.add_argument(
@@ -288,16 +288,17 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     head = {name: getattr(args, name) for name in ("feature_dim", "equivariant_dim", "num_intermediates")}
     if args.report is not None:
-        try:  # now, and not after the model is written
+        try:  # before the model is written
             args.report.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot write the report {args.report}: {error.strerror}") from None
-    model, report, mean, std = convert(args.source, args.layout, args.num_attention_heads, **head)
-    save_hub_folder(args.output, model, image_mean=mean, image_std=std)
+    model, report, found = convert(args.source, args.layout, args.num_attention_heads, **head)
+    save_hub_folder(args.output, model, image_mean=found.mean, image_std=found.std, image_size=found.image_size)
     if args.report is not None:
         args.report.write_text(json.dumps([dataclasses.asdict(entry) for entry in report], indent=1) + "\n")
     print(format_report(report))
-    backbone = f"{model.config.backbone_type}, {model.config.square_image_size} pixels, mean {mean}, std {std}"
+    mean, std = list(found.mean), list(found.std)
+    backbone = f"{model.config.backbone_type}, {found.image_size} pixels, mean {mean}, std {std}"
     print(f"{args.source} is now {args.output}: {backbone}")
 
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Train a head for a dense or geometric task: the command `python -m eqcohvit.commands.finetune`, run from a clone."""
 
-from eqcohvit.commands.finetune import cli
-from eqcohvit.training.signals import leave
+from eqcohvit.commands.finetune import entry
 
 if __name__ == "__main__":
-    leave(cli())
+    entry()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Pretrain an equivariance-coherent ViT: the command `python -m eqcohvit.commands.pretrain`, run from a clone."""
 
-from eqcohvit.commands.pretrain import cli
-from eqcohvit.training.signals import leave
+from eqcohvit.commands.pretrain import entry
 
 if __name__ == "__main__":
-    leave(cli())
+    entry()

@@ -1,8 +1,6 @@
 """Shared fixtures: tiny images, a tiny encoder, and the scripts as modules."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from tests.run_server import RunServer
+from tests.tiny import SCRIPTS as SCRIPTS  # many tests import these two from here
+from tests.tiny import load_script as load_script
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the Hub's library reads it when it is imported
 
@@ -18,22 +18,8 @@ from transformers.utils import logging
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
 from eqcohvit.publish.folder import save_hub_folder
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
 logging.disable_progress_bar()
-
-
-def load_script(name: str):
-    """The command or script as a module, so that its `cli(argv)` runs in this process."""
-    if (SCRIPTS.parent / "src" / "eqcohvit" / "commands" / f"{name}.py").is_file():
-        return importlib.import_module(f"eqcohvit.commands.{name}")
-    if str(SCRIPTS) not in sys.path:  # as where the script is run
-        sys.path.append(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def save_tiny_encoder(folder: Path, image_size: int = 32, num_layers: int = 4) -> Path:

@@ -262,7 +262,7 @@ def live(pretrain, request: dict) -> NoReturn:
     pretrain.CanvasStream = RecordedStream
     pretrain.torch.nn.parallel.DistributedDataParallel = RecordedParallel
     if request["stall"] == "checkpoint":
-        pretrain.save_checkpoint = stall
+        importlib.import_module("eqcohvit.training.run").save_checkpoint = stall
     leave(command.cli(request["argv"]))
 
 

@@ -18,7 +18,7 @@ from tests.image_kinds import Kind, file_of, kinds, text_of, turned, turned_kind
 
 from eqcohvit import EqCohViTFeatureExtractionPipeline, EqCohViTImageProcessorPil, EqCohViTModel
 from eqcohvit.data import DatasetSource, FolderSource, decode_image
-from eqcohvit.downstream import rows
+from eqcohvit.evaluation import rows
 from eqcohvit.evaluation.guard import KnnGuard
 from eqcohvit.hub.image_reading_eqcohvit import COMMON_FORMATS, PIXELS, SOURCES, read_image
 
@@ -169,10 +169,18 @@ def test_an_upright_image_is_not_turned_again():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- generated images
+# ----------------------------------------------------------------------------------------------------- generated images
 
-MODES = {"1": (np.bool_, 1), "L": (np.uint8, 1), "LA": (np.uint8, 2), "RGB": (np.uint8, 3), "RGBA": (np.uint8, 4), "I;16": (np.uint16, 1),
-         "I": (np.int32, 1), "F": (np.float32, 1)}  # fmt: skip
+MODES = {
+    "1": (np.bool_, 1),
+    "L": (np.uint8, 1),
+    "LA": (np.uint8, 2),
+    "RGB": (np.uint8, 3),
+    "RGBA": (np.uint8, 4),
+    "I;16": (np.uint16, 1),
+    "I": (np.int32, 1),
+    "F": (np.float32, 1),
+}
 CONTAINERS = {
     "PNG": {*MODES} - {"I", "F"},
     "TIFF": {*MODES} - {"1"},
@@ -246,7 +254,7 @@ def test_generated_images_show_what_the_table_says(stored):
         assert np.abs(found.astype(int) - expected.astype(int)).max() <= tolerance
 
 
-# ------------------------------------------------------------------------------------------------------------------- the guide
+# ------------------------------------------------------------------------------------------------------------ the guide
 
 
 def test_the_guide_s_table_is_the_code_s():

@@ -18,8 +18,9 @@ from eqcohvit.publish.folder import model_folder_of
 from eqcohvit.publish.upload import push_hub_folder
 
 SMALL = (
-    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --objective ibot "
-    "--per_device_train_batch_size 4 --max_steps 2 --warmup_steps 1 --logging_steps 1 --save_steps 1 --sample_steps 9 --probe_samples 0 "
+    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--objective ibot --per_device_train_batch_size 4 --max_steps 2 --warmup_steps 1 --logging_steps 1 --save_steps 1 "
+    "--sample_steps 9 --probe_samples 0 "
     "--objective_options num_prototypes=16"
 ).split()
 

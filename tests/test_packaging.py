@@ -21,7 +21,8 @@ from PIL import Image
 from transformers import AutoModel, pipeline
 eqcohvit.EqCohViTModel(eqcohvit.EqCohViTConfig.from_preset("micro")).save_pretrained("model")
 eqcohvit.EqCohViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained("model")
-features = pipeline("equivariant-feature-extraction", model="model")(Image.new("RGB", (40, 30)), tokens="patches", return_tensors=True)
+extract = pipeline("equivariant-feature-extraction", model="model")
+features = extract(Image.new("RGB", (40, 30)), tokens="patches", return_tensors=True)
 print(eqcohvit.__version__, tuple(features["invariant"].shape), tuple(features["equivariant"].shape))
 """
 

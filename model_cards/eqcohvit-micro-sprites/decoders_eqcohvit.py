@@ -15,7 +15,7 @@ from .configuration_eqcohvit import EqCohViTConfig
 
 def cosine_basis(height: int, width: int, num_waves: int, like: torch.Tensor) -> torch.Tensor:
     """The lowest `num_waves` x `num_waves` patterns of the cosine transform on a grid: (num_waves^2, height, width),
-    power 1 together."""
+    with a total power of 1."""
     index = torch.arange(num_waves, device=like.device, dtype=torch.float32)
     rows, columns = (
         torch.cos(math.pi * index[:, None] * (torch.arange(n, device=like.device, dtype=torch.float32) + 0.5) / n)
@@ -26,7 +26,7 @@ def cosine_basis(height: int, width: int, num_waves: int, like: torch.Tensor) ->
 
 
 class DecoderLinear(nn.Linear):
-    """The linear layer of the decoders, a class of its own so that it gets its own initialisation."""
+    """The linear layer of the decoders. It is a separate class because it is initialized differently."""
 
 
 class DecoderConv(nn.Conv2d):
@@ -40,10 +40,10 @@ class DecoderConv(nn.Conv2d):
 class IntermediateDecoders(nn.Module):
     """K decoders with independent weights, run as grouped layers (paper, section 3).
 
-    Each one is a linear layer on the concatenated equivariant features of both views per patch, then four convolutional
-    layers. A layer that upsamples does so by sub-pixel convolution (arXiv:1609.05158). Patch size p = r * 2^n with n <=
-    4: the first n layers upsample by 2, the others keep the size, and the linear layer makes an r x r grid of each
-        patch.
+    Each decoder is a linear layer on the concatenated equivariant features of both views of a patch, followed by four
+    convolutional layers. Layers upsample by sub-pixel convolution (arXiv:1609.05158). The patch size is p = r * 2^n,
+    n <= 4: the linear layer makes an r x r grid of each patch, the first n convolutions upsample by 2, and the others
+    keep the size.
     """
 
     num_layers = 4

@@ -46,15 +46,15 @@ _CUSTOM_PIPELINES = {
 }
 
 
-# Weights without which a model's features are random; a mask token may be added to trained weights.
+# Weights that features depend on. A mask token may be added to trained weights.
 _ENCODER_KEYS = re.compile(r"(^|\.)(backbone|feature_head)\.(?!.*mask_token$)")
-# Fields that say what the weights mean: with another value they still fit, and compute something else.
+# Fields that give the weights their meaning: with another value they still fit, but compute something else.
 _MEANINGS = ("equivariant_dim", "num_prefix_tokens", "decoder_context")
-# A checkpoint of a run holds the model beside the objective and the teacher.
+# A checkpoint of a run holds the objective and the teacher as well as the model.
 _RUN_FILE = "run_state.json"
 _NAMES_IN_RUN = {r"^model\.eqcohvit\.": "eqcohvit.", r"^model\.decoders\.": "decoders."}
-# The library turns names of files into names in memory; of DINOv3 it would change some that are names in memory
-# already.
+# The library translates names in files to names in memory. For DINOv3 it would also change names that already are
+# names in memory.
 _NAMES_IN_MEMORY = {r"backbone\.model\.layer\.": "backbone.layer."}
 _NOT_OF_THE_MODEL = [r"^objective\.", r"^teacher\."]
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -64,10 +64,11 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "r
 class EqCohViTModelOutput(ModelOutput):
     r"""
     last_hidden_state (`torch.FloatTensor` of shape `(B, P + N, D)`): backbone tokens after the final layer norm.
-    pooler_output (`torch.FloatTensor` of shape `(B, D)`): the CLS token, or the mean of the patch tokens where there is
-    none. invariant_features (`torch.FloatTensor` of shape `(B, P + N, feature_dim - equivariant_dim)`): first part of
-    the head's output. equivariant_features (`torch.FloatTensor` of shape `(B, P + N, equivariant_dim)`): last part of
-    the head's output.
+    pooler_output (`torch.FloatTensor` of shape `(B, D)`): the CLS token, or the mean of the patch tokens if the
+        backbone has no CLS token.
+    invariant_features (`torch.FloatTensor` of shape `(B, P + N, feature_dim - equivariant_dim)`): first part of the
+        head's output.
+    equivariant_features (`torch.FloatTensor` of shape `(B, P + N, equivariant_dim)`): last part of the head's output.
     hidden_states, attentions: as the backbone returns them.
     """
 
@@ -82,13 +83,13 @@ class EqCohViTModelOutput(ModelOutput):
 @dataclass
 class EqCohViTForPreTrainingOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `()`): mean over the states of the mean squared error, where the states are
-    known. reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1, u_2 ..., and
-    of the end view as the
-        last one with `config.include_final`; in normalised pixels.
+    loss (`torch.FloatTensor` of shape `()`): mean over the states of the mean squared error, if the states are known.
+    reconstructions (`torch.FloatTensor` of shape `(B, K, C, H, W)`): estimates of the states u_1, u_2 ... in normalized
+        pixels, with `config.include_final` the end view as the last one.
     intermediate_losses (`torch.FloatTensor` of shape `(B, K)`): the mean squared error of each state of each image.
     invariant_features, invariant_features_end (`(B, P + N, feature_dim - equivariant_dim)`): of the first and the end
-    view. equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
+        view.
+    equivariant_features, equivariant_features_end (`(B, P + N, equivariant_dim)`): of the first and the end view.
     hidden_states, attentions: of the first view, as the backbone returns them.
     """
 
@@ -113,7 +114,8 @@ def split_features(features: torch.Tensor, equivariant_dim: int) -> tuple[torch.
     invariant_dim = features.shape[-1] - equivariant_dim
     if not 0 <= invariant_dim <= features.shape[-1]:
         raise ValueError(
-            f"equivariant_dim must lie between 0 and the features' {features.shape[-1]} dimensions, got {equivariant_dim}"
+            f"equivariant_dim must lie between 0 and the features' {features.shape[-1]} dimensions, "
+            f"got {equivariant_dim}"
         )
     return features[..., :invariant_dim], features[..., invariant_dim:]
 
@@ -121,7 +123,7 @@ def split_features(features: torch.Tensor, equivariant_dim: int) -> tuple[torch.
 def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> torch.Tensor:
     """Pool token features (B, P + N, d).
 
-    `tokens`: `"cls"` (B, d), the mean of the patches where the backbone has no CLS token; `"mean"` (B, d) over the
+    `tokens`: `"cls"` (B, d), the mean of the patches if the backbone has no CLS token; `"mean"` (B, d) over the
     patch tokens; `"cls_mean"` (B, 2 d); `"patches"` (B, N, d); `"all"` (B, P + N, d).
     """
     if tokens == "all":
@@ -140,7 +142,7 @@ def pool_tokens(features: torch.Tensor, num_prefix_tokens: int, tokens: str) -> 
 
 
 class EqCohViTPreTrainedModel(PreTrainedModel):
-    """Weights initialisation, loading and saving shared by all EqCohViT models."""
+    """Weight initialization, loading and saving, shared by all EqCohViT models."""
 
     config: EqCohViTConfig
     base_model_prefix = "eqcohvit"
@@ -153,12 +155,12 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = []
     _keys_to_ignore_on_load_unexpected = [r"^decoders\.", r"^classifier\.", *_NOT_OF_THE_MODEL]
-    # Encoder weights that a loaded checkpoint did not have; they are random, and the pipeline refuses such a model.
+    # Encoder weights that a loaded checkpoint lacked. They are random, and the pipeline refuses such a model.
     missing_encoder_keys: tuple[str, ...] | list[str] = ()
     _random_starts: dict[str, torch.Tensor] = {}  # on the base model: the first values of each of these weights
 
     def __init__(self, config: EqCohViTConfig, *args, **kwargs):
-        config.check()  # fields may have been set after construction, which skips the checks
+        config.check()  # fields may have been set after construction, which does not check them
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -173,11 +175,11 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
-    ) -> Any:  # a pair with `output_loading_info`
+    ) -> Any:  # with `output_loading_info` a pair
         name = pretrained_model_name_or_path
         of_run = name is not None and os.path.isfile(os.path.join(name, _RUN_FILE))
         names = {**(kwargs.pop("key_mapping", None) or {}), **(_NAMES_IN_RUN if of_run else {}), **_NAMES_IN_MEMORY}
-        # The library names the tensors that do not fit in a printed table only.
+        # The library names tensors that do not fit only in a printed table.
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
         model, info = super().from_pretrained(
             name, *args, ignore_mismatched_sizes=True, output_loading_info=True, key_mapping=names, **kwargs
@@ -203,7 +205,7 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
                 )
 
     def _remember_random(self, keys: Iterable[str]) -> None:
-        """Note these encoder weights, and those that the configuration names, as random until training has changed
+        """Remember these encoder weights, and those that the configuration names, as random until training changes
         them."""
         base, prefix = self.base_model, "" if self.base_model is self else f"{self.base_model_prefix}."
         parameters = dict(base.named_parameters())
@@ -215,7 +217,7 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     def _still_random(self) -> list[str]:
         parameters = dict(self.base_model.named_parameters())
         starts = self.base_model._random_starts.items()
-        # Half precision rounds; training changes more.
+        # Half precision rounds by less than this tolerance, and training changes weights by more.
         same = {
             name
             for name, start in starts
@@ -230,11 +232,10 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
         return self.base_model.backbone.get_input_embeddings()
 
     def save_pretrained(self, save_directory, **kwargs):
-        kwargs.setdefault(
-            "save_original_format", False
-        )  # names on disk are names in memory, as `Trainer` expects where it resumes
+        # Save the names in memory, as `Trainer` expects when it resumes.
+        kwargs.setdefault("save_original_format", False)
         self.config.random_weights = self._still_random() or None
-        # The library names only the class that is being saved; every Auto class shall work on the saved folder.
+        # The library writes only the class that is being saved. Every Auto class must work on the folder.
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
         self.config.custom_pipelines = {**(getattr(self.config, "custom_pipelines", None) or {}), **_CUSTOM_PIPELINES}
         return super().save_pretrained(save_directory, **kwargs)
@@ -245,8 +246,8 @@ def _first_values(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
-    """The ViT encoder of `config.backbone_config`, without a pooling layer: nothing would train it. It has the model's
-    own precision."""
+    """The ViT encoder of `config.backbone_config` in the model's own precision, without a pooling layer, which nothing
+    would train."""
     backbone_class = MODEL_MAPPING[type(config.backbone_config)]
     kwargs = (
         {"add_pooling_layer": False}
@@ -260,12 +261,12 @@ def _build_backbone(config: EqCohViTConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def start_positions(model: "EqCohViTModel", scale: float = 0.3) -> None:
-    """Set learned position embeddings, in place, to sine and cosine waves along x and y: where training from scratch
-    starts.
+    """Set learned position embeddings, in place, to sine and cosine waves along x and y. Training from scratch starts
+    there.
 
-    The backbones' own start is about 0, from which a ViT first has to find out where its patches are. The waves run
-    from a quarter turn per patch down to a twentieth of it; `scale` is their amplitude, of the order of a patch
-    embedding. They are trained like the others.
+    The backbones themselves start near 0, and a ViT then first has to learn where its patches are. The waves run from a
+    quarter turn per patch down to a twentieth of that. `scale` is their amplitude, of the order of a patch embedding.
+    They are trained like all other weights.
     """
     positions = getattr(model.backbone.embeddings, "position_embeddings", None)
     if positions is None or not positions.requires_grad:
@@ -279,19 +280,18 @@ def start_positions(model: "EqCohViTModel", scale: float = 0.3) -> None:
 
 
 class _SplitEncoder(EqCohViTPreTrainedModel):
-    """Backbone and its call, shared by the model and the backbone wrapper so that one checkpoint serves both."""
+    """The backbone and its call, shared by the model and the backbone wrapper, so that one checkpoint serves both."""
 
     def _make_backbone(self, config: EqCohViTConfig) -> None:
         self.backbone = _build_backbone(config)
-        self.num_prefix_tokens = config.num_prefix_tokens or 0  # none only while a configuration is made
+        self.num_prefix_tokens = config.num_prefix_tokens or 0  # None only while a configuration is made
         parameters = inspect.signature(type(self.backbone).forward).parameters
         self._can_interpolate = "interpolate_pos_encoding" in parameters
-        self._takes_noise = "noise" in parameters  # ViT-MAE orders its patches by it
         self._has_mask_token = getattr(self.backbone.embeddings, "mask_token", None) is not None
 
     def _run_backbone(self, pixel_values: torch.Tensor | None, **kwargs):
         config = self.config
-        for name in ("output_hidden_states", "output_attentions"):  # asked for here, of the nested backbone
+        for name in ("output_hidden_states", "output_attentions"):  # the nested backbone does not see them
             if kwargs.get(name) is None and getattr(config, name):
                 kwargs[name] = True
         if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
@@ -301,9 +301,11 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
             )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
             raise ValueError(
-                f"pixel_values must have the shape (batch_size, {config.num_channels}, height, width), got {tuple(pixel_values.shape)}"
+                f"pixel_values must have the shape (batch_size, {config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}"
             )
-        height, width, patch = *pixel_values.shape[-2:], config.square_patch_size
+        height, width = pixel_values.shape[-2:]
+        patch = config.square_patch_size
         if height % patch or width % patch or not height or not width:
             raise ValueError(
                 f"image height and width must be multiples of the patch size {patch}, got {height} x {width}"
@@ -311,15 +313,15 @@ class _SplitEncoder(EqCohViTPreTrainedModel):
         if self._can_interpolate and (height != config.square_image_size or width != config.square_image_size):
             kwargs.setdefault("interpolate_pos_encoding", True)
         num_patches = (height // patch) * (width // patch)
-        if self._takes_noise:
+        if config.family.drops_patches:  # and orders the others by this noise
             kwargs["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(pixel_values.shape[0], -1)
         if kwargs.get("bool_masked_pos") is not None and not self._has_mask_token:
             raise ValueError(
-                "bool_masked_pos needs a backbone with a mask token; for dinov2 set use_mask_token=True in backbone_config"
+                "bool_masked_pos needs a backbone with a mask token; "
+                "for dinov2 set use_mask_token=True in backbone_config"
             )
         if self._has_mask_token and self.training and kwargs.get("bool_masked_pos") is None:
-            # Masks nothing; gives the mask token a zero gradient, so that no parameter of a DDP model is left without
-            # one.
+            # Masks nothing, but gives the mask token a zero gradient: in DDP every parameter needs a gradient.
             kwargs["bool_masked_pos"] = torch.zeros(
                 pixel_values.shape[0], num_patches, dtype=torch.bool, device=pixel_values.device
             )
@@ -342,10 +344,9 @@ class EqCohViTModel(_SplitEncoder):
     ) -> EqCohViTModelOutput:
         """
         Args:
-            pixel_values: (B, C, H, W), normalised as the image processor does; H and W multiples of the patch size.
-            kwargs: go to the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, and
-                where the backbone has a mask token `bool_masked_pos`, (B, N) booleans that are true where it replaces a
-                patch.
+            pixel_values: (B, C, H, W), normalized as the image processor does; H and W multiples of the patch size.
+            kwargs: for the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, and
+                `bool_masked_pos`, (B, N) booleans that are true where the mask token replaces a patch.
         """
         outputs = self._run_backbone(pixel_values, **kwargs)
         tokens = outputs.last_hidden_state
@@ -389,18 +390,19 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), the first view v1.
             pixel_values_end: (B, C, H, W), the end view v2 = g(u). Without it the path is the identity: the end view
-                and all states on the path are `pixel_values`, and the loss says how well the image itself is
+                and all states on the path are `pixel_values`, and the loss measures how well the image itself is
                 reconstructed.
-            intermediates: (B, K, C, H, W), the states to reconstruct, in the order of `reconstructions`; of two views
-                without them no loss is returned.
-            kwargs: go to the encoder, for both views.
+            intermediates: (B, K, C, H, W), the states to reconstruct, in the order of `reconstructions`. Without them,
+                two views give no loss.
+            kwargs: for the encoder, with both views.
         """
         first = end = self.eqcohvit(pixel_values, return_dict=True, **kwargs)
-        assert pixel_values is not None  # the encoder has refused that
+        assert pixel_values is not None  # the encoder refuses None
         if pixel_values_end is not None:
             if pixel_values.shape != pixel_values_end.shape:
                 raise ValueError(
-                    f"both views must have one shape, got {tuple(pixel_values.shape)} and {tuple(pixel_values_end.shape)}"
+                    f"both views must have one shape, got {tuple(pixel_values.shape)} "
+                    f"and {tuple(pixel_values_end.shape)}"
                 )
             end = self.eqcohvit(pixel_values_end, return_dict=True, **kwargs)
         elif intermediates is not None:
@@ -415,7 +417,8 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
         if intermediates is not None:
             if intermediates.shape != reconstructions.shape:
                 raise ValueError(
-                    f"intermediates must have the shape {tuple(reconstructions.shape)}, got {tuple(intermediates.shape)}"
+                    f"intermediates must have the shape {tuple(reconstructions.shape)}, "
+                    f"got {tuple(intermediates.shape)}"
                 )
             losses = reconstruction_losses(reconstructions, intermediates)
             loss = losses.mean()
@@ -433,7 +436,7 @@ class EqCohViTForPreTraining(EqCohViTPreTrainedModel):
 
 
 class ClassifierHead(nn.Sequential):
-    """A linear layer, or an MLP of one hidden layer, on pooled features (B, d) -> logits (B, num_labels)."""
+    """A linear layer, or an MLP with one hidden layer, on pooled features (B, d) -> logits (B, num_labels)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, num_labels: int):
         hidden = [nn.Linear(in_dim, hidden_dim), nn.GELU()] if hidden_dim else []
@@ -455,7 +458,7 @@ class EqCohViTForImageClassification(EqCohViTPreTrainedModel):
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
-        # Kept, so that the saved model still has its parts, but no gradient reaches it.
+        # The saved model still has the feature head, but no gradient reaches it.
         if self.config.classifier_part == "backbone":
             self.eqcohvit.feature_head.requires_grad_(False)
 
@@ -499,12 +502,12 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
     ) -> BackboneOutput:
         """pixel_values (B, C, H, W) -> one feature map per `config.out_features`.
 
-        A map is (B, D, h * s, w * s) with the stage's s of `config.scale_factors` (1 where there are none). With
+        A map is (B, D, h * s, w * s), where s is the stage's entry in `config.scale_factors` (default: 1). With
         `reshape_hidden_states=False` it is a token sequence (B, P + N, D), or (B, N, D) with
         `include_prefix_tokens=False`.
         """
         outputs = self._run_backbone(pixel_values, output_hidden_states=True, **kwargs)
-        norm = getattr(self.backbone, "layernorm", None) or getattr(self.backbone, "norm", None)
+        norm = getattr(self.backbone, self.config.family.norm)
         patch = self.config.square_patch_size
         height, width = pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
         scale_factors = self.config.scale_factors
@@ -514,7 +517,7 @@ class EqCohViTBackbone(BackboneMixin, _SplitEncoder):
         for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage not in self.out_features:
                 continue
-            if self.config.apply_layernorm and norm is not None:
+            if self.config.apply_layernorm:
                 hidden_state = norm(hidden_state)
             if self.config.reshape_hidden_states or not self.config.include_prefix_tokens:
                 hidden_state = hidden_state[:, self.num_prefix_tokens :]

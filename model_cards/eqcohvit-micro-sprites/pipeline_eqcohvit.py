@@ -24,15 +24,15 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
     `PIXELS` there, as in training.
 
     Args of the call:
-        tokens: `"cls"` (d,), the mean of the patches where the backbone has no CLS token; `"mean"` (d,) over the
-            patches; `"patches"` (h, w, d); `"all"` (P + N, d).
+        tokens: `"cls"` (d,), the mean of the patches if the backbone has no CLS token; `"mean"` (d,) over the patches;
+            `"patches"` (h, w, d); `"all"` (P + N, d).
         part: `"both"`, `"invariant"` or `"equivariant"`.
         return_tensors: `True` or `"pt"` for torch tensors, `"np"` for numpy arrays, else nested lists.
-        timeout: seconds to wait for an image behind a URL.
+        timeout: seconds to wait for an image from a URL.
         batch_size, num_workers: as in every pipeline.
 
     Returns:
-        one dict an image with the keys `"invariant"` and `"equivariant"`, or the one that `part` names.
+        one dict per image, with the keys `"invariant"` and `"equivariant"`, or only the one that `part` names.
     """
 
     _load_processor = False
@@ -48,11 +48,12 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
         missing = getattr(self.model, "missing_encoder_keys", ())
         if missing:
             raise ValueError(
-                f"expected a checkpoint with all weights of the encoder, but {len(missing)} are missing, first {missing[0]}"
+                f"expected a checkpoint with all weights of the encoder, but {len(missing)} are missing, "
+                f"first {missing[0]}"
             )
 
     def __call__(self, images: Any, **kwargs):
-        if hasattr(images, "read"):  # a file, which would else be read line by line
+        if hasattr(images, "read"):  # a file, which would otherwise be read line by line
             return super().__call__(images, **kwargs)
         many = isinstance(images, (Sequence, KeyDataset)) and not isinstance(
             images, (str, bytes, bytearray, memoryview)
@@ -63,7 +64,7 @@ class EqCohViTFeatureExtractionPipeline(Pipeline):
             images = list(images)
         elif many and not isinstance(
             images, (list, KeyDataset)
-        ):  # a dataset's column: decodes one image after the other
+        ):  # a dataset's column, which decodes one image at a time
             return list(super().__call__((image for image in images), **kwargs))
         elif isinstance(images, Iterable) and not isinstance(images, Sized):  # a streamed dataset's column
             images = (image for image in images)

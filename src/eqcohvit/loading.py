@@ -1,25 +1,31 @@
-"""Where a model is loaded from, and a look at every tensor: nothing is random that was meant to be trained."""
+"""Find and load models, and check every tensor: no weight stays random that should be trained."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from .files import CHECKPOINTS, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
+from .files import CHECKPOINTS, CONFIG_FILE, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
+from .hub.configuration_eqcohvit import EqCohViTConfig
 
-# Weights that no feature depends on, or that are made anew without harm.
+# Weights that no feature depends on, or that may start anew.
 _MAY_BE_NEW = re.compile(r"(^|\.)(pooler\..*|mask_token|position_ids)$")
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError)
 
 
 def find_model(name: str | Path) -> str:
-    """The folder or Hub id to load from: a run's folder is its model once it has finished, else its newest checkpoint;
-    all else is itself.
+    """The folder or Hub id to load from.
+
+    For the folder of a run it is the model if the run has finished, else the newest checkpoint. Any other name stays as
+    it is.
 
     Raises:
         ValueError: the run has saved nothing yet, or the checkpoint holds adapters.
@@ -37,10 +43,11 @@ def find_model(name: str | Path) -> str:
 
 
 def _model_of_run(run: Path) -> Path:
-    settings, model = _settings(run), run / MODEL_FOLDER
+    settings = _settings(run)
+    model = run / MODEL_FOLDER
     steps = [int(path.name[5:]) for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     is_newest = not steps or max(steps) >= settings.get("max_steps", 0) or settings.get("peft")
-    if (model / "config.json").is_file() and is_newest:
+    if (model / CONFIG_FILE).is_file() and is_newest:
         return model
     if not steps or not (run / SETTINGS_FILE).is_file():
         raise ValueError(f"{run} holds no model yet: expected {model}, or a checkpoint of a pretraining run")
@@ -57,11 +64,11 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:
-    """`model_class.from_pretrained` of a model or of what `find_model` finds, where every weight has its tensor.
+    """`model_class.from_pretrained` of what `find_model` finds, with a check that every weight was loaded.
 
     Raises:
-        ValueError: there is no such model, or a weight is missing, does not fit, or has no place; the message names the
-            first.
+        ValueError: the model cannot be found, or a weight is missing, has another shape, or is not expected; the
+            message names the first.
     """
     try:
         loaded = model_class.from_pretrained(
@@ -75,11 +82,11 @@ def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:
 
 
 def check_loaded(model: Any, info: dict[str, Any], name: str) -> None:
-    """Raise a `ValueError` unless all weights of `model` were loaded; heads of other classes may be left behind.
+    """Raise a `ValueError` unless all weights of `model` were loaded. Heads of other classes may be left over.
 
     Args:
         info: as `from_pretrained(..., output_loading_info=True)` returns it.
-        name: what the message says that the weights are of.
+        name: the model's name in the message.
     """
     for key, found, expected in sorted(info["mismatched_keys"]):
         count = len(info["mismatched_keys"])
@@ -95,7 +102,30 @@ def check_loaded(model: Any, info: dict[str, Any], name: str) -> None:
             raise ValueError(f"{name} {what} {len(keys)} weights, first {sorted(keys)[0]}")
 
 
+def resize_positions(weights: dict[str, torch.Tensor], config: EqCohViTConfig) -> dict[str, torch.Tensor]:
+    """The same tensors with learned positions (1, P + n^2, D) resampled to the image size of `config`.
+
+    The result is what the backbone itself computes for an image of that size: bicubic, with antialiasing in the
+    families that use it.
+    """
+    resized = dict(weights)
+    grid_size = config.square_image_size // config.square_patch_size
+    for key, positions in weights.items():
+        if not key.endswith("embeddings.position_embeddings"):
+            continue
+        # Prefix tokens come first, too few of them to make a larger square.
+        side = math.isqrt(positions.shape[1])
+        if side == grid_size:
+            continue
+        prefix = positions[:, : -(side**2)]
+        patches = positions[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side)).float()
+        size = (grid_size, grid_size)
+        patches = F.interpolate(patches, size, mode="bicubic", align_corners=False, antialias=config.family.antialias)
+        resized[key] = torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+    return resized
+
+
 def _is_inside(model: Any, key: str) -> bool:
-    """Whether a tensor of this name would lie in a module that the model has."""
+    """Whether a tensor of this name belongs to a module that the model has."""
     children = {name for module in (model, model.base_model) for name, _ in module.named_children()}
     return key.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in children

@@ -1,4 +1,4 @@
-"""Makes EqCohViT known to transformers' Auto classes and pipelines; the package's only side effect at import."""
+"""Register EqCohViT with transformers' Auto classes and pipelines: the package's only side effect at import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
-from transformers.models.auto.video_processing_auto import AutoVideoProcessor  # the public name wants torchvision
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor  # the public name needs torchvision
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .hub.configuration_eqcohvit import EqCohViTConfig
@@ -33,8 +33,7 @@ _MODEL_CLASSES = {
 
 
 def register() -> None:
-    """Register the classes for `from_pretrained` by Auto class, and their source files for export with a saved
-    model."""
+    """Register the classes with their Auto classes, and their source files to be saved with a model."""
     AutoConfig.register(EqCohViTConfig.model_type, EqCohViTConfig, exist_ok=True)
     EqCohViTConfig.register_for_auto_class()
     for auto_class, model_class in _MODEL_CLASSES.items():
@@ -44,7 +43,7 @@ def register() -> None:
         EqCohViTConfig, image_processor_classes={"pil": EqCohViTImageProcessorPil}, exist_ok=True
     )
     EqCohViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
-    # There is none; said here, or the pipelines would look for one in the folder's code and ask whether to run it.
+    # EqCohViT has no video processor. Without this entry pipelines look for one in the folder's code and ask to run it.
     AutoVideoProcessor.register(EqCohViTConfig, video_processor_classes={}, exist_ok=True)
     if PIPELINE_TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import SCRIPTS
 from tests.patience import PATIENCE
 from tests.run_server import Run
+from tests.tiny import SCRIPTS
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
 from eqcohvit.training.signals import EXIT_STOPPED, REPEAT_SECONDS

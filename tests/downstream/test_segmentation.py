@@ -136,7 +136,8 @@ def test_normalisation_is_what_any_image_processor_says(tmp_path, fields, mean, 
     settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.2] * 3, **fields}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     encoder = EncoderFolder.open(str(tmp_path))
-    assert encoder.mean == pytest.approx(mean) and encoder.std == pytest.approx(std) and encoder.image_size == 32
+    found = encoder.preprocessing
+    assert found.mean == pytest.approx(mean) and found.std == pytest.approx(std) and found.image_size == 32
 
 
 def test_positions_are_interpolated_to_another_size(encoder_folder):

@@ -138,8 +138,11 @@ def test_normalisation_reaches_the_model(tmp_path):
     ("fields", "expected"),
     [
         ({"do_normalize": False}, Preprocessing(32, (0.0,) * 3, (1.0,) * 3)),
-        ({"do_rescale": False}, Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 255.0)),
-        ({"rescale_factor": 1 / 127.5}, Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 2.0)),
+        (
+            {"do_rescale": False},  # 255 x has the mean 0.5: x has 0.5 / 255
+            Preprocessing(32, (0.5 / 255, 0.4 / 255, 0.3 / 255), (0.2 / 255, 0.25 / 255, 0.3 / 255)),
+        ),
+        ({"rescale_factor": 1 / 127.5}, Preprocessing(32, (0.25, 0.2, 0.15), (0.1, 0.125, 0.15))),
     ],
 )
 def test_processor_decides_rescaling_and_normalisation(fields, expected, tmp_path):

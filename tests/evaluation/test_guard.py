@@ -78,10 +78,10 @@ def test_known_start_is_kept():
 
 
 def test_guard_without_labels_or_images_is_refused(photos):
-    with pytest.raises(ValueError, match="needs labelled images, but .* has no label column"):
+    with pytest.raises(ValueError, match="needs labeled images, but .* has no label column"):
         KnnGuard(FolderSource(str(photos)), 8, 16, max_drop=0.1)
     with pytest.raises(
-        ValueError, match="expected 100 labelled images of .*, found 24 of 2 classes; lower knn_guard_samples"
+        ValueError, match="expected 100 labeled images of .*, found 24 of 2 classes; lower knn_guard_samples"
     ):
         KnnGuard(FolderSource(str(photos), labels=True), 100, 16, max_drop=0.1)
 

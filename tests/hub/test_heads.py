@@ -161,10 +161,11 @@ POSE = {
     "backbone_kwargs": {"image_size": [64, 64], "patch_size": [8, 8]},
 }
 
+UPER_NET = {"hidden_size": 16, "auxiliary_in_channels": 32, "num_labels": 3}
 HEADS = [
     # segmentation and matting
-    Head("UperNetForSemanticSegmentation", {"hidden_size": 16, "auxiliary_in_channels": 32, "num_labels": 3}, FOUR_MAPS, CLASSES),
-    Head("UperNetForSemanticSegmentation", {"hidden_size": 16, "auxiliary_in_channels": 32, "num_labels": 3}, FOUR_SCALES, CLASSES),
+    Head("UperNetForSemanticSegmentation", UPER_NET, FOUR_MAPS, CLASSES),
+    Head("UperNetForSemanticSegmentation", UPER_NET, FOUR_SCALES, CLASSES),
     Head("Mask2FormerForUniversalSegmentation", MASK_FORMER, FOUR_SCALES, MASKS, output="class_queries_logits"),
     Head("MaskFormerForInstanceSegmentation", {"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 3,
          "decoder_config": DetrConfig(**DETR, d_model=32)}, FOUR_SCALES, MASKS, output="class_queries_logits"),
@@ -183,14 +184,14 @@ HEADS = [
     Head("ConditionalDetrForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3}, {}, {"labels": BOXES}),
     Head("DabDetrForObjectDetection", {**DETR, "hidden_size": 32, "num_labels": 3}, {}, {"labels": BOXES}),
     Head("TableTransformerForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3}, {}, {"labels": BOXES}),
-    Head("DeformableDetrForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3, "num_feature_levels": 3}, THREE_SCALES,
-         {"labels": BOXES}),
+    Head("DeformableDetrForObjectDetection", {**DETR, "d_model": 32, "num_labels": 3, "num_feature_levels": 3},
+         THREE_SCALES, {"labels": BOXES}),
     Head("RTDetrForObjectDetection", RT_DETR, THREE_SCALES, {"labels": BOXES}),
     Head("RTDetrV2ForObjectDetection", RT_DETR, THREE_SCALES, {"labels": BOXES}),
     Head("DFineForObjectDetection", {**RT_DETR, "lqe_hidden_dim": 8}, THREE_SCALES, {"labels": BOXES}),
     Head("Deimv2ForObjectDetection", {**RT_DETR, "lqe_hidden_dim": 8}, THREE_SCALES, {"labels": BOXES}),
-    Head("PPDocLayoutV3ForObjectDetection", {**RT_DETR, "x4_feat_dim": 32, "mask_feature_channels": [16, 16], "num_prototypes": 8},
-         FOUR_SCALES),
+    Head("PPDocLayoutV3ForObjectDetection",
+         {**RT_DETR, "x4_feat_dim": 32, "mask_feature_channels": [16, 16], "num_prototypes": 8}, FOUR_SCALES),
     Head("GroundingDinoForObjectDetection", GROUNDING, THREE_SCALES, {"labels": BOXES}, PHRASES),
     Head("MMGroundingDinoForObjectDetection", GROUNDING, THREE_SCALES, {"labels": BOXES}, PHRASES),
     Head("OmDetTurboForObjectDetection", OM_DET, THREE_SCALES, inputs=QUERIES, output="decoder_class_logits"),
@@ -231,7 +232,7 @@ def test_head_starts_from_pretrained_weights(folder):
         assert torch.equal(one, other)
 
 
-# ---------------------------------------------------------------------------------------------------- the maps themselves
+# -------------------------------------------------------------------------------------------------- the maps themselves
 
 
 def test_maps_keep_the_grid_of_the_patches():

@@ -16,11 +16,11 @@ from eqcohvit import (
     EqCohViTForPreTraining,
     EqCohViTModel,
 )
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
 from eqcohvit.hub.modeling_eqcohvit import pool_tokens, split_features
 
 ALL_CLASSES = [EqCohViTModel, EqCohViTForPreTraining, EqCohViTForImageClassification, EqCohViTBackbone]
-BACKBONES = sorted(SUPPORTED_BACKBONES)
+BACKBONES = sorted(FAMILIES)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_state_dict_of_random_weights_starts_with_the_documented_scales():
         ), name
 
 
-# ------------------------------------------------------------------------------------------------ attention, size, memory
+# ---------------------------------------------------------------------------------------------- attention, size, memory
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
@@ -285,7 +285,7 @@ def test_mask_token_stands_in_for_masked_patches(x):
         seeded(EqCohViTModel, tiny_config())(x, bool_masked_pos=mask)
 
 
-# ------------------------------------------------------------------------------------------------------------ pretraining
+# ---------------------------------------------------------------------------------------------------------- pretraining
 
 
 def test_loss_is_the_mean_squared_error_of_the_states(x):
@@ -325,7 +325,7 @@ def test_decoder_context_reaches_every_patch_only_where_asked(context, x):
     assert (far_corner > 1e-4) == (context != "none")
 
 
-# --------------------------------------------------------------------------------------------------------- classification
+# ------------------------------------------------------------------------------------------------------- classification
 
 
 @pytest.mark.parametrize("part", ["invariant", "equivariant", "both", "backbone"])
@@ -369,7 +369,7 @@ def test_classifier_on_a_pretrained_folder_trains_saves_and_loads(folder, tmp_pa
     assert loaded.config.num_labels == 3
 
 
-# -------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(

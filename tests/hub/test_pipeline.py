@@ -44,7 +44,7 @@ def close(found, wanted, tolerance=1e-5):
     torch.testing.assert_close(torch.as_tensor(found), wanted, rtol=tolerance, atol=tolerance)
 
 
-# ---------------------------------------------------------------------------------------------------------- kinds of input
+# ------------------------------------------------------------------------------------------------------- kinds of input
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_no_images_give_no_features(extract):
     assert extract([]) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- kinds of output
+# ------------------------------------------------------------------------------------------------------ kinds of output
 
 
 def test_tokens_choose_the_documented_pooling(extract, expected, photo):
@@ -242,7 +242,7 @@ def test_stock_pipelines_work_unchanged(folder, photo, expected):
     assert len(classify(photo)) == 2 and {"label", "score"} == set(classify(photo)[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(

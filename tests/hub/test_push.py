@@ -20,7 +20,8 @@ from transformers import AutoBackbone, AutoImageProcessor, AutoModel, pipeline
 model = AutoModel.from_pretrained("user/name", trust_remote_code=True)
 with torch.no_grad():
     features = model(load_file("x.safetensors")["x"]).equivariant_features
-    maps = AutoBackbone.from_pretrained("user/name", trust_remote_code=True)(load_file("x.safetensors")["x"]).feature_maps
+    backbone = AutoBackbone.from_pretrained("user/name", trust_remote_code=True)
+    maps = backbone(load_file("x.safetensors")["x"]).feature_maps
 AutoImageProcessor.from_pretrained("user/name", trust_remote_code=True)
 extract = pipeline("equivariant-feature-extraction", model="user/name", trust_remote_code=True)
 invariant = extract("photo.png", return_tensors=True)["invariant"]
@@ -105,8 +106,9 @@ def test_range_requests_are_answered_with_the_asked_bytes(hub):
 
 def test_pretraining_pushes_its_model_card_and_training_state_and_another_run_goes_on_from_there(hub, tmp_path):
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --warmup_steps 1 "
-        "--per_device_train_batch_size 4 --max_steps 2 --save_steps 1 --push_to_hub --push_training_state --hub_model_id user/tiny"
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        "--warmup_steps 1 --per_device_train_batch_size 4 --max_steps 2 --save_steps 1 --push_to_hub "
+        "--push_training_state --hub_model_id user/tiny"
     ).split()
 
     def pretrain(name, *flags):

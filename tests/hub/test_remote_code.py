@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import load_script
 from tests.hub.hub_tools import run_python
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
 
@@ -35,10 +36,12 @@ with torch.no_grad():
     model = AutoModel.from_pretrained("model", **trust)
     results["invariant"] = model(x).invariant_features
     results["equivariant"] = model(x).equivariant_features
-    results["reconstructions"] = AutoModelForPreTraining.from_pretrained("model", **trust)(x, x.flip(-1)).reconstructions
+    pretrained = AutoModelForPreTraining.from_pretrained("model", **trust)
+    results["reconstructions"] = pretrained(x, x.flip(-1)).reconstructions
     logits = AutoModelForImageClassification.from_pretrained("model", num_labels=5, **trust)(x).logits
     assert logits.shape == (2, 5)
-    backbone = get_class_from_dynamic_module("modeling_eqcohvit.EqCohViTBackbone", "model").from_pretrained("model", out_indices=[1, 2])
+    backbone_class = get_class_from_dynamic_module("modeling_eqcohvit.EqCohViTBackbone", "model")
+    backbone = backbone_class.from_pretrained("model", out_indices=[1, 2])
     results["map1"], results["map2"] = backbone(x).feature_maps
     config = AutoConfig.from_pretrained("model", **trust)
     assert AutoBackbone.from_config(config, **trust)(x).feature_maps[0].shape == (2, 32, 4, 4)
@@ -151,9 +154,14 @@ def test_shipped_files_import_only_what_every_user_has(folder):
     "released", sorted((ROOT / "model_cards").glob("*/config.json")), ids=lambda path: path.parent.name
 )
 def test_released_folders_hold_the_present_code(released):
-    """What a checkpoint is published with is what the tests here have tested: after a change of hub/ its files are
-    copied again."""
+    """What a checkpoint is published with is what the tests here have tested."""
     shipped = {path.name: path.read_text() for path in released.parent.glob("*.py")}
-    assert shipped == {
-        path.name: path.read_text() for path in (ROOT / "src" / "eqcohvit" / "hub").glob("*_eqcohvit.py")
-    }
+    present = {path.name: path.read_text() for path in (ROOT / "src" / "eqcohvit" / "hub").glob("*_eqcohvit.py")}
+    assert shipped == present, "the released code is out of date: run python scripts/refresh_model_cards.py"
+
+
+def test_released_cards_are_what_their_runs_give():
+    script = load_script("refresh_model_cards")
+    for name in script.RUNS:
+        card = (ROOT / "model_cards" / name / "README.md").read_text()
+        assert card == script.released_card(name), "out of date: run python scripts/refresh_model_cards.py"

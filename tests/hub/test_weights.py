@@ -14,13 +14,13 @@ from eqcohvit import (
     EqCohViTForPreTraining,
     EqCohViTModel,
 )
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
 from eqcohvit.publish.folder import save_hub_folder
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("model_type", sorted(SUPPORTED_BACKBONES))
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_names_on_disk_are_names_in_memory(model_type, tmp_path):
     model = seeded(EqCohViTForPreTraining, tiny_config(model_type))
     model.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from eqcohvit.publish.card import check_card, read_run, read_template, render_card
+from eqcohvit.publish.card import check_card, read_run, read_template, rename_card, render_card
 
 TEMPLATE = read_template()
 
@@ -84,6 +84,8 @@ def test_card_has_valid_front_matter_with_the_models_own_metrics(run_dir, tmp_pa
         ("R2 rotation, strict (invariant)", 0.15),
     }  # no control among them
     assert {result.metric_type for result in parsed.eval_results} == {"r2"}
+    assert len(data["model-index"][0]["results"]) == 1  # one dataset, with both metrics
+    assert card.index("## Results") < card.index("## How to use") < card.index("All settings")
     for heading in ("How to use", "How it was trained", "Data", "Results", "Limits", "Citation"):
         assert f"\n## {heading}\n" in card
     assert (
@@ -108,7 +110,28 @@ def test_card_of_a_run_without_evaluation_says_so(run_dir):
     card = render_card(TEMPLATE, run)
     assert "This model has not been evaluated." in card
     assert "model-index" not in check_card(card)
-    assert 'model="user/name"' in card
+    assert 'model="user/name"' in card and "\n# name\n" in card
+    assert 'model="run-7/model"' in render_card(TEMPLATE, read_run(run_dir))
+
+
+def test_renamed_card_has_the_repository_everywhere_and_keeps_what_was_written_by_hand(run_dir):
+    run = read_run(run_dir)
+    card = render_card(TEMPLATE, run, run["results"]) + "\nMy own words about run-7.\n"
+    renamed = rename_card(card, "me/birds")
+    expected = render_card(TEMPLATE, {**run, "repo_id": "me/birds"}, run["results"]) + "\nMy own words about run-7.\n"
+    assert renamed == expected != card
+    assert rename_card(renamed, "you/fish").count('"you/fish"') == 3
+    assert rename_card("# run-7\n", "me/birds") == "# run-7\n"
+
+
+def test_dataset_of_local_files_is_named_where_it_is_known(run_dir):
+    run = read_run(run_dir)
+    run["settings"] |= {"dataset_name": None, "data_files": "/home/someone/birds-*.parquet"}
+    results = {**RESULTS, "settings": {"test_source": "parquet train"}}
+    data = check_card(render_card(TEMPLATE, {**run, "dataset": "user/fish"}, results))
+    assert data["datasets"] == ["user/fish"]
+    assert data["model-index"][0]["results"][0]["dataset"] == {"type": "user/fish", "name": "user/fish"}
+    assert "a local dataset" in render_card(TEMPLATE, run, results)
 
 
 def test_card_names_no_place_of_the_machine(run_dir):
@@ -118,7 +141,7 @@ def test_card_names_no_place_of_the_machine(run_dir):
     assert "/home/" not in card and "datasets" not in check_card(card)
     assert "local folder" in card
     run["settings"] |= {"train_dir": None}
-    assert "no photographs and no labels were used" in render_card(TEMPLATE, run)
+    assert "No photographs and no labels were used" in render_card(TEMPLATE, run)
 
 
 def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
@@ -131,20 +154,21 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
         "other",
         "https://huggingface.co/someone/vit",
     )
-    assert "its license applies" in card and "that of [someone/vit](https://huggingface.co/someone/vit)" in card
+    assert (
+        "its license applies" in card
+        and "from [someone/vit](https://huggingface.co/someone/vit), trained further" in card
+    )
     run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labelled.parquet"}
     card = render_card(TEMPLATE, run)
-    assert "/home/" not in card and "base_model" not in check_card(card) and "that of another checkpoint" in card
+    assert "/home/" not in card and "base_model" not in check_card(card) and "from another checkpoint" in card
     run["settings"] |= {"dataset_name": None, "train_dir": None, "data_files": None}
-    assert "no photographs" not in render_card(TEMPLATE, run)  # nobody here knows what the other model saw
+    assert "photographs and" not in render_card(TEMPLATE, run)  # nobody here knows what the other model saw
 
 
 def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     run = read_run(run_dir)
     results = {"rows": [{"encoder": name, "part": "both", "metric": "knn", "values": [0.5]} for name in ("a", "b")]}
-    with pytest.raises(
-        ValueError, match=r"results are of several models \(a, b\), and none has the run's name 'run-7'"
-    ):
+    with pytest.raises(ValueError, match=r"results are of several models \(a, b\), none with the name 'run-7'"):
         render_card(TEMPLATE, run, results)
     results["rows"][0]["encoder"] = "run-7"
     assert len(check_card(render_card(TEMPLATE, run, results))["model-index"][0]["results"]) == 1
@@ -154,7 +178,7 @@ def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     ("change", "message"),
     [
         (lambda card: card.removeprefix("---\n"), "begins with front-matter"),
-        (lambda card: card.replace("license: apache-2.0", "license: [a"), "front-matter is no YAML"),
+        (lambda card: card.replace("license: apache-2.0", "license: [a"), "front-matter is not valid YAML"),
         (
             lambda card: card.replace("license: apache-2.0\n", ""),
             "license must be an identifier like 'apache-2.0', got None",

@@ -41,10 +41,8 @@ def test_license_of_own_weights_is_ours():
 def test_license_of_continued_weights_is_that_of_the_base_models_card(front_matter, fields, tmp_path):
     license = license_of(settings(make_card(tmp_path / "base", front_matter)))
     assert license.fields == fields
-    assert (
-        license.text.startswith("That of another checkpoint")
-        and fields.get("license_name", fields["license"]) in license.text
-    )
+    name = fields.get("license_name", fields["license"])
+    assert license.text == f"`{name}`, the license of another checkpoint, whose weights were trained further."
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_license_of_continued_weights_is_that_of_the_base_models_card(front_matt
 def test_license_that_cannot_be_read_is_other_and_has_to_be_named(front_matter, tmp_path):
     license = license_of(settings(make_card(tmp_path / "base", front_matter)))
     assert license.fields == {"license": "other", "license_name": "license-of-the-base-model"}
-    assert "its license applies" in license.text and "name it in" in license.text
+    assert "its license applies" in license.text and "Name it in" in license.text
 
 
 def test_license_of_a_run_is_that_of_the_model_in_its_folder(tmp_path):
@@ -72,7 +70,7 @@ def test_license_of_a_model_of_the_hub_is_read_from_there(monkeypatch, tmp_path)
     license = license_of(settings("someone/vit"))
     link = "https://huggingface.co/someone/vit/blob/main/LICENSE.md"
     assert license.fields == {"license": "other", "license_name": "own", "license_link": link}
-    assert "That of [someone/vit](https://huggingface.co/someone/vit)" in license.text
+    assert "the license of [someone/vit](https://huggingface.co/someone/vit)" in license.text
 
 
 def test_license_of_a_model_of_the_hub_that_cannot_be_reached_is_linked():

@@ -298,7 +298,7 @@ def test_command_line_error_is_one_line_and_writes_nothing(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr
-        == "error: the width 32 is no multiple of 64, the usual width of a head: give --num_attention_heads\n"
+        == "error: the width 32 is not a multiple of 64, the usual width of a head: give --num_attention_heads\n"
     )
     assert not (tmp_path / "out").exists()
 

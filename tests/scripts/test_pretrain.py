@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.conftest import load_script
+from tests.tiny import load_script
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (

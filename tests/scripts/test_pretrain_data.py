@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from accelerate.utils import LoggerType
-from tests.conftest import load_script
 from tests.data.data_tools import png
+from tests.tiny import load_script
 
 from eqcohvit.data import retry
 from eqcohvit.training import trackers
@@ -43,7 +43,7 @@ def test_the_first_line_says_what_is_left_out_and_a_small_folder_is_warned_of(pr
     assert pretrain.cli([*SMALL, "--train_dir", str(folder), "--output_dir", str(tmp_path / "run")]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first == f"4 images in {folder}; left out: 40 .heic (no ending of a format that is read)"
-    assert second == "warning: a batch of 6 is more than the 4 images there are, so images come twice in it"
+    assert second == "warning: a batch of 6 is more than the 4 images, so each batch has some images twice"
 
 
 def write_images(path, column="image", values=range(12)):

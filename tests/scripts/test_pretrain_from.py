@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.conftest import load_script
+from tests.tiny import load_script
 from transformers import AutoModel, Dinov2Config, Dinov2Model, ViTImageProcessorPil
 
 from eqcohvit.training.arguments import parse_arguments

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from PIL import Image
-from tests.conftest import load_script
+from tests.tiny import load_script
 
 from eqcohvit.training.checkpoint import list_checkpoints, read_state
 

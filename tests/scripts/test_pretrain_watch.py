@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import load_script
+from tests.tiny import load_script
 from tests.training.test_trackers import Tiny
 
 from eqcohvit.training import pretrain as loop
@@ -91,7 +91,7 @@ def test_page_is_one_file_that_says_how_the_run_was_made(probed):
     for text in (
         "vicreg + rotation",
         "step 4 of 4",
-        "python scripts/pretrain.py",
+        "python -m eqcohvit.commands.pretrain",
         "--probe_samples 96",
         "<dt>torch</dt>",
     ):

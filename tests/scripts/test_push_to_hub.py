@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
+from tests.conftest import save_tiny_encoder
 from tests.hub.loopback_hub import LoopbackHub
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
+from eqcohvit.commands.push_to_hub import cli
 from eqcohvit.publish.folder import save_hub_folder
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
@@ -19,6 +22,15 @@ BACKBONE = {
     "intermediate_size": 16,
 }
 
+CARD = """---
+license: mit
+---
+
+# default
+
+extract = pipeline("equivariant-feature-extraction", model="default", trust_remote_code=True)
+"""
+
 
 def run(*arguments, env=None):
     return subprocess.run(
@@ -26,25 +38,46 @@ def run(*arguments, env=None):
     )
 
 
-def test_folder_that_is_none_is_one_line_and_exit_code_2(tmp_path):
-    done = run("--folder", tmp_path / "nothing", "--repo_id", "user/name")
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"
-    )
+def call(*arguments):
+    """The exit code, in this process."""
+    try:
+        return cli([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
 
 
-def test_missing_flags_are_exit_code_2():
-    done = run("--folder", "somewhere")
-    assert done.returncode == 2 and "--repo_id" in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--folder PLACE/nothing --repo_id user/name", "PLACE/nothing is not a model folder: expected config.json and"),
+        ("--space --folder PLACE/nothing --repo_id user/name", "PLACE/nothing is not a model folder: expected"),
+        ("--folder PLACE", "the following arguments are required: --repo_id"),
+        ("--repo_id user/name", "the following arguments are required: --folder"),
+        ("--folder PLACE --repo_id a/b/c", "expected a repository name like user/name, got 'a/b/c'"),
+        (
+            "--folder PLACE --repo_id user/name --training_state PLACE/step-3",
+            "no checkpoint at PLACE/step-3: expected a folder such as",
+        ),
+        ("--space --metric r2 --repo_id user/name", "--space and --metric exclude each other"),
+        ("--folder PLACE --dataset user/birds --repo_id user/name", "--dataset needs --run_dir"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_exit_code_2(flags, message, tmp_path, capsys):
+    assert call(*flags.replace("PLACE", str(tmp_path)).split()) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message.replace("PLACE", str(tmp_path)) in last
 
 
-def test_training_state_that_is_none_is_one_line_and_exit_code_2(tmp_path):
-    done = run("--folder", tmp_path, "--repo_id", "user/name", "--training_state", tmp_path / "step-3")
-    assert done.returncode == 2 and done.stderr.startswith(
-        f"error: no checkpoint at {tmp_path / 'step-3'}: expected a folder such as"
-    )
+def test_dry_run_shows_files_and_card_with_the_repository_and_changes_nothing(tmp_path, capsys):
+    folder = save_tiny_encoder(tmp_path / "model")
+    (folder / "README.md").write_text(CARD)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert call("--folder", folder, "--repo_id", "me/birds", "--dry_run") == 0
+    shown = capsys.readouterr().out
+    size = f"{(folder / 'model.safetensors').stat().st_size:,d}  model.safetensors"
+    assert shown.startswith(f"would upload {len(before)} files (") and size in shown
+    assert "# birds\n" in shown and 'model="me/birds", trust' in shown and "default" not in shown
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_card_and_training_state_are_uploaded_with_the_model(tmp_path):
@@ -86,7 +119,10 @@ def test_card_and_training_state_are_uploaded_with_the_model(tmp_path):
         )
         done = run(*flags, env=hub.environment(tmp_path / "hf"))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"uploaded {folder} to user/name: {hub.url}/user/name/commit/")
+        files = hub.files("user/name")
+        assert done.stdout.startswith(
+            f"uploaded {len(files)} files to the model user/name: {hub.url}/user/name/commit/"
+        )
         card = hub.files("user/name")["README.md"].decode()
         assert hub.files("user/name")["training_state/run_state.json"] == b'{"step": 12}'
     assert 'model="user/name"' in card and "path `se2`" in card and "12 steps" in card
@@ -114,15 +150,6 @@ def test_space_is_uploaded_whole_page_package_and_model(tmp_path):
     assert not [name for name in files if "__pycache__" in name or (name.startswith("model/") and name.endswith(".py"))]
 
 
-def test_space_without_a_model_is_one_line_and_exit_code_2(tmp_path):
-    done = run("--space", "--folder", tmp_path / "nothing", "--repo_id", "user/demo")
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == f"error: {tmp_path / 'nothing'} is no model folder: expected config.json and *.safetensors in it\n"
-    )
-
-
 def test_the_folder_of_a_run_is_its_model(tmp_path):
     config = EqCohViTConfig(
         backbone_config={**BACKBONE, "image_size": 32, "patch_size": 16}, feature_dim=8, equivariant_dim=4
@@ -132,5 +159,5 @@ def test_the_folder_of_a_run_is_its_model(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir()
     with LoopbackHub() as hub:
         done = run("--folder", tmp_path / "run", "--repo_id", "user/name", env=hub.environment(tmp_path / "hf"))
-        assert done.returncode == 0 and done.stdout.startswith(f"uploaded {folder} to user/name"), done.stderr
+        assert done.returncode == 0 and " files to the model user/name: " in done.stdout, done.stderr
         assert hub.files("user/name")["model.safetensors"] == (folder / "model.safetensors").read_bytes()

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from eqcohvit.cli import RECIPES as FOLDER
 from eqcohvit.hub.configuration_eqcohvit import PRESETS
 from eqcohvit.objectives import OBJECTIVES
-from eqcohvit.training.arguments import RECIPES as FOLDER
 from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_arguments
 from eqcohvit.training.build import build_model, build_module, build_renderer
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step

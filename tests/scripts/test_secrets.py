@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from tests.conftest import SCRIPTS
 from tests.hub.loopback_hub import TOKEN, LoopbackHub
+from tests.tiny import SCRIPTS
 
 SETTINGS = (
     "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --num_intermediates 1 "

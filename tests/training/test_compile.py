@@ -3,7 +3,7 @@ step."""
 
 import pytest
 import torch
-from tests.conftest import load_script
+from tests.tiny import load_script
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
@@ -112,14 +112,15 @@ def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     """Over five steps of two batches, with logs, pictures and a teacher whose temperature rises."""
     command = load_script("pretrain")
     steps, views = CompileCounter(), CompileCounter()
-    prepare = pretrain.Pretraining.prepare
+    prepare = pretrain.prepare
 
-    def prepare_and_compile(run):
-        prepare(run)
-        run.trained.compile(backend=steps)
-        run.renderer.compile(backend=views)
+    def prepare_and_compile(args, accelerator, trained, renderer):
+        prepared = prepare(args, accelerator, trained, renderer)
+        trained.compile(backend=steps)
+        renderer.compile(backend=views)
+        return prepared
 
-    monkeypatch.setattr(pretrain.Pretraining, "prepare", prepare_and_compile)
+    monkeypatch.setattr(pretrain, "prepare", prepare_and_compile)
     torch._dynamo.reset()
     flags = (
         "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --max_steps 5 "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import load_script
+from tests.tiny import load_script
 
 from eqcohvit.downstream.finetune import make_accelerator
 from eqcohvit.training.arguments import load_recipe, parse_arguments

@@ -3,7 +3,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
 from eqcohvit.training.lora import add_lora, merged
 
 
@@ -31,7 +31,7 @@ def shake_adapters(model):
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize("backbone_type", SUPPORTED_BACKBONES)
+@pytest.mark.parametrize("backbone_type", FAMILIES)
 def test_adapters_change_nothing_at_first_and_are_all_that_is_trained_in_the_backbone(backbone_type):
     model, x = make_model(backbone_type), torch.randn(2, 3, 16, 16)
     before = model.eqcohvit(x).invariant_features

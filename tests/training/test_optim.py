@@ -6,7 +6,7 @@ from tests.training.test_pretrain_module import VALUES, make_module, views_for
 from torch import nn
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.objectives.heads import DINOHead
 from eqcohvit.training.optim import clip_gradients, learning_rate_scales, make_optimizer, set_step
@@ -43,7 +43,7 @@ def test_optimizer_leaves_frozen_parameters_out():
     assert group["params"] == [layer.weight]
 
 
-@pytest.mark.parametrize("backbone_type", SUPPORTED_BACKBONES)
+@pytest.mark.parametrize("backbone_type", FAMILIES)
 def test_layer_decay_counts_the_layers_up_to_the_heads(backbone_type):
     model = EqCohViTModel(EqCohViTConfig.from_preset("micro", backbone_type=backbone_type))  # four blocks
     scales = learning_rate_scales(model, 0.5)

@@ -6,13 +6,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, ViTImageProcessorPil
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
+from eqcohvit.loading import resize_positions
+from eqcohvit.preprocessing import Preprocessing
 from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.build import build_model
 from eqcohvit.training.start import open_start
 from eqcohvit.training.start_settings import complete_settings
-from eqcohvit.training.start_weights import fill, resize_positions
+from eqcohvit.training.start_weights import fill
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 
@@ -44,20 +46,21 @@ def settings(*flags):
     return parse_arguments([str(flag) for flag in flags], complete_settings)
 
 
-# --------------------------------------------------------------------------------------------------------------- positions
+# ------------------------------------------------------------------------------------------------------------ positions
 
 
 def test_resized_positions_by_hand():
     # The columns of a 2 x 2 grid are 0 and 1; the prefix token is 7.
     positions = torch.tensor([7.0, 0, 1, 0, 1])[None, :, None]
-    resized = resize_positions({"embeddings.position_embeddings": positions, "other": positions}, 4, "vit")
+    config = EqCohViTConfig.from_preset("micro", 16, 4, backbone_type="vit")
+    resized = resize_positions({"embeddings.position_embeddings": positions, "other": positions}, config)
     rows = resized["embeddings.position_embeddings"].flatten()
     assert rows[0] == 7 and torch.equal(rows[1:].reshape(4, 4)[0], rows[1:].reshape(4, 4)[3])
     expected = F.interpolate(torch.tensor([[[[0.0, 1], [0, 1]]]]), size=(4, 4), mode="bicubic", align_corners=False)
     assert torch.equal(rows[1:], expected.flatten()) and resized["other"] is positions
 
 
-@pytest.mark.parametrize("model_type", SUPPORTED_BACKBONES)
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_model_of_another_image_size_computes_what_the_source_computes_there(model_type, tmp_path):
     source = save_vit(tmp_path, model_type, **({"mask_ratio": 0.0} if model_type == "vit_mae" else {}))
     args = settings("--init_from", tmp_path, "--image_size", "48", "--decoder_dim", "16", "--projector_dim", "16")
@@ -73,14 +76,14 @@ def test_model_of_another_image_size_computes_what_the_source_computes_there(mod
         torch.testing.assert_close(model.eqcohvit(x).last_hidden_state, source(x, **kwargs).last_hidden_state)
 
 
-# ---------------------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------------------------------------------------------- settings
 
 
 def test_sizes_and_normalisation_come_from_the_checkpoint(tmp_path):
     save_vit(tmp_path)
     args, start = settings("--init_from", tmp_path), open_start(str(tmp_path))
     assert (args.backbone, args.patch_size, args.image_size, args.model_preset) == ("dinov2", 8, 16, None)
-    assert (start.image_mean, start.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert start.preprocessing == Preprocessing(16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     save_vit(tmp_path / "bare", processor=False)
     assert settings("--init_from", tmp_path / "bare").image_size == 32
 
@@ -111,7 +114,7 @@ def test_completed_settings_are_a_recipe(tmp_path):
             "--feature_dim 32",
             "expected feature_dim=32, found 24 in init_from=.*; --no-init_heads begins with new heads",
         ),
-        ("--model_preset small", "model_preset cannot be chosen together with init_from="),
+        ("--model_preset small", "model_preset cannot be set together with init_from="),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(flags, message, tmp_path):
@@ -148,7 +151,7 @@ def test_truncated_weights_are_refused_in_one_line(save, tmp_path):
     assert "\n" not in str(error.value)
 
 
-# ----------------------------------------------------------------------------------------------------------------- weights
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
 @pytest.mark.parametrize("heads", [True, False])

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tests.training.test_pretrain_module import VALUES, make_module
 
-from eqcohvit.hub.configuration_eqcohvit import SUPPORTED_BACKBONES
+from eqcohvit.hub.configuration_eqcohvit import FAMILIES
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.transforms import PATHS, BlockMasking, MultiCrop, ViewRenderer, make_path
 
 NAMES, PATH_NAMES = list(OBJECTIVES), list(PATHS)
-CASES = list(itertools.product(NAMES, PATH_NAMES, SUPPORTED_BACKBONES))
+CASES = list(itertools.product(NAMES, PATH_NAMES, FAMILIES))
 QUICK = {
     (NAMES[(i + j) % len(NAMES)], path, backbone)
-    for i, backbone in enumerate(SUPPORTED_BACKBONES)
+    for i, backbone in enumerate(FAMILIES)
     for j, path in enumerate(PATH_NAMES)
 }
 EXTRA = {"dinov2_with_registers": {"num_register_tokens": 2}, "dinov3_vit": {"num_register_tokens": 2}}

@@ -20,6 +20,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import torch
@@ -249,5 +250,10 @@ def cli(argv: list[str] | None = None) -> int:
     return exit_code(lambda stop: main(parse(argv), stop, given), failures=(CheckpointError,))
 
 
-if __name__ == "__main__":
+def entry() -> NoReturn:
+    """The command `eqcohvit-finetune`."""
     leave(cli())
+
+
+if __name__ == "__main__":
+    entry()

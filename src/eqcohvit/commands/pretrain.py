@@ -1,12 +1,12 @@
 """Pretrain an equivariance-coherent ViT (arXiv:2503.18753).
 
-    python scripts/pretrain.py                                           # embedded sprites, small model, minutes on two CPU cores
-    accelerate launch scripts/pretrain.py --train_dir ~/photos --output_dir runs/photos
-    accelerate launch scripts/pretrain.py --config cifar10_vicreg
-    accelerate launch scripts/pretrain.py --init_from facebook/dinov2-small --train_dir ~/photos --output_dir runs/continued
+    python -m eqcohvit.commands.pretrain          # embedded sprites and a small model: minutes on two CPU cores
+    accelerate launch -m eqcohvit.commands.pretrain --train_dir ~/photos --output_dir runs/photos
+    accelerate launch -m eqcohvit.commands.pretrain --config cifar10_vicreg
+    accelerate launch -m eqcohvit.commands.pretrain --init_from facebook/dinov2-small --train_dir ~/photos
 
-Each setting of a recipe is also a flag; `--help` explains them. The run's folder holds report.html (curves, what the
-parts know, pictures), metrics.jsonl, samples/, checkpoints/ and model/.
+Every setting of a recipe is also a flag. The run's folder holds report.html (curves, what the parts know, pictures),
+metrics.jsonl, samples/, checkpoints/ and model/.
 """
 
 from __future__ import annotations
@@ -14,30 +14,85 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
-from ..data import TooManyBadImages
-from ..evaluation.guard import AccuracyFell
-from ..training.arguments import parse_arguments
-from ..training.checkpoint import CheckpointError
-from ..training.pretrain import Pretraining
-from ..training.signals import StopSignals, exit_code, leave
-from ..training.start_settings import complete_settings
-
-
-def main(argv: list[str] | None, stop: StopSignals) -> None:
-    """Train with the settings of the command line."""
-    command = shlex.join(["python", "scripts/pretrain.py", *(sys.argv[1:] if argv is None else argv)])
-    Pretraining(parse_arguments(argv, complete_settings), stop, command).train()
+from .. import cli as settings_cli
+from ..training.arguments import PretrainArguments, completed, read_arguments
+from ..training.output import safe_output
+from ..training.run_lock import release_runs
+from ..training.signals import RunFailed, StopRequested, StopSignals, exit_code, leave
 
 
-def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a
-    signal (`signals`)."""
+def parse(argv: list[str] | None = None) -> PretrainArguments:
+    """The settings of a command line, not yet checked."""
+    return read_arguments(argv, "pretrain", __doc__ or "")
+
+
+def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
+    """Train with these settings; returns the model folder."""
+    from ..registration import register
+    from ..training.data_settings import settings_of_images
+    from ..training.pretrain import pretrain
+    from ..training.start_settings import complete_settings
+
     # Large tensors of a CPU in pages of 2 MiB, where Linux offers them: a step of a ViT-S/16 takes 4 to 8 % less. Read
     # at the first one.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return exit_code(lambda stop: main(argv, stop), failures=(TooManyBadImages, AccuracyFell, CheckpointError))
+    register()
+    return pretrain(completed(args, complete_settings, settings_of_images), stop, command)
+
+
+@safe_output()
+def cli(argv: list[str] | None = None) -> int:
+    """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a
+    signal (`signals`)."""
+    try:
+        args = parse(argv)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    command = shlex.join(["python", "-m", "eqcohvit.commands.pretrain", *(sys.argv[1:] if argv is None else argv)])
+    return exit_code(lambda stop: _run_or_fail(args, stop, command))
+
+
+def _run_or_fail(args: PretrainArguments, stop: StopSignals, command: str) -> None:
+    from ..data import TooManyBadImages
+    from ..evaluation.guard import AccuracyFell
+    from ..training.checkpoint import CheckpointError
+
+    try:
+        run(args, stop, command)
+    except (TooManyBadImages, AccuracyFell, CheckpointError) as error:
+        raise RunFailed(str(error)) from error
+
+
+def pretrain_from_python(config: str | None = None, **settings: Any) -> Path:
+    """What `eqcohvit.pretrain` does."""
+    known = PretrainArguments.__dataclass_fields__
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}{settings_cli.did_you_mean(name, known)}")
+    values = settings_cli.load_recipe(config, PretrainArguments) if config else {}
+    values |= {name: value for name, value in settings.items() if value is not None}
+    values |= {name: os.fspath(value) for name, value in values.items() if isinstance(value, os.PathLike)}
+    args = PretrainArguments(**values)
+    args.given = frozenset(values)
+    shown = {"config": config, **values} if config else values
+    command = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+    try:
+        with StopSignals() as stop:
+            return run(args, stop, f"eqcohvit.pretrain({command})")
+    except StopRequested:  # a notebook was interrupted; all finished steps are saved
+        raise KeyboardInterrupt from None
+    finally:
+        release_runs()
+
+
+def entry() -> NoReturn:
+    """The command `eqcohvit-pretrain`."""
+    leave(cli())
 
 
 if __name__ == "__main__":
-    leave(cli())
+    entry()

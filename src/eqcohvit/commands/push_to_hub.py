@@ -1,119 +1,130 @@
-"""Upload a model folder (weights, code, processor, card) to the Hub in one commit.
+"""Upload a model folder (weights, code, image processor, card) to the Hub in one commit.
 
-    python scripts/push_to_hub.py --folder outputs/pretrain/model --repo_id user/name
+    python scripts/push_to_hub.py --folder runs/photos/model --repo_id user/name
 
-The token comes from HF_TOKEN or `hf auth login`. After a broken connection run it again: what has arrived is not sent
-again. `--space` uploads the demo instead: the page, the package and the model of --folder (default: the released
-checkpoint) as one Space.
+The token comes from HF_TOKEN or `hf auth login`. If the connection breaks, run the command again: files that have
+arrived are not sent again. `--dry_run` prints the files and the card, and sends nothing.
 
-    python scripts/push_to_hub.py --space --repo_id user/name
+The card gets the name of the repository. With `--run_dir runs/photos` it is written anew from the files of the run
+(config.yaml, metrics.jsonl, results.json). With `--training_state runs/photos/checkpoints/step-N` others can continue
+the run, with `python scripts/pretrain.py --resume_from_checkpoint user/name --output_dir runs/continued`.
 
-With `--run_dir outputs/pretrain` the card is filled from the run's own files (config.yaml, metrics.jsonl, results.json)
-first. With `--training_state outputs/pretrain/checkpoints/step-N` others can go on from there, with
-`python scripts/pretrain.py --resume_from_checkpoint user/name --output_dir runs/continued`.
+`--space` uploads the demo instead, with the model of --folder (default: the released checkpoint), and `--metric` one of
+the metrics; each is a whole Space.
+
+    python scripts/push_to_hub.py --space --repo_id user/demo
+    python scripts/push_to_hub.py --metric r2 --repo_id user/r2
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
 from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER
-from ..publish.card import read_run, read_template, render_card
+from ..publish.card import read_run, read_template, rename_card, render_card
 from ..publish.folder import check_model_folder, files_of, model_folder_of
-from ..publish.upload import push_files, push_hub_folder
+from ..publish.spaces import ROOT, demo_files, metric_files, metric_names
+from ..publish.upload import check_repo_id, push_files
 
-_PACKAGE = Path(__file__).parents[1]
-_ROOT = _PACKAGE.parents[1]  # of the repository
-_RELEASED = _ROOT / "model_cards" / "eqcohvit-micro-sprites"
+_RELEASED = ROOT / "model_cards" / "eqcohvit-micro-sprites"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of the command line; `SystemExit` with code 2 for ones that do not exist."""
+    """The flags of the command line; `SystemExit` with code 2 for flags that do not fit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--folder", type=Path, help="model folder as pretraining writes it, folder of a run, or checkpoint of one"
-    )
-    parser.add_argument(
-        "--space", action="store_true", help="upload the demo, with the model in it, instead of the model alone"
-    )
-    parser.add_argument("--repo_id", required=True, help="repository, user/name; made where it is missing")
+
+    def path(text: str) -> Path:
+        return Path(text).expanduser()
+
+    parser.add_argument("--folder", type=path, help="a model folder, the folder of a run, or a checkpoint")
+    parser.add_argument("--repo_id", required=True, help="repository, user/name; created if it is missing")
+    parser.add_argument("--dry_run", action="store_true", help="print the files and the card, and send nothing")
+    parser.add_argument("--run_dir", type=path, help="folder of the run from which the card is written anew")
+    parser.add_argument("--dataset", help="Hub id of the training images, for the card, if local files were read")
+    parser.add_argument("--training_state", type=path, help="a checkpoint of the run, to upload with the model")
+    parser.add_argument("--space", action="store_true", help="upload the demo with the model in it")
+    parser.add_argument("--metric", choices=metric_names(), help="upload this metric")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--token", help="access token; default: HF_TOKEN or the one of `hf auth login`")
+    parser.add_argument("--token", help="access token; default: HF_TOKEN, or the one of `hf auth login`")
     parser.add_argument("--revision", help="branch; default: main")
-    parser.add_argument("--commit_message", help="default: Upload model, or Upload Space")
-    parser.add_argument(
-        "--run_dir", type=lambda path: Path(path).expanduser(), help="folder of the run, to write the model card from"
-    )
-    parser.add_argument(
-        "--training_state", type=Path, help="checkpoint of the run, to be put into the folder and uploaded too"
-    )
+    parser.add_argument("--commit_message", help="default: Upload model, Upload Space, or Upload metric")
     args = parser.parse_args(argv)
-    if args.folder is None:
+    if args.folder is None and not args.metric:
         if not args.space:
             parser.error("the following arguments are required: --folder")
         args.folder = _RELEASED
-    if args.space and (args.run_dir or args.training_state):
-        parser.error("--space takes neither --run_dir nor --training_state")
+    if (args.space or args.metric) and (args.run_dir or args.training_state):
+        parser.error("--space and --metric take neither --run_dir nor --training_state")
+    if args.space and args.metric:
+        parser.error("--space and --metric exclude each other")
+    if args.dataset and not args.run_dir:
+        parser.error("--dataset needs --run_dir")
     return args
 
 
-def space_files(model_folder: Path) -> dict[str, Path]:
-    """What a Space holds, by path: the page, the package beside it (nothing installs it there), and the model in
-    model/.
+def model_files(args: argparse.Namespace, folder: Path) -> Mapping[str, Path | bytes]:
+    """The files of the model repository, by path: those of the folder, with the card and the training state."""
+    if args.training_state is not None and not (args.training_state / STATE_FILE).is_file():
+        raise ValueError(
+            f"no checkpoint at {args.training_state}: expected a folder such as runs/photos/checkpoints/step-N"
+        )
+    check_model_folder(folder)
+    files: dict[str, Path | bytes] = dict(files_of(folder))
+    if args.training_state is not None:
+        files = {name: path for name, path in files.items() if not name.startswith(f"{STATE_FOLDER}/")}
+        files |= {f"{STATE_FOLDER}/{name}": path for name, path in files_of(args.training_state).items()}
+    if args.run_dir is not None:
+        run = read_run(args.run_dir) | {"repo_id": args.repo_id, "dataset": args.dataset}
+        files[CARD_FILE] = render_card(read_template(), run, run["results"]).encode()
+    elif CARD_FILE in files:
+        card = (folder / CARD_FILE).read_text(encoding="utf-8")
+        files[CARD_FILE] = rename_card(card, args.repo_id).encode()
+    return files
 
-    Raises:
-        ValueError: the folder is no model folder.
-    """
-    check_model_folder(model_folder)
-    package = files_of(_PACKAGE)
 
-    def wanted(name: str) -> bool:
-        return not name.endswith(".py") and not name.startswith(f"{STATE_FOLDER}/")
-
-    return {
-        **files_of(_ROOT / "space_app"),
-        **{f"eqcohvit/{name}": path for name, path in package.items()},
-        **{f"model/{name}": path for name, path in files_of(model_folder).items() if wanted(name)},
-    }
+def describe(files: Mapping[str, Path | bytes], repo_id: str) -> str:
+    """What `--dry_run` prints: each file with its size, then the card."""
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    lines = [f"would upload {len(sizes)} files ({sum(sizes.values()) / 1e6:.1f} MB) to {repo_id}:"]
+    lines += [f"{size:12,d}  {name}" for name, size in sorted(sizes.items())]
+    card = files.get(CARD_FILE)
+    if card is not None:
+        text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
+        lines += ["", f"{CARD_FILE}:", text]
+    return "\n".join(lines)
 
 
 def main(args: argparse.Namespace, new: Path) -> None:
-    """Fill in the card and the training state, and upload; `new` is where a checkpoint becomes a model folder."""
+    """Collect the files and upload them. The model of a checkpoint is first written as a model folder to `new`."""
     transformers_logging.disable_progress_bar()
-    args.folder = model_folder_of(args.folder, new)
-    if args.space:
-        files, message = space_files(args.folder), args.commit_message or "Upload Space"
-        url = push_files(files, args.repo_id, "space", args.private, args.token, args.revision, message)
-        print(f"uploaded {len(files)} files to the Space {args.repo_id}: {url}")
+    check_repo_id(args.repo_id)
+    files: Mapping[str, Path | bytes]
+    what = "metric" if args.metric else "Space" if args.space else "model"
+    if args.metric:
+        files = metric_files(args.metric)
+    elif args.space:
+        files = demo_files(model_folder_of(args.folder, new))
+    else:
+        files = model_files(args, model_folder_of(args.folder, new))
+    if args.dry_run:
+        print(describe(files, args.repo_id))
         return
-    if args.training_state is not None and not (args.training_state / STATE_FILE).is_file():
-        raise ValueError(
-            f"no checkpoint at {args.training_state}: expected a folder such as outputs/pretrain/checkpoints/step-N"
-        )
-    if (args.run_dir or args.training_state) and not args.folder.is_dir():
-        raise ValueError(f"expected a model folder, found none at {args.folder}")
-    if args.training_state is not None:
-        shutil.rmtree(args.folder / STATE_FOLDER, ignore_errors=True)
-        shutil.copytree(args.training_state, args.folder / STATE_FOLDER)
-    if args.run_dir is not None:
-        run = {**read_run(args.run_dir), "repo_id": args.repo_id}
-        card = render_card(read_template(), run, run["results"])
-        (args.folder / CARD_FILE).write_text(card, encoding="utf-8")
-    message = args.commit_message or "Upload model"
-    url = push_hub_folder(args.folder, args.repo_id, args.private, args.token, args.revision, message)
-    print(f"uploaded {args.folder} to {args.repo_id}: {url}")
+    message = args.commit_message or f"Upload {what}"
+    kind = "model" if what == "model" else "space"
+    url = push_files(files, args.repo_id, kind, args.private, args.token, args.revision, message)
+    print(f"uploaded {len(files)} files to the {what} {args.repo_id}: {url}")
 
 
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 for a failed upload."""
+    """Run with command-line arguments. The exit code is 2 for bad input and 1 for a failed upload."""
     try:
         with tempfile.TemporaryDirectory() as new:
             main(parse(argv), Path(new) / "model")

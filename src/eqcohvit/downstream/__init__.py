@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..files import write_folder_whole
-from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 from ..loading import find_model, load_whole
+from ..preprocessing import Preprocessing
 from .base import TASK_FILE, DenseTask, TaskOptions
 
 
@@ -63,8 +63,8 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
 def save_finetuned(folder: Path, task: DenseTask, model: PreTrainedModel) -> None:
     """Write weights, configuration, image processor and task.json; an older model there is replaced when all is
     written."""
-    size = {"height": task.image_size, "width": task.image_size}
-    processor = EqCohViTImageProcessorPil(size=size, image_mean=list(task.mean), image_std=list(task.std))
+    # Heads predict places in the whole picture.
+    processor = Preprocessing(task.image_size, task.mean, task.std).processor(fit="stretch")
     with write_folder_whole(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)

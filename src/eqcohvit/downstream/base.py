@@ -156,13 +156,21 @@ class DenseTask(ABC):
     @classmethod
     def common(cls, options: TaskOptions, encoder: EncoderFolder, multiple_of_patches: int = 1) -> dict[str, Any]:
         """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
-        size, unit = options.image_size or encoder.image_size, encoder.config.square_patch_size * multiple_of_patches
+        size, unit = (
+            options.image_size or encoder.preprocessing.image_size,
+            encoder.config.square_patch_size * multiple_of_patches,
+        )
         if size < unit or size % unit:
             raise ValueError(
                 f"image_size of {cls.name} must be a multiple of {unit} for this backbone and head, got {size}"
             )
         sizes = {"image_size": size, "patch_size": encoder.config.square_patch_size}
-        return {**sizes, "mean": encoder.mean, "std": encoder.std, "head": cls.choose_head(options)}
+        return {
+            **sizes,
+            "mean": encoder.preprocessing.mean,
+            "std": encoder.preprocessing.std,
+            "head": cls.choose_head(options),
+        }
 
     @staticmethod
     def with_backbone(model: PreTrainedModel, backbone: torch.nn.Module) -> PreTrainedModel:

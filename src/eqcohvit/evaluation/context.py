@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..preprocessing import FIT
 from .extraction import DEFAULT_CACHE, Features, Samples, View, extract, missing_classes
 from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
 from .results import Row
@@ -77,7 +78,7 @@ class Evaluation:
 
     def facts(self) -> dict[str, Any]:
         """What results.json tells about models, images and protocol, of what the tasks have opened."""
-        facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds}}
+        facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds, "fit": FIT}}
         if "model_encoders" in self.__dict__:
             facts["models"] = [
                 {"name": encoder.name, "image_size": encoder.image_size, "fingerprint": encoder.fingerprint.split()[0]}

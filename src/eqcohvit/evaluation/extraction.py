@@ -110,7 +110,7 @@ class Samples:
             group_shards=GROUP_SHARDS,
             max_bad_fraction=self.max_bad_fraction,
             position=position,
-            fit="square",
+            fit=preprocessing.FIT,
         )
         for batch in batches:
             first_epoch = batch.epochs == 0

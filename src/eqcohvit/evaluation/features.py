@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, PreTrainedModel
 
-from ..hub.configuration_eqcohvit import EqCohViTConfig
+from ..hub.configuration_eqcohvit import EqCohViTConfig, drops_patches
 from ..hub.modeling_eqcohvit import start_positions
 from ..loading import find_model, load_whole
 from ..preprocessing import Preprocessing, read_preprocessing
@@ -146,7 +146,7 @@ class ModelEncoder:
         return vectors
 
     def _run(self, images: torch.Tensor, **kwargs: Any) -> Any:
-        if self.model.config.model_type == "vit_mae":  # it shuffles its patches by this noise
+        if drops_patches(self.model.config):  # and orders the others by this noise
             assert self.patch_size is not None
             patches = math.prod(side // self.patch_size for side in images.shape[-2:])
             kwargs["noise"] = torch.arange(patches, device=self.device, dtype=torch.float32).expand(len(images), -1)
@@ -305,7 +305,7 @@ def _vision_tower(model: PreTrainedModel, name: str) -> PreTrainedModel:
     """The vision model itself, or the vision tower of a model of images and text."""
     if getattr(model.config, "vision_config", None) is not None and hasattr(model, "vision_model"):
         model = model.vision_model
-    if model.config.model_type == "vit_mae":
+    if drops_patches(model.config):
         model.config.mask_ratio = 0.0  # an encoder of whole images
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise ValueError(f"{name} is no vision model: expected one that takes pixel_values, got {type(model).__name__}")

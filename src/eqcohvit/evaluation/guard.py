@@ -1,4 +1,4 @@
-"""A guard for runs that continue from a good model: kNN accuracy on labelled images, against its value at the start."""
+"""A guard for runs that continue from a good model: its kNN accuracy must not fall far below that at the start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from ..data import Source, sequential
 from ..hub.modeling_eqcohvit import EqCohViTModel
-from ..preprocessing import Preprocessing
+from ..preprocessing import FIT, Preprocessing
 from .features import LAST, ModelEncoder, select
 from .probes import knn_accuracy
 
@@ -16,44 +16,43 @@ _BATCH_SIZE = 128
 
 
 class AccuracyFell(Exception):
-    """The features have lost more than they may."""
+    """The kNN accuracy has fallen by more than allowed."""
 
 
 class KnnGuard:
-    """Measures the backbone's kNN accuracy (k = 20, CLS and mean of the patches) and stops the run where it has fallen
-    too far.
+    """Measures the backbone's kNN accuracy (k = 20, CLS and mean of the patches) and stops a run if it falls too far.
 
     Args:
-        source: labelled images that are not trained on.
-        num_samples: how many of them; every other one is a neighbour, the others are tested.
+        source: labeled images that are not trained on.
+        num_samples: number of images to use; every other one is a neighbor, and the rest are tested.
         image_size: side in pixels, as in training.
         max_drop: how far the accuracy, between 0 and 1, may fall below `start`.
-        start: accuracy at the start of the run, where it is known.
+        start: accuracy at the start of the run, if it is known.
 
     Raises:
-        ValueError: the source has no labels, or fewer images than asked for.
+        ValueError: the source has no labels, or fewer than `num_samples` images.
     """
 
     def __init__(self, source: Source, num_samples: int, image_size: int, max_drop: float, start: float | None = None):
         if not source.has_labels:
             raise ValueError(
-                f"the kNN guard needs labelled images, but {source.name} has no label column: give --knn_guard_steps 0"
+                f"the kNN guard needs labeled images, but {source.name} has no label column: give --knn_guard_steps 0"
             )
-        batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples, fit="square"))
-        self.images, self.labels = torch.cat([b.canvases for b in batches]), torch.cat([b.labels for b in batches])
-        if (
-            len(self.labels) < 0.9 * num_samples or (self.labels < 0).any() or len(self.labels.unique()) < 2
-        ):  # some may be unreadable
+        batches = list(sequential(source, image_size, _BATCH_SIZE, num_samples, fit=FIT))
+        self.images = torch.cat([batch.canvases for batch in batches])
+        self.labels = torch.cat([batch.labels for batch in batches])
+        too_few = len(self.labels) < 0.9 * num_samples  # some may be unreadable
+        if too_few or (self.labels < 0).any() or len(self.labels.unique()) < 2:
             found = f"{int((self.labels >= 0).sum())} of {len(self.labels.unique())} classes"
             raise ValueError(
-                f"the kNN guard expected {num_samples} labelled images of at least 2 classes from {source.name}, found {found}; "
-                "lower knn_guard_samples (of the training images at most half are taken) or give knn_guard_data_files"
+                f"the kNN guard expected {num_samples} labeled images of at least 2 classes from {source.name}, "
+                f"found {found}; lower knn_guard_samples (at most half of the training images are used) "
+                "or give knn_guard_data_files"
             )
         self.max_drop, self.start = max_drop, start
 
     def measure(self, model: EqCohViTModel, image_mean: Sequence[float], image_std: Sequence[float]) -> float:
-        """Accuracy of the model as it is now, for the normalisation that it was trained with; its mode stays what it
-        was."""
+        """The present accuracy of the model, with its mean and standard deviation; its mode does not change."""
         training = model.training
         encoder = ModelEncoder(
             "guard", model, Preprocessing(self.images.shape[-1], tuple(image_mean), tuple(image_std))
@@ -64,12 +63,12 @@ class KnnGuard:
         return knn_accuracy(features[::2], self.labels[::2], features[1::2], self.labels[1::2])
 
     def check(self, accuracy: float, step: int) -> None:
-        """Take the first accuracy as the start; raise `AccuracyFell` where a later one is more than `max_drop` below
-        it."""
+        """Take the first accuracy as the start; raise `AccuracyFell` if a later one is more than `max_drop` lower."""
         if self.start is None:
             self.start = accuracy
         if self.start - accuracy > self.max_drop:
             raise AccuracyFell(
-                f"kNN accuracy fell from {self.start:.3f} at the start to {accuracy:.3f} at step {step}, by more than knn_guard_drop="
-                f"{self.max_drop:g}; try a lower learning_rate, more head_warmup_steps, a smaller layer_decay, or --peft lora"
+                f"kNN accuracy fell from {self.start:.3f} at the start to {accuracy:.3f} at step {step}, by more than "
+                f"knn_guard_drop={self.max_drop:g}; try a lower learning_rate, more head_warmup_steps, a smaller "
+                "layer_decay, or --peft lora"
             )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 
+from ..files import write_text_whole
 from .intervals import seeds_half_width
 
 INTERVAL = (
@@ -138,11 +139,9 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
     """Write JSON whole or not at all, each row (they may be `Row`s) in a line of its own."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     rows = [json.dumps(row, default=_row_fields) for row in results.get("rows", [])]
     rest = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1, default=_row_fields)
-    temporary.write_text(rest[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n" if rows else rest + "\n")
-    temporary.replace(path)
+    write_text_whole(path, rest[:-2] + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n" if rows else rest + "\n")
 
 
 def _row_fields(row: Row) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Frozen encoders of timm. The library is optional: it is imported when the first of its models is opened."""
+"""Frozen encoders from timm. The library is optional and imported when the first of its models is opened."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ANY_HUB = "hf-hub:"
 
 
 def find_timm_name(name_or_path: str) -> str | None:
-    """What `timm.create_model` calls a model, or None where it is not one of timm's.
+    """The name of a model for `timm.create_model`, or None if it is not one of timm's.
 
-    `timm/NAME` is a model of timm's list, `hf-hub:USER/REPO` any repository in timm's format, and a folder in that
-    format (its config.json names an `architecture`) is found by its content.
+    `timm/NAME` is a model in timm's list, and `hf-hub:USER/REPO` a repository in timm's format. A folder in that format
+    is recognized by the `architecture` in its config.json.
     """
     if is_timm_local_checkpoint(name_or_path):
         return f"local-dir:{name_or_path}"
@@ -35,12 +35,12 @@ def find_timm_name(name_or_path: str) -> str | None:
 
 
 class TimmEncoder(ModelEncoder):
-    """A timm model in eval mode: tokens of its `forward_features`, the part "backbone".
+    """A timm model in eval mode; the tokens of its `forward_features` are the part "backbone".
 
     Args:
-        name: of the model in tables.
-        timm_name: what `timm.create_model` takes.
-        model: made with `num_classes=0`.
+        name: the model's name in tables.
+        timm_name: the model's name for `timm.create_model`.
+        model: created with `num_classes=0`.
     """
 
     is_split = False
@@ -72,7 +72,7 @@ class TimmEncoder(ModelEncoder):
         return f"{hash_weights(self.model, self.architecture)} {self.preprocessing} {LAST}"
 
     def with_random_weights(self) -> TimmEncoder:
-        """The same architecture as torch's random state draws it."""
+        """The same architecture with weights from torch's random state."""
         model = _create(self.name, self.timm_name, pretrained=False)
         return TimmEncoder(self.name, self.timm_name, model.to(self.device))
 
@@ -80,13 +80,13 @@ class TimmEncoder(ModelEncoder):
         """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32.
 
         Raises:
-            ValueError: the model does not take this size, or gives neither a token sequence nor a feature map.
+            ValueError: the model does not accept this size, or returns neither a token sequence nor a feature map.
         """
         pixel_values = self.preprocessing.normalize(images.to(self.device))
         try:
             with torch.inference_mode():
                 state = self.model.forward_features(pixel_values)
-        except AssertionError as error:  # of a size that a ViT was not made for
+        except AssertionError as error:  # a size that the ViT was not made for
             size = tuple(images.shape[-2:])
             raise ValueError(f"{self.name} does not take images of {size} pixels: {error}") from None
         if not isinstance(state, torch.Tensor) or state.ndim not in (3, 4):
@@ -102,17 +102,17 @@ class TimmEncoder(ModelEncoder):
             counts = f"{state.shape[1]} tokens, of which {num_prefix} precede the patches"
             raise ValueError(f"{self.name} gives no patch tokens, got {counts}")
         patches = split_tokens(state[:, num_prefix:].float(), images.shape[-2:], self.patch_size)
-        # Of models with registers alone the first prefix token is not a class token.
+        # If a model has only registers, its first prefix token is not a class token.
         prefix = state[:, : num_prefix if has_class_token else 0].float()
         return {("backbone", LAST): Tokens(prefix, patches.grid)}
 
 
 def load_timm_encoder(name: str, timm_name: str, layers: list[str], device: torch.device) -> TimmEncoder:
-    """The pretrained model that `timm.create_model` knows as `timm_name`, with its own image size and normalisation.
+    """The pretrained timm model `timm_name`, with its own image size and normalization.
 
     Raises:
-        ValueError: timm is not installed, does not know the model or has no weights of it, or layers other than the
-            last are asked for.
+        ValueError: timm is not installed, does not know the model or has no weights for it, or `layers` names another
+            layer than the last.
     """
     if layers != [LAST]:
         raise ValueError(f"layer must be 'last' for timm models, got {' '.join(layers)} for {name}")

@@ -1,4 +1,4 @@
-"""One image, from anything that holds one, by the same rules wherever an image is taken: `SOURCES` and `PIXELS`."""
+"""Read one image from any of the `SOURCES`, by the same rules (`PIXELS`) everywhere."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, TiffImagePlugin
 
-# Pillow's own default; larger images are refused before they are decoded. Decoding takes up to 13 bytes of memory for a
-# pixel, 1.2 GB.
+# Pillow's own default. Larger images are refused before they are decoded. Decoding takes up to 13 bytes of memory per
+# pixel, 1.2 GB in all.
 MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 1 << 29
-BAND_PIXELS = 1 << 20  # of images of numbers, scaled at a time
-URL_SECONDS = 60.0  # without an answer, where nothing else is asked for
+BAND_PIXELS = 1 << 20  # pixels that are scaled at a time, in images of 16-bit or floating-point numbers
+URL_SECONDS = 60.0  # default time to wait for an answer
 
 COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# Not decodable by Pillow itself, or only by starting another program (EPS starts Ghostscript).
+# Pillow cannot decode them itself, or only by starting another program (Ghostscript for EPS).
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
-# What an image may come as.
+# What an image may be given as.
 SOURCES = {
     "path": "of an image file, as text or `Path`",
     "URL": "`http://` or `https://`",
@@ -42,14 +42,16 @@ SOURCES = {
     "array": "numpy or torch, (H, W), (H, W, C) or (C, H, W) with C = 1, 3 (RGB) or 4 (RGBA)",
     "cell": 'of a `datasets` column that is not decoded: `{"bytes": ..., "path": ...}`',
 }
-# What becomes of its pixels: always 8-bit RGB.
+# How its pixels are converted: always to 8-bit RGB.
 PIXELS = {
-    "8 bits": "as they are; grey, palettes, CMYK, YCbCr, HSV and LAB become RGB",
+    "8 bits": "kept; gray, palettes, CMYK, YCbCr, HSV and LAB become RGB",
     "1 bit, bool": "black and white",
     "16 bits, unsigned": "scaled by their full range, 0 to 65535",
-    "other numbers, one channel": "scaled by [0, 1], [0, 255] or [0, 65535], the first that holds all; else from minimum to maximum",
+    "other numbers, one channel": (
+        "scaled by [0, 1], [0, 255] or [0, 65535], the first that contains them all; else from minimum to maximum"
+    ),
     "floats, three or four channels": "must lie in [0, 1]",
-    "transparency": "lies on white",
+    "transparency": "put on white",
     "EXIF orientation": "the image is turned upright",
     "animation": "its first frame",
 }
@@ -71,19 +73,19 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 class BadImage(ValueError):
-    """This image cannot be read; the message is one line that says why."""
+    """An image that cannot be read; the message is one line that says why."""
 
 
 def read_image(source: Any, timeout: float | None = None, channels: str | None = None) -> Image.Image:
-    """One of the `SOURCES` -> an upright RGB image of 8 bits, by the rules of `PIXELS`. It carries no metadata, so it
-    is not turned twice.
+    """One of the `SOURCES` -> an upright 8-bit RGB image, by the rules of `PIXELS`. It has no metadata, so that it is
+    not turned twice.
 
     Args:
-        timeout: seconds to wait for an answer where it is a URL.
-        channels: `"channels_first"` or `"channels_last"`, of an array that may be read both ways.
+        timeout: seconds to wait for the answer to a URL.
+        channels: `"channels_first"` or `"channels_last"`, for an array that could be either.
 
     Raises:
-        BadImage: it is none of these, or no whole image.
+        BadImage: the source is of no known kind, or not a complete image.
     """
     try:
         with quiet():
@@ -108,21 +110,21 @@ def _shown(source: Any) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow warns about oddities of single files; one line per web image would bury the log."""
+    """Silence Pillow's warnings about single files: one line per web image would bury the log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-# ----------------------------------------------------------------------------------------------------- from anything to content
+# ----------------------------------------------------------------------------------------------- from source to content
 
 
 def content_of(source: Any, timeout: float | None = None) -> Any:
-    """The bytes of an image file, a Pillow image or an array, of any of the `SOURCES`.
+    """Any of the `SOURCES` -> the bytes of an image file, a Pillow image or an array.
 
     Raises:
-        BadImage: it is none of them.
-        OSError: of the network.
+        BadImage: the source is of no known kind.
+        OSError: the network fails.
     """
     if isinstance(source, Mapping) and "path" in source:
         source = source["path"] if source.get("bytes") is None else source["bytes"]
@@ -131,9 +133,8 @@ def content_of(source: Any, timeout: float | None = None) -> Any:
     if isinstance(source, str):
         return read_url(source, timeout) if source.startswith(("http://", "https://")) else read_text(source)
     if not isinstance(source, (*_BYTES, Image.Image)) and hasattr(source, "read"):
-        with contextlib.suppress(
-            AttributeError, OSError
-        ):  # as Pillow: what was just written is read from its beginning
+        # As Pillow does: a file that was just written is read from its beginning.
+        with contextlib.suppress(AttributeError, OSError):
             source.seek(0)
         source = source.read()
         if not isinstance(source, _BYTES):
@@ -142,16 +143,16 @@ def content_of(source: Any, timeout: float | None = None) -> Any:
 
 
 def read_text(text: str) -> bytes:
-    """The content of the file of this path, or what the text is base64 of."""
+    """The content of the file at this path, or of the base64 text."""
     if not text.startswith("data:") and os.path.exists(text):
         return read_file(text)
     try:
         content = base64.b64decode(
             "".join(text.partition(",")[2].split() if text.startswith("data:") else text.split()), validate=True
         )
-        with Image.open(io.BytesIO(content), formats=decodable_formats()):  # a path, too, may look like base64
+        with Image.open(io.BytesIO(content), formats=decodable_formats()):  # a path may look like base64 too
             return content
-    except Exception:  # of the decoder, or of a reader that broken content confuses
+    except Exception:  # from the decoder, or from a reader of broken content
         raise BadImage("neither a file nor base64 of an image (No such file or directory)") from None
 
 
@@ -159,7 +160,7 @@ def read_file(path: str) -> bytes:
     """The content of a local file.
 
     Raises:
-        BadImage: it cannot be read, is no regular file, or holds more than `MAX_FILE_BYTES`.
+        BadImage: it cannot be read, is not a regular file, or has more than `MAX_FILE_BYTES`.
     """
     try:
         status = os.stat(path)
@@ -172,12 +173,12 @@ def read_file(path: str) -> bytes:
 
 
 def read_url(url: str, timeout: float | None = None) -> bytes:
-    """The content behind a URL.
+    """The content at a URL.
 
     Raises:
-        BadImage: there is no such image (404, 410, and what else blames the request), or it holds more than
+        BadImage: the image does not exist (404, 410 and other errors of the request), or has more than
             `MAX_FILE_BYTES`.
-        OSError: the network or the server fails, or refuses for now (401, 403, 408, 425, 429, 5xx).
+        OSError: the network or the server fails, or refuses temporarily (401, 403, 408, 425, 429, 5xx).
     """
     request = urllib.request.Request(
         urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "eqcohvit"}
@@ -201,29 +202,29 @@ def read_url(url: str, timeout: float | None = None) -> bytes:
     return content
 
 
-# ---------------------------------------------------------------------------------------------------------- from content to pixels
+# ----------------------------------------------------------------------------------------------- from content to pixels
 
 
 @cache
 def decodable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, frequent ones first."""
+    """Pillow's names of the formats that can be read, frequent ones first."""
     Image.init()
     return (*COMMON_FORMATS, *sorted(set(Image.OPEN) - set(COMMON_FORMATS) - _REFUSED_FORMATS))
 
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """Lower-case file name endings (".jpg", ...) of the formats that are read."""
+    """Lower-case file name endings (".jpg", ...) of the formats that can be read."""
     formats = {*decodable_formats(), "MPO"}  # Pillow opens MPO through its JPEG reader
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
 def opened(content: Any, channels: str | None = None) -> Image.Image:
-    """The Pillow image of what `content_of` gives; of a file the pixels are not read yet. A Pillow image is returned as
-    it is.
+    """What `content_of` returns, as a Pillow image. The pixels of a file are not read yet, and a Pillow image is
+    returned unchanged.
 
     Raises:
-        BadImage: it is no image, has no pixels, or more than `MAX_PIXELS`.
+        BadImage: it is not an image, has no pixels, or has more than `MAX_PIXELS`.
     """
     if isinstance(content, Image.Image):
         image = content
@@ -246,8 +247,8 @@ def opened(content: Any, channels: str | None = None) -> Image.Image:
 def load(image: Image.Image) -> None:
     """Read the pixels of an image, if they are not read yet.
 
-    Pillow 12 mixes up the pixels of a TIFF whose orientation is 5 to 8 where it maps the file into memory, which it
-    does for a file's name.
+    Pillow 12 mixes up the pixels of a TIFF with an orientation of 5 to 8 when it maps the file into memory, which it
+    does when it knows the file's name.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         image.load()
@@ -260,7 +261,7 @@ def load(image: Image.Image) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) to 8. What is no number, as in broken metadata, does not spoil the pixels: 1."""
+    """EXIF orientation, 1 (upright) to 8. It is 1 if broken metadata holds something else, which leaves the pixels."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -268,9 +269,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Mode "RGB", "L" for gray images, or "RGBa" (premultiplied) for those with transparency, `on_white` not yet.
+    """An image of mode "RGB", "L" (gray), or "RGBa" (premultiplied transparency, not yet `on_white`).
 
-    Numbers are scaled in bands, so that a huge image is held three times at most.
+    Numbers are scaled in bands, so that memory holds a huge image at most three times.
     """
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_scale_to_8_bit(image))
@@ -280,7 +281,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return image.convert("RGB" if image.getchannel("A").getextrema() == (255, 255) else "RGBa")
     if image.mode == "1":
         return image.convert("L")
-    if image.mode == "LAB":  # which `convert` does not know
+    if image.mode == "LAB":  # `convert` cannot do it
         from PIL import ImageCms
 
         return ImageCms.buildTransform(
@@ -295,9 +296,10 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode -> upright RGB of 8 bits, without metadata, by the rules of `PIXELS`."""
+    """An image of any mode -> upright 8-bit RGB without metadata, by the rules of `PIXELS`."""
     load(image)
-    turned, converted = orientation(image), to_8_bits(image)  # the orientation may stand behind the pixels in the file
+    turned = orientation(image)  # after loading: in the file it may stand behind the pixels
+    converted = to_8_bits(image)
     pixels = np.asarray(converted)
     rgb = Image.fromarray(on_white(pixels) if converted.mode == "RGBa" else pixels).convert("RGB")
     return rgb.transpose(_TURNS[turned]) if turned in _TURNS else rgb
@@ -332,7 +334,7 @@ def _range_of(image: Image.Image) -> tuple[float, float]:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some rows at a time, as float32."""
+    """A band of rows at a time, as float32."""
     height = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, height):
         rows = slice(top, min(top + height, image.height))
@@ -353,7 +355,8 @@ def _image_of_array(array: Any, channels: str | None) -> Image.Image:
         pixels = np.moveaxis(pixels, 0, -1)
     if 0 in shape or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4)):
         raise BadImage(
-            f"expected one image of shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4, got an array of shape {shape}"
+            f"expected one image of shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4, "
+            f"got an array of shape {shape}"
         )
     if pixels.dtype.kind not in "buif":
         raise BadImage(f"expected an array of numbers, got {pixels.dtype}")
@@ -364,16 +367,16 @@ def _image_of_array(array: Any, channels: str | None) -> Image.Image:
         if pixels.dtype not in (np.uint8, np.uint16):
             pixels = pixels.astype(np.float32)
     elif pixels.dtype != np.uint8:
-        pixels = _colours_to_8_bits(pixels)
+        pixels = _colors_to_8_bits(pixels)
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _colours_to_8_bits(pixels: np.ndarray) -> np.ndarray:
+def _colors_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint16:
         return np.rint(pixels.astype(np.float32) * (255.0 / 65535.0)).astype(np.uint8)
     if pixels.dtype.kind != "f":
         raise BadImage(
-            f"expected an array of uint8, or of floats in [0, 1], got {pixels.dtype}; uint16 and bool are taken too"
+            f"expected an array of uint8, or of floats in [0, 1], got {pixels.dtype}; uint16 and bool work too"
         )
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):

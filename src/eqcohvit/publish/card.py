@@ -1,4 +1,4 @@
-"""Model cards, filled from the files of a run, so that no number in them is written by hand."""
+"""Model cards, filled in from the files of a run, so that no number in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.results import INTERVAL, Row, tables
-from ..files import METRICS_FILE, RESULTS_FILE, SETTINGS_FILE
+from ..files import METRICS_FILE, MODEL_FOLDER, RESULTS_FILE, SETTINGS_FILE
 from .license import LICENSE_PATTERN, describe_base, hub_id, license_of
 
 _CONTROLS = ("random weights", "raw pixels")
@@ -25,11 +25,14 @@ def read_template() -> str:
 
 
 def read_run(run_dir: str | Path) -> dict[str, Any]:
-    """What a run left behind: `name`, `settings` (config.yaml), `metrics` (last line of metrics.jsonl), `results`
-    (results.json or none).
+    """What a run has written.
+
+    Returns:
+        `name` of its folder, `settings` (config.yaml), `metrics` (last line of metrics.jsonl), and `results`
+        (results.json, or None).
 
     Raises:
-        ValueError: there is no run in this folder.
+        ValueError: the folder holds no run.
     """
     run_dir = Path(run_dir)
     if not (run_dir / SETTINGS_FILE).is_file():
@@ -46,41 +49,42 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
 
 
 def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | None = None) -> str:
-    """Fill a card's `{{ placeholders }}` from a run's own files (`read_run`) and, where there is one, its evaluation.
+    """Fill in a card's `{{ placeholders }}` from the files of a run and, if given, an evaluation.
 
     Args:
         template: text of the template, from `read_template`.
-        run: `settings`, `metrics`, `name`.
-        results: of scripts/evaluate.py or scripts/finetune.py: `rows` (`evaluation.results.Row`), and `protocol` or
-            `settings`. Rows with `headline: false` are details that a card leaves out.
+        run: from `read_run`. Optional entries: `repo_id` is the name by which users load the model (default:
+            `hub_model_id`, then RUN/model), and `dataset` the Hub id of a dataset that was read from local files.
+        results: of an evaluation or a fine-tuning: `rows` (`evaluation.results.Row`), and `protocol` or `settings`.
+            Rows with `headline: false` are details that the card leaves out.
 
     Raises:
         ValueError: a placeholder is unknown, or the front-matter is not valid.
     """
-    settings, metrics = run["settings"], run.get("metrics") or {}
-    repo_id = run.get("repo_id") or settings.get("hub_model_id") or run["name"]
-    rows = [row for row in (Row(**row) for row in (results or {"rows": []})["rows"]) if row.headline]
-    base, license = describe_base(settings), license_of(settings)
-    fields = {
+    settings = run["settings"] | ({"dataset_name": run["dataset"], "data_files": None} if run.get("dataset") else {})
+    metrics = run.get("metrics") or {}
+    results = results or {"rows": []}
+    repo_id = run.get("repo_id") or settings.get("hub_model_id")
+    rows = [row for row in (Row(**row) for row in results["rows"]) if row.headline]
+    base = describe_base(settings)
+    license = license_of(settings)
+    title = repo_id.split("/")[-1] if repo_id else run["name"]
+    shown = [[f"`{key}`", f"`{value}`"] for key, value in _shown(settings).items()]
+    logged = [[f"`{key}`", f"{value:.4g}"] for key, value in metrics.items()]
+    copied = ("objective", "path", "augmentation", "border", "recon_weight", "num_intermediates", "feature_dim")
+    fields = {key: settings[key] for key in (*copied, "equivariant_dim", "seed", "image_size")}
+    fields |= {
         "license_fields": yaml.safe_dump(license.fields, sort_keys=False).strip(),
         "license": license.text,
-        "front_matter": _front_matter(settings, repo_id, rows, results or {}, run["name"]),
-        "title": repo_id.split("/")[-1],
-        "repo_id": repo_id,
-        "backbone": f"{f'that of {base}, trained further' if base else settings['model_preset']} ({settings['backbone']})",
-        "image_size": settings["image_size"],
+        "front_matter": _front_matter(settings, title, rows, results, run["name"]),
+        "title": title,
+        "repo_id": repo_id or f"{run['name']}/{MODEL_FOLDER}",
+        "backbone": f"{f'from {base}, trained further' if base else settings['model_preset']} ({settings['backbone']})",
         "invariant_dim": settings["feature_dim"] - settings["equivariant_dim"],
-        "settings_table": _table(["setting", "value"], [[f"`{k}`", f"`{v}`"] for k, v in _shown(settings).items()]),
+        "settings_table": _table(["setting", "value"], shown),
         "data": _describe_data(settings),
-        "progress_table": _table(["metric", "last logged value"], [[f"`{k}`", f"{v:.4g}"] for k, v in metrics.items()])
-        if metrics
-        else "No metrics were logged.",
-        "results": _describe_results(rows, results or {}),
-        **{
-            key: settings[key]
-            for key in ("objective", "path", "augmentation", "border", "recon_weight", "num_intermediates")
-        },
-        **{key: settings[key] for key in ("feature_dim", "equivariant_dim", "seed")},
+        "progress_table": _table(["metric", "last logged value"], logged) if metrics else "No metrics were logged.",
+        "results": _describe_results(rows, results),
         "steps": metrics.get("step", 0),
     }
     unknown = sorted(set(re.findall(r"{{\s*(\w+)\s*}}", template)) - set(fields))
@@ -91,11 +95,28 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     return card
 
 
+def rename_card(card: str, repo_id: str) -> str:
+    """A card from `render_card` with another repository in its title, its examples and its model-index.
+
+    All other text stays as it is, also what was written by hand. A card without our example is not changed.
+    """
+    example = re.search(r'model="([^"]+)", trust_remote_code=True', card)
+    if example is None:
+        return card
+    title = re.search(r"^# (.+)$", card, flags=re.MULTILINE)
+    card = card.replace(f'"{example[1]}"', f'"{repo_id}"')
+    if title is not None:
+        new = repo_id.split("/")[-1]
+        card = card.replace(f"\n{title[0]}\n", f"\n# {new}\n", 1)
+        card = card.replace(f"\n- name: {title[1]}\n  results:", f"\n- name: {new}\n  results:", 1)
+    return card
+
+
 def check_card(card: str) -> dict[str, Any]:
-    """The parsed front-matter of a model card; offline stand-in for the Hub's own check.
+    """Check a model card as the Hub does, without a connection, and return its parsed front-matter.
 
     Raises:
-        ValueError: the front-matter is missing or has a field that the Hub would refuse, or a placeholder was left.
+        ValueError: the front-matter is missing or has a field that the Hub would refuse, or a placeholder is left.
     """
     match = re.match(r"---\n(.*?)\n---\n", card, flags=re.DOTALL)
     if match is None:
@@ -103,7 +124,7 @@ def check_card(card: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise ValueError(f"the card's front-matter is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the card's front-matter is not valid YAML: {' '.join(str(error).split())}") from None
     left = re.search(r"{{.*?}}", card)
     if left:
         raise ValueError(f"the card still holds the placeholder {left[0]}")
@@ -137,44 +158,49 @@ def check_card(card: str) -> dict[str, Any]:
     return data
 
 
+# Settings that are places on the machine of the run, or of use only there.
+_LOCAL = {
+    "output_dir",
+    "output",
+    "model",
+    "resume_from_checkpoint",
+    "report_to",
+    "push_to_hub",
+    "push_training_state",
+    "hub_model_id",
+    "train_dir",
+    "data_files",
+    "test_data_files",
+    "knn_guard_data_files",
+}
+
+
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a reader can use; places on the machine of the run are its owner's business."""
-    local = {
-        "output_dir",
-        "output",
-        "model",
-        "resume_from_checkpoint",
-        "report_to",
-        "push_to_hub",
-        "push_training_state",
-        "hub_model_id",
-    }
-    local |= {"train_dir", "data_files", "test_data_files", "knn_guard_data_files"}
-    local |= {
-        key
-        for key, name in (("dataset_name", _dataset_id(settings)), ("init_from", hub_id(settings.get("init_from"))))
-        if not name
-    }
+    """The settings that are of use to a reader."""
+    local = set(_LOCAL)
+    if not _dataset_id(settings):
+        local.add("dataset_name")
+    if not hub_id(settings.get("init_from")):
+        local.add("init_from")
     return {key: value for key, value in settings.items() if key not in local and value not in (None, [], "")}
 
 
 def _dataset_id(settings: dict[str, Any]) -> str | None:
-    """The Hub id of the run's dataset, where it has one."""
+    """The Hub id of the run's dataset, if it has one."""
     name = settings.get("dataset_name")
     return None if settings.get("data_files") or name in _BUILDERS else hub_id(name)
 
 
 def _describe_data(settings: dict[str, Any]) -> str:
     if settings.get("train_dir"):
-        return "The images of a local folder; no labels were used."
+        return "The images of a local folder. No labels were used."
     if settings.get("dataset_name") or settings.get("data_files"):
         name = _dataset_id(settings)
         source = f"[{name}](https://huggingface.co/datasets/{name})" if name else "a local dataset"
-        return f"Split `{settings['dataset_split']}` of {source}, streamed; no labels were used."
-    photographs = (
-        "" if describe_base(settings) else "no photographs and "
-    )  # the model that it continued from may have seen some
-    return f"The drawn sprites that are embedded in the package, generated while training; {photographs}no labels were used."
+        return f"Split `{settings['dataset_split']}` of {source}. No labels were used."
+    # The model that a run continues from may have seen photographs.
+    photographs = "labels" if describe_base(settings) else "photographs and no labels"
+    return f"Drawings that the package `eqcohvit` generates during training. No {photographs} were used."
 
 
 def _protocol(results: dict[str, Any]) -> dict[str, Any]:
@@ -183,19 +209,17 @@ def _protocol(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_name(rows: list[Row], run_name: str) -> str | None:
+    """The name that the model itself has in the rows."""
     names = list(dict.fromkeys(row.encoder for row in rows if not row.encoder.startswith(_CONTROLS)))
     if run_name in names or not names:
         return run_name if names else None
     if len(names) > 1:
-        raise ValueError(
-            f"the results are of several models ({', '.join(names)}), and none has the run's name {run_name!r}"
-        )
+        raise ValueError(f"the results are of several models ({', '.join(names)}), none with the name {run_name!r}")
     return names[0]
 
 
-def _front_matter(settings: dict, repo_id: str, rows: list[Row], results: dict, run_name: str) -> str:
-    """The fields of the front-matter that depend on the run, as YAML: `datasets`, `base_model` and `model-index` where
-    there are any."""
+def _front_matter(settings: dict, title: str, rows: list[Row], results: dict, run_name: str) -> str:
+    """The fields of the front-matter that depend on the run, as YAML: `datasets`, `base_model` and `model-index`."""
     data: dict[str, Any] = {}
     dataset = _dataset_id(settings)
     if dataset:
@@ -205,42 +229,46 @@ def _front_matter(settings: dict, repo_id: str, rows: list[Row], results: dict, 
         data |= {"base_model": start, "base_model_relation": "finetune"}
     own = _own_name(rows, run_name)
     if own is not None:
-        source = str(_protocol(results).get("test_source") or _protocol(results).get("source") or "see the card")
-        source = Path(source).name if source.startswith(("/", ".", "~")) else source
-        entries = [
-            {
-                "task": {"type": "image-feature-extraction", "name": str(results.get("task", "Frozen features"))},
-                "dataset": {"type": re.sub(r"[^\w./-]+", "-", source).strip("-").lower(), "name": source},
-                "metrics": [
-                    {
-                        "type": re.split(r"[\s,-]", row.metric)[0].lower(),
-                        "value": round(row.mean, 4),
-                        "name": f"{row.metric} ({row.part})",
-                    }
-                ],
-            }
-            for row in rows
-            if row.encoder == own
-        ]
-        data["model-index"] = [{"name": repo_id.split("/")[-1], "results": entries}]
-    return (
-        yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()
-        if data
-        else "# no dataset of the Hub, no measured results"
-    )
+        source = _evaluated_on(results, dataset)
+        entry = {
+            "task": {"type": "image-feature-extraction", "name": str(results.get("task", "Frozen features"))},
+            "dataset": {"type": re.sub(r"[^\w./-]+", "-", source).strip("-").lower(), "name": source},
+            "metrics": [_metric(row) for row in rows if row.encoder == own],
+        }
+        data["model-index"] = [{"name": title, "results": [entry]}]
+    if not data:
+        return "# without a dataset of the Hub and without measured results"
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()
+
+
+def _metric(row: Row) -> dict[str, Any]:
+    kind = re.split(r"[\s,-]", row.metric)[0].lower()
+    return {"type": kind, "value": round(row.mean, 4), "name": f"{row.metric} ({row.part})"}
+
+
+def _evaluated_on(results: dict[str, Any], dataset: str | None) -> str:
+    """The name of the images of the evaluation, without places on the machine."""
+    protocol = _protocol(results)
+    source = str(protocol.get("test_source") or protocol.get("source") or "see the card")
+    if dataset and source.split()[0] in _BUILDERS:  # its files were read
+        return dataset
+    return Path(source).name if source.startswith(("/", ".", "~")) else source
 
 
 def _describe_results(rows: list[Row], results: dict) -> str:
     if not rows:
         return "This model has not been evaluated."
-    measured = [_table(header, lines) for header, *lines in tables(rows)]
-    protocol = _shown(_protocol(results))
-    shown = _table(["protocol", ""], [[f"`{key}`", f"`{value}`"] for key, value in protocol.items()])
+    parts = [_table(header, lines) for header, *lines in tables(rows)]
+    if any(row.half is not None for row in rows):
+        parts.append(INTERVAL)
+    protocol = [[f"`{key}`", f"`{value}`"] for key, value in _shown(_protocol(results)).items()]
     versions = ", ".join(f"{key} {value}" for key, value in results.get("versions", {}).items())
-    measured += [INTERVAL] if any(row.half is not None for row in rows) else []
-    return "\n\n".join(
-        [*measured, *([shown] if protocol else []), *([f"Measured with {versions}."] if versions else [])]
-    )
+    details = [_table(["protocol", "value"], protocol)] if protocol else []
+    if versions:
+        details.append(f"Measured with {versions}.")
+    if details:
+        parts += ["<details><summary>How it was measured</summary>", *details, "</details>"]
+    return "\n\n".join(parts)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

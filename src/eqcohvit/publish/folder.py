@@ -1,4 +1,4 @@
-"""Hub folders: write one whole, and check one before it is uploaded."""
+"""Write a Hub folder, and check one before it is uploaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER, write_folder_whole
+from ..files import CARD_FILE, CONFIG_FILE, STATE_FILE, STATE_FOLDER, write_folder_whole
 from ..hub import modeling_eqcohvit
-from ..hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
 from ..loading import find_model, load_whole
+from ..preprocessing import Preprocessing, read_preprocessing
 
 
 def save_hub_folder(
@@ -23,24 +23,24 @@ def save_hub_folder(
     *,
     image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    image_size: int | None = None,
     card: str | None = None,
     training_state: Path | None = None,
 ) -> Path:
-    """Write a complete Hub folder: weights, configuration, image processor, the code of the model, and README.md where
-    a card is given.
+    """Write a complete Hub folder: weights, configuration, image processor, the model's code, and a card if given.
 
-    It is written beside its place and then renamed, so that a reader never sees half of it; an older Hub folder there
-    is replaced.
+    It is written under a temporary name and then renamed, so that a reader never sees half of it. It replaces an older
+    Hub folder of that name.
 
     Args:
         model: any of the EqCohViT models.
-        image_mean, image_std: per channel, of images in [0, 1]; what the model was trained with.
+        image_mean, image_std: per channel, of images in [0, 1], as in training.
+        image_size: side in pixels to which images are resized; default: the image size of the configuration.
         card: text of the model card.
-        training_state: folder of a checkpoint of the run, copied to `training_state/`: who has it can go on exactly
-            from there.
+        training_state: folder of a checkpoint, copied to `training_state/`; others can continue exactly from it.
 
     Raises:
-        ValueError: the model is none of ours, mean or std do not fit it, or the place holds something else.
+        ValueError: the model is not an EqCohViT, mean or std do not fit it, or the folder holds something else.
     """
     folder = Path(os.path.abspath(folder))
     if not isinstance(model, PreTrainedModel) or model.config.model_type != "eqcohvit":
@@ -49,14 +49,10 @@ def save_hub_folder(
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != channels:
             raise ValueError(f"{name} needs {channels} numbers, one for each channel of the model, got {len(values)}")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
-        raise ValueError(f"{folder} is there and is no model folder: give another place")
-    side = model.config.square_image_size
-    processor = EqCohViTImageProcessorPil(
-        size={"height": side, "width": side},
-        image_mean=list(map(float, image_mean)),
-        image_std=list(map(float, image_std)),
-    )
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
+        raise ValueError(f"{folder} exists but is not a model folder: choose another path")
+    side = image_size or model.config.square_image_size
+    processor = Preprocessing(side, tuple(image_mean), tuple(image_std)).processor()
     with write_folder_whole(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)
@@ -68,37 +64,35 @@ def save_hub_folder(
 
 
 def model_folder_of(name: str | Path, new: Path) -> Path:
-    """The model folder that `find_model` means; where that is a checkpoint of a run, its model is written as a Hub
-    folder to `new`.
+    """The model folder that `find_model` finds. The model of a checkpoint is first written as a Hub folder to `new`.
 
     Raises:
-        ValueError: as `find_model`, and as `load_whole` for a checkpoint.
+        ValueError: as `find_model`, and for a checkpoint as `load_whole`.
     """
     place = Path(find_model(name))
     if not (place / STATE_FILE).is_file():
         return place
-    state = json.loads((place / STATE_FILE).read_text())
     model = load_whole(modeling_eqcohvit.EqCohViTForPreTraining, place)
-    return save_hub_folder(new, model, image_mean=state["image_mean"], image_std=state["image_std"])
+    preprocessing = read_preprocessing(str(place), model.config)
+    return save_hub_folder(new, model, image_mean=preprocessing.mean, image_std=preprocessing.std)
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a `ValueError` unless it is a model folder; of an EqCohViT all weights must be there and fit its
-    configuration."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: expected config.json and *.safetensors in it")
+    """Raise a `ValueError` unless it is a model folder; an EqCohViT must have all weights of its configuration."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} is not a model folder: expected config.json and *.safetensors in it")
     if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} has no weights: expected *.safetensors beside config.json")
+        raise ValueError(f"{folder} has no weights: expected *.safetensors next to config.json")
     if (folder / STATE_FILE).is_file():
-        raise ValueError(f"{folder} is a checkpoint of a run, no model folder: expected OUTPUT_DIR/model")
-    config = json.loads((folder / "config.json").read_text())
+        raise ValueError(f"{folder} is a checkpoint of a run, not a model folder: expected OUTPUT_DIR/model")
+    config = json.loads((folder / CONFIG_FILE).read_text())
     if config.get("model_type") == "eqcohvit":
         architecture = (config.get("architectures") or ["EqCohViTModel"])[0]
         load_whole(getattr(modeling_eqcohvit, architecture, modeling_eqcohvit.EqCohViTModel), folder)
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their path in a repository; hidden ones and caches stay behind."""
+    """The files of a folder by their path in a repository, without hidden files and caches."""
     files = ((path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         name.as_posix(): path

@@ -1,5 +1,4 @@
-"""What a run's settings say about the model that it continued from: its name on the Hub, and the license that follows
-from it."""
+"""The model that a run continued from, and the license that follows from it."""
 
 from __future__ import annotations
 
@@ -12,66 +11,67 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from yaml import YAMLError
 
-LICENSE_PATTERN = (
-    r"[a-z0-9][a-z0-9.+-]*"  # of the Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
-)
+from ..files import CARD_FILE, MODEL_FOLDER
+
+# The Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
+LICENSE_PATTERN = r"[a-z0-9][a-z0-9.+-]*"
 
 
 @dataclass(frozen=True)
 class License:
-    """`fields` of a card's front-matter (`license`, and for `other` its `license_name` and `license_link`), and what
-    the card says."""
+    """The license of a model.
+
+    Args:
+        fields: of a card's front-matter: `license`, and for `other` also `license_name` and `license_link`.
+        text: what the card says.
+    """
 
     fields: dict[str, str]
     text: str
 
 
 def hub_id(name: Any) -> str | None:
-    """The name, where it is one of the Hub and not a place on this machine."""
+    """The name if it is one of the Hub; None if it is a place on this machine."""
     is_id = isinstance(name, str) and re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists()
     return name if is_id else None
 
 
 def describe_base(settings: dict[str, Any]) -> str | None:
-    """The model that the run continued from, as Markdown; None where it began with random weights."""
+    """The model that the run continued from, as Markdown; None if it began with random weights."""
     if not settings.get("init_from"):
-        return (
-            None if settings.get("model_preset") else "another checkpoint"
-        )  # a published state does not name places of its machine
+        # Published settings do not name places of the machine.
+        return None if settings.get("model_preset") else "another checkpoint"
     name = hub_id(settings["init_from"])
     return f"[{name}](https://huggingface.co/{name})" if name else "another checkpoint"
 
 
 def license_of(settings: dict[str, Any]) -> License:
-    """Apache-2.0 for weights of one's own; for continued ones that of the base model's card, which is read from the
-    folder or the Hub.
+    """Apache-2.0 for weights that began at random; for others the license in the card of the base model.
 
-    Where it cannot be read, or is none of the Hub's identifiers, it is `other`, and the text asks to name it.
+    That card is read from its folder or from the Hub. If it cannot be read, or does not name one of the Hub's
+    licenses, the license is `other`, and the text asks the owner to name it.
     """
     base, source = describe_base(settings), settings.get("init_from")
     if base is None:
         return License({"license": "apache-2.0"}, "Apache-2.0.")
     fields = _read_license(source) if source else {}
     if fields:
-        return License(
-            fields,
-            f"That of {base}, whose weights were trained further: `{fields.get('license_name', fields['license'])}`.",
-        )
+        name = fields.get("license_name", fields["license"])
+        return License(fields, f"`{name}`, the license of {base}, whose weights were trained further.")
     name = hub_id(source)
     fields = {"license": "other", "license_name": "license-of-the-base-model"}
     fields |= {"license_link": f"https://huggingface.co/{name}"} if name else {}
     return License(
         fields,
-        f"The weights of {base} were trained further, and its license applies. It could not be read when this card was written: name it in "
-        "the front-matter before you share the model.",
+        f"The weights of {base} were trained further, and its license applies. That license could not be read when "
+        "this card was written. Name it in the front-matter before you share the model.",
     )
 
 
 def _read_license(source: str) -> dict[str, str]:
-    """The license fields of a card: of a model folder, of a run's folder, or of the Hub; an empty dictionary where none
-    can be read."""
+    """The license fields in the card of a model folder, a run's folder or a Hub repository; empty without one."""
     folder, name = Path(source), hub_id(source)
-    place = next((path for path in (folder / "README.md", folder / "model" / "README.md") if path.is_file()), name)
+    place = next((path for path in (folder / CARD_FILE, folder / MODEL_FOLDER / CARD_FILE) if path.is_file()), name)
     if place is None:
         return {}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -27,18 +28,18 @@ def push_hub_folder(
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
 ) -> str:
-    """Upload a Hub folder in one commit and return the commit's URL; the repository is made where it is missing.
+    """Upload a Hub folder in one commit, and return the URL of the commit. A missing repository is created.
 
-    After a broken connection it is tried again, waiting longer each time; what has arrived is not sent again. Weights
-    and code of an earlier upload that the folder no longer holds are deleted in the same commit.
+    When the connection breaks, the upload is tried again after a growing pause; files that have arrived are not sent
+    again. The same commit deletes weights and code of an earlier upload that are not in the folder.
 
     Args:
-        token: by default the one of the environment (`HF_TOKEN`) or of `hf auth login`.
-        revision: a branch, made where it is missing; default: main.
+        token: default: the environment's (`HF_TOKEN`) or the one of `hf auth login`.
+        revision: a branch, created if it is missing; default: main.
 
     Raises:
-        ValueError: the folder is no Hub folder, lacks weights, the name is not allowed, or the Hub refuses.
-        ConnectionError: it still fails after `max_attempts`.
+        ValueError: the folder is not a complete Hub folder, the name is not allowed, the Hub refuses, or it is offline.
+        ConnectionError: the last of `max_attempts` failed.
     """
     folder = Path(folder)
     check_model_folder(folder)
@@ -48,7 +49,7 @@ def push_hub_folder(
 
 
 def push_files(
-    files: dict[str, Path],
+    files: Mapping[str, Path | bytes],
     repo_id: str,
     repo_type: str,
     private: bool = False,
@@ -58,13 +59,10 @@ def push_files(
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
 ) -> str:
-    """Upload files by their path in a repository of type `"model"` or `"space"` (of Gradio), as `push_hub_folder` does
-    and fails."""
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise ValueError(f"expected a repository name like user/name, got {repo_id!r}: {error}") from None
-    api, sdk = HfApi(token=token), "gradio" if repo_type == "space" else None
+    """Upload files by their path in a repository of type `"model"` or `"space"` (Gradio), as `push_hub_folder` does."""
+    check_repo_id(repo_id)
+    api = HfApi(token=token)
+    sdk = "gradio" if repo_type == "space" else None
     for attempt in range(1, max_attempts + 1):
         try:
             repo_id = api.create_repo(
@@ -73,31 +71,39 @@ def push_files(
             at = {"repo_type": repo_type, "revision": revision}
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
-            there = api.list_repo_files(repo_id, **at)
+            present = api.list_repo_files(repo_id, **at)
+            stale = [name for name in present if name.endswith(_STALE_PATTERNS) and name not in files]
             operations = [
-                *(
-                    CommitOperationDelete(name)
-                    for name in there
-                    if name.endswith(_STALE_PATTERNS) and name not in files
-                ),
-                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in stale),
+                *(CommitOperationAdd(name, content) for name, content in files.items()),
             ]
             return api.create_commit(repo_id, operations, commit_message=commit_message, **at).commit_url
         except (HTTPError, OSError, RuntimeError) as error:
+            if isinstance(error, OfflineModeIsEnabled):
+                raise ValueError(f"cannot upload to {repo_id} offline: unset HF_HUB_OFFLINE") from None
             refusal = _refusal(error)
             if refusal is not None:
                 raise ValueError(f"the Hub refuses the upload to {repo_id}: {refusal}") from error
             if attempt == max_attempts:
                 reason = first_line(error.__cause__ or error)
                 raise ConnectionError(
-                    f"upload to {repo_id} failed {attempt} times, last: {reason}; run it again to go on"
+                    f"upload to {repo_id} failed {attempt} times, last: {reason}; "
+                    f"check the connection to {api.endpoint} and run it again to continue"
                 ) from error
             time.sleep(min(wait_seconds * 2 ** (attempt - 1), 60))
     raise ValueError(f"max_attempts must be at least 1, got {max_attempts}")
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise a `ValueError` unless it can be the name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"expected a repository name like user/name, got {repo_id!r}: {error}") from None
+
+
 def _refusal(error: BaseException) -> str | None:
-    """Why trying again is of no use; none for a broken connection or a server in trouble."""
+    """Why another attempt would fail too; None for a broken connection or a server error."""
     if isinstance(error.__cause__, HfHubHTTPError):
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -107,6 +113,4 @@ def _refusal(error: BaseException) -> str | None:
         return f"status {status}, {getattr(error, 'server_message', None) or first_line(error)}"
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return str(error)
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
     return None

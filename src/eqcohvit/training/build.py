@@ -1,4 +1,4 @@
-"""From checked settings to the parts of a run."""
+"""Build the parts of a run from its settings."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..files import WEIGHTS_FILE
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
+from ..loading import resize_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
+from ..preprocessing import Preprocessing, read_preprocessing
 from ..transforms import ViewRenderer, make_path
 from .arguments import PretrainArguments
-from .checkpoint import read_state
 from .lora import add_lora
 from .pretrain_module import PretrainModule
-from .start import Start, normalisation, open_start, part_of, read_checkpoint_config
-from .start_weights import fill, fill_model, grid_of, resize_positions
+from .start import Start, open_start, part_of, read_checkpoint_config
+from .start_weights import fill, fill_model
 from .stochastic_depth import leave_out_dropped
 
 
 def build(
     args: PretrainArguments, checkpoint: Path | None = None, report: Callable[[str], None] = print
 ) -> tuple[PretrainModule, ViewRenderer]:
-    """What a run trains, from the global random state where its weights are new, and what draws its views.
+    """The module that a run trains and the renderer of its views. New weights are drawn from torch's random state.
 
     Args:
-        checkpoint: of the run itself, to be loaded afterwards: it knows the model without the source that the run began
-            with.
-        report: is told what was taken from `args.init_from`.
+        checkpoint: a checkpoint of the run itself, which the caller loads afterwards. It describes the model, so that
+            `args.init_from` is not needed again.
+        report: called with a line that says what was taken from `args.init_from`.
 
     Raises:
         ValueError: a tensor of the source does not fit; the message has the expected and the found shape.
     """
     start = open_start(args.init_from) if args.init_from and checkpoint is None else None
     module = build_module(args, build_model(args, start, checkpoint))
-    mean_std = (
-        (start.image_mean, start.image_std) if start else normalisation(read_state(checkpoint) if checkpoint else {})
-    )
+    preprocessing = Preprocessing(args.image_size)
+    if start is not None:
+        preprocessing = start.preprocessing
+    elif checkpoint is not None:
+        preprocessing = read_preprocessing(str(checkpoint), read_checkpoint_config(checkpoint))
     if start is not None:
         report(f"starting from {start.name}: {', '.join(taken_parts(module, start, args))}; all else is new")
-    return module, build_renderer(args, *mean_std)
+    return module, build_renderer(args, preprocessing.mean, preprocessing.std)
 
 
 def build_model(
     args: PretrainArguments, start: Start | None = None, checkpoint: Path | None = None
 ) -> EqCohViTForPreTraining:
-    """The model, freshly initialised or with the weights of `start`, and with adapters where the run trains those."""
+    """The model, newly initialized or with the weights of `start`; with adapters if the run trains adapters."""
     if checkpoint is not None:
         config = read_checkpoint_config(checkpoint)
     else:
@@ -68,7 +71,7 @@ def build_model(
 
 
 def build_saved_model(args: PretrainArguments, checkpoint: Path) -> EqCohViTForPreTraining:
-    """The model of a checkpoint with its weights, on the CPU; torch's random state stays as it is."""
+    """The model of a checkpoint with its weights, on the CPU; torch's random state does not change."""
     with torch.random.fork_rng():
         model = build_model(args, checkpoint=checkpoint)
     fill(model, part_of(load_file(checkpoint / WEIGHTS_FILE), "model."), str(checkpoint))
@@ -76,46 +79,43 @@ def build_saved_model(args: PretrainArguments, checkpoint: Path) -> EqCohViTForP
 
 
 def make_drop_path_linear(backbone: nn.Module) -> None:
-    """Let stochastic depth rise from 0 in the first layer to the configured rate in the last, in place of that rate in
-    all.
+    """Let stochastic depth rise linearly from 0 in the first layer to the configured rate in the last.
 
     The rule of arXiv:1603.09382, section 3, of timm and of iBOT; DINOv2 was trained with one rate
     (`drop_path_uniform: true`).
     """
-    layers: list[Any] = [
-        module for module in backbone.modules() if hasattr(module, "drop_prob")
-    ]  # one a layer, none at a rate of 0
+    # One per layer, none at a rate of 0.
+    layers: list[Any] = [module for module in backbone.modules() if hasattr(module, "drop_prob")]
     for index, layer in enumerate(layers):
         layer.drop_prob = layer.drop_prob * index / max(1, len(layers) - 1)
 
 
 def freeze_layer_scale(backbone: nn.Module) -> None:
-    """Keep the scales of all residual branches as they are: 1 in a new backbone, as if there were none (iBOT)."""
+    """Do not train the scales of the residual branches: they stay 1 in a new backbone, which has no effect (iBOT)."""
     for name, parameter in backbone.named_parameters():
         if name.endswith("lambda1"):
             parameter.requires_grad_(False)
 
 
 def taken_parts(module: PretrainModule, start: Start, args: PretrainArguments) -> list[str]:
-    """Load the objective's heads and the teacher where the training state of `start` has them; names all that comes
-    from there."""
+    """Load the objective's heads and the teacher if `start` has them; return the names of all parts that it has."""
     parts = ["backbone"]
     if start.is_split and args.init_heads:
         parts.append("feature head and decoders")
     if args.init_heads and start.objective == args.objective:
         fill(module.objective, start.state_weights("objective."), start.name)
         parts.append("the objective's heads")
-        teacher = resize_positions(start.state_weights("teacher."), *grid_of(module.model.config))
+        teacher = resize_positions(start.state_weights("teacher."), module.model.config)
         if module.teacher is not None and module.teacher.state_dict().keys() == teacher.keys():
             fill(module.teacher, teacher, start.name)
             parts.append("teacher")
-        elif module.teacher is not None:  # of other adapters: it begins as a copy of the student
+        elif module.teacher is not None:  # the adapters differ: it begins as a copy of the student
             module.teacher.reset(module.model.eqcohvit, module.objective.head)
     return parts
 
 
 def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> PretrainModule:
-    """The model with a freshly initialised objective, and a teacher that starts as a copy of both."""
+    """The model with a newly initialized objective, and a teacher that starts as a copy of both."""
     config = model.config
     sizes = ObjectiveSizes(
         invariant_dim=config.invariant_dim,
@@ -126,10 +126,9 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
     module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank)
+    # After the teacher is made: it shares weights that are frozen by then, and it must stay whole.
     if args.layerscale_value == 0:
-        freeze_layer_scale(
-            model.eqcohvit.backbone
-        )  # after the teacher is made, which shares what is frozen before: it is kept whole
+        freeze_layer_scale(model.eqcohvit.backbone)
     return module
 
 
@@ -138,7 +137,7 @@ def build_renderer(
     image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> ViewRenderer:
-    """What draws the views of a batch, normalised with a mean and a standard deviation per channel."""
+    """The renderer of a batch's views, normalized with a mean and a standard deviation per channel."""
     return ViewRenderer(
         make_path(args.path, args.path_magnitude),
         args.image_size,

@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
 from ..files import CHECKPOINTS, METRICS_FILE, SETTINGS_FILE, STATE_FILE, flush_to_disk, path_beside
-from .arguments import PretrainArguments, check_resumable, load_recipe
+from .arguments import PretrainArguments, load_recipe
+from .checks import check_resumable
 from .monitor import read_metrics
 from .run_lock import LOCK_FILE, lock_run
 

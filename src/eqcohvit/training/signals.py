@@ -17,13 +17,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import islice
-from typing import Any, NoReturn, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .output import safe_output
 from .run_lock import release_runs
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 EXIT_STOPPED = 75
 REPEAT_SECONDS = 2.0  # launchers pass on a signal that the scheduler has sent to the whole group already
@@ -71,7 +71,7 @@ class StopSignals:
         self._since = 0.0
         self._interruptible = False
         self._former: dict[int, Any] = {}
-        self._group: dist.ProcessGroup | None = None
+        self._group: ProcessGroup | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -113,6 +113,8 @@ class StopSignals:
 
     def connect(self) -> None:
         """Let all processes of the default group stop together; called once by each of them."""
+        import torch.distributed as dist
+
         if dist.is_initialized() and dist.get_world_size() > 1:
             group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
             assert isinstance(group, dist.ProcessGroup)  # all processes belong to it
@@ -136,6 +138,9 @@ class StopSignals:
             taken = list(islice(batches, count))
         if self._group is None:
             return None if self.name else taken
+        import torch
+        import torch.distributed as dist
+
         stop = torch.tensor(int(self.name is not None))
         try:
             dist.all_reduce(stop, op=dist.ReduceOp.MAX, group=self._group)
@@ -149,17 +154,20 @@ def _is_ignored(name: str) -> bool:
     return hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN
 
 
+class RunFailed(Exception):
+    """The run had to stop; the message says why in one line."""
+
+
 @safe_output()
-def exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
-    """Run, say in one line what went wrong, and return the exit code; `failures` are the errors for which a run has to
-    stop."""
+def exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception], ...] = ()) -> int:
+    """Run, print what went wrong in one line, and return the exit code; `failures` also mean that a run had to stop."""
     try:
         return _exit_code(run, failures)
     finally:
         release_runs()
 
 
-def _exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exception], ...]) -> int:
+def _exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception], ...]) -> int:
     try:
         with StopSignals() as stop:
             run(stop)
@@ -168,7 +176,7 @@ def _exit_code(run: Callable[[StopSignals], None], failures: tuple[type[Exceptio
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (*failures, FloatingPointError, OSError) as error:
+    except (*failures, RunFailed, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (

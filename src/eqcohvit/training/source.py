@@ -1,12 +1,58 @@
-"""The images of a pretraining run, by its settings."""
+"""The images of a pretraining run, from its settings: to train on, to probe with, and for the kNN guard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from operator import length_hint
+from pathlib import Path
+from typing import NamedTuple
 
-from ..data import FolderSource, Source, check_first_rows, open_source
+from accelerate import Accelerator
+
+from ..data import FolderSource, Source, check_first_rows, hold_out, open_source
+from ..evaluation.guard import KnnGuard
+from ..evaluation.run_probe import RunProbe, open_probe
+from ..transforms import make_path
 from .arguments import PretrainArguments
+
+_FEW_BATCHES = 5  # fewer than this many batches of different images are worth a warning
+
+
+class Images(NamedTuple):
+    """The images to train on; a probe and a guard have images that are not among them."""
+
+    source: Source
+    probe: RunProbe | None
+    guard: KnnGuard | None
+
+
+def open_images(args: PretrainArguments, accelerator: Accelerator) -> Images:
+    """The images that the settings name.
+
+    Raises:
+        ValueError: there are none, or none that can be read.
+    """
+    columns = (args.train_dir, args.image_column, args.label_column)
+    source = open_training_source(args, columns, accelerator.num_processes, accelerator.print)
+    probe = None
+    if args.probe_samples:
+        path = make_path(args.path, args.path_magnitude)
+        how = (args.max_bad_fraction, args.dataloader_num_workers, accelerator.process_index, accelerator.num_processes)
+        source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=accelerator.print)
+    if args.knn_guard_steps == 0:
+        return Images(source, probe, None)
+    files = args.knn_guard_data_files
+    if files and Path(files).is_dir():
+        labeled = open_source(train_dir=files, label_column="folder")
+    elif files and args.train_dir:
+        labeled = open_source(data_files=files)
+    elif files or args.knn_guard_split:
+        split = args.knn_guard_split or args.dataset_split
+        labeled = open_source(args.dataset_name, args.dataset_config_name, split, files or args.data_files, *columns)
+    else:
+        source, labeled = hold_out(source, args.knn_guard_samples)
+    guard = KnnGuard(labeled, args.knn_guard_samples, args.image_size, args.knn_guard_drop)
+    return Images(source, probe, guard)
 
 
 def open_training_source(
@@ -39,6 +85,8 @@ def open_training_source(
     number = length_hint(source)
     batch = args.per_device_train_batch_size * num_processes
     if 0 < number < batch:
-        report(f"warning: a batch of {batch} is more than the {number} images there are, so images come twice in it")
+        report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
+    elif 0 < number < _FEW_BATCHES * batch:
+        report(f"warning: {number} images are few for batches of {batch}; a smaller batch or more images learn more")
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source

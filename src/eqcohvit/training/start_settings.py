@@ -1,4 +1,4 @@
-"""Settings that a checkpoint or a model brings to a run, in place of defaults."""
+"""Settings that come from a checkpoint or a model instead of from defaults."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ..files import SETTINGS_FILE, STATE_FILE
-from .arguments import PretrainArguments, check_resumable, load_recipe
+from ..preprocessing import side_of
+from .arguments import PretrainArguments, load_recipe
+from .checks import check_resumable
 from .launcher import with_launcher
-from .start import find_training_state, open_start, side_of
+from .start import find_training_state, open_start
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OBJECTIVE_SETTINGS = ("objective", "objective_options", "projector_dim")
-# Those of the split head and the decoders, which an EqCohViT model brings along.
+# Settings of the feature head and the decoders, which an EqCohViT model determines.
 _HEAD_SETTINGS = (
     "feature_dim",
     "equivariant_dim",
@@ -25,14 +27,14 @@ _HEAD_SETTINGS = (
 
 
 def complete_settings(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """Settings that a checkpoint or a model brings to a run, in place of defaults (`parse_arguments`).
+    """The settings that replace defaults because a checkpoint or a model determines them (for `parse_arguments`).
 
     Args:
         values: all settings, defaults included.
         given: names of those that a flag or a recipe sets.
 
     Raises:
-        ValueError: there is no such checkpoint or model, or a given setting does not fit it.
+        ValueError: the checkpoint or model cannot be found, or a given setting contradicts it.
     """
     found = {}
     if values["resume_from_checkpoint"]:
@@ -46,8 +48,7 @@ def complete_settings(values: dict[str, Any], given: set[str]) -> dict[str, Any]
 
 
 def _settings_of_checkpoint(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """Those of the run to go on with; nothing where it has not begun. `resume_from_checkpoint` becomes the folder that
-    it means."""
+    """The settings of the run to resume, empty if it has not begun, with `resume_from_checkpoint` as a folder."""
     resume = values["resume_from_checkpoint"]
     if resume == "latest":
         own = Path(values["output_dir"]) / SETTINGS_FILE
@@ -57,7 +58,7 @@ def _settings_of_checkpoint(values: dict[str, Any], given: set[str]) -> dict[str
     if not (state / STATE_FILE).is_file() and (state.is_dir() or _REPO_ID.fullmatch(resume)):
         state = find_training_state(resume) or state
     if not (state / SETTINGS_FILE).is_file():
-        return {}  # for `find_checkpoint` to say what is wrong with it
+        return {}  # `find_checkpoint` says what is wrong with it
     saved = load_recipe(state / SETTINGS_FILE)
     check_resumable(PretrainArguments(**saved | {name: values[name] for name in given}), saved)
     places = {"dataset_name", "data_files", "train_dir"}
@@ -75,7 +76,7 @@ def _settings_of_start(values: dict[str, Any], given: set[str]) -> dict[str, Any
     if start.is_split and values["init_heads"]:
         found |= {key: getattr(start.config, key) for key in _HEAD_SETTINGS}
     if "model_preset" in given:
-        raise ValueError(f"model_preset cannot be chosen together with init_from={name}, which has a size of its own")
+        raise ValueError(f"model_preset cannot be set together with init_from={name}, which determines the size")
     for key, value in found.items():
         if key in given and values[key] != value:
             hint = "; --no-init_heads begins with new heads" if key in _HEAD_SETTINGS else ""
@@ -84,7 +85,7 @@ def _settings_of_start(values: dict[str, Any], given: set[str]) -> dict[str, Any
         saved = load_recipe(start.state / SETTINGS_FILE)
         if "objective" not in given or saved.get("objective") == values["objective"]:
             found |= {key: saved[key] for key in _OBJECTIVE_SETTINGS if key in saved}
-    defaults = {"image_size": start.image_size, "model_preset": None}
+    defaults = {"image_size": start.preprocessing.image_size, "model_preset": None}
     if start.is_split and values["init_heads"]:
         defaults |= {key: getattr(start.config, key) for key in ("path", "border", "decoder_patch_dropout")}
     return defaults | found

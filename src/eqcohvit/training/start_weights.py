@@ -1,5 +1,4 @@
-"""Weights of what a run starts from, into its model: each tensor has its place and its shape, or an error names the
-first that has not."""
+"""Load starting weights into a model; raise an error on the first name or shape that does not match."""
 
 from __future__ import annotations
 
@@ -8,21 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 
 from ..files import first_line
-from ..hub.configuration_eqcohvit import SUPPORTED_BACKBONES, EqCohViTConfig
+from ..hub.configuration_eqcohvit import FAMILIES
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, EqCohViTModel
-from ..loading import check_loaded, load_whole
-from .start import Start, Weights, normalisation, part_of, read_config, read_processor
+from ..loading import check_loaded, load_whole, resize_positions
+from ..preprocessing import Preprocessing, read_preprocessing
+from .start import Start, Weights, part_of, read_config
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one key of the source, or where one key of the target came from."""
+    """What happened to one key of the source, or where one key of the target came from."""
 
     action: str  # "copied", "split", "dropped" or "new"
     source: str | None
@@ -30,13 +29,11 @@ class Entry:
     shape: tuple[int, ...]
 
 
-def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[float], list[float]]:
-    """Configuration, tensors and report of a transformers ViT, and the normalisation of its image processor."""
+def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], Preprocessing]:
+    """Configuration, tensors, report and preprocessing of a transformers ViT."""
     config = read_config(source)
-    if config.model_type not in SUPPORTED_BACKBONES:
-        raise ValueError(
-            f"{source}: expected a model_type of {', '.join(SUPPORTED_BACKBONES)}, found {config.model_type!r}"
-        )
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{source}: expected a model_type of {', '.join(FAMILIES)}, found {config.model_type!r}")
     try:
         model, info = AutoModel.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
@@ -50,11 +47,11 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], list[flo
         report.append(Entry("copied" if kept else "dropped", key, (key,) if kept else (), tuple(tensor.shape)))
         if kept:
             weights[key] = tensor
-    return config.to_dict(), weights, report, *normalisation(read_processor(source))
+    return config.to_dict(), weights, report, read_preprocessing(source, config)
 
 
 def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] | None = None) -> None:
-    """Load the tensors; each must have its place and its shape, and no place may stay empty but that of a mask token.
+    """Load the tensors. Names and shapes must match on both sides; only a mask token may be missing or left over.
 
     Raises:
         ValueError: names the first tensor that does not fit, with the expected and the found shape.
@@ -88,43 +85,14 @@ def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] |
     module.load_state_dict(weights, strict=False)
 
 
-def resize_positions(weights: Weights, grid_size: int, model_type: str) -> Weights:
-    """The same tensors with learned position embeddings (1, P + n^2, D) resampled to a grid of (grid_size, grid_size)
-    patches.
-
-    Bicubic, as the backbones of that `model_type` themselves do for an image of another size than their own.
-    """
-    resized, antialias = dict(weights), model_type == "dinov2_with_registers"
-    for key, positions in weights.items():
-        if not key.endswith("embeddings.position_embeddings"):
-            continue
-        side = int(
-            (positions.shape[1]) ** 0.5
-        )  # up to two prefix tokens come first, fewer than would make a larger square
-        if side == grid_size:
-            continue
-        prefix, patches = positions[:, : -(side**2)], positions[:, -(side**2) :]
-        patches = patches.transpose(1, 2).unflatten(2, (side, side)).float()
-        patches = F.interpolate(
-            patches, size=(grid_size, grid_size), mode="bicubic", align_corners=False, antialias=antialias
-        )
-        resized[key] = torch.cat([prefix, patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
-    return resized
-
-
 def fill_model(model: EqCohViTForPreTraining, start: Start, heads: bool) -> None:
-    """Load the backbone's weights, and with `heads` the feature head and the decoders too where the source has them."""
+    """Load the backbone's weights and, with `heads`, the feature head and decoders of a source that has them."""
     weights = _split_weights(start, heads) if start.is_split else read_transformers(start.source)[1]
-    weights = resize_positions(weights, *grid_of(model.config))
+    weights = resize_positions(weights, model.config)
     if start.is_split and heads:
         fill(model, weights, start.name)
     else:
         fill(model.eqcohvit.backbone, part_of(weights, "eqcohvit.backbone.") if start.is_split else weights, start.name)
-
-
-def grid_of(config: EqCohViTConfig) -> tuple[int, str]:
-    """What `resize_positions` needs to know of a model: patches along a side, and the family of its backbone."""
-    return config.square_image_size // config.square_patch_size, config.backbone_type
 
 
 def _split_weights(start: Start, heads: bool) -> Weights:
@@ -132,7 +100,8 @@ def _split_weights(start: Start, heads: bool) -> Weights:
         weights = start.state_weights("model.")
         if any(".lora_A." in key for key in weights):
             raise ValueError(
-                f"{start.name} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged"
+                f"{start.name} is a checkpoint of a LoRA run: "
+                "start from its model folder, where the adapters are merged"
             )
         return weights
     if not heads:

@@ -28,9 +28,13 @@ def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder:
     """Open the trackers where one of them writes into the run's folder, or where none does and so all can be tried
     before there is one.
 
+    Args:
+        settings: of the run, for its page; those that are None are left out.
+
     Raises:
         ValueError: one cannot be opened, as without an account's key.
     """
+    settings = {name: value for name, value in settings.items() if value is not None}
     trackers: list[Any] = []
     for tracker in accelerator.log_with:
         trackers.append(tracker if isinstance(tracker, GeneralTracker) else LOGGER_TYPE_TO_CLASS[str(tracker)])

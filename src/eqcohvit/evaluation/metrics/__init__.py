@@ -1,5 +1,5 @@
-"""Metrics as `evaluate` modules: one folder each, laid out as its Space on the Hub; `evaluate.load(FOLDER)` works
-offline.
+"""Metrics as `evaluate` modules, one folder each; `evaluate.load(FOLDER)` works offline.
 
-A module's mathematics lies in a file of its own beside it, which imports no `evaluate`: the tasks share it.
+The mathematics of a metric is in a separate file that does not import `evaluate`, because the tasks share it.
+`push_to_hub --metric` adds the page and uploads a metric as a Space.
 """

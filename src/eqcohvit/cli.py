@@ -1,0 +1,224 @@
+"""From a dataclass of settings to the flags and recipes of a command.
+
+Nothing here or in a module of settings imports torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE / "recipes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """The names in a registry of the package, which stand in one place: its dict literal or tuple."""
+
+    folder: str
+    variable: str
+
+    def names(self) -> tuple[str, ...]:
+        """The names, read from the source."""
+        return _registered(self.folder, self.variable)
+
+
+@cache
+def _registered(folder: str, variable: str) -> tuple[str, ...]:
+    for path in sorted((PACKAGE / folder).glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if variable not in text:
+            continue
+        for node in ast.parse(text).body:
+            if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if not any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+                continue
+            items = getattr(node.value, "keys", None) or getattr(node.value, "elts", [])
+            return tuple(item.value for item in items)
+    raise LookupError(f"no dict or tuple {variable} in {folder}")
+
+
+def setting(default: Any, text: str, choices: Sequence[str] | Registry | None = None, common: bool = False) -> Any:
+    """A field of a dataclass of settings: a flag and a key of a recipe with the field's name.
+
+    Args:
+        choices: allowed values, or the registry that has them.
+        common: whether `--help` shows it first.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "common": common})
+
+
+def kind_of(field: dataclasses.Field) -> type:
+    """The type of a setting: bool, int, float or str."""
+    return next(kind for kind in (bool, int, float, str) if kind.__name__ in field.type)
+
+
+def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
+    """The values that a setting allows; empty if it allows any."""
+    choices = field.metadata["choices"] or ()
+    return choices.names() if isinstance(choices, Registry) else tuple(choices)
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """A suggestion to append to an error message, or nothing."""
+    near = difflib.get_close_matches(text, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser with a short usage line, one-line errors with exit code 2, and suggestions for misspelled flags."""
+
+    def __init__(self, description: str | None, usage: str):
+        super().__init__(
+            usage=usage,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message on one line and exit with code 2."""
+        hint = ""
+        if message.startswith("unrecognized arguments"):
+            unknown = re.findall(r"--[\w-]+", message)
+            hint = did_you_mean(unknown[0], self._option_string_actions) if unknown else ""
+        print(f"error: {message}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[str, str]) -> None:
+    """A flag for each field of a dataclass; flags that are not given leave no value.
+
+    Args:
+        groups: title of the group that begins with each of these fields; fields marked as common come first.
+    """
+    common = parser.add_argument_group("common settings")
+    group: Any = parser
+    for field in dataclasses.fields(settings):
+        if field.name in groups:
+            group = parser.add_argument_group(groups[field.name])
+        _add_setting(common if field.metadata["common"] else group, field)
+
+
+def _add_setting(group: Any, field: dataclasses.Field) -> None:
+    kind = kind_of(field)
+    text = field.metadata["help"].replace("%", "%%")
+    choices = choices_of(field)
+    if choices:
+        text += f" ({', '.join(choices)})"
+    if kind is bool:
+        text += f" (default: {'on' if field.default else 'off'})"
+        action = argparse.BooleanOptionalAction
+        group.add_argument(f"--{field.name}", action=action, default=argparse.SUPPRESS, help=text)
+        return
+    if field.default not in (None, ""):
+        text += f" (default: {field.default})"
+    metavar = kind.__name__.upper()
+    known = None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"]
+    group.add_argument(
+        f"--{field.name}", type=kind, default=argparse.SUPPRESS, choices=known, metavar=metavar, help=text
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def list_recipes() -> str:
+    """A line for each recipe: its name, and the beginning of its header in at most 100 columns."""
+    width = max(map(len, recipe_names()))
+    lines = []
+    for name in recipe_names():
+        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines.append(f"{name:<{width}}  {first}"[:100].rstrip())
+    return "\n".join(lines)
+
+
+def load_recipe(name: str | Path, settings: type) -> dict[str, Any]:
+    """The settings of a recipe that is given by its name or its path, a flat YAML mapping; null leaves a default.
+
+    Raises:
+        ValueError: the file is missing or not a mapping, or has an unknown key or a value of another type.
+    """
+    ours = RECIPES / f"{name}.yaml"
+    path = ours if ours.is_file() else Path(name).expanduser()
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        hint = did_you_mean(str(name), recipe_names())
+        raise ValueError(f"cannot read the recipe {name}: {error.strerror}{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"the recipe {name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"the recipe {name} must be a mapping of settings, got {type(recipe).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for key in recipe:
+        if key not in fields:
+            raise ValueError(f"unknown setting {key!r} in {name}{did_you_mean(str(key), fields)}")
+    return {key: recipe_value(fields[key], value) for key, value in recipe.items() if value is not None}
+
+
+def recipe_value(field: dataclasses.Field, value: Any) -> Any:
+    """A value as YAML has read it, as the type of a setting.
+
+    Raises:
+        ValueError: the setting cannot have this value.
+    """
+    kind = kind_of(field)
+    if value is False and "no" in choices_of(field):  # YAML reads a bare `no` as false
+        return "no"
+    if isinstance(value, bool) != (kind is bool):
+        wanted = "true or false" if kind is bool else "text or a number"
+        raise ValueError(f"{field.name} in the recipe must be {wanted}, got {_as_yaml(value)}")
+    if isinstance(value, dict) and field.name.endswith("_options"):
+        return ",".join(f"{name}={_as_yaml(item) if isinstance(item, bool) else item}" for name, item in value.items())
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{field.name} in the recipe must be a single value, got {value!r:.200}")
+    if kind is bool:
+        return value
+    try:
+        return kind(str(value))
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{field.name} in the recipe must be {wanted}, got {value!r:.200}") from None
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)[:200]
+
+
+# ------------------------------------------------------------------------------------------------------- command lines
+
+
+def settings_of_command(settings: type, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The settings that a command line gives: those of `--config RECIPE`, overridden by flags."""
+    flags = vars(parser.parse_args(argv))
+    if flags.pop("list_recipes"):
+        print(list_recipes())
+        raise SystemExit(0)
+    recipe = flags.pop("config")
+    return (load_recipe(recipe, settings) if recipe else {}) | flags
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """`--config` and `--list_recipes`."""
+    text = "a recipe, by name or as a YAML file: values for any of the settings below; flags override it"
+    parser.add_argument("--config", metavar="RECIPE", help=text)
+    parser.add_argument("--list_recipes", action="store_true", help="list the recipes that come with the package")

@@ -1,0 +1,129 @@
+"""Which settings of a pretraining run can work, alone, together, and when a run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ..cli import did_you_mean
+from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
+from ..hub.configuration_eqcohvit import FAMILIES, PRESETS
+from ..objectives import OBJECTIVES
+from ..transforms import AUGMENTATIONS, make_path
+from ..transforms.ops import BORDERS
+from .arguments import PretrainArguments
+
+_POSITIVE = (
+    "max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm projector_dim "
+    "patch_embed_lr_scale lora_rank knn_guard_samples logging_steps save_steps save_total_limit sample_steps"
+)
+_NOT_NEGATIVE = (
+    "recon_weight layerscale_value warmup_steps head_warmup_steps weight_decay min_learning_rate "
+    "dataloader_num_workers keep_every_steps knn_guard_steps probe_samples local_crops_number"
+)
+_SHARES = "max_bad_fraction drop_path_rate knn_guard_drop"
+_REGISTRIES: dict[str, Iterable[str]] = {
+    "objective": OBJECTIVES,
+    "backbone": FAMILIES,
+    "model_preset": PRESETS,
+    "augmentation": AUGMENTATIONS,
+    "border": BORDERS,
+}
+# Where the images are; a checkpoint that knows which they are can be resumed after they have moved.
+_DATA_PLACES = {"dataset_name", "data_files", "train_dir", "knn_guard_data_files"}
+# What may differ when a run is resumed: nothing here changes the steps that are already done.
+_MAY_CHANGE_ON_RESUME = set(
+    "resume_from_checkpoint output_dir max_steps dataloader_num_workers logging_steps save_steps save_total_limit "
+    "keep_every_steps sample_steps report_to push_to_hub push_training_state hub_model_id max_bad_fraction init_from "
+    "knn_guard_drop probe_steps compile gradient_checkpointing resident".split()
+)
+
+
+def check(args: PretrainArguments) -> None:
+    """Raise a one-line `ValueError` for the first setting that cannot work."""
+    _check_choices(args)
+    if args.model_preset is not None or (args.init_from is None and args.resume_from_checkpoint is None):
+        args.model_config()
+    make_path(args.path, args.path_magnitude)
+    _check_numbers(args)
+    _check_local_crops(args)
+    _check_probes(args)
+    if args.keep_every_steps % args.save_steps:
+        raise ValueError(
+            f"keep_every_steps must be a multiple of save_steps={args.save_steps}, got {args.keep_every_steps}"
+        )
+    if args.peft and not args.init_from and not args.resume_from_checkpoint:
+        raise ValueError(f"peft={args.peft} needs init_from: adapters on random weights learn little")
+    if args.resident and not (args.train_dir or args.dataset_name or args.data_files):
+        raise ValueError("resident needs train_dir, dataset_name or data_files: embedded sprites never repeat")
+    if args.push_to_hub and not args.hub_model_id:
+        raise ValueError("push_to_hub needs hub_model_id, for example user/name")
+
+
+def _check_choices(args: PretrainArguments) -> None:
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        known = _REGISTRIES.get(field.name, field.metadata["choices"])
+        if value is not None and known is not None and value not in known:
+            hint = did_you_mean(str(value), known)
+            raise ValueError(f"{field.name} must be one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def _check_numbers(args: PretrainArguments) -> None:
+    for name, value in args.to_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+    for name in _POSITIVE.split():
+        if getattr(args, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(args, name)}")
+    for name in _NOT_NEGATIVE.split():
+        if getattr(args, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
+    for name in _SHARES.split():
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {getattr(args, name)}")
+    if args.weight_decay_end is not None and args.weight_decay_end < 0:
+        raise ValueError(f"weight_decay_end must not be negative, got {args.weight_decay_end}")
+    if args.invariant_rank < 0:
+        raise ValueError(f"invariant_rank must not be negative, got {args.invariant_rank}; 0 turns the separation off")
+    if not 0 < args.layer_decay <= 1:
+        raise ValueError(f"layer_decay must lie in (0, 1], got {args.layer_decay}")
+    if args.per_device_train_batch_size < 2:
+        size = args.per_device_train_batch_size
+        raise ValueError(f"per_device_train_batch_size must be at least 2: objectives compare images, got {size}")
+
+
+def _check_local_crops(args: PretrainArguments) -> None:
+    number, size = args.local_crops_number, args.local_crops_size
+    if number and not OBJECTIVES[args.objective].uses_local_crops:
+        users = ", ".join(name for name, objective in OBJECTIVES.items() if objective.uses_local_crops)
+        raise ValueError(
+            f"local_crops_number must be 0 for the objective {args.objective}; local crops are used by {users}"
+        )
+    if number and (size < args.patch_size or size % args.patch_size):
+        raise ValueError(f"local_crops_size must be a multiple of patch_size = {args.patch_size}, got {size}")
+
+
+def _check_probes(args: PretrainArguments) -> None:
+    if 0 < args.probe_samples < LEAST_PROBE_SAMPLES:
+        raise ValueError(f"probe_samples must be 0 or at least {LEAST_PROBE_SAMPLES}, got {args.probe_samples}")
+    if args.probe_steps is not None and args.probe_steps < 1:
+        raise ValueError(f"probe_steps must be positive, got {args.probe_steps}; probe_samples 0 turns the probes off")
+    if (args.knn_guard_split or args.knn_guard_data_files) and not args.knn_guard_steps:
+        raise ValueError("knn_guard_split and knn_guard_data_files need knn_guard_steps, the steps between two checks")
+
+
+def check_resumable(args: PretrainArguments, saved: dict[str, Any], may_move: bool = False) -> None:
+    """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one.
+
+    Args:
+        may_move: whether the places of the images may differ.
+    """
+    free = _MAY_CHANGE_ON_RESUME | (_DATA_PLACES if may_move else set())
+    given = args.to_dict()
+    changed = [name for name in given if name not in free and name in saved and saved[name] != given[name]]
+    if changed:
+        differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
+        raise ValueError(f"cannot resume with other settings: {differences}")

@@ -1,0 +1,70 @@
+"""Sizes that follow from the images."""
+
+import pytest
+import yaml
+from PIL import Image
+from tests.tiny import load_script
+
+from eqcohvit.training import data_settings
+from eqcohvit.training.arguments import parse_arguments
+from eqcohvit.training.data_settings import settings_of_images, sizes_for
+
+
+@pytest.mark.parametrize(
+    ("shorter_side", "patch_size", "on_gpu", "expected"),
+    [
+        (400, 8, False, (96, 16, "micro")),
+        (96, 8, True, (96, 8, "tiny")),
+        (95, 8, True, (88, 8, "micro")),
+        (64, 8, False, (64, 8, "micro")),
+        (28, 4, False, (28, 4, "micro")),
+        (5, 8, False, (16, 8, "micro")),
+    ],
+)
+def test_sizes_follow_the_table(shorter_side, patch_size, on_gpu, expected):
+    assert tuple(sizes_for(shorter_side, patch_size, on_gpu).values()) == expected
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large")
+    for number, size in enumerate([(300, 200), (200, 120), (150, 130)]):
+        Image.new("RGB", size, (number * 40, 9, 9)).save(folder / f"{number}.png")
+    return folder
+
+
+def sizes(*flags):
+    args = parse_arguments([*map(str, flags)], settings_of_images)
+    return args.image_size, args.patch_size, args.model_preset
+
+
+def test_photographs_get_larger_views_and_flags_stay(large, monkeypatch, capsys):
+    monkeypatch.setattr(data_settings, "has_gpu", lambda: False)
+    assert sizes("--train_dir", large) == (96, 16, "micro")
+    line = capsys.readouterr().out
+    assert "130 px" in line and "--image_size 96 --patch_size 16 --model_preset micro" in line and line.count("\n") == 1
+    assert sizes("--train_dir", large, "--image_size", 48) == (48, 8, "micro")
+    assert sizes("--train_dir", large, "--patch_size", 12) == (96, 12, "micro")
+    assert sizes("--train_dir", large, "--patch_size", 10) == (90, 10, "micro")
+    assert sizes() == (32, 8, "micro")
+    monkeypatch.setattr(data_settings, "has_gpu", lambda: True)
+    assert sizes("--train_dir", large) == (96, 8, "tiny")
+    assert sizes("--train_dir", large, "--model_preset", "micro") == (96, 8, "micro")
+    assert sizes("--train_dir", large, "--image_size", 64) == (64, 8, "tiny")
+
+
+def test_images_that_cannot_be_read_change_nothing(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    assert sizes("--train_dir", tmp_path) == (32, 8, "micro")
+
+
+def test_the_choice_is_written_and_a_resumed_run_keeps_it(photos, large, tmp_path, capsys):
+    """The run goes on although its folder has other images now, which would be given another size."""
+    flags = "--feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --probe_samples 0".split()
+    flags += "--per_device_train_batch_size 4 --max_steps 1 --resume_from_checkpoint latest".split()
+    flags += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
+    assert load_script("pretrain").cli(flags) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["image_size"] == 32 and "images have 36 px" in capsys.readouterr().out
+    assert load_script("pretrain").cli([*flags, "--max_steps", "2"]) == 0
+    assert "images have" not in capsys.readouterr().out
