@@ -15,6 +15,7 @@ from tests.patience import PATIENCE
 
 import app
 from eqcohvit.publish.card import check_card
+from eqcohvit.publish.spaces import demo_files
 from probe import load_probe
 from walk import SplitModel
 
@@ -69,11 +70,11 @@ def test_space_front_matter_is_what_the_hub_wants():
     assert {data["colorFrom"], data["colorTo"]} <= colours and len(data["short_description"]) <= 60
 
 
-def test_space_runs_with_what_its_requirements_say(push_to_hub, folder, tmp_path):
+def test_space_runs_with_what_its_requirements_say(folder, tmp_path):
     """Lay the Space out as it is uploaded and start a process of it, where of the package's extras nothing can be
     imported."""
     space = tmp_path / "space"
-    for name, path in push_to_hub.space_files(folder).items():
+    for name, path in demo_files(folder).items():
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(path.read_bytes())
     assert (
@@ -125,10 +126,3 @@ def test_the_page_s_files_import_only_what_the_space_has():
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
         assert {name.split(".")[0] for name in names} <= allowed, path.name
-
-
-@pytest.fixture(scope="module")
-def push_to_hub():
-    from eqcohvit.commands import push_to_hub
-
-    return push_to_hub
