@@ -1,1 +1,2 @@
-"""The commands: `python -m eqcohvit.commands.pretrain`, `evaluate`, `finetune` and `push_to_hub`; each has `cli(argv)`."""
+"""The commands, such as `python -m eqcohvit.commands.pretrain`; each module has `cli(argv)`, which returns the exit
+code."""

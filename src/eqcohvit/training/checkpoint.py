@@ -235,7 +235,8 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
     if has_shards != takes_shards:
         kinds = ("a sharded run", "a run without shards")
         raise ValueError(
-            f"cannot load {checkpoint}: expected a checkpoint of {kinds[not takes_shards]}, found one of {kinds[takes_shards]}; "
+            f"cannot load {checkpoint}: expected a checkpoint of {kinds[not takes_shards]}, "
+            f"found one of {kinds[takes_shards]}; "
             "go on as it was begun, or begin another run with --init_from"
         )
     try:

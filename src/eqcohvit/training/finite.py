@@ -62,7 +62,8 @@ def check_step(
     path = save_batches(output_dir / _FOLDER / f"step-{step}-rank-{accelerator.process_index}", batches, report)
     terms_text = ", ".join(report["not_finite"]) or "a term of another process"
     if report["weights_not_finite"]:
-        cause = f"the weights were not finite before this step ({_first(report['weights_not_finite'])}): the step before it was too large"
+        names = _first(report["weights_not_finite"])
+        cause = f"the weights were not finite before this step ({names}): the step before it was too large"
     else:
         cause = "the weights were still finite"
     raise FloatingPointError(
@@ -82,7 +83,8 @@ def check_weights(module: nn.Module, step: int) -> None:
     names = of_all_processes(nonfinite_weights(module))
     if names:
         raise FloatingPointError(
-            f"weights not finite after step {step} ({_first(names)}), so that no checkpoint is written; try a lower learning_rate"
+            f"weights not finite after step {step} ({_first(names)}), so that no checkpoint is written; "
+            "try a lower learning_rate"
         )
 
 

@@ -51,7 +51,8 @@ class HealthWatch:
                     name,
                     (
                         f"{name} sits at {means[name]:.4g}, its value for features that tell nothing ({value:.4g}); "
-                        "try a lower learning_rate, more warmup_steps, or a sharper teacher (objective_options teacher_temperature)"
+                        "try a lower learning_rate, more warmup_steps, or a sharper teacher "
+                        "(objective_options teacher_temperature)"
                     ),
                 )
         for part in ("invariant", "equivariant"):

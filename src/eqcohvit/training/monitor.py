@@ -144,7 +144,8 @@ def describe_size(module: PretrainModule) -> str:
     weights = sum(p.nbytes for p in module.parameters())
     mebibytes = (weights + 3 * sum(p.nbytes for p in trained)) / 2**20  # a gradient and AdamW's two moments for each
     return (
-        f"encoder of {encoder / 1e6:.2f} M parameters, {sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
+        f"encoder of {encoder / 1e6:.2f} M parameters, "
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
         f"({mebibytes:.0f} MiB of weights, gradients and optimizer state)"
     )
 

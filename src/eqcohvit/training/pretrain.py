@@ -179,7 +179,7 @@ def open_at(
 def optimize(
     args: PretrainArguments, run: Run, parts: Parts, taken: Sequence[Batch], values: StepValues
 ) -> dict[str, torch.Tensor]:
-    """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features if it measures them."""
+    """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features if measured."""
     accelerator, trained = run.accelerator, parts.trained
     ranks: dict[str, torch.Tensor] = {}
     for batch in taken:

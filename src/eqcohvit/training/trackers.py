@@ -20,7 +20,8 @@ def check_tracker(name: str) -> None:
         return
     problem = "is not installed" if name in known else "is unknown"
     raise ValueError(
-        f"report_to: the tracker {name!r} {problem}; installed: {', '.join(installed) or 'none'}; known: {', '.join(known)}"
+        f"report_to: the tracker {name!r} {problem}; installed: {', '.join(installed) or 'none'}; "
+        f"known: {', '.join(known)}"
     )
 
 
