@@ -178,7 +178,7 @@ def test_frames_have_the_size_of_dinos_protocol(size, shorter_side, patch_size, 
         ),
         (
             lambda c: c.update(annotation=[255 * a for a in c["annotation"]]),
-            "from 1, 255 is void, and this frame has 0, 255",
+            "numbered from 1 .255 is void., got 0, 255",
         ),
         (lambda c: c.update(frame=[3, 2, None, 0]), "video row 2: column frame must hold whole numbers, got None"),
         (

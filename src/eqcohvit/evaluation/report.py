@@ -127,7 +127,7 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     means = {(row.encoder, row.part, row.metric): row.mean for row in rows if not row.part.endswith(ALONE)}
     best = {
         metric: (min if metric.endswith(LOWER) else max)(
-            value for (_, _, name), value in means.items() if name == metric
+            (value for (_, _, name), value in means.items() if name == metric), default=None
         )
         for metric in cells[0][2:]
         if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
