@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""The paper's tables at the size of the device at hand: trains and evaluates what is missing, and writes the tables of
-what there is.
+"""The paper's tables, at the size of the device: trains and evaluates what is missing, and writes the tables.
 
-    python scripts/reproduce.py --data_files 'cifar10/train-*.parquet' --test_data_files 'cifar10/test-*.parquet' --max_steps 300
-    python scripts/reproduce.py --table B --budget 60 --output_dir runs/k_ablation           # sized to take about an hour in all
-    python scripts/reproduce.py --data imagenette --budget 1200 --time_limit 9               # on a GPU, in pieces: repeat until it is done
+    python scripts/reproduce.py --data_files 'cifar10/train-*.parquet' --test_data_files 'cifar10/test-*.parquet' \\
+        --max_steps 300
+    python scripts/reproduce.py --table B --budget 60 --output_dir runs/k_ablation    # takes about an hour in all
+    python scripts/reproduce.py --data imagenette --budget 1200 --time_limit 9        # on a GPU; repeat until done
 
 A: SSL methods x paths. B: number of intermediate states. C: lambda, d_equi, border, what the decoders read. D: dense
-and geometric tasks. Each run has a folder with its recipe, metrics, model and results.json; tables.md is written from
-the results.json files alone. The same command again goes on where it was, in the middle of a run too.
+and geometric tasks. Each run has a folder with its recipe, metrics, model and results.json. tables.md is written only
+from the results.json files. The same command continues where it was, even in the middle of a run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MIN_STEPS = 20
 
 
 class TimeIsUp(Exception):
-    """The limit of this call is reached; the same command goes on."""
+    """The time limit of this call is reached. The same command continues."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,13 +58,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["A", "B", "C"],
         choices=list(TABLES),
-        help="default: A B C; the most telling runs come first",
+        help="default: A B C; the most informative runs come first",
     )
     default = "imagenette" if torch.cuda.is_available() else "cifar10"
     parser.add_argument(
-        "--data", default=default, choices=list(HUB), help="whose recipes; default: imagenette on a GPU, else cifar10"
+        "--data",
+        default=default,
+        choices=list(HUB),
+        help="dataset of the recipes; default: imagenette on a GPU, else cifar10",
     )
-    parser.add_argument("--data_files", help="training files (glob) in place of the dataset on the Hub")
+    parser.add_argument("--data_files", help="training files (glob) instead of the dataset on the Hub")
     parser.add_argument("--test_data_files", help="test files (glob)")
     parser.add_argument(
         "--dense_data",
@@ -74,12 +77,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--output_dir", type=os.path.expanduser, default="runs/reproduction", help="default: runs/reproduction"
     )
     parser.add_argument("--max_steps", type=int, help="training steps of each run; default: the recipes'")
-    parser.add_argument("--budget", type=float, help="minutes that all runs may take in sum, which chooses max_steps")
+    parser.add_argument("--budget", type=float, help="minutes that all runs may take together; this chooses max_steps")
+    parser.add_argument("--time_limit", type=float, help="minutes after which this call saves its work and ends")
     parser.add_argument(
-        "--time_limit", type=float, help="minutes after which this call ends, with all saved for the next"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of weights, order and views; other seeds are runs of their own; default: 0"
+        "--seed", type=int, default=0, help="seed of weights, order and views; each seed has separate runs; default: 0"
     )
     parser.add_argument("--max_samples", type=int, default=4096, help="images to fit probes on; default: 4096")
     parser.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
@@ -88,17 +89,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise ValueError(f"{name} must be positive, got {getattr(args, name)}")
     if args.max_steps and args.budget:
-        raise ValueError("max_steps and budget both choose the size of the runs: give one of them")
+        raise ValueError("max_steps and budget both choose the size of the runs: give only one of them")
     if bool(args.data_files) != bool(args.test_data_files):
         raise ValueError(
-            "data_files and test_data_files go together: probes are tested on images that nothing was fitted on"
+            "data_files and test_data_files go together: probes are tested on images that are not fitted on"
         )
     return args
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of a run, and the file that is there once it has finished."""
+    """A command of a run, and the file that exists once it has finished."""
 
     name: str
     command: list[str]
@@ -106,7 +107,7 @@ class Stage:
 
 
 class Reproduction:
-    """The runs of one folder, all of one size, which plan.json keeps."""
+    """The runs of one folder. All have one size, which plan.json holds."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.folder = args, Path(args.output_dir)
@@ -120,7 +121,7 @@ class Reproduction:
 
     # ------------------------------------------------------------------ size
     def _open_plan(self) -> dict:
-        """The size of the runs: that of the folder where it has one, else as the flags say."""
+        """The size of the runs: the one in plan.json if it exists, else from the flags."""
         path = self.folder / "plan.json"
         wanted = {
             "data": self.args.data,
@@ -142,7 +143,7 @@ class Reproduction:
         return {**wanted, "max_steps": steps}
 
     def _steps_of_budget(self) -> int:
-        """Times some steps of each recipe, and finds how many of them all runs may have."""
+        """Time some steps of each recipe, and compute how many steps fit into the budget."""
         seconds: dict[str, float] = {}
         trained = [run for run in self.runs if not run.untrained]
         for run in trained:
@@ -166,9 +167,8 @@ class Reproduction:
         steps = min(int(_TRAINING_SHARE * 60 * self.args.budget / step_of_all), most)
         if steps < _MIN_STEPS:
             needed = _MIN_STEPS * step_of_all / 60 / _TRAINING_SHARE
-            raise ValueError(
-                f"a budget of {self.args.budget:g} minutes is {steps} steps a run; at least {needed:.0f} minutes are needed"
-            )
+            problem = f"a budget of {self.args.budget:g} minutes is {steps} steps a run"
+            raise ValueError(f"{problem}; at least {needed:.0f} minutes are needed")
         return steps // 10 * 10
 
     # ------------------------------------------------------------------ commands
@@ -191,7 +191,7 @@ class Reproduction:
         return self.folder / (f"{run.name}-seed{self.args.seed}" if self.args.seed else run.name)
 
     def stages(self, run: Run) -> list[Stage]:
-        """What a run consists of, in order: pretraining, probes, and for table D the dense tasks."""
+        """The stages of a run, in order: pretraining, probes, and for table D the dense tasks."""
         home, args = self.home(run), self.args
         recipe = parse_arguments(["--config", self._recipe(run)])
         steps = self.plan["max_steps"] or recipe.max_steps
@@ -223,7 +223,8 @@ class Reproduction:
         if run.dense:
             dense = [self._dense_stage(run, task) for task in DENSE]
             return [stage for stage in (*([] if run.untrained else stages), *dense) if stage is not None]
-        probe = ["--model", home / "model", "--task", "r2", "knn", "linear", "--pooling", "cls_mean", "--head", "mlp"]
+        probe = ["--model", home / "model", "--task", "r2", "knn", "linear", "--full"]
+        probe += ["--pooling", "cls_mean", "--head", "mlp"]
         probe += [
             "--transform",
             *run.transforms,
@@ -239,8 +240,10 @@ class Reproduction:
         return [*stages, Stage("evaluate", self._command("evaluate", *probe), home / "results.json")]
 
     def _dense_stage(self, run: Run, task: str) -> Stage | None:
-        """Fit a head for `task` on the run's backbone; None where another run's results hold the same (videos need no
-        head)."""
+        """Fit a head for `task` on the backbone of the run.
+
+        None if the results of another run hold the same figures, because videos need no head.
+        """
         script, data, flags, _ = DENSE[task]
         if script == "evaluate" and run.untrained:
             return None
@@ -271,10 +274,10 @@ class Reproduction:
 
     # ------------------------------------------------------------------ work
     def work(self) -> None:
-        """Do what is missing, run by run; a run that fails is reported, and the others go on.
+        """Do what is missing, run by run. A run that fails is reported, and the others continue.
 
         Raises:
-            RuntimeError: a run has failed, said once all others are done.
+            RuntimeError: a run has failed. It is raised after all others are done.
         """
         todo = [(run, stage) for run in self.runs for stage in self.stages(run) if not stage.product.is_file()]
         failed: dict[str, str] = {}
@@ -299,12 +302,13 @@ class Reproduction:
             raise RuntimeError(f"{len(failed)} of {len(self.runs)} runs failed; first: {next(iter(failed.values()))}")
 
     def _execute(self, run: Run, stage: Stage) -> tuple[int, float, Path]:
-        """Run a stage with its output in logs/RUN-STAGE.txt; at the deadline, or when we are stopped, it is told to
-        save and end."""
+        """Run a stage with its output in logs/RUN-STAGE.txt.
+
+        At the deadline, or if this process is stopped, the stage is told to save and to end.
+        """
         started = time.monotonic()
-        log = (
-            self.folder / "logs" / f"{self.home(run).name}-{stage.name}.txt"
-        )  # a run's own folder must be empty before it starts
+        # Not in the folder of the run, which must be empty before it starts.
+        log = self.folder / "logs" / f"{self.home(run).name}-{stage.name}.txt"
         log.parent.mkdir(exist_ok=True)
         with log.open("a") as out:
             print(f"$ {shlex.join(stage.command)}", file=out, flush=True)
@@ -323,7 +327,7 @@ class Reproduction:
         return code, time.monotonic() - started, log
 
     def _keep(self, run: Run, stage: Stage, seconds: float) -> None:
-        """Note in run.json what was run, and how long it took."""
+        """Write the command of a stage and its time into run.json."""
         path = self.home(run) / "run.json"
         known = json.loads(path.read_text()) if path.is_file() else {"stages": {}}
         known |= {"name": run.name, "label": run.label, "seed": self.args.seed, "versions": versions()}
@@ -334,8 +338,7 @@ class Reproduction:
         write_text_whole(path, json.dumps(known, indent=1) + "\n")
 
     def _estimate(self, todo: list[tuple[Run, Stage]]) -> float | None:
-        """Seconds that the rest may take, by the mean of what each kind of stage has taken so far; None before there is
-        any."""
+        """Seconds that the rest may take, from the mean time of each kind of stage so far. None before the first."""
         taken: dict[str, list[float]] = {}
         for path in self.folder.glob("*/run.json"):
             for name, stage in json.loads(path.read_text())["stages"].items():
@@ -357,20 +360,17 @@ def _last_line(text: str) -> str:
 @safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; exit codes: 1 a run failed, 2 bad input, 75 the time limit came first."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the stage in hand saves what it has
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the current stage saves its work
     try:
         reproduction = Reproduction(parse(argv))
         reproduction.work()
-        print(
-            (reproduction.folder / "tables.md").read_text()
-            if (reproduction.folder / "tables.md").is_file()
-            else "nothing to do"
-        )
+        tables = reproduction.folder / "tables.md"
+        print(tables.read_text() if tables.is_file() else "nothing to do")
     except TimeIsUp:
-        print("the time limit is reached, all is saved: the same command goes on", file=sys.stderr)
+        print("the time limit is reached and everything is saved: the same command continues", file=sys.stderr)
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print("interrupted, all is saved: the same command goes on", file=sys.stderr)
+        print("interrupted, everything is saved: the same command continues", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

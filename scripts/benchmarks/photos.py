@@ -16,7 +16,7 @@ def photo(seed: int, width: int, height: int, image_format: str = "JPEG") -> byt
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1
     fields = []
-    for _ in range(4):  # three colours and what they have in common
+    for _ in range(4):  # three colors and what they have in common
         field = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((height, width))) / frequency, (height, width))
         fields.append(field / field.std())
     pixels = (

@@ -1,6 +1,6 @@
 """The plain pipeline, the way it is usually written: what scripts/benchmark.py measures against.
 
-Each worker decodes the whole image, then crops, recolours, blurs and rotates view by view with Pillow; the K decoders
+Each worker decodes the whole image, then crops, recolors, blurs and rotates view by view with Pillow; the K decoders
 are separate modules called in a loop, and the two views are encoded one after the other. The parameters of the views
 come from the same sampler as ours, so that both pipelines give the same views up to interpolation and rounding to 8
 bits.
@@ -30,7 +30,7 @@ _BICUBIC = Image.Resampling.BICUBIC
 def plain_views(
     data: bytes, renderer: ViewRenderer, first: ViewParameters, second: ViewParameters, path: SampledPath
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalised pixels;
+    """The content of an image file -> v1 (3, H, H), v2 (3, H, H), u_1 .. u_K (K, 3, H, H) in normalized pixels;
     rotation paths only.
 
     The parameters are those of one sample, as `renderer.sample` draws them.
@@ -44,7 +44,7 @@ def plain_views(
 
 
 def _augment(image: Image.Image, view: ViewParameters, size: int) -> Image.Image:
-    """Crop, flip, colour jitter, blur, solarisation: the usual order of the transforms."""
+    """Crop, flip, color jitter, blur, solarization: the usual order of the transforms."""
     left, top, width, height = view.box[0].tolist()
     out = image.crop((left, top, left + width, top + height)).resize((size, size), _BICUBIC)
     if view.flip.item():

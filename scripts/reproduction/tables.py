@@ -17,7 +17,7 @@ PATHS = {  # key of a run's name -> its label, its flags
     "none": ("λ = 0", ("--recon_weight", "0")),
     "rotation": ("+ rotation", ("--path", "rotation")),
     "se2": ("+ SE(2)", ("--path", "se2")),
-    "color_jitter": ("+ colour", ("--path", "color_jitter")),
+    "color_jitter": ("+ color", ("--path", "color_jitter")),
     "gaussian_blur": ("+ blur", ("--path", "gaussian_blur")),
     "translation": ("+ translation", ("--path", "translation")),
     "all": ("+ all", ("--path", "se2+color_jitter+gaussian_blur")),
@@ -28,11 +28,15 @@ _MOVES = ("rotation", "translation")  # where the two protocols differ
 PROTOCOLS = ("paper", "strict")
 PARTS = ("invariant", "equivariant", "backbone")
 BASE = "vicreg-rotation"  # what tables B and C vary
+_ABLATIONS = {
+    "B": "number of intermediate states (VICReg, rotation)",
+    "C": "λ, d_equi, border, decoders (VICReg, rotation)",
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: a recipe of `method` with `flags`, and the transformations that its features are probed for."""
+    """A training run: a recipe of `method` with `flags`, and the transformations that probes regress."""
 
     name: str
     label: str
@@ -111,34 +115,42 @@ TABLES: dict[str, list[Run]] = {
         Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
     ],
 }
-# Table D: task -> script, folder of the data, flags, and the number that is shown with its part. Sized for minutes on a
-# CPU.
+# Table D: task -> script, folder of the data, flags, and the number that is shown. Sized for minutes on a CPU.
 DENSE: dict[str, tuple[str, str, str, str]] = {
     "segmentation": (
         "finetune",
         "camvid",
-        "--train head --head linear --image_size 128 --num_labels 11 --ignore_label 11 --max_steps 600 --learning_rate 5e-3 "
+        "--train head --head linear --image_size 128 --num_labels 11 --ignore_label 11 --max_steps 600 "
+        "--learning_rate 5e-3 "
         "--per_device_train_batch_size 8 --data_files train-*.parquet --test_data_files val-*.parquet",
         "mIoU",
     ),
     "keypoints": (
         "finetune",
         "face_keypoints",
-        "--train all --max_steps 300 --per_device_train_batch_size 16 --data_files train-*.parquet --test_data_files test-*.parquet",
+        "--train all --max_steps 300 --per_device_train_batch_size 16 "
+        "--data_files train-*.parquet --test_data_files test-*.parquet",
         "PCK@0.1",
     ),
     "homography": (
         "finetune",
         "imagenette",
-        "--train head --max_steps 500 --per_device_train_batch_size 32 --max_test_samples 1000 --data_files train-*.parquet "
+        "--train head --max_steps 500 --per_device_train_batch_size 32 --max_test_samples 1000 "
+        "--data_files train-*.parquet "
         "--test_data_files val-*.parquet",
         "mean corner error (px) ↓",
     ),
-    "depth": ("finetune", "", "--train head --max_depth 2 --max_steps 120 --per_device_train_batch_size 16", "RMSE ↓"),
+    "depth": (
+        "finetune",
+        "",
+        "--train head --max_depth 2 --max_steps 120 --per_device_train_batch_size 16",
+        "RMSE ↓",
+    ),
     "detection": (
         "finetune",
         "bccd",
-        "--train all --image_size 128 --max_steps 400 --per_device_train_batch_size 4 --learning_rate 5e-4 --backbone_lr_scale 0.3 "
+        "--train all --image_size 128 --max_steps 400 --per_device_train_batch_size 4 --learning_rate 5e-4 "
+        "--backbone_lr_scale 0.3 "
         "--warmup_steps 10 --data_files train-*.parquet --test_data_files test-*.parquet",
         "AP50",
     ),
@@ -152,8 +164,7 @@ DENSE: dict[str, tuple[str, str, str, str]] = {
 
 
 def chosen_runs(tables: Sequence[str]) -> list[Run]:
-    """The runs of these tables, each once: the comparisons of table A first, then the small tables, then the rest of
-    table A."""
+    """The runs of these tables, each once: first the comparisons of table A, then the small tables, then the rest."""
     first = len(_FIRST_PATHS) * len(METHODS) + len(_REFERENCES) + len(_MASKED)
     own = {name: TABLES[name] for name in tables}
     ordered = [
@@ -171,15 +182,15 @@ class Results:
         self.folder = folder
 
     def read(self, name: str, *below: str) -> list[dict[str, Any]]:
-        """The results of all seeds of a run, in the order of the seeds; empty where it has not been evaluated."""
+        """The results of all seeds of a run, in the order of the seeds; empty if it has not been evaluated."""
         folders = [self.folder / name, *sorted(self.folder.glob(f"{name}-seed*"))]
         files = [folder.joinpath(*below, "results.json") for folder in folders]
         return [json.loads(file.read_text()) for file in files if file.is_file()]
 
     def cell(self, name: str, encoder: str | None, part: str, *metrics: str) -> str:
-        """A number as it stands in a table; of several metrics it is their mean, and nothing where one is missing.
+        """A cell of a table: a number, or the mean of several metrics; empty if one is missing.
 
-        Of one training run: with its interval. Of several: mean and standard deviation over them.
+        For one training run: with its interval. For several: mean and standard deviation over them.
         """
         runs = []
         for results in self.read(name):
@@ -193,8 +204,10 @@ class Results:
         return _over_runs(runs)
 
     def dense_cell(self, run: Run, task: str, metric: str) -> str:
-        """The backbone's number of a dense task, over training seeds; that of an untrained run may stand in another
-        run's file."""
+        """The number of a dense task for the backbone, over training seeds.
+
+        The number of an untrained run may be in the file of another run.
+        """
         runs = [run, *TABLES["D"]] if run.untrained else [run]
         found = next((found for each in runs if (found := self.read(each.name, task))), [])
         encoder = "random weights" if run.untrained and not self.read(run.name, task) else None
@@ -206,7 +219,7 @@ class Results:
 
 
 def _over_runs(rows: Sequence[Row]) -> str:
-    """One row as it is; the mean and standard deviation of several training runs; nothing of none."""
+    """One row as it is; the mean and standard deviation of several training runs; empty for none."""
     if len(rows) < 2:
         return "".join(map(str, rows))
     means = [row.mean for row in rows]
@@ -214,7 +227,7 @@ def _over_runs(rows: Sequence[Row]) -> str:
 
 
 def r2_columns(transforms: Sequence[str]) -> dict[str, str]:
-    """Heading -> metric; where nothing moves the protocols are one."""
+    """Heading -> metric. If nothing moves, there is one column for both protocols."""
     columns = {}
     for transform in transforms:
         for protocol in PROTOCOLS if transform in _MOVES else PROTOCOLS[:1]:
@@ -237,57 +250,72 @@ def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, .
     return lines
 
 
+def _table_a(results: Results, runs: Sequence[Run]) -> list[str]:
+    """R2 of all transformations, R2 of the rotation by part, and accuracies by part."""
+    columns: list[tuple[str, ...]] = [
+        (heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()
+    ]
+    means = [f"R2 {transform}, paper" for transform in TRANSFORMS]
+    columns.append(("mean of the four, paper", "equivariant", *means))
+    rotation = r2_columns(["rotation"])
+    by_part = [(f"{heading}: {part}", part, metric) for heading, metric in rotation.items() for part in PARTS]
+    classes = [(f"{metric}: {part}", part, metric) for metric in ("kNN-20", "linear") for part in PARTS]
+    return [
+        "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
+        format_table(_lines(results, runs, columns)),
+        "R2 of the rotation, by part.",
+        format_table(_lines(results, runs, by_part)),
+        "Top-1 accuracy, by part.",
+        format_table(_lines(results, runs, classes)),
+    ]
+
+
+def _ablation(results: Results, name: str, title: str, runs: Sequence[Run]) -> list[str]:
+    """Table B or C: R2 of the rotation, and how the other parts fare."""
+    columns = [
+        *((heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()),
+        ("R2 strict: invariant", "invariant", "R2 rotation, strict"),
+        ("kNN-20: backbone", "backbone", "kNN-20"),
+        ("linear: backbone", "backbone", "linear"),
+    ]
+    heading = f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."
+    return [heading, format_table(_lines(results, runs, columns))]
+
+
+def _table_d(results: Results) -> list[str]:
+    """Dense and geometric tasks; empty if none was run."""
+    metrics = {task: metric for task, (_, _, _, metric) in DENSE.items()}
+    lines = [["", *(f"{task}: {metric}" for task, metric in metrics.items())]]
+    for run in TABLES["D"]:
+        cells = [results.dense_cell(run, task, metric) for task, metric in metrics.items()]
+        if any(cells):
+            lines.append([run.label, *cells])
+    if len(lines) == 1:
+        return []
+    return ["## Table D: dense and geometric tasks, features of the backbone", format_table(lines)]
+
+
 def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
-    """Markdown of the tables that have numbers, from the results.json files below `folder` alone.
+    """Markdown of the tables that have numbers, from the results.json files below `folder`.
 
     Raises:
         ValueError: the results of tables A to C were measured with different versions of the protocol.
     """
-    results, sections = Results(folder), []
+    results = Results(folder)
     names = dict.fromkeys(run.name for name in "ABC" if name in tables for run in TABLES[name])
     check_same_version((name, found) for name in names for found in results.read(name))
-    rotation = [(heading, "equivariant", metric) for heading, metric in r2_columns(["rotation"]).items()]
-    by_part = [
-        (f"{heading}: {part}", part, metric) for heading, metric in r2_columns(["rotation"]).items() for part in PARTS
-    ]
-    classes = [
-        (f"{name}: {part}", part, metric)
-        for name, metric in (("kNN-20", "kNN-20"), ("linear", "linear"))
-        for part in PARTS
-    ]
-    known = [run for run in TABLES["A"] if results.read(run.name)]
-    missing = [run.label for run in TABLES["A"] if run not in known]
-    if "A" in tables and known:
-        columns = [(heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()]
-        columns += [("mean of the four, paper", "equivariant", *(f"R2 {transform}, paper" for transform in TRANSFORMS))]
-        sections += [
-            "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
-            format_table(_lines(results, known, columns)),
-            "R2 of the rotation, by part.",
-            format_table(_lines(results, known, by_part)),
-            "Top-1 accuracy, by part.",
-            format_table(_lines(results, known, classes)),
-        ]
-        sections += [f"Not run: {', '.join(missing)}."] if missing else []
-    for name, title in (
-        ("B", "number of intermediate states (VICReg, rotation)"),
-        ("C", "λ, d_equi, border, decoders (VICReg, rotation)"),
-    ):
-        own = [run for run in TABLES[name] if results.read(run.name)]
-        if name in tables and len(own) > 1:
-            extra = [
-                ("R2 strict: invariant", "invariant", "R2 rotation, strict"),
-                ("kNN-20: backbone", "backbone", "kNN-20"),
-            ]
-            extra += [("linear: backbone", "backbone", "linear")]
-            sections += [f"## Table {name}: {title}\n\nR2 of the rotation from the equivariant part."]
-            sections += [format_table(_lines(results, own, rotation + extra))]
-            left = [run.label for run in TABLES[name] if run not in own]
-            sections += [f"Not run: {', '.join(left)}."] if left else []
-    lines = [["", *(f"{task}: {metric}" for task, (_, _, _, metric) in DENSE.items())]]
-    for run in TABLES["D"]:
-        cells = [results.dense_cell(run, task, metric) for task, (_, _, _, metric) in DENSE.items()]
-        lines += [[run.label, *cells]] if any(cells) else []
-    if "D" in tables and len(lines) > 1:
-        sections += ["## Table D: dense and geometric tasks, features of the backbone", format_table(lines)]
+    sections: list[str] = []
+    for name in (name for name in "ABC" if name in tables):
+        runs = [run for run in TABLES[name] if results.read(run.name)]
+        missing = [run.label for run in TABLES[name] if run not in runs]
+        if name == "A" and runs:
+            sections += _table_a(results, runs)
+        elif name != "A" and len(runs) > 1:  # more than the run that the others vary
+            sections += _ablation(results, name, _ABLATIONS[name], runs)
+        else:
+            continue
+        if missing:
+            sections.append(f"Not run: {', '.join(missing)}.")
+    if "D" in tables:
+        sections += _table_d(results)
     return "\n\n".join(sections) + "\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-_LIGHT_COMMANDS = ("pretrain",)  # they read their flags before they import torch, and register the model themselves
+# They read their flags before they import torch, and register the model themselves.
+_LIGHT_COMMANDS = ("pretrain", "evaluate", "finetune")
 
 
 def _runs_a_light_command() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def find_model(name: str | Path) -> str:
     it is.
 
     Raises:
-        ValueError: the run has saved nothing yet, or the checkpoint holds adapters.
+        ValueError: the folder does not exist, the run has saved nothing yet, or the checkpoint holds adapters.
     """
     folder = Path(name).expanduser()
     if (folder / CHECKPOINTS).is_dir() and any(
@@ -39,7 +40,17 @@ def find_model(name: str | Path) -> str:
         raise ValueError(
             f"{folder} is a checkpoint of a LoRA run: start from its model folder, where the adapters are merged"
         )
-    return str(folder) if folder.is_dir() else str(name)
+    if folder.is_dir():
+        return str(folder)
+    if not folder.exists() and _is_path(str(name)):
+        raise ValueError(f"no such folder: {name}")
+    return str(name)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path: the name of a repository has at most one slash."""
+    is_below_a_folder = "/" in name and Path(name).parts[0] != "timm" and Path(name).parts[0] in os.listdir()
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or is_below_a_folder
 
 
 def _model_of_run(run: Path) -> Path:
@@ -70,10 +81,9 @@ def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:
         ValueError: the model cannot be found, or a weight is missing, has another shape, or is not expected; the
             message names the first.
     """
+    place = find_model(name)
     try:
-        loaded = model_class.from_pretrained(
-            find_model(name), output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        loaded = model_class.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except _LOAD_ERRORS as error:
         raise ValueError(f"no model at {name}: {first_line(error)}") from None
     model, info = loaded

@@ -25,7 +25,7 @@ from eqcohvit.data import (
     open_source,
     retry,
 )
-from eqcohvit.evaluation.extraction import shuffle_window
+from eqcohvit.evaluation.images import shuffle_window
 
 GRAYS = range(0, 120, 10)
 

@@ -161,7 +161,7 @@ def test_object_is_lighter_than_its_background_in_about_half_of_the_scenes():
 
 
 def test_strokes_are_round_ended_lines():
-    grid = sprites._pixel_centres(16)  # multiples of 1 / 16, shifted by half of one
+    grid = sprites._pixel_centers(16)  # multiples of 1 / 16, shifted by half of one
     strokes = np.full((1, sprite_scenes.MAX_DISTRACTORS, 5), -1.0, dtype=np.float32)  # none
     strokes[0, 0] = [1 / 32, 1 / 32, 0.1, 0.25, 0.0]  # middle, radius, half its length to the right
     opacity = sprites._render_strokes(strokes, grid)[0]

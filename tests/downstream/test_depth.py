@@ -6,8 +6,9 @@ import torch
 from tests.downstream.dense_tools import fit, make_rows
 
 from eqcohvit.downstream.backbones import EncoderFolder
-from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.base import evaluate_task
 from eqcohvit.downstream.depth import Depth, SpriteRows, scale_invariant_loss, sprite_rows
+from eqcohvit.downstream.options import TaskOptions
 from eqcohvit.evaluation.metrics.depth_errors.depths import depth_errors
 
 

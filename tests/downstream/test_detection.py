@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.downstream.dense_tools import fit, make_rows, png
 
-from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.base import evaluate_task
 from eqcohvit.downstream.coco import average_precision
 from eqcohvit.downstream.detection import Detection
+from eqcohvit.downstream.options import TaskOptions
 
 IMAGES = [{"id": i, "width": 100, "height": 100} for i in (1, 2)]
 

@@ -5,7 +5,7 @@ from PIL import Image
 from tests.downstream.dense_tools import fit, make_rows
 
 from eqcohvit.downstream.backbones import EncoderFolder
-from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.base import evaluate_task
 from eqcohvit.downstream.homography import (
     CORNERS,
     MAX_DISPLACEMENT,
@@ -13,6 +13,7 @@ from eqcohvit.downstream.homography import (
     cut_pair,
     homography_from_corners,
 )
+from eqcohvit.downstream.options import TaskOptions
 from eqcohvit.evaluation.metrics.corner_error.corners import corner_error
 
 

@@ -5,8 +5,9 @@ from pycocotools import mask as coco_masks
 from tests.downstream.dense_tools import fit, make_rows
 
 from eqcohvit.data.sprites import render_sprites
-from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.base import evaluate_task
 from eqcohvit.downstream.instances import InstanceSegmentation, sprite_grids
+from eqcohvit.downstream.options import TaskOptions
 
 
 def annotated(boxes, numbers=None, size=(48, 64)):

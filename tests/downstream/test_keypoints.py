@@ -5,9 +5,10 @@ from PIL import Image
 from tests.downstream.dense_tools import fit, make_rows
 
 from eqcohvit.downstream.backbones import EncoderFolder
-from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.base import evaluate_task
 from eqcohvit.downstream.coco import average_precision
 from eqcohvit.downstream.keypoints import Crop, Keypoints, draw_heatmaps, find_peaks
+from eqcohvit.downstream.options import TaskOptions
 from eqcohvit.evaluation.metrics.pck.distances import correct_keypoints
 
 POINTS = [[10.0, 8.0], [30.0, 12.0], [20.0, 33.0]]

@@ -6,9 +6,10 @@ import torch
 from tests.downstream.dense_tools import fit, make_rows
 from transformers import ViTConfig, ViTModel
 
-from eqcohvit.downstream import load_finetuned, save_finetuned
 from eqcohvit.downstream.backbones import EncoderFolder, find_backbone, spread_stages
-from eqcohvit.downstream.base import TaskOptions, evaluate_task
+from eqcohvit.downstream.base import evaluate_task
+from eqcohvit.downstream.options import TaskOptions
+from eqcohvit.downstream.saved import load_finetuned, save_finetuned
 from eqcohvit.downstream.segmentation import Segmentation
 
 

@@ -2,30 +2,17 @@ import importlib
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from tests.data.data_tools import png
 
-from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, decode
+from eqcohvit.data import FolderSource, SpritesSource, decode
 from eqcohvit.evaluation import extraction, features, pairs
-from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.extraction import (
-    BLOCK_SIZE,
-    CentralView,
-    FeatureCache,
-    PairView,
-    Samples,
-    check_test_data,
-    code_hash,
-    extract,
-    missing_classes,
-    prune_cache,
-)
+from eqcohvit.evaluation.extraction import CentralView, PairView, code_hash, extract
+from eqcohvit.evaluation.feature_cache import prune_cache
 from eqcohvit.evaluation.features import PixelEncoder
+from eqcohvit.evaluation.images import BLOCK_SIZE, ProbeImages
 from eqcohvit.transforms import make_path, ops
 
 BLOCKS_PER_CHUNK = 2
@@ -36,24 +23,6 @@ CHUNK = BLOCK_SIZE * BLOCKS_PER_CHUNK
 def small_chunks(monkeypatch):
     """So that a few images fill several."""
     monkeypatch.setattr(extraction, "BLOCKS_PER_CHUNK", BLOCKS_PER_CHUNK)
-
-
-def keys(samples, part):
-    return torch.cat([batch.keys for batch, _ in samples.blocks(part, 8)]).tolist()
-
-
-def test_one_source_is_split_into_disjoint_training_and_test_images():
-    source = SpritesSource(num_samples=100)
-    samples = Samples(source, source, num_train=50, num_test=40)
-    train, test = keys(samples, "train"), keys(samples, "test")
-    assert len(train) == 50 and len(test) == 40 and not set(train) & set(test)
-    assert keys(samples, "test") == test
-
-
-def test_a_small_source_gives_each_image_once(photos):
-    source = FolderSource(str(photos))
-    train = keys(Samples(source, source, num_train=1000, num_test=4), "train")
-    assert len(train) == len(set(train)) == 20
 
 
 class Counting(PixelEncoder):
@@ -70,7 +39,7 @@ class Counting(PixelEncoder):
 
 def run(tmp_path, encoder, num_workers=0, num=2 * CHUNK + 40, source=None, view=None):
     source = source or SpritesSource()
-    samples = Samples(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
+    samples = ProbeImages(source, SpritesSource(offset=1 << 40), num, 8, num_workers)
     return extract([encoder], samples, "train", view or PairView(make_path("rotation"), "paper"), tmp_path)[
         encoder.name
     ]
@@ -124,7 +93,7 @@ def test_other_images_views_or_encoders_do_not_find_old_features(tmp_path):
 
 
 def test_an_encoder_that_comes_later_fills_its_own_chunks_only(tmp_path):
-    samples = Samples(SpritesSource(), SpritesSource(offset=1 << 40), CHUNK + 8, 8)
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), CHUNK + 8, 8)
     first, second = Counting(16, "first"), Counting(24, "second")
     view = CentralView()
     extract([first], samples, "train", view, tmp_path)
@@ -135,7 +104,7 @@ def test_an_encoder_that_comes_later_fills_its_own_chunks_only(tmp_path):
 
 
 def test_central_view_of_a_square_image_is_the_image(photos):
-    samples = Samples(FolderSource(str(photos)), SpritesSource(), 8, 8)
+    samples = ProbeImages(FolderSource(str(photos)), SpritesSource(), 8, 8)
     batch, _ = next(samples.blocks("test", 16))
     images, _ = CentralView()(batch, 16)
     assert torch.equal(images[0], batch.canvases.float() / 255)
@@ -144,7 +113,7 @@ def test_central_view_of_a_square_image_is_the_image(photos):
 def test_a_source_without_images_left_is_an_error(photos, tmp_path):
     source = FolderSource(str(photos))
     with pytest.raises(ValueError, match="no images left to fit on: 24 are taken for testing"):
-        extract([PixelEncoder(16)], Samples(source, source, 8, 24), "train", CentralView(), tmp_path)
+        extract([PixelEncoder(16)], ProbeImages(source, source, 8, 24), "train", CentralView(), tmp_path)
 
 
 def test_features_used_longest_ago_go_first_and_those_in_use_stay(tmp_path):
@@ -164,89 +133,6 @@ def test_features_used_longest_ago_go_first_and_those_in_use_stay(tmp_path):
     assert prune_cache(tmp_path, 550) == 500 and left() == {"c", "d", "m"}
     assert prune_cache(tmp_path, 0) == 100 and left() == {"d", "m"}
     assert prune_cache(tmp_path / "nothing", 0) == 0
-
-
-def test_the_same_file_for_fitting_and_testing_is_refused(tmp_path):
-    for name in ("a.parquet", "b.parquet", "c.parquet"):
-        (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "link.parquet").symlink_to(tmp_path / "a.parquet")
-    (tmp_path / "hard.parquet").hardlink_to(tmp_path / "b.parquet")
-    a, b, c = (str(tmp_path / f"{name}.parquet") for name in "abc")
-
-    def check(data_files, test_data_files, dataset_name=None, train_dir=None):
-        check_test_data(dataset_name, "train", None, data_files, test_data_files, train_dir)
-
-    check(f"{a},{b}", c)
-    check("hf://one.parquet", "hf://two.parquet")
-    twice = [
-        (a, a),
-        (a, str(tmp_path / "link.parquet")),
-        (f"{a},{b}", str(tmp_path / "*.parquet")),
-        (b, str(tmp_path / "hard.parquet")),
-    ]
-    twice += [(a, str(tmp_path / "x" / ".." / "a.parquet")), ("hf://one.parquet", "hf://one.parquet")]
-    (tmp_path / "x").mkdir()
-    for data_files, test_data_files in twice:
-        with pytest.raises(
-            ValueError, match="test_data_files must share no file with data_files, but .* is in both"
-        ) as error:
-            check(data_files, test_data_files)
-        assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="share no file with data_files, but .*a.parquet is in both"):
-        check("a.parquet", "?.parquet", dataset_name=str(tmp_path))
-    with pytest.raises(ValueError, match="share no file with train_dir"):
-        check(None, a, train_dir=str(tmp_path))
-
-
-def sorted_files(folder, num_files, num_rows, num_classes=10, row_group_size=None):
-    """Parquet files of tiny pictures whose gray value is the class; the rows of all files together are sorted by
-    class."""
-    total = num_files * num_rows
-    labels = [index * num_classes // total for index in range(total)]
-    for file in range(num_files):
-        own = labels[file * num_rows : (file + 1) * num_rows]
-        rows = {"image": [png(value) for value in own], "label": own}
-        columns = Features({"image": Image(), "label": ClassLabel(num_classes=num_classes)})
-        Dataset.from_dict(rows, features=columns).to_parquet(folder / f"{file}.parquet", batch_size=row_group_size)
-    return DatasetSource("parquet", data_files=str(folder / "*.parquet"))
-
-
-@pytest.mark.parametrize(("num_files", "num_rows"), [(1, 5000), (20, 250)])
-def test_images_of_sorted_data_are_of_all_classes(tmp_path, num_files, num_rows):
-    source = sorted_files(tmp_path, num_files, num_rows, row_group_size=num_rows)
-    samples = Samples(source, source, num_train=200, num_test=100)
-    for part in ("train", "test"):
-        labels = torch.cat([batch.labels for batch, _ in samples.blocks(part, 4)])
-        counts = labels.bincount(minlength=10)
-        assert (counts > 0).all() and counts.max() < len(labels) / 4
-        assert missing_classes(labels, 10) == ""
-
-
-def test_missing_classes_are_told_in_one_line(tmp_path):
-    assert missing_classes(torch.arange(1000) % 4, 10) == (
-        "labels of 4 of 10 classes in 1000 images: the data seem to be sorted by class, shuffle them"
-    )
-    assert (
-        missing_classes(torch.randint(100, (100,), generator=torch.Generator().manual_seed(0)), 100) == ""
-    )  # 63 of them expected
-    assert missing_classes(torch.full((50,), -1), 10) == ""
-
-
-def test_an_evaluation_warns_once_of_a_part_without_some_classes(tmp_path):
-    """Test files of four classes, sorted into files; the images to fit on are of all ten."""
-    (tmp_path / "some").mkdir()
-    train = sorted_files(tmp_path, 2, 100)
-    sorted_files(tmp_path / "some", 5, 20)
-    test = DatasetSource("parquet", data_files=[str(tmp_path / "some" / f"{file}.parquet") for file in range(2)])
-    evaluation = Evaluation([], lambda: Samples(train, test, 100, 40), cache_dir=tmp_path / "cache")
-    view, encoders = CentralView(), [PixelEncoder(8)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for part in ("train", "test", "test"):
-            evaluation.features(part, view, encoders)
-    lines = [str(one.message) for one in caught if "classes" in str(one.message)]
-    assert len(lines) == 1
-    assert "to test on: labels of 4 of 10 classes in 40 images" in lines[0] and "\n" not in lines[0]
 
 
 def test_a_change_of_the_code_changes_the_key(tmp_path, monkeypatch):
@@ -275,38 +161,6 @@ def test_a_change_of_the_class_of_a_model_changes_the_key(tmp_path, monkeypatch)
         encoder.model = torch.nn.Sequential(importlib.import_module("remote_model").Remote())
         hashes.add(code_hash(encoder))
     assert len(hashes) == 2
-
-
-def test_files_that_vanish_while_the_cache_is_pruned_are_no_error(tmp_path):
-    """A link to nothing is what a file looks like that another command removes between the listing and the look at its
-    size."""
-    for name in "ab":
-        (tmp_path / (name * 32)).mkdir()
-        (tmp_path / (name * 32) / "chunk-00000.safetensors").write_bytes(bytes(10))
-    (tmp_path / ("a" * 32) / "chunk-00001.safetensors").symlink_to(tmp_path / "gone")
-    for folder in tmp_path.iterdir():
-        os.utime(folder, (0, 0))
-    assert prune_cache(tmp_path, 0) == 10 and [path.name[0] for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_two_commands_that_write_the_same_chunk_leave_it_whole(tmp_path, monkeypatch):
-    """The second one begins and ends while the first one is between writing its file and putting it in place."""
-    caches, state = [FeatureCache(tmp_path, "same") for _ in range(2)], {"seen": 8, "position": None, "last": True}
-    real, tensors = (
-        extraction.save_file,
-        {"keys": torch.arange(8), "labels": torch.arange(8), "parameters": torch.zeros(8, 0)},
-    )
-
-    def save(values, path, **options):
-        real(values, path, **options)
-        if caches:
-            monkeypatch.setattr(extraction.os, "getpid", lambda: -1)  # as in the process of the other command
-            caches.pop().write(0, tensors, state)
-
-    monkeypatch.setattr(extraction, "save_file", save)
-    cache = caches.pop()
-    cache.write(0, tensors, state)
-    assert torch.equal(cache.read().keys, torch.arange(8))
 
 
 def test_reading_features_counts_as_using_them(tmp_path):

@@ -5,8 +5,9 @@ from PIL import Image
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.data import FolderSource, SpritesSource, hold_out, sequential
-from eqcohvit.evaluation.extraction import CentralView, Samples
+from eqcohvit.evaluation.extraction import CentralView
 from eqcohvit.evaluation.guard import AccuracyFell, KnnGuard
+from eqcohvit.evaluation.images import ProbeImages
 
 MEAN_STD = ((0.5,) * 3, (0.25,) * 3)
 
@@ -55,7 +56,7 @@ def test_guard_and_evaluation_see_the_same_images_of_wide_photographs(tmp_path):
     source = FolderSource(tmp_path, labels=True)
     guard = KnnGuard(source, 24, 16, max_drop=0.1)
     seen = dict(zip([batch.keys for batch in sequential(source, 16, 24)][0].tolist(), guard.images, strict=True))
-    for batch, _ in Samples(source, source, 8, 16).blocks("test", 16):
+    for batch, _ in ProbeImages(source, source, 8, 16).blocks("test", 16):
         images, _ = CentralView()(batch, 16)
         for key, image in zip(batch.keys.tolist(), images[0], strict=True):
             assert torch.equal(image, seen[key].float() / 255)

@@ -5,8 +5,8 @@ from tests.evaluation.latent_renders import draw_rows, write_parquet
 
 from eqcohvit.data import DatasetSource
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.extraction import Samples
 from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
+from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents
 from eqcohvit.evaluation.metrics.r2.coefficients import pooled_r2
 
@@ -38,7 +38,7 @@ def make(path, tmp_path, columns, encoders, test_path=None, num_train=240, num_t
     source = DatasetSource("parquet", data_files=path)
     test = source if test_path is None else DatasetSource("parquet", data_files=test_path)
     defaults = {"pooling": ["cls_mean"], "head": ["linear"], "target_columns": columns}
-    samples = Samples(source, test, num_train, num_test)
+    samples = ProbeImages(source, test, num_train, num_test)
     evaluation = Evaluation([], lambda: samples, seeds=1, cache_dir=tmp_path, settings=defaults | settings)
     evaluation.encoders = encoders
     return evaluation

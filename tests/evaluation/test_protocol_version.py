@@ -12,10 +12,11 @@ from PIL import Image
 from tests.evaluation.latent_renders import draw, draw_rows, write_parquet
 
 from eqcohvit.data import DatasetSource, FolderSource
-from eqcohvit.evaluation import tasks
+from eqcohvit.evaluation import r2_tasks
 from eqcohvit.evaluation.context import Evaluation
-from eqcohvit.evaluation.extraction import PairView, Samples
+from eqcohvit.evaluation.extraction import PairView
 from eqcohvit.evaluation.features import LAST, Feature, select
+from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.evaluation.latent_tasks import latent_r2
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES
 from eqcohvit.transforms import make_path
@@ -61,7 +62,7 @@ def photos(tmp_path):
 def measure(photos, folder):
     """What decides a figure, from the settings of the suite to the probes."""
     suite = SUITES["r2"]
-    samples = Samples(photos, photos, 150, 50)
+    samples = ProbeImages(photos, photos, 150, 50)
     settings = suite.fixed() | {"transform": ["rotation"]}
     evaluation = evaluation_of(samples, folder / "cache", **settings)
     views = {}
@@ -72,13 +73,13 @@ def measure(photos, folder):
             views[f"{transform}, {protocol}"] = (
                 vectors.mean(dim=(0, 2)).tolist() + features.parameters.mean(dim=0).tolist()
             )
-    rows = tasks.r2(evaluation)
+    rows = r2_tasks.r2(evaluation)
     source = DatasetSource(
         "parquet", data_files=write_parquet(folder / "rows.parquet", draw_rows(num_groups=60, per_group=2))
     )
     settings = {"target_columns": ["hue"], "group_column": "object"}
     settings |= {"pooling": list(suite.pooling), "head": ["linear"]}
-    rows += latent_r2(evaluation_of(Samples(source, source, 45, 15), folder / "cache", **settings))
+    rows += latent_r2(evaluation_of(ProbeImages(source, source, 45, 15), folder / "cache", **settings))
     found = {"suites": {name: dataclasses.asdict(suite) for name, suite in SUITES.items()}, "views": views}
     return found | {"r2": {f"{row.part}: {row.metric}": row.mean for row in rows}}
 
@@ -86,7 +87,8 @@ def measure(photos, folder):
 def test_figures_are_those_of_the_protocol_version(photos, tmp_path_factory):
     found = json.loads(json.dumps(measure(photos, tmp_path_factory.mktemp("figures"))))
     kept = json.loads(KEPT.read_text())
-    advice = f"raise PROTOCOL_VERSION in suite.py and write into {KEPT.name}: {json.dumps({'version': PROTOCOL_VERSION, **found})}"
+    new = json.dumps({"version": PROTOCOL_VERSION, **found})
+    advice = f"raise PROTOCOL_VERSION in suite.py and write into {KEPT.name}: {new}"
     assert kept["version"] == PROTOCOL_VERSION, f"{KEPT.name} is of version {kept['version']}: {advice}"
     assert found["suites"] == kept["suites"], f"the suite's settings changed: {advice}"
     for name, values in kept["views"].items():

@@ -35,4 +35,15 @@ def test_page_tells_which_protocol_gives_g_away():
     notes = ["rotation, paper: the black border tells it", "zoom, strict: sharpness tells it"]
     assert protocol_notes(rows) == notes
     text = render_page({}, rows, [])
-    assert all(f"<p class='faint'>{note}</p>" in text for note in notes) and text.count("tells it") == 2
+    assert f"<b>Gives g away</b>: {'; '.join(notes)}." in text and text.count("tells it") == 2
+
+
+def test_g_alone_is_never_the_best_and_names_may_break(tmp_path):
+    settings = {"task": "r2", "transform": "rotation", "protocol": "strict", "pooling": "cls_mean", "layer": "last"}
+    rows = [
+        Row("a_long/name", part, "R2 rotation, strict", [value], settings=settings)
+        for part, value in (("backbone", 0.5), ("backbone, g alone", 0.9))
+    ]
+    page = render_page({}, rows, [])
+    assert "<td class=best>0.500</td>" in page and "<td>0.900</td>" in page
+    assert "<td>a_<wbr>long/<wbr>name</td>" in page

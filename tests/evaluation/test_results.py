@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eqcohvit.evaluation.results import Row, training_seeds, write_results
+from eqcohvit.evaluation.results import Row, format_tables, training_seeds, wrap, write_results
 
 
 def test_row_prints_its_interval():
@@ -34,3 +34,28 @@ def test_a_single_model_has_no_line_of_training_seeds():
     assert (
         training_seeds([Row("run-seed0", "backbone", "R2", [0.4]), Row("other-seed1", "backbone", "R2", [0.4])]) == []
     )
+
+
+def test_tables_on_a_terminal_have_80_columns_and_whole_names():
+    name = "user/a-very-long-repository-name-with-many-words"
+    transforms = ("rotation", "color_jitter", "gaussian_blur")
+    rows = [
+        Row(name, part, f"R2 {transform}, strict", [0.5, 0.7], settings={"task": "r2"})
+        for transform in transforms
+        for part in ("equivariant", "pixels, g alone")
+    ]
+    lines = format_tables(rows).splitlines()
+    assert max(map(len, lines)) <= 80
+    first = lines[: lines.index("")]
+    assert first[0].split("  ")[0] == "encoder" and first[2].strip("-") == ""
+    assert "".join(line.split("  ")[0] for line in first[3:]) == name
+    for transform in transforms:
+        (heading,) = (index for index, line in enumerate(lines) if f"R2 {transform}," in line)
+        column = lines[heading].index(f"R2 {transform},")
+        assert lines[heading + 1][column:].startswith("strict")
+        assert lines[heading + 3][column:].startswith("0.600 ± 1.271")
+
+
+def test_long_names_are_broken_behind_their_separators():
+    assert wrap("vit_small_patch16_224.augreg_in1k", 14) == "vit_small_\npatch16_224.\naugreg_in1k"
+    assert wrap("raw pixels", 26) == "raw pixels"

@@ -29,11 +29,11 @@ def rows_of(path):
 
 
 def test_columns_are_regressed_for_each_part_and_control(evaluate, encoder_folder, files, tmp_path, capsys):
-    flags = "--target_columns hue yaw --circular_columns yaw=360 --group_column object"
+    flags = "--full --target_columns hue yaw --circular_columns yaw=360 --group_column object"
     output = tmp_path / "results.json"
     assert run(evaluate, encoder_folder, files, output, *flags.split()) == 0
     table = capsys.readouterr().out
-    for text in ("R2 hue, one picture", "R2 yaw, change", "raw pixels", "random weights", "g alone"):
+    for text in ("R2 hue,", "one picture", "R2 yaw,", "change", "raw pixels", "random weights", "g alone"):
         assert text in table
     rows = rows_of(output)
     parts = ("equivariant", "invariant", "both", "backbone")
@@ -60,7 +60,7 @@ def test_recipe_of_3diebench_makes_what_its_command_reads(evaluate, encoder_fold
     assert evaluate.cli(["--model", encoder_folder, "--cache_dir", "cache", *SMALL, *flags]) == 0
     table = capsys.readouterr().out
     for column in ("pose", "floor_hue", "light_hue"):
-        assert f"R2 {column}, change" in table and f"R2 {column}, one picture" in table
+        assert table.count(f"R2 {column},") == 2
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_recipe_of_3diebench_makes_what_its_command_reads(evaluate, encoder_fold
         ("--target_columns pose --quaternion_columns pose --circular_columns pose=1", "got both for pose"),
         ("--target_columns yaw --circular_columns yaw", "circular_columns must be COLUMN=PERIOD"),
         ("--group_column object", "group_column needs target_columns"),
-        ("--target_columns hue --task knn r2", "target_columns needs --task r2 alone, got knn r2"),
+        ("--target_columns hue --task knn r2", "target_columns works only with --task r2, got knn r2"),
     ],
 )
 def test_columns_that_do_not_fit_are_one_line(evaluate, encoder_folder, files, tmp_path, capsys, flags, message):

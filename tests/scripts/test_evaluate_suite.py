@@ -49,11 +49,11 @@ def test_own_model_and_plain_vit_give_the_same_table_twice(
     for text in (
         "tiny",
         "equivariant",
-        "| vit ",
+        "\nvit ",
         "random weights (vit)",
         "raw pixels",
-        "R2 rotation, strict",
-        "R2 rotation, paper",
+        "R2 rotation,",
+        "strict",
     ):
         assert text in tables[0]
 
@@ -114,7 +114,10 @@ def test_the_suite_sets_what_decides_a_figure(evaluate):
     assert (args.max_samples, args.max_test_samples) == (2048, 1024)
     assert evaluate.parse(["--suite", "r2", "--model", "x", "--max_samples", "9"]).max_samples == 9
     plain = evaluate.parse(["--model", "x"])
-    assert (plain.max_samples, plain.max_test_samples, plain.transform) == (4096, 2048, ["rotation"])
+    assert (plain.max_samples, plain.max_test_samples, plain.transform) == (1024, 512, ["rotation"])
+    full = evaluate.parse(["--model", "x", "--full", "--seeds", "2"])
+    assert (full.max_samples, full.max_test_samples, full.seeds) == (4096, 2048, 2)
+    assert (full.protocol, full.pooling) == (["paper", "strict"], ["cls_mean", "grid"])
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ def test_resumed_run_equals_an_uninterrupted_one(finetune, encoder_folder, segme
 
 
 def test_frozen_backbone_does_not_change(finetune, encoder_folder, segmentation_files, tmp_path):
-    from eqcohvit.downstream import load_finetuned
     from eqcohvit.downstream.backbones import EncoderFolder, find_backbone
+    from eqcohvit.downstream.saved import load_finetuned
 
     assert (
         run(finetune, encoder_folder, segmentation_files, tmp_path / "run", "--train", "head", "--head", "linear") == 0

@@ -212,7 +212,7 @@ def test_accumulated_batches_make_one_step(pretrain, photos, tmp_path):
         ("--resume_from_checkpoint {tmp}/nowhere", "no checkpoint at"),
         ("--output_dir {tmp}/other", "holds another run"),
         ("--report_to nosuchtracker", "nosuchtracker"),
-        ("--resident", "resident needs images that come again"),
+        ("--resident", "resident needs train_dir, dataset_name or data_files"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_line_and_writes_nothing(pretrain, flags, message, tmp_path, capsys):

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from tests.conftest import load_script
 
+from eqcohvit.commands.evaluate import parse as parse_evaluate
+from eqcohvit.commands.finetune import parse as parse_finetune
 from eqcohvit.training.arguments import parse_arguments
 
 reproduce = load_script("reproduce")
@@ -38,7 +40,7 @@ def cells(text, label):
 
 
 def test_every_command_is_one_that_its_script_takes(tmp_path):
-    scripts = {name: load_script(name).parse for name in ("evaluate", "finetune")} | {"pretrain": parse_arguments}
+    scripts = {"evaluate": parse_evaluate, "finetune": parse_finetune, "pretrain": parse_arguments}
     work = reproduce.Reproduction(reproduce.parse([*ALL, "--output_dir", str(tmp_path / "runs"), "--max_steps", "7"]))
     stages = [(run, stage) for run in work.runs for stage in work.stages(run)]
     seen = {}

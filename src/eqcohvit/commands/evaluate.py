@@ -1,17 +1,18 @@
-"""What does an encoder know? Tasks on frozen features per part, beside raw pixels and random weights, as a table, a
-report and JSON.
+"""What does an encoder know? Tasks on frozen features, beside raw pixels and random weights: a table, a page, JSON.
 
-    python scripts/evaluate.py --model outputs/pretrain/model --task r2 knn --output results.json
-    python scripts/evaluate.py --model runs/a/model --task video_segmentation --data_files 'davis/*.parquet' --output runs/a/davis.json
-    python scripts/evaluate.py --suite r2 --model runs/a/model facebook/dinov2-small timm/vit_small_patch16_224.augreg_in1k \\
-        --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output suite/results.json
-    python scripts/evaluate.py --model runs/a/model --task r2 --target_columns pose hue --quaternion_columns pose --group_column object \\
-        --data_files 'renders/*.parquet' --output runs/a/renders.json
-    python scripts/evaluate.py --model runs/a/model facebook/dinov2-small --task r2 --transform all \\
+    python -m eqcohvit.commands.evaluate --model runs/a/model --task r2 knn --output runs/a/results.json
+    python -m eqcohvit.commands.evaluate --model runs/a/model facebook/dinov2-small --task r2 --transform all --full \\
         --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output runs/a/results.json
+    python -m eqcohvit.commands.evaluate --suite r2 --model runs/a/model timm/vit_small_patch16_224.augreg_in1k \\
+        --data_files 'data/train-*.parquet' --test_data_files 'data/test-*.parquet' --output suite/results.json
+    python -m eqcohvit.commands.evaluate --model runs/a/model --target_columns pose hue --quaternion_columns pose \\
+        --group_column object --data_files 'renders/*.parquet' --output runs/a/renders.json
+    python -m eqcohvit.commands.evaluate --model runs/a/model --task video_segmentation \\
+        --data_files 'davis/*.parquet' --output runs/a/davis.json
 
-Without data flags: the embedded sprites (test sprites are never trained on). Features and fitted probes are cached:
-another task on the same features takes seconds, and an interrupted command goes on where it was.
+Without data flags, the embedded sprites are used. Test sprites are never trained on. Features and fitted probes are
+cached: another task on the same features takes seconds, and an interrupted command continues where it was. By default
+an evaluation is quick, about a minute for a model on a laptop; --full takes longer and gives narrower intervals.
 """
 
 from __future__ import annotations
@@ -20,170 +21,168 @@ import argparse
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers.utils import logging as transformers_logging
-
-from ..data import FolderSource, SpritesSource, TooManyBadImages, open_source
-from ..downstream import TASKS as SUPERVISED_TASKS
-from ..downstream import TaskOptions
-from ..downstream.tasks import DENSE_TASKS
-from ..evaluation import tasks
-from ..evaluation.context import Evaluation
-from ..evaluation.extraction import DEFAULT_CACHE, TEST_SPRITES, Samples, check_test_data, prune_cache
-from ..evaluation.features import POOLINGS
-from ..evaluation.figures import figures_of_rows
-from ..evaluation.latent_tasks import latent_r2
-from ..evaluation.latents import parse_circular
-from ..evaluation.pairs import PROTOCOLS
-from ..evaluation.report import protocol_notes, write_report
-from ..evaluation.results import INTERVAL, Row, format_table, tables, training_seeds, versions, write_results
-from ..evaluation.suite import PROTOCOL_VERSION, SUITES, check_comparable, read_beside, rows_beside
+from ..cli import CommandParser, Registry
+from ..downstream.options import TASK_HEADS, TaskOptions
 from ..training.output import safe_output
-from ..transforms import PATHS, make_path
 
-# Name -> function of an Evaluation that returns rows. A new task is one entry here, and its flags in `parse`.
-TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    "r2": tasks.r2,
-    "knn": tasks.knn,
-    "linear": tasks.linear,
-    "disentanglement": tasks.disentanglement,
-    **DENSE_TASKS,
-}
+if TYPE_CHECKING:
+    from ..evaluation.run import Task
+
+_USAGE = "python -m eqcohvit.commands.evaluate --model MODEL [MODEL ...] [settings]"
+_FROZEN = Registry("evaluation", "FROZEN_TASKS")
+_VIDEO = Registry("evaluation", "VIDEO_ROWS")
+_PATHS = Registry("transforms", "PATHS")
+_AT_LEAST_ONE = ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "max_frames", "top_k")
+_NOT_NEGATIVE = ("cache_gb", "radius", "context_frames", "num_workers")
+
+
+# --------------------------------------------------------------------------------------------------------------- flags
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of the command line; `SystemExit` with code 2 for ones that do not exist."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    models = "folders or repositories: ours, any transformers vision model, or timm/NAME for a model of timm"
-    parser.add_argument("--model", nargs="+", required=True, help=models)
-    suites = "benchmark with fixed settings, to compare models by; leave out the flags that it fixes"
-    parser.add_argument("--suite", choices=list(SUITES), help=suites)
-    beside = "results.json files of earlier runs of the suite on the same images, whose models stand in the table too"
-    parser.add_argument("--beside", nargs="+", default=[], metavar="FILE", help=beside)
-    parser.add_argument(
-        "--task",
-        nargs="+",
-        default=["r2"],
-        choices=list(TASKS),
-        metavar="TASK",
-        help=f"{', '.join(TASKS)}; default: r2",
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of each probe or head; default: 3")
-    parser.add_argument(
-        "--layer", nargs="+", default=["last"], help="last, all, or indices of hidden states; default: last"
-    )
-    parser.add_argument(
-        "--output",
-        type=os.path.expanduser,
-        help="results.json to write; results.html and plots go into the same folder",
-    )
-    kept = f"where features are kept; default: {DEFAULT_CACHE}"
-    parser.add_argument("--cache_dir", type=os.path.expanduser, default=str(DEFAULT_CACHE), help=kept)
-    parser.add_argument(
-        "--cache_gb", type=float, default=20, help="gigabytes kept there; what was used longest ago goes; default: 20"
-    )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run the code that comes with a model's repository"
-    )
+    """The settings of a command line.
 
-    group = parser.add_argument_group("transformations and pooled features (r2, knn, linear, disentanglement)")
-    group.add_argument(
-        "--transform",
-        nargs="+",
-        default=["rotation"],
-        help=f"{', '.join(PATHS)}, joined by +, or all; default: rotation",
-    )
-    protocols = "paper: empty borders after the transformation; strict: real pixels there; default: both"
-    group.add_argument("--protocol", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS, help=protocols)
-    heads = "regressors of r2; kernel is what pretraining watches, slow above 2,000 images; default: mlp linear"
-    group.add_argument("--head", nargs="+", default=list(tasks.HEADS), choices=tasks.ALL_HEADS, help=heads)
-    poolings = "how tokens become a vector; the first one leads the table, knn and linear take it alone; default: cls_mean grid"
-    group.add_argument("--pooling", nargs="+", default=["cls_mean", "grid"], choices=POOLINGS, help=poolings)
-    group.add_argument("--k", type=int, default=20, help="neighbours of knn; default: 20")
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=0.07,
-        help="of the weights exp(similarity / temperature) of knn; default: 0.07",
-    )
-
-    group = parser.add_argument_group("columns of numbers as targets (r2)")
-    columns = "regress these columns in place of transformations: numbers, or lists of numbers of one length"
-    group.add_argument("--target_columns", nargs="+", metavar="COLUMN", help=columns)
-    pairs = "object or scene of a picture: whole groups are held out, and the change between two pictures of a group is regressed too"
-    group.add_argument("--group_column", metavar="COLUMN", help=pairs)
-    quaternions = (
-        "target columns that are rotations as quaternions (x, y, z, w); a change is the rotation between the two"
-    )
-    group.add_argument("--quaternion_columns", nargs="+", default=[], metavar="COLUMN", help=quaternions)
-    circular = "target columns that start again after a period, such as yaw=360 or hue=1; regressed as cosine and sine"
-    group.add_argument("--circular_columns", nargs="+", default=[], metavar="COLUMN=PERIOD", help=circular)
-
-    group = parser.add_argument_group(
-        "dense tasks",
-        f"{', '.join(SUPERVISED_TASKS)}:\na model folder of scripts/finetune.py is scored as it is; for an encoder a head is fitted on the "
-        "frozen backbone, once for each seed",
-    )
-    TaskOptions.add_flags(group, leave_out=["image_column"])
-    group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
-
-    group = parser.add_argument_group(
-        "videos", "video_segmentation, part_propagation: columns image, annotation, sequence, frame"
-    )
-    group.add_argument("--frame_size", type=int, default=480, help="shorter side of the frames in pixels; default: 480")
-    group.add_argument("--max_frames", type=int, help="first frames of each video only")
-    group.add_argument(
-        "--context_frames", type=int, default=7, help="last frames that labels come from, besides the first; default: 7"
-    )
-    group.add_argument(
-        "--radius", type=int, default=12, help="patches further away, along x or y, do not count; default: 12"
-    )
-    group.add_argument("--top_k", type=int, default=5, help="most similar patches that do; default: 5")
-
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset_name", help="Hub id, local folder or builder")
-    group.add_argument("--dataset_config_name", help="configuration of the dataset")
-    group.add_argument(
-        "--dataset_split", default="train", help="split that probes and heads are fitted on; default: train"
-    )
-    group.add_argument(
-        "--test_split", help="split of dataset_name that they are tested on; by default held out from dataset_split"
-    )
-    group.add_argument(
-        "--data_files", help="files that probes and heads are fitted on: a glob, or several separated by commas"
-    )
-    group.add_argument("--test_data_files", help="files that they are tested on; by default held out from data_files")
-    group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
-    group.add_argument("--image_column", help="image column, where there are several")
-    group.add_argument("--label_column", help="label column; with train_dir 'folder', whose name is the class")
-    group.add_argument(
-        "--max_samples", type=int, help="images to fit probes and heads on; default: 4096, or the suite's"
-    )
-    group.add_argument("--max_test_samples", type=int, help="images to test them on; default: 2048, or the suite's")
-    group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
+    Raises:
+        ValueError: a setting that cannot work.
+        SystemExit: with code 2 for a flag that does not exist.
+    """
+    parser = CommandParser(__doc__, _USAGE)
+    _add_common(parser)
+    _add_pooled_tasks(parser)
+    _add_columns(parser)
+    _add_dense_tasks(parser)
+    _add_data(parser)
     args = parser.parse_args(argv)
+    from ..evaluation.feature_cache import DEFAULT_CACHE
+    from ..evaluation.suite import apply_size
+
+    args.cache_dir = args.cache_dir or str(DEFAULT_CACHE)
     if args.suite:
-        apply_suite(args, parser)
-    args.max_samples = 4096 if args.max_samples is None else args.max_samples
-    args.max_test_samples = 2048 if args.max_test_samples is None else args.max_test_samples
-    check(args)
+        _apply_suite(args, parser)
+    apply_size(vars(args))
+    _check(args)
     return args
 
 
-def apply_suite(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Set the flags that the suite fixes; raise a `ValueError` where one was given another value."""
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    tasks = (*_FROZEN.names(), *TASK_HEADS, *_VIDEO.names())
+    suites = Registry("evaluation", "SUITES").names()
+    models = "folders or repositories: ours, any transformers vision model, or timm/NAME for a model of timm"
+    parser.add_argument("--model", nargs="+", required=True, help=models)
+    text = f"default: r2; any of {', '.join(tasks)}"
+    parser.add_argument("--task", nargs="+", default=["r2"], choices=tasks, metavar="TASK", help=text)
+    text = (
+        "the whole protocol instead of the quick one: strict and paper, cls_mean and grid, 3 "
+        "seeds, 4,096 + 2,048 images"
+    )
+    parser.add_argument("--full", action="store_true", help=text)
+    text = "results.json to write; the page and its plots go into the same folder"
+    parser.add_argument("--output", type=os.path.expanduser, metavar="FILE", help=text)
+    text = "benchmark with fixed settings, to compare models; leave out the flags that it fixes"
+    parser.add_argument("--suite", choices=suites, help=text)
+    text = "results.json files of earlier runs of the suite on the same images; their models are in the table too"
+    parser.add_argument("--beside", nargs="+", default=[], metavar="FILE", help=text)
+    text = "seeds of each probe or head; default: 1, with --full 3"
+    parser.add_argument("--seeds", type=int, help=text)
+    text = "last, all, or indices of hidden states; default: last"
+    parser.add_argument("--layer", nargs="+", default=["last"], help=text)
+    text = "folder of cached features; default: eqcohvit/features in the cache of Hugging Face"
+    parser.add_argument("--cache_dir", type=os.path.expanduser, metavar="DIR", help=text)
+    text = "gigabytes to keep there; the features used longest ago are removed; default: 20"
+    parser.add_argument("--cache_gb", type=float, default=20, help=text)
+    text = "run code that comes with the repository of a model"
+    parser.add_argument("--trust_remote_code", action="store_true", help=text)
+
+
+def _add_pooled_tasks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(f"transformations and pooled features ({', '.join(_FROZEN.names())})")
+    text = f"{', '.join(_PATHS.names())}, joined by +, or all; default: rotation"
+    group.add_argument("--transform", nargs="+", default=["rotation"], help=text)
+    protocols = Registry("evaluation", "PROTOCOLS").names()
+    text = "paper: empty borders after the transformation; strict: real pixels; default: strict, with --full both"
+    group.add_argument("--protocol", nargs="+", choices=protocols, help=text)
+    heads = Registry("evaluation", "R2_HEADS").names()
+    text = "regressors of r2; pretraining uses kernel, which is slow above 2,000 images; default: mlp linear"
+    group.add_argument("--head", nargs="+", default=["mlp", "linear"], choices=heads, help=text)
+    poolings = Registry("evaluation", "POOLINGS").names()
+    text = "how tokens become a vector; the first one leads the table, knn and linear use only it; default: cls_mean, "
+    text += "with --full also grid"
+    group.add_argument("--pooling", nargs="+", choices=poolings, help=text)
+    group.add_argument("--k", type=int, default=20, help="neighbors of knn; default: 20")
+    text = "of the weights exp(similarity / temperature) of knn; default: 0.07"
+    group.add_argument("--temperature", type=float, default=0.07, help=text)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("columns of numbers as targets (r2)")
+    text = "regress these columns instead of transformations: numbers, or lists of numbers of one length"
+    group.add_argument("--target_columns", nargs="+", metavar="COLUMN", help=text)
+    text = "object or scene of a picture: whole groups are held out, and changes within a group are regressed too"
+    group.add_argument("--group_column", metavar="COLUMN", help=text)
+    text = "target columns that hold rotations as quaternions (x, y, z, w)"
+    group.add_argument("--quaternion_columns", nargs="+", default=[], metavar="COLUMN", help=text)
+    text = "target columns that start again after a period, such as yaw=360 or hue=1; regressed as cosine and sine"
+    group.add_argument("--circular_columns", nargs="+", default=[], metavar="COLUMN=PERIOD", help=text)
+
+
+def _add_dense_tasks(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "a fine-tuned model is scored as it is; for an encoder, a head is fitted on the frozen backbone for each seed"
+    )
+    group = parser.add_argument_group(f"dense tasks ({', '.join(TASK_HEADS)})", text)
+    TaskOptions.add_flags(group, leave_out=["image_column"])
+    group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
+
+    text = "columns image, annotation, sequence, frame"
+    group = parser.add_argument_group(f"videos ({', '.join(_VIDEO.names())})", text)
+    group.add_argument("--frame_size", type=int, default=480, help="shorter side of the frames in pixels; default: 480")
+    group.add_argument("--max_frames", type=int, help="use only the first frames of each video")
+    text = "recent frames that labels come from, in addition to the first frame; default: 7"
+    group.add_argument("--context_frames", type=int, default=7, help=text)
+    text = "in patches: those farther away along x or y do not count; default: 12"
+    group.add_argument("--radius", type=int, default=12, help=text)
+    group.add_argument("--top_k", type=int, default=5, help="most similar patches that count; default: 5")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", help="Hub id, local folder or builder")
+    group.add_argument("--dataset_config_name", help="configuration of the dataset")
+    text = "split that probes and heads are fitted on; default: train"
+    group.add_argument("--dataset_split", default="train", help=text)
+    text = "split of dataset_name that they are tested on; default: some of dataset_split is held out"
+    group.add_argument("--test_split", help=text)
+    text = "files that probes and heads are fitted on: a glob, or several separated by commas"
+    group.add_argument("--data_files", help=text)
+    text = "files that they are tested on; default: some of data_files is held out"
+    group.add_argument("--test_data_files", help=text)
+    group.add_argument("--train_dir", help="folder tree of images instead of a dataset")
+    group.add_argument("--image_column", help="image column, if there are several")
+    text = "label column; with train_dir 'folder', whose name is the class"
+    group.add_argument("--label_column", help=text)
+    text = "images to fit probes and heads on; default: 1024, with --full 4096, or the suite's number"
+    group.add_argument("--max_samples", type=int, help=text)
+    text = "images to test them on; default: 512, with --full 2048, or the suite's number"
+    group.add_argument("--max_test_samples", type=int, help=text)
+    group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def _apply_suite(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Set the flags that the suite fixes; raise a `ValueError` if one of them was given another value."""
+    from ..evaluation.suite import SUITES
+
     suite = SUITES[args.suite]
     for name, value in suite.fixed().items():
-        given = getattr(args, name)
+        given: Any = getattr(args, name)
         if given not in (parser.get_default(name), value):
-            raise ValueError(
-                f"suite {args.suite} fixes {name} to {value}, got {given}: leave it out, or give --task without --suite"
-            )
+            advice = "leave it out, or give --task without --suite"
+            raise ValueError(f"suite {args.suite} fixes {name} to {value}, got {given}: {advice}")
         setattr(args, name, value)
     if args.target_columns:
         raise ValueError(f"suite {args.suite} regresses transformations: give target_columns without --suite")
@@ -192,31 +191,35 @@ def apply_suite(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
             setattr(args, name, getattr(suite, name))
 
 
-def check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> None:
     """Raise a `ValueError` for the first flag that cannot work, and replace `--transform all` by the names."""
-    for name in ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "max_frames", "top_k"):
+    from ..transforms import make_path
+
+    for name in _AT_LEAST_ONE:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("cache_gb", "radius", "context_frames", "num_workers"):
+    for name in _NOT_NEGATIVE:
         if getattr(args, name) < 0:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     if args.temperature <= 0:
         raise ValueError(f"temperature must be positive, got {args.temperature}")
     if args.beside and not args.suite:
-        raise ValueError("beside needs a suite, whose settings are the same in all files: give --suite r2")
-    check_columns(args)
-    args.transform = list(PATHS) if "all" in args.transform else args.transform
+        raise ValueError("beside needs a suite, so that all files have the same settings: give --suite r2")
+    _check_columns(args)
+    args.transform = list(_PATHS.names()) if "all" in args.transform else args.transform
     for name in args.transform:
         make_path(name)
     if args.output and Path(args.output).is_dir():
-        raise ValueError(f"output must be a file like results.json, got the folder {args.output}")
+        raise ValueError(f"output must be a file such as results.json, got the folder {args.output}")
     if args.output:
-        check_writable("output", Path(args.output))
-    check_writable("cache_dir", Path(args.cache_dir))
+        _check_writable("output", Path(args.output))
+    _check_writable("cache_dir", Path(args.cache_dir))
 
 
-def check_columns(args: argparse.Namespace) -> None:
-    """Raise a `ValueError` where the flags of target columns contradict each other."""
+def _check_columns(args: argparse.Namespace) -> None:
+    """Raise a `ValueError` if the flags of target columns contradict each other."""
+    from ..evaluation.latents import parse_circular
+
     circular = parse_circular(args.circular_columns)
     for flag, columns in (("quaternion_columns", args.quaternion_columns), ("circular_columns", list(circular))):
         unknown = [column for column in columns if column not in (args.target_columns or [])]
@@ -224,104 +227,72 @@ def check_columns(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} must be among target_columns, got {', '.join(unknown)}")
     both = [column for column in args.quaternion_columns if column in circular]
     if both:
-        raise ValueError(f"a column is a quaternion or circular, got both for {', '.join(both)}")
+        raise ValueError(f"a column is either a quaternion or circular, got both for {', '.join(both)}")
     if args.group_column and not args.target_columns:
         raise ValueError("group_column needs target_columns")
     if args.target_columns and args.task != ["r2"]:
-        raise ValueError(f"target_columns needs --task r2 alone, got {' '.join(args.task)}")
+        raise ValueError(f"target_columns works only with --task r2, got {' '.join(args.task)}")
 
 
-def check_writable(name: str, path: Path) -> None:
-    """Raise a `ValueError` now, and not after hours of work, where a file could not be written."""
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"{name} {path} cannot be written: {there} is no folder that one may write to")
+def _check_writable(name: str, path: Path) -> None:
+    """Raise a `ValueError` if a file could not be written, now instead of after hours of work."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{name} {path} cannot be written: {parent} is not a writable folder")
 
 
-def open_samples(args: argparse.Namespace) -> Samples:
-    """The sources of fitting and testing images."""
-    check_test_data(
-        args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir
-    )
-    given = (args.dataset_name, args.dataset_config_name)
-    columns = (args.train_dir, args.image_column, args.label_column)
-    train = open_source(*given, args.dataset_split, args.data_files, *columns)
-    test = train
-    if isinstance(train, FolderSource):
-        print(train.summary, file=sys.stderr)
-    if isinstance(train, SpritesSource):
-        test = SpritesSource(offset=TEST_SPRITES)
-    elif args.test_data_files or args.test_split:
-        test = open_source(
-            *given, args.test_split or args.dataset_split, args.test_data_files or args.data_files, *columns
-        )
-    return Samples(train, test, args.max_samples, args.max_test_samples, args.num_workers)
+# ----------------------------------------------------------------------------------------------------------------- run
 
 
-def main(args: argparse.Namespace, argv: list[str] | None = None) -> None:
-    """Run the tasks, print their tables, and write results, report and plots."""
-    transformers_logging.disable_progress_bar()
-    started = time.time()
-    evaluation = Evaluation(
-        models=args.model,
-        open_samples=lambda: open_samples(args),
-        seeds=args.seeds,
-        layers=args.layer,
-        cache_dir=args.cache_dir,
-        trust_remote_code=args.trust_remote_code,
-        settings=vars(args),
-    )
-    version = {"protocol_version": PROTOCOL_VERSION, "suite": args.suite}
-    beside: list[Row] = []
-    if args.beside:
-        others = read_beside(args.beside)
-        evaluation.open()  # so that a difference is known before the work
-        check_comparable({"this command": version | evaluation.facts()} | others)
-        beside = rows_beside(others, [encoder.name for encoder in evaluation.model_encoders])
-    rows: list[Row] = []
-    for name in args.task:
-        task = latent_r2 if args.target_columns else TASKS[name]
-        rows += [row for row in evaluation.run(task) if row not in rows]
-    rows += training_seeds(rows)
-    prune_cache(args.cache_dir, args.cache_gb * 1e9)
-    shown = [*rows, *beside]
-    headline = [row for row in shown if row.headline]
-    places = ""
-    if args.output:
-        seconds = round(time.time() - started, 1)
-        command = shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-        measured = {"settings": vars(args), "seconds": seconds, **evaluation.facts(), "versions": versions()}
-        results = {"command": command, **version, **measured, "rows": rows}
-        write_results(args.output, results)
-        page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
-        places = f"\nReport: {page}   Numbers: {args.output}"
-    # written first: what is printed may go nowhere
-    print("\n\n".join(map(format_table, tables(headline))))
-    notes = protocol_notes(headline)
-    if notes:
-        print("\n" + "\n".join(notes))
-    if any(row.half is not None for row in headline):
-        print(f"\n{INTERVAL}")
-    if places:
-        print(places)
+def chosen_tasks(args: argparse.Namespace) -> list[Task]:
+    """The functions of the tasks. Supervised ones are imported only if they are used."""
+    from ..evaluation.latent_tasks import latent_r2
+    from ..evaluation.run import FROZEN_TASKS
+    from ..evaluation.video_tasks import VIDEO_ROWS
+
+    if args.target_columns:
+        return [latent_r2]
+    known = {**FROZEN_TASKS, **VIDEO_ROWS}
+    if any(name in TASK_HEADS for name in args.task):
+        from ..downstream.tasks import SUPERVISED_ROWS
+
+        known |= SUPERVISED_ROWS
+    return [known[name] for name in args.task]
+
+
+def _run(argv: list[str] | None) -> int:
+    """Evaluate; returns the exit code."""
+    args = parse(argv)
+    from ..data import TooManyBadImages
+    from ..evaluation.run import run_evaluation
+    from ..registration import register
+
+    register()
+    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        run_evaluation(args, command, chosen_tasks(args))
+    except TooManyBadImages as error:
+        raise ValueError(str(error)) from error
+    return 0
 
 
 @safe_output()
 def cli(argv: list[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code is 2 for bad input, 1 where data cannot be read, 130 after an
-    interruption."""
+    """Run with command-line arguments.
+
+    The exit code is 2 for bad input, 1 if data cannot be read, and 130 after an interruption.
+    """
     try:
-        main(parse(argv), argv)
-    except (ValueError, FileNotFoundError, TooManyBadImages) as error:
+        return _run(argv)
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except OSError as error:  # of the network, the disk, or data that cannot be read
+    except OSError as error:  # of the network or the disk
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: finished chunks of features are kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted: finished features are kept, and the same command continues from there", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

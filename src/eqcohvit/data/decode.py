@@ -2,7 +2,7 @@
 
 The image lies in the upper left corner at its own resolution, so that crops of it are as sharp as those of the file;
 only an axis of more than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which
-follows from the original (height, width) that travels with the canvas. Whatever is wrong with the data ends in
+follows from the original (height, width) that travels with the canvas. All problems with the data end in
 `BadImage`, never in another exception.
 """
 
@@ -41,7 +41,7 @@ FITS = ("native", "square")
 
 class Decoded(NamedTuple):
     """canvas: uint8 (3, S, S), RGB, black beyond the image. size: (height, width) of the upright original, in pixels.
-    label: where decoding is what tells it."""
+    label: only if decoding is what determines it."""
 
     canvas: np.ndarray
     size: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Fingerprints of data: what tells cached features and published numbers which images they are of."""
+"""Fingerprints of data, by which cached features and published numbers identify their images."""
 
 import hashlib
 import os

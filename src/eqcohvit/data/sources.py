@@ -278,7 +278,7 @@ class _PartOfSource:
 
     @property
     def identity(self) -> str:
-        """As that of the whole source."""
+        """As in the whole source."""
         return digest([self._source.identity, self._num_rows, self._share, self._held_out])
 
     def __length_hint__(self) -> int:

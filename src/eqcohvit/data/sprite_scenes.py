@@ -1,9 +1,9 @@
-"""What is seen on a sprite: the parameters of a scene, drawn from (seed, index) alone.
+"""What is seen on a sprite: the parameters of a scene, drawn only from (seed, index).
 
 They come from a counter-based hash, so there is no generator state to fork, to save or to share, and scene i is the
 same in every batch, worker and run.
 
-Coordinates: positions are fractions of the image side from the image centre, x to the right and y down, as in pixel
+Coordinates: positions are fractions of the image side from the image center, x to the right and y down, as in pixel
 grids. Angles are radians, counter-clockwise as seen on the screen; 0 is upright. A single image carries a noisy cue of
 "up", as
 photographs do: the light and the objects are upright only up to the two standard deviations below.
@@ -50,14 +50,14 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Parameters of B scenes. Colours are sRGB in [0, 1], float32 (B, 3); vectors are in image coordinates (y down)."""
+    """Parameters of B scenes. Colors are sRGB in [0, 1], float32 (B, 3); vectors are in image coordinates (y down)."""
 
     labels: np.ndarray  # int64 (B,)
     pose: np.ndarray  # float32 (B, 4)
     light: np.ndarray  # float32 (B, 2), unit vector towards the light
     background: np.ndarray  # (B, 3) at the middle of the gradient
     background_gradient: np.ndarray  # (B, 3), added at the lit end, subtracted at the dark end
-    background_texture: np.ndarray  # (B, 3), how far `background_pattern` goes from one of its two colours to the other
+    background_texture: np.ndarray  # (B, 3), how far `background_pattern` goes from one of its two colors to the other
     background_pattern: Pattern
     object_dark: np.ndarray  # (B, 3)
     object_gradient: np.ndarray  # (B, 3), added where fully lit
@@ -85,7 +85,7 @@ def _hash64(x: np.ndarray) -> np.ndarray:
 
 
 def _uniforms(indices: np.ndarray, seed: int, count: int) -> np.ndarray:
-    """Uniforms in [0, 1), float64 (count, B): row k, column b is a function of (seed, indices[b], k) alone."""
+    """Uniforms in [0, 1), float64 (count, B): row k, column b depends only on (seed, indices[b], k)."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     stream = _hash64(np.array([seed % 2**64], dtype=np.uint64) + golden)
     scene = _hash64(stream + indices.astype(np.uint64) * golden)
@@ -139,8 +139,8 @@ def _draw_pose(draw: _Draws) -> np.ndarray:
 
 
 def _draw_colors(draw: _Draws) -> dict[str, np.ndarray]:
-    """The colours of `Scenes` by name, sRGB (B, 3) each."""
-    # Any hue, and either the object or the background is the lighter one: no colour channel tells them apart in all
+    """The colors of `Scenes` by name, sRGB (B, 3) each."""
+    # Any hue, and either the object or the background is the lighter one: no color channel separates them in all
     # scenes.
     hue, lightness, chroma = draw.uniform(0.0, 2.0 * np.pi), draw.uniform(0.3, 0.78), draw.uniform(0.03, 0.09)
     # From an even wall to a faint sky: as in photographs, the background often does not tell where up is.

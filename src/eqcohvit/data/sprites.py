@@ -1,6 +1,6 @@
 """Sprites: an endless, labelled stream of small rendered scenes, the default data that needs no download.
 
-A scene is a function of (seed, index) alone (`sprite_scenes`). Shapes are signed distance functions on the unit square,
+A scene depends only on (seed, index) (`sprite_scenes`). Shapes are signed distance functions on the unit square,
 so every size shows the same scene. Per-pixel work uses only + - * / sqrt, min, max and rint, which IEEE 754 rounds
 exactly: an image does not depend on which SIMD path a batch shape happens to take.
 """
@@ -23,7 +23,7 @@ class SpriteBatch:
 
     images: uint8 (B, 3, size, size), RGB.
     labels: int64 (B,), index into `sprite_shapes.SHAPES`.
-    pose: float32 (B, 4), the object's (x, y, angle, scale): centre as a fraction of the side from the image centre (x
+    pose: float32 (B, 4), the object's (x, y, angle, scale): center as a fraction of the side from the image center (x
         right, y down), radians counter-clockwise from upright, radius of the bounding circle as a fraction of the side.
     depth: float32 (B, size, size), distance from the camera in sides: a slightly tilted background plane near 1, and a
         domed, tilted object at least 0.05 in front of it. Distractors are painted on the background.
@@ -59,9 +59,9 @@ def render_sprites(indices: np.ndarray, size: int, seed: int = 0) -> SpriteBatch
 
 
 def _local_coordinates(pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pose (b, 4) -> the (x, y) of each pixel centre in its object's frame, y up, in radii; float32 (b, size, size)
+    """Pose (b, 4) -> the (x, y) of each pixel center in its object's frame, y up, in radii; float32 (b, size, size)
     each."""
-    grid = _pixel_centres(size)
+    grid = _pixel_centers(size)
     x, y, scale = pose[:, 0:1], pose[:, 1:2], pose[:, 3:4]
     angle = pose[:, 2:3].astype(
         np.float64
@@ -71,7 +71,7 @@ def _local_coordinates(pose: np.ndarray, size: int) -> tuple[np.ndarray, np.ndar
     return _outer_sum(cos * right, -sin * down), _outer_sum(-sin * right, -cos * down)
 
 
-def _pixel_centres(size: int) -> np.ndarray:
+def _pixel_centers(size: int) -> np.ndarray:
     return ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
 
 
@@ -134,7 +134,7 @@ def _render_class(
     scenes: Scenes, shape_distance: ShapeDistance, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scenes (b) of one class -> RGB uint8 (b, 3, size, size), depth float32 and mask bool (b, size, size)."""
-    grid, scale = _pixel_centres(size), scenes.pose[:, 3:4]
+    grid, scale = _pixel_centers(size), scenes.pose[:, 3:4]
     pixels_per_radius = (size * scale)[:, :, None]
     local_x, local_y = _local_coordinates(scenes.pose, size)
     distance = shape_distance(local_x, local_y)

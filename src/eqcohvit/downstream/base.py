@@ -1,4 +1,4 @@
-"""What the supervised dense tasks share: rows to samples, a head on the backbone, a loss, a score, pictures."""
+"""What the supervised dense tasks share: samples, a head on the backbone, a loss, a score, pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -20,54 +20,21 @@ from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
 from ..evaluation.rows import Rows, row_errors
 from .backbones import EncoderFolder, find_backbone
+from .options import TASK_HEADS, TaskOptions
 
 TASK_FILE = "task.json"
-MAX_CHECKED_ROWS = 2000  # decoding the annotations of more would take longer than a user waits for a message
+MAX_CHECKED_ROWS = 2000  # decoding more annotations would delay the first message too long
 MAX_TEST_BATCH = 16
-_MIN_SAMPLES_OF_BAR = 64  # fewer are tested before one looks
+_MIN_SAMPLES_OF_BAR = 64  # no progress bar for fewer
 
 Sample = dict[str, Any]
-
-
-def _option(default: Any, text: str, kind: type = str) -> Any:
-    return field(default=default, metadata={"help": text, "type": kind})
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """What a user may say about a task, as flags of the scripts; each task reads what concerns it. `head`: by default
-    the task's first."""
-
-    head: str | None = None
-    image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
-    image_column: str | None = _option(None, "column of the photographs; default: image")
-    target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
-    num_labels: int | None = _option(
-        None, "number of classes (both segmentations; detection without names of the classes)", int
-    )
-    ignore_label: int | None = _option(None, "segmentation: value of pixels that do not count, besides 255", int)
-    reduce_labels: bool = _option(False, "both segmentations: 0 is no class, classes count from 1 (ADE20K)", bool)
-    max_depth: int = _option(10, "depth: largest that counts (KITTI: 80); default: 10", int)
-    depth_scale: float = _option(
-        1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimetres: 1000); default: 1", float
-    )
-
-    @classmethod
-    def add_flags(cls, parser: Any, leave_out: Sequence[str] = ()) -> None:
-        """Add a flag for each option that has a help text."""
-        for option in dataclasses.fields(cls):
-            if not option.metadata or option.name in leave_out:
-                continue
-            kind = option.metadata["type"]
-            how = {"action": "store_true"} if kind is bool else {"type": kind, "default": option.default}
-            parser.add_argument(f"--{option.name}", help=option.metadata["help"], **how)
 
 
 class Score(Protocol):
     """Collects predictions of a test set."""
 
     def add(self, prediction: Any, sample: Sample) -> None:
-        """Take the prediction of a sample."""
+        """Add the prediction of a sample."""
 
     def result(self) -> dict[str, float]:
         """Metric name -> value."""
@@ -75,7 +42,7 @@ class Score(Protocol):
 
 @dataclass
 class DenseTask(ABC):
-    """A task with all that is needed to train and to test it; it is saved beside the model as task.json.
+    """A task with everything to train and to test it, saved beside the model as task.json.
 
     image_size: side in pixels of the model's input. patch_size: side of the backbone's patches in pixels. mean, std:
     per channel, of images in [0, 1].
@@ -90,17 +57,14 @@ class DenseTask(ABC):
     target_column: str
 
     name: ClassVar[str]
-    heads: ClassVar[tuple[str, ...]]
     protocol: ClassVar[str]  # what the numbers mean, for results.json
     picture_titles: ClassVar[tuple[str, ...]] = ("image", "target", "prediction")
-    default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = (
-        None  # training and test rows where no data are named
-    )
+    default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = None  # for training and testing without data flags
 
     @classmethod
     @abstractmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
-        """Raises a `ValueError` of one line where options, columns or encoder do not fit."""
+        """The task of these options; a `ValueError` of one line if options, columns or encoder do not fit."""
 
     @abstractmethod
     def model_class(self) -> type[PreTrainedModel]:
@@ -112,8 +76,7 @@ class DenseTask(ABC):
 
     @abstractmethod
     def read_target(self, row: dict[str, Any]) -> Any:
-        """The target of a row; a `ValueError` of one line where it cannot be what it should be. The image is not
-        decoded."""
+        """The target of a row; a `ValueError` of one line if it is not valid. The image is not decoded."""
 
     @abstractmethod
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
@@ -121,7 +84,7 @@ class DenseTask(ABC):
 
     @abstractmethod
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        """The whole image as `pixel_values` (3, H, W), and the target as it is in the data."""
+        """The whole image as `pixel_values` (3, H, W), and the target as in the data."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -129,7 +92,7 @@ class DenseTask(ABC):
 
     @abstractmethod
     def predict(self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]) -> list[Any]:
-        """One prediction per sample of equal `pixel_values` (B, 3, H, W), in the geometry of its target."""
+        """One prediction for each of the `pixel_values` (B, 3, H, W), in the geometry of the target."""
 
     @abstractmethod
     def start_score(self) -> Score:
@@ -143,23 +106,22 @@ class DenseTask(ABC):
         """Samples of equal shapes -> batch."""
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
-    # ------------------------------------------------------------------------------------------------- shared by all tasks
+    # ---------------------------------------------------------------------------------------------- shared by all tasks
 
     @classmethod
     def choose_head(cls, options: TaskOptions) -> str:
         """The head that the options name, or the task's first."""
-        head = options.head or cls.heads[0]
-        if head not in cls.heads:
-            raise ValueError(f"head of {cls.name} must be one of {', '.join(cls.heads)}, got {head}")
+        heads = TASK_HEADS[cls.name]
+        head = options.head or heads[0]
+        if head not in heads:
+            raise ValueError(f"head of {cls.name} must be one of {', '.join(heads)}, got {head}")
         return head
 
     @classmethod
     def common(cls, options: TaskOptions, encoder: EncoderFolder, multiple_of_patches: int = 1) -> dict[str, Any]:
-        """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
-        size, unit = (
-            options.image_size or encoder.preprocessing.image_size,
-            encoder.config.square_patch_size * multiple_of_patches,
-        )
+        """The fields that do not depend on the columns. The image size must be a multiple of some patches."""
+        size = options.image_size or encoder.preprocessing.image_size
+        unit = encoder.config.square_patch_size * multiple_of_patches
         if size < unit or size % unit:
             raise ValueError(
                 f"image_size of {cls.name} must be a multiple of {unit} for this backbone and head, got {size}"
@@ -174,18 +136,18 @@ class DenseTask(ABC):
 
     @staticmethod
     def with_backbone(model: PreTrainedModel, backbone: torch.nn.Module) -> PreTrainedModel:
-        """Give a new head's model the weights of the backbone."""
+        """Copy the weights of the backbone into the model of a new head."""
         find_backbone(model).load_state_dict(backbone.state_dict())
         return model
 
     def normalize(self, image: Image.Image) -> torch.Tensor:
-        """RGB image -> float (3, H, W) in normalised pixels."""
+        """RGB image -> float (3, H, W) in normalized pixels."""
         pixels = np.asarray(image, dtype=np.float32) / 255
         pixels = (pixels - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def resize_whole(self, image: Image.Image) -> Image.Image:
-        """The shorter side at `image_size`, the other one in proportion, both whole numbers of patches."""
+        """Resize the shorter side to `image_size`, the other one in proportion, both to whole patches."""
         return resize_to_patches(image, self.image_size, self.patch_size)
 
     def to_image(self, pixel_values: torch.Tensor) -> Image.Image:
@@ -198,11 +160,9 @@ class DenseTask(ABC):
         """Check the targets of the first rows.
 
         Raises:
-            ValueError: one of them is wrong; the message names the row.
+            ValueError: a target is wrong; the message names the row.
         """
-        if getattr(
-            rows, "is_rendered", False
-        ):  # the embedded data are right by construction, and drawing them takes seconds
+        if getattr(rows, "is_rendered", False):  # correct by construction, and drawing them takes seconds
             return
         for index in range(min(len(rows), MAX_CHECKED_ROWS)):
             with row_errors(what, index):
@@ -214,8 +174,7 @@ class DenseTask(ABC):
 
 
 def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
-    """The shorter side as given, the other one in proportion, both rounded to whole numbers of patches; all in
-    pixels."""
+    """Resize the shorter side to so many pixels, the other one in proportion, both rounded to whole patches."""
     scale = shorter_side / min(image.size)
     width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -237,14 +196,14 @@ class _TestSamples(Dataset):
 
 
 def _as_it_is(sample: Any) -> Any:
-    """The loader would turn arrays into tensors."""
+    """Without it the loader would turn arrays into tensors."""
     return sample
 
 
 def iterate_test_samples(
     task: DenseTask, rows: Rows, max_samples: int | None = None, num_workers: int = 0
 ) -> Iterator[list[Sample]]:
-    """The first test samples in batches of consecutive ones of one shape."""
+    """The first test samples, in batches of consecutive samples of one shape."""
     count = len(rows) if max_samples is None else min(len(rows), max_samples)
     batch: list[Sample] = []
     workers = {"num_workers": num_workers, "timeout": WAIT_SECONDS if num_workers else 0}
@@ -269,8 +228,7 @@ def evaluate_task(
     num_workers: int = 0,
     num_pictures: int = 6,
 ) -> tuple[dict[str, float], list[list[Image.Image]]]:
-    """Score the model on the first `max_samples` rows: metric values, and pictures of predictions from all over the
-    rows."""
+    """Score the model on the first `max_samples` rows: metric values, and pictures of evenly spread predictions."""
     model.eval()
     device = next(model.parameters()).device
     score, pictures, seen = task.start_score(), [], 0
@@ -294,5 +252,5 @@ def evaluate_task(
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` places spread over 0 .. total - 1, or all of them where there are fewer."""
+    """`count` evenly spread numbers of 0 .. total - 1, or all of them if there are fewer."""
     return sorted({index * total // count for index in range(count)}) if total else []

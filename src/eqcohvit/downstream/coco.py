@@ -1,4 +1,4 @@
-"""Average precision of boxes, masks and keypoints as COCO counts it, through pycocotools."""
+"""Average precision of boxes, masks and keypoints as in COCO, through pycocotools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def average_precision(
         return dict.fromkeys(names, 0.0)
     numbered = [{"iscrowd": 0, **annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints tables
-        truth: Any = COCO()  # it takes more than its annotations say
+        truth: Any = COCO()  # its annotations are too narrow
         truth.dataset = {
             "images": images,
             "annotations": numbered,

@@ -14,13 +14,14 @@ from PIL import Image
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
 
 from ..data.sprites import render_sprites
-from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.images import TEST_SPRITES
 from ..evaluation.metrics.depth_errors.depths import depth_errors
 from ..evaluation.pictures import color_values
 from ..evaluation.results import LOWER
 from ..evaluation.rows import Rows, check_size, find_column, read_depth, read_image
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
+from .options import TaskOptions
 
 MIN_DEPTH = 1e-3
 _CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorter side
@@ -28,8 +29,7 @@ _VARIANCE_FOCUS = 0.85  # lambda of the loss (arXiv:1907.10326, equation 6)
 
 
 class SpriteRows:
-    """The embedded data as rows: rendered scenes and the true distance of each pixel, in sides of the image (about 0.5
-    to 1.2)."""
+    """The embedded data as rows: rendered scenes and the distance of each pixel (about 0.5 to 1.2 image sides)."""
 
     features = ("image", "depth_map")
     is_rendered = True
@@ -50,7 +50,7 @@ class SpriteRows:
 
 
 def sprite_rows() -> tuple[SpriteRows, SpriteRows]:
-    """Training and test rows that share no scene."""
+    """Training and test rows without a common scene."""
     return SpriteRows(4096), SpriteRows(256, TEST_SPRITES)
 
 
@@ -67,7 +67,7 @@ def scale_invariant_loss(predicted: torch.Tensor, true: torch.Tensor, valid: tor
 
 
 class _DepthScore:
-    """Each image counts alike, as in the usual benchmarks."""
+    """All images have the same weight, as in the usual benchmarks."""
 
     def __init__(self):
         self.errors: list[dict[str, float]] = []
@@ -84,15 +84,14 @@ class _DepthScore:
 class Depth(DenseTask):
     """DepthAnything's head (arXiv:2401.10891) with metric output.
 
-    max_depth: largest depth that counts and that the head can say, in metres or whatever unit the data has.
-    depth_scale: what stored numbers are divided by, for example 256 for KITTI's or 1000 for NYU's 16-bit images.
+    max_depth: largest depth that counts and that the head can predict, in meters or the unit of the data.
+    depth_scale: stored numbers are divided by it, for example by 256 for KITTI or 1000 for the 16-bit images of NYU.
     """
 
     max_depth: int
     depth_scale: float
 
     name = "depth"
-    heads = ("depth_anything",)
     protocol = (
         "whole images with the shorter side at image_size, depth resized to the reference; "
         "errors over pixels with 0 < depth <= max_depth"
@@ -129,7 +128,7 @@ class Depth(DenseTask):
         return self.with_backbone(DepthAnythingForDepthEstimation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> np.ndarray:
-        """Depth of each pixel, float32 (H, W); 0 where there is none.
+        """Depth of each pixel, float32 (H, W); 0 if it is unknown.
 
         Raises:
             ValueError: no pixel has a depth in (0, max_depth].
@@ -137,9 +136,8 @@ class Depth(DenseTask):
         depth = read_depth(row, self.target_column) / self.depth_scale
         depth = np.where(np.isfinite(depth) & (depth > 0) & (depth <= self.max_depth), depth, 0).astype(np.float32)
         if not depth.any():
-            raise ValueError(
-                f"the depth map is empty: no pixel has a depth in (0, {self.max_depth}]; see --max_depth and --depth_scale"
-            )
+            problem = f"the depth map is empty: no pixel has a depth in (0, {self.max_depth}]"
+            raise ValueError(f"{problem}; see --max_depth and --depth_scale")
         return depth
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:

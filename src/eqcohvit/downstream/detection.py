@@ -1,5 +1,4 @@
-"""Object detection on COCO-style objects: RT-DETR on a pyramid made of a plain ViT's maps, average precision by
-pycocotools."""
+"""Object detection on COCO-style objects: RT-DETR on a pyramid of maps of a plain ViT, scored by pycocotools."""
 
 from __future__ import annotations
 
@@ -16,8 +15,9 @@ from transformers import PreTrainedModel, RTDetrConfig, RTDetrForObjectDetection
 from ..evaluation.pictures import palette
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .coco import average_precision
+from .options import TaskOptions
 
 MAX_DETECTIONS = 100  # per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
@@ -57,8 +57,10 @@ class Detection(DenseTask):
     label_names: tuple[str, ...]
 
     name = "detection"
-    heads = ("rt_detr",)
-    protocol = f"whole images stretched to image_size x image_size; COCO average precision, at most {MAX_DETECTIONS} boxes per image"
+    protocol = (
+        "whole images stretched to image_size x image_size; COCO average precision, at most "
+        f"{MAX_DETECTIONS} boxes per image"
+    )
 
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
@@ -94,7 +96,7 @@ class Detection(DenseTask):
         return self.with_backbone(RTDetrForObjectDetection(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); an image without objects has none.
+        """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); N may be 0.
 
         Raises:
             ValueError: a box has no area, or a class is unknown.
@@ -127,7 +129,8 @@ class Detection(DenseTask):
         flat = np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)))
         if len(flat):
             raise ValueError(
-                f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with positive width and height"
+                f"the box {boxes[flat[0]].tolist()} has no area; expected x, y, width, height with "
+                "positive width and height"
             )
         return boxes, classes
 
@@ -141,7 +144,8 @@ class Detection(DenseTask):
         outside = np.flatnonzero(((boxes[:, :2] >= image.size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1))
         if len(outside):
             raise ValueError(
-                f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x {image.height} pixels"
+                f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x "
+                f"{image.height} pixels"
             )
         return image, boxes, classes
 
@@ -178,8 +182,7 @@ class Detection(DenseTask):
     def predict(
         self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
     ) -> list[dict[str, np.ndarray]]:
-        """Boxes x, y, width, height in pixels of the image (N, 4), classes (N,), scores (N,) of each sample, best
-        first."""
+        """Boxes x, y, width, height in pixels (N, 4), classes (N,), scores (N,) of each sample, best first."""
         outputs = model(pixel_values=pixel_values)
         scores, index = (
             outputs.logits.float().sigmoid().flatten(1).topk(min(MAX_DETECTIONS, outputs.logits[0].numel()), dim=1)
@@ -233,7 +236,7 @@ def _category_key(objects: dict[str, Any]) -> str:
 
 
 def _label_names(rows: Rows, column: str, num_labels: int | None) -> tuple[str, ...]:
-    """From the dataset's class labels, or numbers where it has none and their count is given."""
+    """The class names of the dataset, or numbers if it has none and `num_labels` is given."""
     feature = rows.features[column]
     feature = getattr(feature, "feature", feature)
     if not isinstance(feature, dict) or "bbox" not in feature:

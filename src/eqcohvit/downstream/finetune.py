@@ -1,11 +1,9 @@
-"""Supervised training of a head, of a whole model, or of LoRA adapters (arXiv:2106.09685) in its backbone, on labelled
-rows."""
+"""Supervised training of a head, a whole model, or LoRA adapters (arXiv:2106.09685), on labeled rows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +23,11 @@ from ..training.monitor import MetricsLog, Progress
 from ..training.optim import make_optimizer, set_step
 from ..training.schedules import StepValues, warmup_cosine
 from ..training.signals import StopRequested, StopSignals
-
-TRAINABLE = ("head", "all", "lora")
+from .options import FinetuneSettings
 
 
 class TrainableTask(Protocol):
-    """What the loop needs to know of a task."""
+    """What the loop needs from a task."""
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A row of the data -> a randomly augmented sample."""
@@ -42,58 +39,8 @@ class TrainableTask(Protocol):
         """Named scalars, `loss` among them."""
 
 
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How to train.
-
-    train: `"head"` (the backbone is frozen), `"all"`, or `"lora"` (head, and adapters in the backbone).
-    backbone_lr_scale: learning rate of the backbone's parameters over that of the head's. batch_size: per device.
-    """
-
-    train: str = "all"
-    max_steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    backbone_lr_scale: float = 0.1
-    weight_decay: float = 0.05
-    warmup_steps: int = 25
-    max_grad_norm: float = 1.0
-    lora_rank: int = 8
-    seed: int = 0
-    mixed_precision: str | None = None
-    num_workers: int = 0
-    logging_steps: int = 25
-    save_steps: int = 250
-    save_total_limit: int = 2
-
-    def check(self) -> None:
-        """Raise a `ValueError` of one line for the first setting that cannot work."""
-        if self.train not in TRAINABLE:
-            raise ValueError(f"train must be one of {', '.join(TRAINABLE)}, got {self.train}")
-        for name in (
-            "max_steps",
-            "learning_rate",
-            "max_grad_norm",
-            "lora_rank",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
-        if self.batch_size < 2:
-            raise ValueError(
-                f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}"
-            )
-
-
 def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> None:
-    """Leave trainable of the backbone what `train` says, in place."""
+    """Freeze the backbone or add adapters, in place, as `train` says."""
     if train != "all":
         backbone.requires_grad_(False)
     if train == "lora":
@@ -103,10 +50,10 @@ def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> 
 def batch_indices(
     num_samples: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[list]:
-    """(epoch, index) of each sample of a process's batches, from `first_step` on, without end.
+    """(epoch, index) of each sample in the batches of a process, from `first_step` on, without end.
 
-    The epochs' shuffled orders stand in one row, and step s reads places s * B * world_size ... of it: any step can be
-    computed, so that a resumed run sees what an uninterrupted one would.
+    The shuffled orders of all epochs form one sequence, and step s reads it from s * B * world_size on. So any step can
+    be computed, and a resumed run sees the same batches as an uninterrupted one.
     """
     epoch, order = -1, np.empty(0, dtype=np.int64)
     step = first_step
@@ -144,7 +91,7 @@ class _TrainSamples(Dataset):
 
 
 def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) -> None:
-    """Raise a `FloatingPointError` that names the terms that are not finite, the step, and the rows of its batch."""
+    """Raise a `FloatingPointError` with the terms that are not finite, the step, and the rows of its batch."""
     broken = [name for name, value in terms.items() if not value.isfinite()]
     if broken:
         raise FloatingPointError(
@@ -152,18 +99,20 @@ def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) 
         )
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
+def move_batch(batch: Any, device: torch.device) -> Any:
     """Tensors of a nested batch on the device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return [to_device(value, device) for value in batch] if isinstance(batch, list) else batch
+        return {key: move_batch(value, device) for key, value in batch.items()}
+    return [move_batch(value, device) for value in batch] if isinstance(batch, list) else batch
 
 
 def make_accelerator(mixed_precision: str | None) -> Accelerator:
-    """By default the launcher's precision, else bf16 on GPUs that have it; heads may leave parameters of a backbone
-    without a gradient."""
+    """An accelerator with this precision; default: the launcher's, else bf16 on GPUs that have it.
+
+    Parameters without a gradient are allowed, because a head may not use the whole backbone.
+    """
     launched = launcher_settings()
     if launched.get("gradient_accumulation_steps", 1) != 1:
         steps = launched["gradient_accumulation_steps"]
@@ -178,10 +127,10 @@ def make_accelerator(mixed_precision: str | None) -> Accelerator:
 
 
 class Finetuning:
-    """Trains `model`, `backbone` inside of it, on `rows`; metrics.jsonl and checkpoints/ go to `output_dir`.
+    """Trains `model`, which contains `backbone`, on `rows`. metrics.jsonl and checkpoints/ go to `output_dir`.
 
     Args:
-        checkpoint: to go on from.
+        checkpoint: to resume from.
         look: called on the main process with the model in eval mode whenever a checkpoint is written.
     """
 
@@ -219,11 +168,12 @@ class Finetuning:
         workers = {"num_workers": settings.num_workers, "timeout": WAIT_SECONDS if settings.num_workers else 0}
         self.batches = iter(DataLoader(samples, batch_sampler=order, collate_fn=samples.collate, **workers))
 
-        # -------------------------------------------------------------- what one sees
+        # -------------------------------------------------------------- output
         samples_per_step = settings.batch_size * accelerator.num_processes
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in model.parameters())
         accelerator.print(
-            f"training {settings.train}: {trainable / 1e6:.2f} of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+            f"training {settings.train}: {trainable / 1e6:.2f} of {total / 1e6:.2f} M parameters, "
             f"steps {self.step} to {settings.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
         )
         self.log = MetricsLog(output_dir / "metrics.jsonl", self.step) if accelerator.is_main_process else None
@@ -232,7 +182,7 @@ class Finetuning:
         )
 
     def train(self) -> PreTrainedModel:
-        """The trained model, with adapters merged.
+        """Train; returns the model, with adapters merged.
 
         Raises:
             StopRequested: a signal has stopped the run, and a checkpoint was written.
@@ -268,18 +218,18 @@ class Finetuning:
         self.model.train()
         if self.settings.train == "head":
             self.backbone.eval()
-        terms = self.task.loss(self.wrapped, to_device(batch, self.accelerator.device))
+        terms = self.task.loss(self.wrapped, move_batch(batch, self.accelerator.device))
         check_finite(terms, self.step + 1, indices)
         self.accelerator.backward(terms["loss"])
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        assert grad_norm is not None  # where DeepSpeed would clip alone
+        assert grad_norm is not None  # it is None only with DeepSpeed
         terms["grad_norm"] = grad_norm
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.add_terms(terms)
 
     def write_line(self, learning_rate: float) -> None:
-        """The progress line, and its figures in metrics.jsonl."""
+        """Print the progress line, and write its figures into metrics.jsonl."""
         means = {
             name: value.item()
             for name, value in self.accelerator.reduce(self.progress.means(), reduction="mean").items()
@@ -291,7 +241,7 @@ class Finetuning:
             self.log.write(self.step, {"learning_rate": learning_rate, **figures})
 
     def save(self) -> None:
-        """A checkpoint of all processes."""
+        """Write a checkpoint of all processes."""
         check_weights(self.model, self.step)
         state = {
             "step": self.step,

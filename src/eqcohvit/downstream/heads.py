@@ -1,5 +1,4 @@
-"""The two heads that transformers does not have: a linear one for segmentation, and a convolutional one for
-homographies."""
+"""Two heads that transformers does not have: linear segmentation, and convolutional homography regression."""
 
 import math
 from typing import Any
@@ -67,7 +66,7 @@ class LinearSegmentation(_DenseHeadModel):
 class HomographyRegressor(_DenseHeadModel):
     """Three convolutions on the feature maps of two patches, side by side: the displacements of the four corners.
 
-    The last convolution spans the whole map, so that its eight outputs know where on the patch a feature lies.
+    The last convolution covers the whole map, so that its eight outputs depend on the place of each feature.
     """
 
     def __init__(self, config: DenseHeadConfig):

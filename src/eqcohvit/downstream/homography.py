@@ -21,8 +21,9 @@ from ..evaluation.metrics.corner_error.corners import corner_error
 from ..evaluation.results import LOWER
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, HomographyRegressor
+from .options import TaskOptions
 
 IMAGE_SIZE = (320, 240)  # width, height
 PATCH_SIZE = 128
@@ -31,7 +32,7 @@ CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64) * PATCH_S
 
 
 def homography_from_corners(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The homography (3, 3), its last entry 1, that maps four points (4, 2) to four others."""
+    """The homography (3, 3) that maps four points (4, 2) to four others. Its last entry is 1."""
     rows, values = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -40,8 +41,7 @@ def homography_from_corners(source: np.ndarray, target: np.ndarray) -> np.ndarra
 
 
 def cut_pair(image: Image.Image, place: np.ndarray, displacements: np.ndarray) -> tuple[Image.Image, Image.Image]:
-    """The patch at `place` (x, y) of the upper left corner, and the one whose corners show what lies at the displaced
-    corners (4, 2)."""
+    """The patch whose upper left corner is at `place` (x, y), and the patch with the displaced corners (4, 2)."""
     patches = []
     for moved in (np.zeros((4, 2)), displacements):
         matrix = homography_from_corners(CORNERS, CORNERS + place + moved)
@@ -71,8 +71,10 @@ class Homography(DenseTask):
     """A three-layer convolutional head on the features of both patches."""
 
     name = "homography"
-    heads = ("conv",)
-    protocol = "S-COCO: patches of 128 px from images of 320 x 240, corners moved by up to 32 px; one fixed pair from each test image"
+    protocol = (
+        "S-COCO: patches of 128 px from images of 320 x 240, corners moved by up to 32 px; one fixed pair from each "
+        "test image"
+    )
     picture_titles = ("first patch", "second patch", "true corners green, predicted red")
 
     @classmethod
@@ -90,7 +92,7 @@ class Homography(DenseTask):
         )
 
     def read_target(self, row: dict[str, Any]) -> None:
-        """Nothing is annotated: the pairs are made."""
+        """There are no annotations: the pairs are made."""
 
     def _pair(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = read_image(row, self.image_column).resize(IMAGE_SIZE, Image.Resampling.BICUBIC, reducing_gap=2.0)

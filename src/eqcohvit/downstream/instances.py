@@ -1,5 +1,4 @@
-"""Instance segmentation: Mask2Former on a pyramid made of a plain ViT's maps, average precision of the masks by
-pycocotools."""
+"""Instance segmentation: Mask2Former on a pyramid of feature maps of a plain ViT, scored by pycocotools."""
 
 from __future__ import annotations
 
@@ -16,21 +15,22 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from ..data.sprite_shapes import SHAPES
 from ..data.sprites import render_sprites
-from ..evaluation.extraction import TEST_SPRITES
+from ..evaluation.images import TEST_SPRITES
 from ..evaluation.pictures import overlay
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .coco import average_precision
+from .options import TaskOptions
 
 MAX_INSTANCES = 100  # found per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
 _CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
-_MIN_PIXELS = 4  # of an instance in a training crop; what is smaller teaches nothing
+_MIN_PIXELS = 4  # of an instance in a training crop; smaller ones are left out
 
 
 class SpriteGrids:
-    """The embedded data as rows: four rendered scenes in a square of 2 x 2, each with one object of 16 classes."""
+    """The embedded data as rows: 2 x 2 rendered scenes in a square, each with an object of one of 10 classes."""
 
     features = ("image", "annotation")
     num_labels = len(SHAPES)
@@ -58,7 +58,7 @@ class SpriteGrids:
 
 
 def sprite_grids() -> tuple[SpriteGrids, SpriteGrids]:
-    """Training and test rows that share no scene."""
+    """Training and test rows without a common scene."""
     return SpriteGrids(4096), SpriteGrids(128, TEST_SPRITES)
 
 
@@ -94,19 +94,17 @@ class InstanceSegmentation(DenseTask):
     """Mask2Former (arXiv:2112.01527) with three encoder and three decoder layers on maps of a quarter to a 32nd of the
     image.
 
-    Annotations are colour images as in transformers' examples of instance segmentation: red is the class, green the
-    number of the instance, 0 where there is none. num_labels: number of classes. reduce_labels: red counts the classes
-    from 1.
+    Annotations are color images as in transformers' examples of instance segmentation: red is the class, green the
+    number of the instance, 0 for none. num_labels: number of classes. reduce_labels: red counts the classes from 1.
     """
 
     num_labels: int
     reduce_labels: bool
 
     name = "instance_segmentation"
-    heads = ("mask2former",)
     protocol = (
-        f"whole images stretched to image_size x image_size, masks resized to the image; COCO average precision of masks, at most "
-        f"{MAX_INSTANCES} per image"
+        "whole images stretched to image_size x image_size, masks resized to the image; COCO average precision of "
+        f"masks, at most {MAX_INSTANCES} per image"
     )
     default_rows = staticmethod(sprite_grids)
 
@@ -143,8 +141,7 @@ class InstanceSegmentation(DenseTask):
         return self.with_backbone(Mask2FormerForUniversalSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none, and the instances'
-        classes (N,).
+        """The number 1 .. N of the instance at each pixel, int32 (H, W), or 0, and the classes (N,) of the instances.
 
         Raises:
             ValueError: an instance has no class or several, or a class is unknown.
@@ -202,8 +199,10 @@ class InstanceSegmentation(DenseTask):
     def predict(
         self, model: torch.nn.Module, pixel_values: torch.Tensor, samples: Sequence[Sample]
     ) -> list[dict[str, Any]]:
-        """Masks in COCO's run lengths, classes (N,), scores (N,) of each sample, best first; a score is that of class
-        times mask."""
+        """Masks as run lengths of COCO, classes (N,), scores (N,) of each sample, best first.
+
+        A score is the product of the score of the class and of the mask.
+        """
         outputs = model(pixel_values=pixel_values)
         shares = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1]
         scores, index = shares.flatten(1).topk(min(MAX_INSTANCES, shares[0].numel()), dim=1)
@@ -211,9 +210,8 @@ class InstanceSegmentation(DenseTask):
         found = []
         for number, sample in enumerate(samples):
             logits = outputs.masks_queries_logits[number, queries[number]].float()
-            logits = F.interpolate(logits[None], size=sample["instances"].shape, mode="bilinear", align_corners=False)[
-                0
-            ]
+            size = sample["instances"].shape
+            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
             inside = logits > 0
             sizes = inside.sum(dim=(1, 2))
             certainty = (logits.sigmoid() * inside).sum(dim=(1, 2)) / sizes.clamp_min(1)
@@ -231,7 +229,7 @@ class InstanceSegmentation(DenseTask):
         return _MaskScore(self.num_labels)
 
     def picture(self, sample: Sample, prediction: dict[str, Any]) -> list[Image.Image]:
-        """Each instance in a colour of its own."""
+        """Each instance has a different color."""
         found = np.zeros_like(sample["instances"])
         shown = [
             mask

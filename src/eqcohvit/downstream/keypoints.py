@@ -1,6 +1,6 @@
-"""Keypoints of one instance per row: an image, its keypoints in pixels, and where there is one the instance's box.
+"""Keypoints of one instance per row: an image, its keypoints in pixels, and the box of the instance if there is one.
 
-Data with several people per image have to be one row per person, as in top-down pose estimation.
+Images with several people need one row per person, as in top-down pose estimation.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from transformers import PreTrainedModel, VitPoseConfig, VitPoseForPoseEstimatio
 from ..evaluation.metrics.pck.distances import correct_keypoints
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .coco import OTHER_SIGMA, average_precision
+from .options import TaskOptions
 
 UPSAMPLING = 4  # heat-map cells per patch and direction
 THRESHOLDS = (0.05, 0.1)  # of PCK
 _BOX_PADDING = 1.25
-_MAX_ANGLE, _ZOOM, _SHIFT = (
-    np.deg2rad(30.0),
-    0.25,
-    0.1,
-)  # of training crops; zoom and shift as fractions of the crop's side
+# Of training crops; zoom and shift as fractions of the side of the crop.
+_MAX_ANGLE = np.deg2rad(30.0)
+_ZOOM = 0.25
+_SHIFT = 0.1
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square piece of an image, turned: centre (x, y) and side in pixels, angle in radians, `size` cells after the
+    """A square piece of an image, turned: center (x, y) and side in pixels, angle in radians, `size` cells after the
     crop."""
 
     center: np.ndarray
@@ -45,7 +45,7 @@ class Crop:
         return np.array([[np.cos(self.angle), -np.sin(self.angle)], [np.sin(self.angle), np.cos(self.angle)]])
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """What lies outside of the image is black."""
+        """The crop of an image. Places outside of the image are black."""
         factor = max(1, int(self.side / self.size))  # averaged first, so that bilinear reading does not skip pixels
         reduced = image.reduce(factor) if factor > 1 else image
         linear = self._turn * self.side / self.size
@@ -139,10 +139,11 @@ class Keypoints(DenseTask):
     box_column: str
 
     name = "keypoints"
-    heads = ("classic", "simple")
     protocol = (
-        "one crop round the true box (or the whole image), no flipped copy; PCK by the longer side of the box; AP over OKS of .50 to .95, "
-        f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is the mean height of its peaks"
+        "one crop round the true box (or the whole image), no flipped copy; PCK by the longer side of the "
+        "box; AP over OKS of .50 to .95, "
+        f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is "
+        "the mean height of its peaks"
     )
 
     @classmethod
@@ -174,7 +175,7 @@ class Keypoints(DenseTask):
         return self.with_backbone(VitPoseForPoseEstimation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points (K, 2) in pixels, which of them are labelled (K,), and the box x, y, width, height.
+        """Points (K, 2) in pixels, which of them are labeled (K,), and the box x, y, width, height.
 
         Raises:
             ValueError: another number of keypoints, none that is labelled, or a box without area.
@@ -190,7 +191,8 @@ class Keypoints(DenseTask):
         if not self.box_column:
             if not (high > low).all():
                 raise ValueError(
-                    "the labelled keypoints have no extent, so that the size of the instance is unknown: add a column bbox"
+                    "the labelled keypoints have no extent, so that the size of the instance is unknown: "
+                    "add a column bbox"
                 )
             return points, visible, np.concatenate([low, high - low])
         try:
@@ -279,6 +281,7 @@ def _read_points(row: dict[str, Any], column: str) -> np.ndarray:
         values = values.reshape(-1, 3)
     if values.ndim != 2 or not len(values) or values.shape[1] not in (2, 3):
         raise ValueError(
-            f"column {column} must hold keypoints as (K, 2), (K, 3) or 3 K numbers, got an array of shape {values.shape}"
+            f"column {column} must hold keypoints as (K, 2), (K, 3) or 3 K numbers, got an array of shape "
+            f"{values.shape}"
         )
     return values if values.shape[1] == 3 else np.column_stack([values, np.ones(len(values))])

@@ -16,8 +16,9 @@ from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from ..evaluation.pictures import color_labels
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, TaskOptions
+from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, LinearSegmentation
+from .options import TaskOptions
 
 IGNORED = 255
 _CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
@@ -48,8 +49,10 @@ class Segmentation(DenseTask):
     reduce_labels: bool
 
     name = "segmentation"
-    heads = ("upernet", "linear")
-    protocol = "whole images with the shorter side at image_size, logits resized to the annotation; mIoU over the classes of all images"
+    protocol = (
+        "whole images with the shorter side at image_size, logits resized to the annotation; mIoU "
+        "over the classes of all images"
+    )
 
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
@@ -88,7 +91,7 @@ class Segmentation(DenseTask):
         return self.with_backbone(UperNetForSemanticSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> np.ndarray:
-        """Class of each pixel, int64 (H, W), 255 where it does not count.
+        """Class of each pixel, int64 (H, W), 255 if the pixel does not count.
 
         Raises:
             ValueError: a value is no class, or no pixel counts.
@@ -104,7 +107,8 @@ class Segmentation(DenseTask):
         if wrong.size:
             shift = int(self.reduce_labels)
             raise ValueError(
-                f"the annotation has the value {wrong[0] + shift}, expected {shift} .. {self.num_labels - 1 + shift}, or {IGNORED} where a "
+                f"the annotation has the value {wrong[0] + shift}, expected {shift} .. "
+                f"{self.num_labels - 1 + shift}, or {IGNORED} where a "
                 "pixel does not count; see --num_labels, --ignore_label and --reduce_labels"
             )
         if ignored.all():

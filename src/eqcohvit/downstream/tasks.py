@@ -15,19 +15,23 @@ from ..evaluation.context import Evaluation, short_names
 from ..evaluation.features import RANDOM
 from ..evaluation.results import Row
 from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
-from ..evaluation.video_tasks import VIDEO_ROWS, picture_figure, title_of
+from ..evaluation.video_tasks import picture_figure, title_of
 from ..loading import find_model
-from . import TASKS, DenseTask, TaskOptions, load_finetuned
+from . import task_class
 from .backbones import EncoderFolder, find_backbone
-from .base import TASK_FILE, evaluate_task
+from .base import TASK_FILE, DenseTask, evaluate_task
+from .options import TASK_HEADS, FinetuneSettings, TaskOptions
+from .saved import load_finetuned
 
 
 def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of fine-tuned models as they are; for encoders, and their random weights, of a head that is fitted on the
-    frozen backbone."""
+    """Scores of fine-tuned models as they are.
+
+    For an encoder, and for its random weights, a head is fitted on the frozen backbone.
+    """
     settings, rows = evaluation.settings, []
     sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
-    train, test = open_train_and_test(**sources, default=TASKS[name].default_rows)
+    train, test = open_train_and_test(**sources, default=task_class(name).default_rows)
     train = train.select(range(min(len(train), settings["max_samples"])))
     for path, shown in zip(evaluation.models, short_names(evaluation.models), strict=True):
         if (Path(find_model(path)) / TASK_FILE).is_file():
@@ -38,7 +42,7 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
             rows += _score(evaluation, task, {shown: [model]}, test)
             continue
         encoder = EncoderFolder.open(path)
-        task = TASKS[name].from_options(_options(settings, TASKS[name].heads[-1]), encoder, train)
+        task = task_class(name).from_options(_options(settings, TASK_HEADS[name][-1]), encoder, train)
         for part, part_rows in (("train", train), ("test", test)):
             task.check_rows(part_rows, part)
         random = RANDOM if len(evaluation.models) == 1 else f"{RANDOM} ({shown})"
@@ -55,7 +59,7 @@ def fit_head(
 ) -> PreTrainedModel:
     """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
     from ..training.signals import StopSignals
-    from .finetune import FinetuneSettings, Finetuning, make_accelerator
+    from .finetune import Finetuning, make_accelerator
 
     torch.manual_seed(seed)
     model = task.build(encoder, is_random)
@@ -109,8 +113,7 @@ def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTr
     return rows
 
 
-# Name -> function of an `Evaluation` that returns rows, for the registry of scripts/evaluate.py.
-DENSE_TASKS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    **{name: partial(supervised_rows, name=name) for name in TASKS},
-    **VIDEO_ROWS,
+# Task -> function of an `Evaluation` that returns rows.
+SUPERVISED_ROWS: dict[str, Callable[[Evaluation], list[Row]]] = {
+    name: partial(supervised_rows, name=name) for name in TASK_HEADS
 }

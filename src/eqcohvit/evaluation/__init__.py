@@ -1,1 +1,1 @@
-"""What features know: one extractor, probes and tasks on it, and reports."""
+"""Evaluation of frozen features: extraction, probes, tasks, label propagation through videos, reports."""

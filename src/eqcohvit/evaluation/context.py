@@ -1,5 +1,4 @@
-"""What the tasks of one evaluation share: settings, encoders with their controls, images, the cache, and the figures of
-the report."""
+"""What the tasks of one evaluation share: settings, encoders with controls, images, the cache, and figures."""
 
 from __future__ import annotations
 
@@ -13,14 +12,16 @@ from typing import Any
 import torch
 
 from ..preprocessing import FIT
-from .extraction import DEFAULT_CACHE, Features, Samples, View, extract, missing_classes
+from .extraction import View, extract
+from .feature_cache import DEFAULT_CACHE, Features
 from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
+from .images import ProbeImages, missing_classes
 from .results import Row
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A plot of the report. `draw()` returns a matplotlib figure; nothing is drawn when no report is written."""
+class ReportFigure:
+    """A plot of the report. `draw()` returns a matplotlib figure and is called only if a report is written."""
 
     name: str
     caption: str
@@ -29,37 +30,37 @@ class Figure:
 
 @dataclass
 class Evaluation:
-    """The models and images of one command. A task is a function of it that returns rows, and may add figures.
+    """The models and images of one command. A task is a function of it that returns rows and may add figures.
 
-    Encoders and images are opened when a task first asks for them, so that one that needs neither does not wait.
+    Encoders and images are opened when a task first uses them, so that a task that needs neither does not wait.
 
     Args:
         models: folders or repositories.
-        open_samples: gives the images to fit and to test probes on.
+        open_samples: opens the images to fit and to test probes on.
         seeds: number of seeds of each probe.
         settings: of the tasks, by the name of their command-line flag.
     """
 
     models: Sequence[str]
-    open_samples: Callable[[], Samples]
+    open_samples: Callable[[], ProbeImages]
     seeds: int = 3
     layers: Sequence[str] = (LAST,)
     cache_dir: str | Path = DEFAULT_CACHE
     trust_remote_code: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[ReportFigure] = field(default_factory=list)
     _rows: dict[Callable, list[Row]] = field(default_factory=dict)
     _labels: dict[str, torch.Tensor] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
 
     @cached_property
-    def samples(self) -> Samples:
-        """The images to fit on and to test on, opened when a task first asks."""
+    def samples(self) -> ProbeImages:
+        """The images to fit on and to test on."""
         return self.open_samples()
 
     @cached_property
     def model_encoders(self) -> list[ModelEncoder]:
-        """The models that were asked for, without controls."""
+        """The models of the command, without controls."""
         names = short_names(self.models)
         return [
             load_encoder(path, self.layers, name, self.trust_remote_code)
@@ -73,11 +74,11 @@ class Evaluation:
         return [*models, *random_controls(models), PixelEncoder(models[0].image_size)]
 
     def open(self) -> None:
-        """Open models and images now, and not when a task first asks."""
+        """Open models and images now, instead of when a task first uses them."""
         _ = self.model_encoders, self.samples
 
     def facts(self) -> dict[str, Any]:
-        """What results.json tells about models, images and protocol, of what the tasks have opened."""
+        """What results.json says about the models, images and protocol that the tasks have opened."""
         facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds, "fit": FIT}}
         if "model_encoders" in self.__dict__:
             facts["models"] = [
@@ -87,7 +88,7 @@ class Evaluation:
             ]
         if "samples" in self.__dict__:
             samples = self.samples
-            names = ("transform", "protocol", "pooling", "head", "k", "temperature")
+            names = ("full", "transform", "protocol", "pooling", "head", "k", "temperature")
             facts["protocol"] |= {
                 "source": samples.train.name,
                 "test_source": samples.test.name,
@@ -100,27 +101,27 @@ class Evaluation:
         return facts
 
     def run(self, task: Callable[[Evaluation], list[Row]]) -> list[Row]:
-        """The rows of a task, which is run once however many others build on it."""
+        """The rows of a task. It runs once, even if several others build on it."""
         if task not in self._rows:
             self._rows[task] = task(self)
         return self._rows[task]
 
     def features(self, part: str, view: View, encoders: Sequence[Encoder] | None = None) -> dict[str, Features]:
-        """Features of the encoders (by default all of them) for the `"train"` or `"test"` images, by name."""
+        """Features of the encoders (default: all) for the `"train"` or `"test"` images, by name."""
         found = extract(self.encoders if encoders is None else encoders, self.samples, part, view, self.cache_dir)
         self._labels[part] = next(iter(found.values())).labels
         self._warn_of_missing_classes()
         return found
 
     def _warn_of_missing_classes(self) -> None:
-        """One line for each part whose images are of too few classes, of those that the sources name or that any part
-        has shown."""
+        """Warn once of each part whose images cover too few classes.
+
+        The number of classes is the largest one that the sources name or that any part has shown.
+        """
         sources = {part: getattr(self.samples, part) for part in self._labels}
         named = [len(source.label_names or ()) for source in sources.values()]
         highest = [(int(labels.max()), len(labels)) for labels in self._labels.values()]
-        shown = [
-            label + 1 for label, number in highest if label < 100 * number
-        ]  # larger ones are ids, which are no classes from 0 on
+        shown = [label + 1 for label, number in highest if label < 100 * number]  # larger ones are ids, not classes
         for part, source in sources.items():
             problem = missing_classes(self._labels[part], max(named + shown, default=0))
             if problem and part not in self._warned:
@@ -130,8 +131,10 @@ class Evaluation:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """A name for each model, as short as it can be while they differ. `model` is what every run calls its folder, so
-    that is left out."""
+    """A name for each model: the shortest end of its path that is unique.
+
+    A last folder `model`, which every run has, is left out.
+    """
     parts = [[part for part in path.rstrip("/").split("/") if part] for path in models]
     parts = [part[:-1] if len(part) > 1 and part[-1] == "model" else part for part in parts]
     for length in range(1, max(map(len, parts)) + 1):

@@ -86,7 +86,7 @@ class ModelEncoder:
 
     Args:
         model: its `last_hidden_state` is a token sequence, patches last (ViT-like), or a feature map (B, C, h, w).
-        preprocessing: side and normalisation of the images.
+        preprocessing: side and normalization of the images.
         layers: `"last"`, and indices of hidden states (0 is the embedding, -1 the last block); `"all"` is every hidden
             state.
     """
@@ -183,7 +183,8 @@ def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
             index = int(layer) if layer.lstrip("-").isdigit() else None
             if index is None or not -count <= index < count:
                 raise ValueError(
-                    f"layer must be 'last', 'all' or an index from {-count} to {count - 1} for this model, got {layer!r}"
+                    f"layer must be 'last', 'all' or an index from {-count} to {count - 1} for this model, "
+                    f"got {layer!r}"
                 )
             found.append(str(index % count))
     return list(dict.fromkeys(found))
@@ -256,7 +257,7 @@ def load_encoder(
     name_or_path: str, layers: Iterable[str] = (LAST,), name: str | None = None, trust_remote_code: bool = False
 ) -> ModelEncoder:
     """The model of a folder (also of a run, or a checkpoint of one) or repository, with its image processor's size and
-    normalisation.
+    normalization.
 
     `timm/NAME`, `hf-hub:USER/REPO` and folders in timm's format are models of timm (see `timm_encoder`).
 

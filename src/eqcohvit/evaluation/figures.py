@@ -1,5 +1,7 @@
-"""Which plots a report shows, made of rows, predictions, neighbours and patch features. Matplotlib is imported when
-they are drawn."""
+"""The plots of a report, from rows, predictions, neighbors and patch features.
+
+Matplotlib is imported only when they are drawn.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .context import Evaluation, Figure
+from .context import Evaluation, ReportFigure
 from .extraction import CentralView, PairView
-from .features import LAST, RANDOM, Feature, parts_of, select
+from .feature_cache import Features
+from .features import LAST, RANDOM, Encoder, Feature, parts_of, select
 from .metrics.r2.coefficients import r2_per_parameter
-from .probes import nearest_neighbours
+from .probes import nearest_neighbors
 from .results import Row
 
 _MAX_COLUMNS = 8
@@ -22,58 +25,61 @@ _THUMBNAIL = 48
 Predictions = dict[tuple[str, str], np.ndarray]
 
 
-def figures_of_rows(rows: Sequence[Row]) -> list[Figure]:
-    """Bars and lines of the headline R2."""
+def figures_of_rows(rows: Sequence[Row]) -> list[ReportFigure]:
+    """Bars of the headline R2, and lines if there are layers."""
     pooled = [row for row in rows if row.headline and row.settings.get("task") == "r2"]
     pooled = [row for row in pooled if row.settings["pooling"] == pooled[0].settings["pooling"]]
     bars = [row for row in pooled if row.settings["layer"] == LAST]
     layers = [row for row in pooled if row.settings["layer"].isdigit() or row.part == "pixels"]
     figures = []
     if bars:
-        caption = "R2 by transformation and part, mean and 95 % interval; bars below -0.25 are cut."
-        figures.append(Figure("r2_bars", caption, lambda: _plots().r2_bars(bars)))
+        caption = "R2 by transformation and part, mean and 95 % interval. Bars below -0.25 are cut."
+        figures.append(ReportFigure("r2_bars", caption, lambda: _plots().r2_bars(bars)))
     if len({row.settings["layer"] for row in layers}) > 2:
-        caption = "R2 of the backbone's pooled hidden states by layer; dashed: random weights, dotted: raw pixels."
-        figures.append(Figure("r2_by_layer", caption, lambda: _plots().r2_by_layer(layers)))
+        caption = "R2 of the pooled hidden states of the backbone by layer. Dashed: random weights, dotted: raw pixels."
+        figures.append(ReportFigure("r2_by_layer", caption, lambda: _plots().r2_by_layer(layers)))
     return figures
 
 
 def scatter_figure(
     name: str, protocol: str, parameter_names: Sequence[str], predictions: Predictions, true: np.ndarray
-) -> Figure:
+) -> ReportFigure:
     """Predictions (N, P) of each (encoder, part) against the true parameters (N, P)."""
     keys = [key for key in predictions if key[1] != "both"]
-    keys = keys if len(keys) <= _MAX_COLUMNS else [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
+    if len(keys) > _MAX_COLUMNS:
+        keys = [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
     scores = {key: r2_per_parameter(predictions[key], true) for key in keys}
     points = {key: predictions[key][:_NUM_POINTS] for key in keys}
-    caption = f"Predicted versus true parameters of {name} ({protocol}), {min(len(true), _NUM_POINTS)} test images, first seed."
+    count = min(len(true), _NUM_POINTS)
+    caption = f"Predicted versus true parameters of {name} ({protocol}), {count} test images, first seed."
     draw = lambda: _plots().scatter(points, true[:_NUM_POINTS], parameter_names, scores)  # noqa: E731
-    return Figure(f"scatter_{name.replace('+', '_')}", caption, draw)
+    return ReportFigure(f"scatter_{name.replace('+', '_')}", caption, draw)
 
 
-def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> Figure:
-    """Patch features of test images and of their transformed versions as colours."""
-    shown, grids = [], {}
+def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> ReportFigure:
+    """Patch features of test images and of their transformed versions as colors."""
+    shown = []
+    grids = {}
     for encoder in evaluation.model_encoders[:3]:
         size = encoder.image_size
         batch, _ = next(evaluation.samples.blocks("test", view.canvas_size(size)))
-        images = (
-            view(batch, size)[0][:, :num_images].transpose(0, 1).flatten(0, 1)
-        )  # image, transformed, image, transformed ...
+        # image, transformed, image, transformed ...
+        images = view(batch, size)[0][:, :num_images].transpose(0, 1).flatten(0, 1)
         shown.append(images)
         for (part, layer), tokens in encoder.tokens(images).items():
             if layer == LAST and part != "both":
                 grids[encoder.name, part] = tokens.grid.cpu()
     caption = (
-        f"Patch features of images and of the same images after {view.path.name} ({view.protocol}): the first three principal components "
-        "of each line's features as red, green, blue. What follows the transformation turns and shifts with the image."
+        f"Patch features of images and of the same images after {view.path.name} ({view.protocol}): the first three "
+        "principal components of each line as red, green and blue. Features that follow the transformation turn and "
+        "shift with the image."
     )
     pixels = shown[0].permute(0, 2, 3, 1).clamp(0, 1).numpy()
-    return Figure("pca_maps", caption, lambda: _plots().pca_maps(pixels, grids))
+    return ReportFigure("pca_maps", caption, lambda: _plots().pca_maps(pixels, grids))
 
 
 class _Thumbnails:
-    """Small images, by way of the same cache as features."""
+    """Small images, through the cache of the features."""
 
     name = "thumbnails"
 
@@ -91,29 +97,38 @@ class _Thumbnails:
         return pixels.movedim(-3, -1).numpy()
 
 
-def neighbours_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) -> Figure:
+def neighbors_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) -> ReportFigure:
     """Test images and their nearest training images by each part of the models, and by raw pixels."""
     thumbnails = _Thumbnails(evaluation.encoders[0].image_size)
     encoders = [encoder for encoder in evaluation.encoders if not encoder.name.startswith(RANDOM)]
-    train, test = (evaluation.features(part, CentralView(), [*encoders, thumbnails]) for part in ("train", "test"))
+    train = evaluation.features("train", CentralView(), [*encoders, thumbnails])
+    test = evaluation.features("test", CentralView(), [*encoders, thumbnails])
     queries = torch.arange(min(num_queries, len(test[thumbnails.name].keys)))
-    found, same = {}, {}
-    for encoder in encoders:
-        for part, layer in parts_of(train[encoder.name].vectors):
-            if layer != LAST or part == "both":
-                continue
-            pooling = evaluation.settings["pooling"][0]
-            x, queried = (select(f[encoder.name].vectors, part, layer, pooling)[:, 0] for f in (train, test))
-            _, index = nearest_neighbours(x, queried[queries], k)
-            found[encoder.name, part] = thumbnails.show(train[thumbnails.name].vectors, index)
-            same[encoder.name, part] = (
-                train[encoder.name].labels[index] == test[encoder.name].labels[queries][:, None]
-            ).numpy()
-    columns = [*list(found)[: _MAX_COLUMNS - 3], *list(found)[-1:]] if len(found) > _MAX_COLUMNS - 2 else list(found)
+    pooling = evaluation.settings["pooling"][0]
+    found: dict[tuple[str, str], np.ndarray] = {}
+    same: dict[tuple[str, str], np.ndarray] = {}
+    for encoder, part in _shown_parts(encoders, train):
+        x = select(train[encoder].vectors, part, LAST, pooling)[:, 0]
+        queried = select(test[encoder].vectors, part, LAST, pooling)[queries, 0]
+        _, index = nearest_neighbors(x, queried, k)
+        found[encoder, part] = thumbnails.show(train[thumbnails.name].vectors, index)
+        labels = test[encoder].labels[queries]
+        same[encoder, part] = (train[encoder].labels[index] == labels[:, None]).numpy()
     shown = thumbnails.show(test[thumbnails.name].vectors, queries)
     caption = "Test images and their nearest training images by cosine similarity. Green frame: the same class."
-    draw = lambda: _plots().neighbours(shown, {c: found[c] for c in columns}, {c: same[c] for c in columns})  # noqa: E731
-    return Figure("neighbours", caption, draw)
+    return ReportFigure("neighbors", caption, lambda: _plots().neighbors(shown, found, same))
+
+
+def _shown_parts(encoders: Sequence[Encoder], features: dict[str, Features]) -> list[tuple[str, str]]:
+    """Encoder and part of the columns: the first ones that fit, and the last one, which is the pixels."""
+    keys = [
+        (encoder.name, part)
+        for encoder in encoders
+        for part, layer in parts_of(features[encoder.name].vectors)
+        if layer == LAST and part != "both"
+    ]
+    most = _MAX_COLUMNS - 2
+    return keys if len(keys) <= most else [*keys[: most - 1], keys[-1]]
 
 
 def _plots():

@@ -1,12 +1,10 @@
-"""95 % intervals of scores: how much they move with the probe's seed, with the drawn transformations, and with the test
-images.
+"""95 % intervals of scores, over the seeds of the probe, the drawn transformations, and the test images.
 
-The half-width of the interval about a mean over S seeds is sqrt(a² + b²). Each seed of a probe has its own split of the
-fitting samples,
-its own start and its own draw of the transformations: a is Student's t times the standard error over the seeds. b is
-1.96 times the standard deviation of the mean under a bootstrap of the test images, which all seeds share. So part of
-the draws' noise on the test images counts twice, to the safe side. Training seeds, and which images were fitted on, are
-not in it.
+The half-width of the interval around a mean over S seeds is sqrt(a^2 + b^2). Each seed of a probe has its own split of
+the samples, its own initial weights and its own draw of the transformations: a is Student's t times the standard error
+over the seeds. b is 1.96 times the standard deviation of the mean under a bootstrap of the test images, which all seeds
+share. So part of the noise of the draws counts twice, which is the safe side. The interval covers neither training
+seeds nor the choice of the images to fit on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Columns of a dataset as regression targets: which pictures or pairs of pictures, and what of them a probe predicts.
+"""Columns of a dataset as regression targets: which pictures or pairs of pictures are used, and what is predicted.
 
 One picture: the value itself. Two pictures of one group (an object, a scene): the change from the first to the second.
 """
@@ -15,10 +15,10 @@ import torch
 
 from ..data import DatasetSource, Record, Source
 from ..data.fingerprint import digest
-from .extraction import Features
+from .feature_cache import Features
 
 ONE_PICTURE, CHANGE = "one picture", "change"
-_CONSTANT = 1e-11  # a component with a smaller standard deviation, relative to its size, varies by rounding alone
+_CONSTANT = 1e-11  # a component with a smaller standard deviation, relative to its size, varies only by rounding
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -60,7 +60,7 @@ class Latent:
         return self._on_circle(values) if self.kind == "circular" else values
 
     def of_changes(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Targets (M, P): what leads from the pictures at `first` (M,) to those at `second` (M,)."""
+        """Targets (M, P): the change from the pictures at `first` (M,) to those at `second` (M,)."""
         if self.kind == "quaternion":
             return relative_rotation(self.values[first], self.values[second])
         change = self.values[second] - self.values[first]
@@ -72,9 +72,9 @@ class Latent:
 
 
 def unit_quaternion(values: np.ndarray) -> np.ndarray:
-    """Quaternions (M, 4), scalar last, at length 1 and with the sign of the two that makes the scalar positive."""
+    """Quaternions (M, 4), scalar last, with length 1 and the sign that makes the scalar positive."""
     unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-    # Where the scalar is 0 the first component that is not decides.
+    # If the scalar is 0, the first other component decides.
     order = unit[:, [3, 0, 1, 2]]
     first = np.argmax(np.abs(order) > 1e-12, axis=1)
     sign = np.sign(order[np.arange(len(order)), first])
@@ -84,7 +84,7 @@ def unit_quaternion(values: np.ndarray) -> np.ndarray:
 def relative_rotation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """first^-1 second of rotations (M, 4), scalar last: the rotation in the frame of the first object.
 
-    SIE's dataset has the same targets, but for the sign (arXiv:2302.10283).
+    SIE's dataset has the same targets, except for the sign (arXiv:2302.10283).
     """
     first, second = unit_quaternion(first), unit_quaternion(second)
     axis, scalar = -first[:, :3], first[:, 3:]
@@ -98,7 +98,7 @@ def parse_circular(columns: Sequence[str]) -> dict[str, float]:
     """`["yaw=360", "hue=1"]` -> {"yaw": 360.0, "hue": 1.0}.
 
     Raises:
-        ValueError: one has no period, or one that is not positive.
+        ValueError: a column has no period, or its period is not positive.
     """
     periods = {}
     for column in columns:
@@ -181,7 +181,7 @@ def _numbers(source: DatasetSource, name: str, values: list[Any]) -> np.ndarray:
 
 
 def split_groups(groups: np.ndarray, num_train: int, num_test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit on and rows to test on, as masks (N,): whole groups, shared out as `num_train` is to `num_test`.
+    """Rows to fit on and rows to test on, as masks (N,): whole groups, in the ratio of `num_train` to `num_test`.
 
     Raises:
         ValueError: there is only one group.
@@ -196,9 +196,9 @@ def split_groups(groups: np.ndarray, num_train: int, num_test: int, seed: int = 
 
 
 def choose_pairs(groups: np.ndarray, rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Up to `count` pairs of rows of one group, (M, 2), drawn from the rows of the mask; no row is in two pairs.
+    """Up to `count` pairs of rows, (M, 2), drawn from the rows of the mask. The rows of a pair are of one group.
 
-    Every group gives its first pair before any gives its second.
+    No row is in two pairs. Every group gives its first pair before any gives its second.
 
     Raises:
         ValueError: no group has two rows.
@@ -222,7 +222,7 @@ def choose_pictures(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 
 class RowsOfSource:
-    """Some rows of a source, by their keys. Its shards are those of the source that hold any of them."""
+    """Some rows of a source, by their keys. It has the shards of the source that hold any of them."""
 
     def __init__(self, source: Source, keys: np.ndarray):
         self.name, self.cheap_rows = source.name, source.cheap_rows
@@ -240,11 +240,11 @@ class RowsOfSource:
 
     @property
     def identity(self) -> str:
-        """As the fingerprint."""
+        """The same as the fingerprint."""
         return self.fingerprint
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
-        """The wanted records of a shard; nothing is read after the last of them."""
+        """The wanted records of a shard. Reading stops after the last of them."""
         number = int(self._shards[shard])
         start, stop = np.searchsorted(self._keys, [number << 32, (number + 1) << 32])
         left = set(self._keys[start:stop].tolist())
@@ -277,16 +277,16 @@ class LatentSamples:
 
     @cached_property
     def pictures(self) -> RowsOfSource:
-        """The pictures alone."""
+        """The pictures as a source."""
         return RowsOfSource(self.source, self.keys[self.pairs.ravel()])
 
     @property
     def num_pictures(self) -> int:
-        """How many there are."""
+        """Number of pictures."""
         return self.pairs.size
 
     def places(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
-        """Where features have the pictures of each pair, (M', 1 or 2), and the pairs, (M', 1 or 2).
+        """Rows of the features that belong to each pair, (M', 1 or 2), and the pairs, (M', 1 or 2).
 
         Pairs with an unreadable picture are left out.
         """
@@ -303,8 +303,8 @@ class Targets:
     """What a probe predicts.
 
     Args:
-        train: float32 (N, P) to fit on, less `mean`.
-        test: float32 (M, P) to test on, less `mean`.
+        train: float32 (N, P) to fit on, minus `mean`.
+        test: float32 (M, P) to test on, minus `mean`.
         names: of the P components.
         mean: (P,) over the samples to fit on.
     """
@@ -318,10 +318,10 @@ class Targets:
 def make_targets(latent: Latent, pairs: np.ndarray, test_latent: Latent, test_pairs: np.ndarray, kind: str) -> Targets:
     """Targets of pictures (the first of each pair, (N, 2) or (N, 1)), or of the changes from the first to the second.
 
-    Components that do not vary are left out, since R2 has no meaning for them.
+    Components that do not vary are left out, because R2 is not defined for them.
 
     Raises:
-        ValueError: none varies, or the two latents have different numbers of components.
+        ValueError: no component varies, or the two latents have different numbers of components.
     """
     if latent.values.shape[1] != test_latent.values.shape[1]:
         counts = f"{latent.values.shape[1]} to fit on and {test_latent.values.shape[1]} to test on"

@@ -100,9 +100,9 @@ def band_limited(canvases: torch.Tensor, sides: torch.Tensor, view_side: float, 
 
 
 def _cosines(waves: torch.Tensor, num_pixels: int) -> torch.Tensor:
-    """k half periods along a side, at the centres of its pixels: (K,) -> float32 (K, num_pixels)."""
-    centres = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) / num_pixels
-    return torch.cos(math.pi * waves[:, None] * centres).float()
+    """k half periods along a side, at the centers of its pixels: (K,) -> float32 (K, num_pixels)."""
+    centers = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) / num_pixels
+    return torch.cos(math.pi * waves[:, None] * centers).float()
 
 
 def _bicubic_response(frequency: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ _GAP, _HEADER = 4, 20
 
 
 def palette(num_colors: int) -> np.ndarray:
-    """Colours that neighbours in the list can be told apart by, uint8 (num_colors, 3)."""
+    """Colors, different for neighbors in the list, uint8 (num_colors, 3)."""
     golden = 0.61803398875
     colors = [
         colorsys.hsv_to_rgb((i * golden) % 1, 0.85 - 0.3 * (i % 3 == 1), 1.0 - 0.25 * (i % 2))
@@ -23,13 +23,13 @@ def palette(num_colors: int) -> np.ndarray:
 
 
 def color_labels(labels: np.ndarray, num_labels: int, ignore_index: int = 255) -> Image.Image:
-    """Class indices (H, W) as colours; ignored pixels are black."""
+    """Class indices (H, W) as colors; ignored pixels are black."""
     colors = np.concatenate([palette(num_labels), np.zeros((1, 3), np.uint8)])
     return Image.fromarray(colors[np.where(labels == ignore_index, num_labels, labels)])
 
 
 def overlay(image: Image.Image, labels: np.ndarray, num_labels: int) -> Image.Image:
-    """Class indices (H, W) as colours over a photograph of the same size; class 0 is transparent."""
+    """Class indices (H, W) as colors over a photograph of the same size; class 0 is transparent."""
     colors = np.asarray(color_labels(labels, num_labels)).astype(np.float32)
     pixels = np.asarray(image).astype(np.float32)
     mixed = np.where(((labels > 0) & (labels != 255))[..., None], 0.45 * pixels + 0.55 * colors, pixels)
@@ -37,7 +37,7 @@ def overlay(image: Image.Image, labels: np.ndarray, num_labels: int) -> Image.Im
 
 
 def color_values(values: np.ndarray, low: float, high: float) -> Image.Image:
-    """Numbers (H, W) as colours from dark blue (low) over green to yellow (high); what is not finite is black."""
+    """Numbers (H, W) as colors from dark blue (low) over green to yellow (high); others are black."""
     stops = np.array([[13, 8, 135], [32, 110, 160], [40, 175, 120], [190, 215, 60], [253, 231, 37]], dtype=np.float32)
     t = np.nan_to_num((values - low) / max(high - low, 1e-9)).clip(0, 1) * (len(stops) - 1)
     below = t.astype(int).clip(max=len(stops) - 2)

@@ -20,9 +20,14 @@ _MAX_AFFINITIES = 1 << 24  # held at once, float32: 64 MiB
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """num_context: last frames that labels come from, besides the first one. radius: patches further away, along x or
-    y, do not count.
-    top_k: most similar patches that do. temperature: of the softmax over cosine similarities."""
+    """Settings of the propagation.
+
+    Args:
+        num_context: recent frames that labels come from, in addition to the first one.
+        radius: patches farther away than this, along x or y, do not count.
+        top_k: number of most similar patches that count.
+        temperature: of the softmax over cosine similarities.
+    """
 
     num_context: int = 7
     radius: int = 12
@@ -70,7 +75,7 @@ class LabelPropagation:
             ~self._near(start, len(queries), keys.device)[:, None], -torch.inf
         )
         top, index = similarity.topk(min(self.settings.top_k, similarity.shape[1]), dim=1)
-        weights = (top / self.settings.temperature).softmax(dim=1)  # 0 where there are fewer neighbours than top_k
+        weights = (top / self.settings.temperature).softmax(dim=1)  # 0 if there are fewer neighbors than top_k
         return torch.einsum("qk,qkc->qc", weights, values[index])
 
     def _near(self, start: int, count: int, device: torch.device) -> torch.Tensor:
@@ -88,7 +93,7 @@ class LabelPropagation:
 
 def labels_to_patches(labels: np.ndarray, num_labels: int, grid: tuple[int, int]) -> torch.Tensor:
     """Class of each pixel (H, W), ignored ones 255 -> one-hot label of each patch, float (h, w, C), by its pixel
-    nearest to the centre."""
+    nearest to the center."""
     height, width = labels.shape
     y, x = (
         ((np.arange(count) + 0.5) * size / count).astype(int) for count, size in zip(grid, (height, width), strict=True)

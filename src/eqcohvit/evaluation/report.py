@@ -12,44 +12,51 @@ from typing import Any
 
 from ..html_page import facts, page
 from ..transforms import make_path
-from .context import Figure
+from .context import ReportFigure
 from .features import PIXELS, RANDOM
 from .pairs import PROTOCOLS, given_away, moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
 
-_SUITE_STYLE = """
+_STYLE = """
+td { vertical-align: top; }
+td:first-child, th:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 17rem; }
+figure img { width: 100%; }
 small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
 table.suite th[colspan] { text-align: center; }
-table.suite td { line-height: 1.25; vertical-align: top; }
+table.suite td { line-height: 1.25; }
 table.suite th, table.suite td { padding: .28rem .5rem; }
 """
 
 _HOW_TO_READ = {
-    "R2": "<b>R2</b> of the transformation's parameters, regressed from frozen features of an image and of its transformed version: 1 is "
-    "perfect, 0 is guessing the mean, below 0 is worse than that (nothing is clipped). <i>paper</i>: the transformed image shows empty "
-    "borders, which alone tell most of the motion. <i>strict</i>: real pixels fill them, so that only the content tells, except for zoom, "
-    "which sharpness tells, and a part of perspective. <i>grid</i>: the same from all patches instead of "
-    "pooled features, which is easy even for raw pixels and random weights.",
+    "R2": "<b>R2</b> of the parameters of a transformation, regressed from frozen features of an image and of its "
+    "transformed version: 1 is perfect, 0 is guessing the mean, and negative values are worse than that (nothing is "
+    "clipped). <i>paper</i>: the transformed image shows empty borders, which reveal most of the motion. "
+    "<i>strict</i>: real pixels fill them, so that only the content reveals it; exceptions are named below the table. "
+    "<i>grid</i>: the same from all patches instead of pooled features, which is easy even for raw pixels and random "
+    "weights.",
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",
-    "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features; held-out training images chose its learning rate.",
-    "alone": "<b>g alone</b>: the same probe on the transformed image without the original: what the protocol gives away.",
-    "change": "<b>change</b>: squared distance that features move under the transformation, relative to two different images.",
-    "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is a linear action. "
-    "<i>shuffled</i>: the same figure of another image's movement, for comparison; it is not 0.",
-    "CKA": "<b>CKA</b>: debiased similarity of two parts over the test images: 0 is unrelated, 1 the same but for rotation and scale. "
-    "<i>shuffled</i>: of features of different images.",
+    "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features. Held-out training images chose its "
+    "learning rate.",
+    "alone": "<b>g alone</b>: the same probe on the transformed image without the original: what the protocol gives "
+    "away.",
+    "recall@1": "<b>recall@1</b>: how often the most similar of all test images is the original of a transformed one.",
+    "change": "<b>change</b>: squared distance that features move under the transformation, relative to two different "
+    "images.",
+    "linearity": "<b>linearity</b>: share of that movement that a linear map with the known parameters predicts: 1 is "
+    "a linear action. <i>shuffled</i>: the same for the movement of another image, for comparison; it is not 0.",
+    "CKA": "<b>CKA</b>: debiased similarity of two parts over the test images: 0 is unrelated, 1 is equal up to "
+    "rotation and scale. <i>shuffled</i>: for features of different images.",
 }
 _LATENTS = (
-    "<b>R2</b> of columns of the dataset, in place of transformations, regressed from frozen features: 1 is perfect, 0 is "
-    "guessing the mean, below 0 is worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. "
-    "<i>change</i>: the change between two pictures of one group, from both; <i>g alone</i> sees the second picture only. "
-    "No group is both fitted and tested on."
+    "<b>R2</b> of columns of the dataset, regressed from frozen features: 1 is perfect, 0 is guessing the mean, and "
+    "negative values are worse than that (nothing is clipped). <i>one picture</i>: the value, from one picture. "
+    "<i>change</i>: the change between two pictures of one group, from both. <i>g alone</i> sees only the second "
+    "picture. No group is both fitted and tested on."
 )
 
 
 def protocol_notes(rows: Sequence[Row]) -> list[str]:
-    """A line for each transformation and protocol of the rows that gives g away, such as "zoom, strict: sharpness tells
-    it"."""
+    """A line for each transformation and protocol that gives g away, such as "zoom, strict: sharpness tells it"."""
     settings = [row.settings for row in rows if row.settings.get("protocol") in PROTOCOLS]
     pairs = dict.fromkeys((own["transform"], own["protocol"]) for own in settings)
     found = {pair: given_away(make_path(pair[0]), pair[1]) for pair in pairs}
@@ -64,7 +71,9 @@ def report_paths(output: str | Path) -> tuple[Path, Path]:
     return output.with_suffix(".html"), output.with_name(f"{prefix}plots")
 
 
-def write_report(output: str | Path, results: dict[str, Any], rows: Sequence[Row], figures: Sequence[Figure]) -> Path:
+def write_report(
+    output: str | Path, results: dict[str, Any], rows: Sequence[Row], figures: Sequence[ReportFigure]
+) -> Path:
     """Write the plots and the page beside `output` (results.json) and return the page's path."""
     page, folder = report_paths(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +89,7 @@ def write_report(output: str | Path, results: dict[str, Any], rows: Sequence[Row
     return page
 
 
-def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[tuple[Figure, bytes]]) -> str:
+def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[tuple[ReportFigure, bytes]]) -> str:
     """The HTML page; figures come with their PNG content."""
     headline = [row for row in rows if row.headline]
     details = [row for row in rows if not row.headline]
@@ -94,6 +103,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     controls = [name for name in (RANDOM, PIXELS) if any(row.encoder.startswith(name) for row in rows)]
     beside = f", beside {' and '.join(controls)}" if controls else ""
     version = results.get("protocol_version")
+    notes = protocol_notes(headline)
     suite = f"suite {html.escape(results['suite'])}, " if results.get("suite") else ""
     measured = f"<br>{suite}protocol version {html.escape(version)}" if version else ""
     headline_tables = [suite_table(headline)] if suite else [_table(cells, headline) for cells in tables(headline)]
@@ -101,7 +111,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
         *headline_tables,
         *(f"<p class='faint'>{text}</p>" for text in read),
-        *(f"<p class='faint'>{html.escape(note)}</p>" for note in protocol_notes(headline)),
+        *([f"<p class='faint'><b>Gives g away</b>: {'; '.join(map(html.escape, notes))}.</p>"] if notes else []),
         *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
         *(_figure(figure, png) for figure, png in figures),
     ]
@@ -109,12 +119,12 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
         body.append("<details><summary>All numbers: each parameter, head, pooling</summary>")
         body += [*(_table(cells, details) for cells in tables(details)), "</details>"]
     body.append("<h2>How it was measured</h2>" + _facts(results))
-    return page(f"Evaluation of {names}", body, _SUITE_STYLE)
+    return page(f"Evaluation of {names}", body, _STYLE)
 
 
 def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
-    """The best value of each column is emphasised, except where more is not better."""
-    means = {(row.encoder, row.part, row.metric): row.mean for row in rows}
+    """A table with the best value of each column emphasized, unless more is not better. *g alone* does not compete."""
+    means = {(row.encoder, row.part, row.metric): row.mean for row in rows if not row.part.endswith(ALONE)}
     best = {
         metric: (min if metric.endswith(LOWER) else max)(
             value for (_, _, name), value in means.items() if name == metric
@@ -124,8 +134,8 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
     }
     lines, previous = [], None
     for encoder, part, *values in cells[1:]:
-        marks = [means.get((encoder, part, metric)) == best.get(metric, float("nan")) for metric in cells[0][2:]]
-        name = html.escape(encoder) if encoder != previous else ""
+        marks = [means.get((encoder, part, metric), "") == best.get(metric) for metric in cells[0][2:]]
+        name = _breakable(encoder) if encoder != previous else ""
         numbers = "".join(
             f"<td{' class=best' if mark else ''}>{value}</td>" for value, mark in zip(values, marks, strict=True)
         )
@@ -133,6 +143,11 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
         previous = encoder
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
     return f"<div class='wide'><table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _breakable(name: str) -> str:
+    """A name that may continue on the next line behind `/`, `_`, `.` and `-`."""
+    return re.sub(r"([/_.-])", r"\1<wbr>", html.escape(name))
 
 
 def suite_table(rows: Sequence[Row]) -> str:
@@ -164,7 +179,8 @@ def suite_table(rows: Sequence[Row]) -> str:
         f"<th colspan={len(chosen)}>{html.escape(name.replace('_', ' '))}</th>" for name, chosen in columns.items()
     )
     below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
-    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr><tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
+    head = f"<tr><th></th><th></th><th>mean</th>{top}</tr>"
+    head += f"<tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
     body, previous = [], None
     for line in lines:
         encoder, part = line
@@ -179,14 +195,14 @@ def suite_table(rows: Sequence[Row]) -> str:
             small = f"<br><small>{html.escape(spread)}</small>" if spread else ""
             mark = " class=best" if row and line in contenders and row.mean == best[cell] else ""
             numbers.append(f"<td{mark}>{value}{small}</td>")
-        name = html.escape(encoder) if encoder != previous else ""
+        name = _breakable(encoder) if encoder != previous else ""
         start = " class=first" if name else ""
         body.append(f"<tr{start}><td>{name}</td><td>{html.escape(part)}</td>{''.join(numbers)}</tr>")
         previous = encoder
     return f"<div class='wide'><table class=suite><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
 
 
-def _figure(figure: Figure, png: bytes) -> str:
+def _figure(figure: ReportFigure, png: bytes) -> str:
     caption = html.escape(figure.caption)
     source = base64.b64encode(png).decode()
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import platform
 import re
@@ -19,12 +20,14 @@ from ..files import write_text_whole
 from .intervals import seeds_half_width
 
 INTERVAL = (
-    "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for R2, kNN and linear, "
-    "over the test images (bootstrap). What another training run would give is not in it, except in lines of several training seeds."
+    "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for "
+    "R2, kNN and linear, over the test images (bootstrap). It does not include other training runs, except in lines of "
+    "several training seeds."
 )
-ALONE = ", g alone"  # ends the name of a part of which the probe sees the transformed image without the original
-LOWER = "↓"  # ends the name of a metric of which less is better
-_MAX_COLUMNS = 6  # of numbers in one table; more are dealt into several
+ALONE = ", g alone"  # end of the name of a part if the probe sees only the transformed image
+LOWER = "↓"  # end of the name of a metric if lower is better
+_MAX_COLUMNS = 6  # of numbers in one table; more are split into several tables
+_NAME_WIDTH = 24  # of an encoder in a table on a terminal
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,8 @@ class Row:
     """One number of a table: the values of all seeds for an encoder's part.
 
     Args:
-        half_width: of the 95 % interval about their mean; where it is not given, Student's t over the seeds
-            (`intervals`).
-        headline: whether it belongs into the printed table and the model card; the others are in the report and
+        half_width: of the 95 % interval around their mean; default: Student's t over the seeds (`intervals`).
+        headline: whether it belongs in the printed table and the model card. The others are in the report and
             results.json.
         settings: what `metric` says, for programs: task, transform, protocol, head, pooling, layer ...
     """
@@ -54,7 +56,7 @@ class Row:
 
     @property
     def half(self) -> float | None:
-        """Half of the 95 % interval; None for a single value of which no more is known."""
+        """Half of the 95 % interval; None for a single value without `half_width`."""
         return seeds_half_width(self.values) if self.half_width is None else self.half_width
 
     def __str__(self) -> str:
@@ -62,10 +64,9 @@ class Row:
 
 
 def training_seeds(rows: Sequence[Row]) -> list[Row]:
-    """A row for each number of models that differ by their training seed alone: the mean over them, each model's mean
-    one value.
+    """A row for each group of models that differ only by their training seed: the mean over them.
 
-    Such models are called alike but for `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`;
+    The names of such models differ only by `seed` and a number at the end: `vicreg-seed0`, `vicreg-seed1`;
     `vicreg/seed-0`, `vicreg/seed-1`.
     """
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -88,7 +89,7 @@ def training_seeds(rows: Sequence[Row]) -> list[Row]:
 
 
 def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
-    """Tables of cells, the first line the header: one line per encoder and part, one column per metric.
+    """Tables of cells: a header, then one line per encoder and part, one column per metric.
 
     Metrics that do not fit side by side are grouped by task, protocol and pooling.
     """
@@ -114,7 +115,7 @@ def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
 
 
 def format_table(cells: list[list[str]]) -> str:
-    """Cells, the first line the header -> aligned Markdown."""
+    """Cells, whose first line is the header -> aligned Markdown."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
@@ -122,8 +123,54 @@ def format_table(cells: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def format_tables(rows: Sequence[Row], width: int = 80) -> str:
+    """All tables as text for a terminal, with at most `width` columns wherever one column of numbers fits."""
+    texts = []
+    for cells in tables(rows):
+        names = [line[:2] for line in cells]
+        columns = list(zip(*(line[2:] for line in cells), strict=True))
+        while columns:
+            count = len(columns)
+            while count > 1 and max(map(len, _text_table(names, columns[:count]).splitlines())) > width:
+                count -= 1
+            texts.append(_text_table(names, columns[:count]))
+            columns = columns[count:]
+    return "\n\n".join(texts)
+
+
+def _text_table(names: Sequence[list[str]], columns: Sequence[tuple[str, ...]]) -> str:
+    """Aligned columns. Long names of encoders continue in the lines of their parts, and headings are two lines."""
+    heading = [*names[0], *(column[0] for column in columns)]
+    upper = [text.partition(", ")[0] + ("," if ", " in text else "") for text in heading]
+    lower = [text.partition(", ")[2] for text in heading]
+    lines = [upper, lower] if any(lower) else [upper]
+    numbers = [list(line) for line in zip(*(column[1:] for column in columns), strict=True)]
+    for encoder, group in itertools.groupby(zip(names[1:], numbers, strict=True), key=lambda line: line[0][0]):
+        parts = [[part, *own] for (_, part), own in group]
+        pieces = wrap(encoder, _NAME_WIDTH).split("\n")
+        count = max(len(parts), len(pieces))
+        pieces += [""] * (count - len(pieces))
+        parts += [[""] * (len(heading) - 1)] * (count - len(parts))
+        lines += [[name, *own] for name, own in zip(pieces, parts, strict=True)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    num_headings = 2 if any(lower) else 1
+    return "\n".join([*text[:num_headings], rule, *text[num_headings:]])
+
+
+def wrap(name: str, width: int) -> str:
+    """A name on several lines of about `width` characters, broken behind `/`, `_`, `-`, `.` and at spaces."""
+    lines = [""]
+    for word in re.findall(r"[^/_\-. ]*[/_\-. ]?", name):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.strip() for line in lines)
+
+
 def versions() -> dict[str, str]:
-    """What a number was measured with."""
+    """Versions of the libraries, and the device."""
     return {
         "eqcohvit": sys.modules[__name__.split(".")[0]].__version__,
         "python": platform.python_version(),
@@ -136,7 +183,7 @@ def versions() -> dict[str, str]:
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write JSON whole or not at all, each row (they may be `Row`s) in a line of its own."""
+    """Write JSON whole or not at all, with each row (a dict or a `Row`) on one line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps(row, default=_row_fields) for row in results.get("rows", [])]
@@ -145,5 +192,5 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def _row_fields(row: Row) -> dict[str, Any]:
-    """The fields of a row for results.json, its interval with them."""
+    """The fields of a row for results.json, including its interval."""
     return dataclasses.asdict(row) | {"half_width": row.half}

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from .context import Evaluation
 from .features import part_name, parts_of
 from .intervals import accuracy_resampled, half_width
+from .r2_tasks import draws, pair_features
 from .results import Row
-from .tasks import draws, pairs
 
 
 def retrieval(evaluation: Evaluation) -> list[Row]:
@@ -19,7 +19,7 @@ def retrieval(evaluation: Evaluation) -> list[Row]:
     """
     pooling = evaluation.settings["pooling"][0]
     rows = []
-    for path, protocol, _, test in pairs(evaluation):
+    for path, protocol, _, test in pair_features(evaluation):
         settings = {"task": "retrieval", "transform": path.name, "protocol": protocol, "pooling": pooling}
         for encoder, features in test.items():
             for part, layer in parts_of(features.vectors):

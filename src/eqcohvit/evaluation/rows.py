@@ -1,4 +1,4 @@
-"""Labelled rows of a Hub dataset in their usual columns, decoded late, and what is wrong with one in one line."""
+"""Labeled rows of a dataset in their usual columns, decoded late, with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from ..data.dataset_files import builder_for, expand_data_files
 from ..data.decode import one_line
 from ..hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
-from .extraction import check_test_data
+from .images import check_test_data
 
 _HELD_OUT = 10  # every tenth row
 _ROWS_PER_READ = 1000  # of a Parquet file, while it is converted
@@ -29,7 +29,7 @@ Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to
 
 
 class row_errors:  # noqa: N801  reads as a statement
-    """Context that puts the row in front of the message of a `ValueError`."""
+    """Context manager that puts the row in front of the message of a `ValueError`."""
 
     def __init__(self, what: str, index: int):
         self.where = f"{what} row {index}"
@@ -56,7 +56,7 @@ def open_rows(
         train_dir: a folder tree of images instead, for tasks without labels.
 
     Raises:
-        ValueError: there is no such dataset, split or file.
+        ValueError: the dataset, split or file does not exist.
     """
     if train_dir is not None:
         if dataset_name is not None or data_files is not None:
@@ -69,16 +69,15 @@ def open_rows(
         path, files = dataset_name, None
     else:
         raise ValueError(
-            "this task needs data: give --dataset_name or --data_files, or --train_dir where nothing is annotated"
+            "this task needs data: give --dataset_name or --data_files, or --train_dir for tasks without annotations"
         )
-    # The size of a file's own may be that of an empty group.
+    # The default, the size of the file's first group, may be 0.
     options: dict[str, Any] = {"batch_size": _ROWS_PER_READ} if path == "parquet" else {}
     try:
         dataset = datasets.load_dataset(path, dataset_config_name, split=split, data_files=files, **options)
     except Exception as error:  # not found, gated, no connection, no such configuration or split, broken files
-        cause = (
-            error.__cause__ if isinstance(error.__cause__, Exception) else error
-        )  # datasets' own says only that there was one
+        # The outer error of datasets says only that there was one.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ValueError(f"cannot open dataset {path}: {one_line(cause, 400)}") from error
     if len(dataset) == 0:
         raise ValueError(f"dataset {path}, split {split}, has no rows")
@@ -98,14 +97,15 @@ def open_train_and_test(
     train_dir: str | None = None,
     default: Callable[[], tuple[Rows, Rows]] | None = None,
 ) -> tuple[Rows, Rows]:
-    """The rows to train and to test on; without a test split or files every tenth row is held out, or the last of
-    fewer.
+    """The rows to train and to test on.
+
+    Without a test split or test files, every tenth row is held out; of fewer than ten, the last one.
 
     Args:
-        default: makes both where no data are named.
+        default: makes both if no data are named.
 
     Raises:
-        ValueError: there are no such data, or none are named and there is no default.
+        ValueError: the data do not exist, or none are named and there is no default.
     """
     check_test_data(dataset_name, dataset_split, test_split, data_files, test_data_files, train_dir)
     if default is not None and dataset_name is None and data_files is None and train_dir is None:
@@ -128,7 +128,7 @@ def find_column(rows: Rows, wanted: str | None, usual: Sequence[str], purpose: s
     """The column that holds the `purpose`: the wanted one, or the first of the usual names.
 
     Raises:
-        ValueError: it is not among the columns.
+        ValueError: the dataset does not have it.
     """
     columns = list(rows.features)
     for name in [wanted] if wanted else usual:
@@ -151,7 +151,7 @@ def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
     """The class index of each pixel of an annotation image, int64 (H, W).
 
     Raises:
-        ValueError: it cannot be decoded, or has colours instead of indices.
+        ValueError: it cannot be decoded, or has colors instead of indices.
     """
     image = _open(row, column)
     if image.mode not in ("L", "P", "1", "I", "I;16"):
@@ -162,15 +162,14 @@ def read_labels(row: dict[str, Any], column: str) -> np.ndarray:
 
 
 def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The instances of a colour image whose red channel is the class and whose green one the number of the instance, 0
-    for none.
+    """The instances of a color image: red is the class, green the number of the instance, 0 for none.
 
     Returns:
-        The number 1 .. N of the instance at each pixel, int32 (H, W), 0 where there is none; the red value of each
+        The number 1 .. N of the instance at each pixel, int32 (H, W), or 0; the red value of each
         instance, int64 (N,).
 
     Raises:
-        ValueError: it cannot be decoded, has no colours, or an instance has several classes.
+        ValueError: it cannot be decoded, has no colors, or an instance has several classes.
     """
     image = _open(row, column)
     if image.mode not in ("RGB", "RGBA"):
@@ -192,7 +191,7 @@ def read_instances(row: dict[str, Any], column: str) -> tuple[np.ndarray, np.nda
 
 
 def check_size(target: np.ndarray, image: Image.Image, what: str = "annotation", of: str = "image") -> None:
-    """Raise a `ValueError` where a target (H, W) has another size than its image."""
+    """Raise a `ValueError` if a target (H, W) has another size than its image."""
     if target.shape != (image.height, image.width):
         raise ValueError(
             f"the {what} is of {target.shape[1]} x {target.shape[0]} pixels, its {of} of {image.width} x {image.height}"
@@ -219,7 +218,7 @@ def read_depth(row: dict[str, Any], column: str) -> np.ndarray:
 
 
 def _open(row: dict[str, Any], column: str) -> Image.Image:
-    """The stored image, whose numbers are what counts."""
+    """The stored image, with its numbers unchanged."""
     cell = row[column]
     if cell is None:
         raise ValueError(f"column {column} is empty")

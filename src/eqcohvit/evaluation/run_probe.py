@@ -1,7 +1,7 @@
-"""What the parts of a model know of its run's own transformation, measured while it trains.
+"""What the parts of a model know about the transformation of its run, measured during training.
 
 No labels are needed: R2 of the parameters of g, as in `scripts/evaluate.py --task r2 --head kernel`, on images that the
-run does not train on. Images, g and renderings are the same in every measurement, so a curve shows the model alone.
+run does not train on. Images, g and renderings are the same in every measurement, so only the model moves a curve.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from ..data import Source, SpritesSource, TooManyBadImages, hold_out
 from ..hub.modeling_eqcohvit import EqCohViTModel
 from ..preprocessing import Preprocessing
 from ..transforms import TransformationPath
-from .extraction import TEST_SPRITES, PairView, Samples
+from .extraction import PairView
 from .features import LAST, ModelEncoder, select
-from .kernel_probe import kernel_regression
+from .images import TEST_SPRITES, ProbeImages
+from .kernel_regression import kernel_regression
 from .metrics.r2.coefficients import r2_per_parameter
+from .pair_regression import PairData
 from .probes import knn_accuracy
 
 LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
@@ -32,11 +34,10 @@ _NAMES = {"strict": "probe/r2", "paper": "probe/r2_paper"}
 def open_probe(
     source: Source, num_samples: int, *settings: Any, report: Callable[[str], None] = print, **options: Any
 ) -> tuple[Source, RunProbe | None]:
-    """(images to train on, a probe of images that are not among them); all images and None where there are too few,
-    which `report` is told.
+    """The images to train on, and a probe of other images; all images and None if there are too few.
 
-    Of the embedded sprites the test sprites are taken, and all training sprites stay. Of other sources at most an
-    eighth is held out.
+    `report` then gets the reason. Of the embedded sprites, the test sprites are used and all training sprites stay. Of
+    other sources, at most an eighth is held out.
 
     Args:
         settings, options: as of `RunProbe`, after `num_samples`.
@@ -60,9 +61,10 @@ def open_probe(
 
 
 class RunProbe:
-    """R2 of the run's path from each part, in both protocols, and kNN accuracy where the images have labels.
+    """R2 of the run's path from each part, in both protocols, and kNN accuracy if the images have labels.
 
-    A third of the images tests, the others are fitted on. Of several processes each renders and encodes its share.
+    A third of the images is for testing, the others are fitted on. Each of several processes renders and encodes a
+    share.
 
     Args:
         source: images that are not trained on.
@@ -90,7 +92,7 @@ class RunProbe:
         world_size: int = 1,
     ):
         self.image_size, self.world_size = image_size, world_size
-        samples = Samples(source, source, num_samples, 0, num_workers, max_bad_fraction)
+        samples = ProbeImages(source, source, num_samples, 0, num_workers, max_bad_fraction)
         views = {protocol: PairView(path, protocol) for protocol in _NAMES}
         if views["strict"].name == views["paper"].name:  # nothing moves
             del views["paper"]
@@ -113,12 +115,12 @@ class RunProbe:
 
     @property
     def num_test(self) -> int:
-        """Images that test."""
+        """Number of images to test on."""
         return len(self.labels) // 3
 
     @property
     def num_fit(self) -> int:
-        """Images that the probes are fitted on."""
+        """Number of images to fit on."""
         return len(self.labels) - self.num_test
 
     def measure(
@@ -129,13 +131,13 @@ class RunProbe:
         gather: Callable[[torch.Tensor], torch.Tensor] = lambda share: share,
         is_main: bool = True,
     ) -> dict[str, float]:
-        """`probe/r2/PART` (strict), `probe/r2_paper/PART` and `probe/knn/PART` of the model as it is now; nothing where
-        not `is_main`.
+        """`probe/r2/PART` (strict), `probe/r2_paper/PART` and `probe/knn/PART` of the model as it is now.
 
-        To be called by all processes. No random number is drawn, and the model's mode stays what it was.
+        All processes have to call it; only the main one gets figures. It draws no random numbers and leaves the mode of
+        the model unchanged.
 
         Args:
-            gather: the tensors (n, ...) of all processes, one after the other.
+            gather: concatenates the tensors (n, ...) of all processes.
         """
         training = model.training
         encoder = ModelEncoder("run", model, Preprocessing(self.image_size, tuple(image_mean), tuple(image_std)))
@@ -149,7 +151,8 @@ class RunProbe:
             for part, features in parts.items():
                 parameters = self.parameters.to(features.device)
                 o, g = features.unbind(dim=1)
-                predicted = kernel_regression(o[fit], g[fit], parameters[fit], o[test], g[test])
+                data = PairData(o[fit], g[fit], parameters[fit], o[test], g[test])
+                predicted = kernel_regression(data)
                 scores = r2_per_parameter(predicted.cpu().numpy(), self.parameters[test].numpy())
                 figures[f"{_NAMES[protocol]}/{part}"] = float(scores.mean())
         if (self.labels >= 0).all() and len(self.labels.unique()) > 1:
@@ -161,7 +164,7 @@ class RunProbe:
     def _encode(
         self, encoder: ModelEncoder, images: torch.Tensor, gather: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Pooled features (N, 2, d) of each part, of the images of all processes in their own order."""
+        """Pooled features (N, 2, d) of each part, for the images of all processes in their original order."""
         blocks: dict[str, list[torch.Tensor]] = {part: [] for part in _PARTS}
         for block in images.split(_BATCH_SIZE // 2):
             vectors = encoder(block.flatten(0, 1).float() / 255)

@@ -1,4 +1,4 @@
-"""The benchmark that models are compared by: all that decides a figure stands here, under one version."""
+"""The benchmark to compare models: everything that decides a figure, under one version."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 from .results import Row
 
-# Raised whenever the same model and data give other figures than before: by other transformations, protocols, decoding,
-# pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a version.
+# Raise it whenever the same model and data give other figures than before: after a change of transformations,
+# protocols, decoding, pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a
+# version.
 PROTOCOL_VERSION = "3"
-_WITHOUT_VERSION = "1"  # of results that name none
+_WITHOUT_VERSION = "1"  # of results that do not name one
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Suite:
     max_test_samples: int
 
     def fixed(self) -> dict[str, Any]:
-        """What no flag may change, lists as a command line gives them."""
+        """What no flag may change, as lists, as a command line gives them."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {name: value for name, value in settings.items() if name not in ("max_samples", "max_test_samples")}
 
@@ -54,13 +55,56 @@ SUITES: dict[str, Suite] = {
 }
 
 
+@dataclass(frozen=True)
+class Size:
+    """Settings that decide how long an evaluation takes, by the name of their flag.
+
+    `alone`: which parts get a row of the transformed image only, `"all"` or `"pixels"`.
+    """
+
+    protocol: tuple[str, ...]
+    pooling: tuple[str, ...]
+    seeds: int
+    max_samples: int
+    max_test_samples: int
+    alone: str
+
+
+# Without --full: about a minute for a model on a laptop.
+QUICK = Size(("strict",), ("cls_mean",), seeds=1, max_samples=1024, max_test_samples=512, alone="pixels")
+FULL = Size(("paper", "strict"), ("cls_mean", "grid"), seeds=3, max_samples=4096, max_test_samples=2048, alone="all")
+
+
+def apply_size(settings: dict[str, Any]) -> None:
+    """Fill the settings that no flag gave: from `FULL` with `--full` or a suite, else from `QUICK`."""
+    size = FULL if settings["full"] or settings["suite"] else QUICK
+    for name, value in asdict(size).items():
+        if settings.get(name) is None:
+            settings[name] = list(value) if isinstance(value, tuple) else value
+
+
+def describe_size(settings: Mapping[str, Any]) -> str:
+    """One line: how the figures of these settings were measured, and what `--full` would add."""
+    text = f"Measured: {_in_words(settings)}."
+    if settings["full"] or settings["suite"]:
+        return text
+    return f"{text}\nWith --full: {_in_words(asdict(FULL))}."
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    seeds = "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
+    names = f"{' and '.join(settings['protocol'])} protocol, pooling {' and '.join(settings['pooling'])}"
+    counts = f"at most {settings['max_samples']:,} images to fit on and {settings['max_test_samples']:,} to test on"
+    return f"{names}, {seeds}, {counts}"
+
+
 def protocol_version(results: Mapping[str, Any]) -> str:
     """The version that a results.json was measured with."""
     return str(results.get("protocol_version", _WITHOUT_VERSION))
 
 
 def check_same_version(results: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Results with the name of their file, which are to stand side by side.
+    """Check results that will be shown side by side, given with the name of their file.
 
     Raises:
         ValueError: their protocol versions differ.
@@ -75,7 +119,7 @@ def check_same_version(results: Iterable[tuple[str, Mapping[str, Any]]]) -> None
 
 
 def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Results of the suite by the name of their file, whose rows are to stand in one table.
+    """Check results of the suite that will be shown in one table, by the name of their file.
 
     Raises:
         ValueError: their protocol versions, suites, counts or test images differ.
@@ -111,7 +155,7 @@ def read_beside(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def rows_beside(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Row]:
-    """The rows of the models of results.json files, without their controls, to stand beside models of `names`.
+    """The rows of the models of results.json files, without their controls, to show beside models of `names`.
 
     Raises:
         ValueError: two models have one name.

@@ -1,5 +1,4 @@
-"""Video object segmentation and semantic part propagation: the first frame's labels are given, frozen patch features
-carry them on."""
+"""Video object segmentation and part propagation: frozen patch features propagate the labels of the first frame."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _OTHER_PATCH_SIZE = 32  # of models without patches, such as convolutional ones:
 _LONGER_SIDE_MULTIPLE = 64  # pixels, as in DINO's protocol
 
 
-# --------------------------------------------------------------------------------------------------------------- features
+# ------------------------------------------------------------------------------------------------------------- features
 
 
 class FrameEncoder(Protocol):
@@ -38,8 +37,10 @@ class FrameEncoder(Protocol):
 
 @dataclass
 class PatchEncoder:
-    """The parts of a split model, or the backbone of any other, and its layers; frames may have any size that patches
-    fill."""
+    """The parts of a split model, or the backbone of any other, and its layers.
+
+    Sides of frames must be multiples of the patch size.
+    """
 
     encoder: ModelEncoder
 
@@ -54,7 +55,7 @@ class PatchEncoder:
 
 @dataclass
 class PixelPatches:
-    """Control: the pixels of each patch, less the frame's mean colour."""
+    """Control: the pixels of each patch, minus the mean color of the frame."""
 
     patch_size: int
     name: str = PIXELS
@@ -65,13 +66,12 @@ class PixelPatches:
         return {"pixels": patches.permute(1, 2, 0, 3, 4).flatten(2)}
 
 
-# ------------------------------------------------------------------------------------------------------------------ videos
+# --------------------------------------------------------------------------------------------------------------- videos
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 where nobody labelled
-    it."""
+    """Frames in order, read one at a time: image, and class of each pixel int64 (H, W), 255 without a label."""
 
     name: str
     frames: Callable[[], Iterator[tuple[Image.Image, np.ndarray]]]
@@ -143,24 +143,23 @@ def resize_frame(image: Image.Image, shorter_side: int, patch_size: int) -> torc
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-# ----------------------------------------------------------------------------------------------------------------- scores
+# --------------------------------------------------------------------------------------------------------------- scores
 
 
 class ObjectScore:
     """J and F of each object of each video, mean over its frames, then over all objects (DAVIS-2017, arXiv:1704.00675).
 
     As in the official semi-supervised code (github.com/davisvideochallenge/davis2017-evaluation), the objects are 1 ..
-    the highest number
-    of the first frame, also where it leaves some out: one that is neither there nor predicted scores 1. Void pixels are
-    background. The first frame, which is given, and the last one of a video do not count (the last one does where there
-    are only two).
+    the highest number of the first frame, even if some numbers are missing: an object that neither exists nor is
+    predicted scores 1. Void pixels are background. The first frame, which is given, and the last one of a video do not
+    count, except if there are only two.
     """
 
     def __init__(self):
         self.objects: dict[tuple[str, int], list[tuple[float, float]]] = {}
 
     def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, objects: Sequence[int]) -> None:
-        """Take a frame's labels: predicted and true (H, W), and the numbers of the video's objects."""
+        """Add the labels of a frame: predicted and true (H, W), and the numbers of the video's objects."""
         if frame == video.num_frames - 1 and video.num_frames > 2:
             return
         for label in objects:
@@ -184,14 +183,13 @@ class ObjectScore:
 
 
 class PartScore:
-    """mIoU over the classes of all frames but the given first ones (VIP, doi:10.1145/3240508.3240660)."""
+    """mIoU over the classes of all frames except the given first ones (VIP, doi:10.1145/3240508.3240660)."""
 
     def __init__(self):
         self.confusion = np.zeros((VOID, VOID), dtype=np.int64)
 
     def add(self, video: Video, frame: int, predicted: np.ndarray, true: np.ndarray, objects: Sequence[int]) -> None:
-        """Take a frame's labels: predicted and true (H, W), `VOID` where there are none; the classes are counted as
-        they come."""
+        """Add the labels of a frame: predicted and true (H, W), `VOID` without a label."""
         self.confusion += confusion_matrix(predicted, true, VOID, VOID)
 
     def result(self) -> dict[str, float]:
@@ -202,7 +200,7 @@ class PartScore:
 
 @dataclass(frozen=True)
 class VideoTask:
-    """What is counted, and what the numbers mean."""
+    """How predictions are scored, and what the numbers mean."""
 
     name: str
     score: Callable[[], ObjectScore | PartScore]
@@ -226,13 +224,15 @@ VIDEO_TASKS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------ propagation
+# ---------------------------------------------------------------------------------------------------------- propagation
 
 
 @dataclass
 class VideoResults:
-    """values: (encoder, part) -> metric -> value. pictures: of each video, the frames at four times with the first
-    encoder's labels."""
+    """values: (encoder, part) -> metric -> value.
+
+    pictures: of each video, the frames at four times with the labels of the first encoder.
+    """
 
     values: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     pictures: list[list[Image.Image]] = field(default_factory=list)
@@ -249,15 +249,16 @@ def propagate_videos(
     settings: PropagationSettings = DINO_SETTINGS,
     report: Callable[[str], Any] = lambda line: None,
 ) -> VideoResults:
-    """Score all parts of all encoders on all videos; one frame is held at a time, and the features of the context
-    frames.
+    """Score all parts of all encoders on all videos.
+
+    One frame is held in memory at a time, and the features of the context frames.
 
     Args:
         shorter_side: frames are resized to it, in pixels.
-        report: is given a line after each video and encoder.
+        report: called with a line after each video and encoder.
 
     Raises:
-        ValueError: a first frame has no labelled object.
+        ValueError: a first frame has no labeled object.
     """
     results, scores = VideoResults(), {}
     for number, video in enumerate(videos):
@@ -306,8 +307,6 @@ def _find_objects(video: Video, truth: np.ndarray) -> list[int]:
     highest = int(np.where(truth == VOID, 0, truth).max())
     if highest == 0:
         values = ", ".join(map(str, np.unique(truth)))
-        raise ValueError(
-            f"video {video.name}: the annotation of the first frame is empty, there is nothing to propagate: objects are numbered from 1, "
-            f"{VOID} is void, and this frame has {values}"
-        )
+        expected = f"expected objects numbered from 1 ({VOID} is void), got {values}"
+        raise ValueError(f"video {video.name}: the annotation of the first frame is empty: {expected}")
     return list(range(1, highest + 1))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .context import Evaluation, Figure
+from .context import Evaluation, ReportFigure
 from .features import ModelEncoder
 from .pictures import make_sheet
 from .propagation import PropagationSettings
@@ -20,8 +20,7 @@ from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, prop
 
 
 def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of label propagation for each part of the encoders, of random weights, and of the pixels of the
-    patches."""
+    """Scores of label propagation for each part of the encoders, random weights, and the pixels of the patches."""
     task, settings = VIDEO_TASKS[name], evaluation.settings
     split = settings["test_split"] or settings["dataset_split"]
     files = settings["test_data_files"] or settings["data_files"]
@@ -52,7 +51,7 @@ def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> Figure:
+def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> ReportFigure:
     """A sheet of pictures as a figure of the report."""
 
     def draw() -> Any:
@@ -65,10 +64,11 @@ def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: l
         axis.set_axis_off()
         return canvas
 
-    return Figure(name, caption, draw)
+    return ReportFigure(name, caption, draw)
 
 
-# Task name -> function of an `Evaluation` that returns rows.
+# Task -> function of an `Evaluation` that returns rows.
 VIDEO_ROWS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    name: partial(video_rows, name=name) for name in VIDEO_TASKS
+    "video_segmentation": partial(video_rows, name="video_segmentation"),
+    "part_propagation": partial(video_rows, name="part_propagation"),
 }

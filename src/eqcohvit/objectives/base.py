@@ -30,11 +30,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """All that an objective may read; each one takes what it needs.
+    """Everything that an objective can read; each one takes what it needs.
 
     Args:
-        invariant, equivariant: the student's parts, of the masked views where there are `masks`.
-        images: (V, B, 3, H, H) the global views in normalised pixels, unmasked.
+        invariant, equivariant: the student's parts, of the masked views if there are `masks`.
+        images: (V, B, 3, H, H) the global views in normalized pixels, unmasked.
         parameters: (B, P) of the transformation g that leads to the end view, in its path's units.
         local: (L, B, d_inv) the student's invariant CLS features of the local crops, or None.
         masks: (V, B, N) booleans, true where a patch was hidden from the student, or None.
@@ -72,7 +72,7 @@ class ObjectiveSizes:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of an objective without any; the base of all options."""
+    """For an objective without options; the base of all options."""
 
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first value that cannot work.
@@ -96,7 +96,7 @@ def choice(default: str, *others: str) -> Any:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known name that is nearest to the text, or nothing."""
+    """A suggestion for the end of an error message: the known name nearest to the text, or nothing."""
     near = difflib.get_close_matches(text, known, n=1)
     return f"; did you mean {near[0]!r}?" if near and near[0] != text else ""
 
@@ -142,9 +142,9 @@ class TeacherOptions(NoOptions):
 class Objective(nn.Module, ABC):
     """Base of the self-supervised objectives.
 
-    A subclass takes `(sizes: ObjectiveSizes, options: Options)`. It names its dataclass of options, and says what it
-    needs: an EMA teacher (of the encoder and of `self.head`), masks of patches. Local crops are an offer to those that
-        say so.
+    A subclass takes `(sizes: ObjectiveSizes, options: Options)`, names its dataclass of options, and declares what it
+    uses: an EMA teacher (of the encoder and of `self.head`), masks of patches, local crops. Local crops are passed only
+    to objectives with `uses_local_crops`.
     """
 
     Options: ClassVar[type[NoOptions]] = NoOptions
@@ -155,21 +155,21 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        """Features -> scalars `ssl/...`, already weighted: their sum is the SSL loss. Other names are only logged.
+        """Features -> scalars `ssl/...`, already weighted; their sum is the SSL loss. Other names are only logged.
 
-        `teacher_head` is the teacher's copy of `self.head`, where there is a teacher.
+        `teacher_head` is the teacher's copy of `self.head`, if there is a teacher.
         """
 
     def uninformed_values(self, batch_size: int) -> dict[str, float]:
-        """Values of terms whose embeddings tell nothing about an image: a collapsed run stays there.
+        """The values that loss terms keep in a collapsed run, whose embeddings do not depend on the image.
 
-        `batch_size` is the number of images that are compared, over all processes. Terms without such a value are left
-        out.
+        `batch_size` is the number of images that are compared, over all processes. Terms without such a value are
+        omitted.
         """
         return {}
 
     def start_values(self, batch_size: int) -> dict[str, float]:
-        """Values of terms near which a run with new heads starts; by default those of embeddings that tell nothing."""
+        """The values of loss terms near which a run with new heads starts; by default `uninformed_values`."""
         return self.uninformed_values(batch_size)
 
 

@@ -1,4 +1,4 @@
-"""DINOv2 (arXiv:2304.07193, section 4): self-distillation as in iBOT, with the KoLeo regulariser on CLS."""
+"""DINOv2 (arXiv:2304.07193, section 4): self-distillation as in iBOT, with the KoLeo regularizer on CLS."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .distillation import DistillationOptions, SelfDistillation
 class DINOv2Options(DistillationOptions):
     """Defaults: the run of ViT-L/16 on ImageNet-1k of https://github.com/facebookresearch/dinov2.
 
-    They stand in its configs/ssl_default_config.yaml. That run has targets by centring and one head for CLS and
+    They stand in its configs/ssl_default_config.yaml. That run has targets by centering and one head for CLS and
     patches. The models that were released, trained on more data, have `targets=sinkhorn,heads=separate`, as in section
-    4 of the paper. The centre of the patches is the mean over the hidden patches of all processes, each patch counting
+    4 of the paper. The center of the patches is the mean over the hidden patches of all processes, each patch counting
     alike; the official code takes the mean of the processes' means.
     """
 
@@ -24,6 +24,6 @@ class DINOv2Options(DistillationOptions):
 
 
 class DINOv2(SelfDistillation):
-    """Targets by centring, the same head for CLS and patches, and CLS features that keep apart."""
+    """Targets by centering, the same head for CLS and patches, and CLS features that keep apart."""
 
     Options = DINOv2Options

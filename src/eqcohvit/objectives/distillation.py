@@ -28,10 +28,10 @@ class DistillationOptions(TeacherOptions):
         norm_last_layer: whether the prototypes' gain stays 1; else it is trained.
         targets: from the teacher's logits by `centering` (arXiv:2104.14294, section 3.1) or by `sinkhorn`
             (arXiv:2006.09882, section 3.1).
-        center_momentum: of the centres of the teacher's logits.
-        centered_patches: the centre of the patches is the mean of `all`, or of the `hidden` ones alone.
+        center_momentum: of the centers of the teacher's logits.
+        centered_patches: the center of the patches is the mean of `all`, or only of the `hidden` patches.
         sinkhorn_iterations: of Sinkhorn-Knopp.
-        koleo_weight: of the KoLeo regulariser on the CLS features, for each global view.
+        koleo_weight: of the KoLeo regularizer on the CLS features, for each global view.
     """
 
     num_prototypes: int = 65536
@@ -109,7 +109,7 @@ class SelfDistillation(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The teacher's features and its `TokenHeads` -> probabilities for CLS (V, B, K) and the hidden patches (M, K).
 
-        The latter are None without masks. The centres are those of the steps before; this step's logits move them
+        The latter are None without masks. The centers are those of the steps before; this step's logits move them
         afterwards.
         """
         momentum = self.options.center_momentum

@@ -68,13 +68,13 @@ def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
     The squares of the Gram matrix (B, B) have the same sum as those of the covariances (d, d), so the smaller one of
     both is computed.
     """
-    centred = embeddings - embeddings.mean(dim=0)
-    num_embeddings, dim = centred.shape
+    centered = embeddings - embeddings.mean(dim=0)
+    num_embeddings, dim = centered.shape
     if num_embeddings < dim:
-        gram = centred @ centred.T / (num_embeddings - 1)
-        variances = centred.square().sum(dim=0) / (num_embeddings - 1)
+        gram = centered @ centered.T / (num_embeddings - 1)
+        variances = centered.square().sum(dim=0) / (num_embeddings - 1)
         return (gram.square().sum() - variances.square().sum()) / dim
-    covariance = centred.T @ centred / (num_embeddings - 1)
+    covariance = centered.T @ centered / (num_embeddings - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / dim
 
 
@@ -94,7 +94,7 @@ def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch
 
 
 def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
-    """The teacher's targets by centring (arXiv:2104.14294, section 3.1): logits (..., K), centre (K,) -> probabilities
+    """The teacher's targets by centering (arXiv:2104.14294, section 3.1): logits (..., K), center (K,) -> probabilities
     (..., K)."""
     return ((logits.float() - center) / temperature).softmax(dim=-1)
 
@@ -103,10 +103,10 @@ def softmax_targets(logits: torch.Tensor, center: torch.Tensor, temperature: flo
 def update_center(
     center: torch.Tensor, logits: torch.Tensor, momentum: float, valid: torch.Tensor | None = None
 ) -> None:
-    """Move the centre (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294,
+    """Move the center (K,) in place towards the mean of the logits (..., K) of all processes (arXiv:2104.14294,
     equation 4).
 
-    With `valid` (...) in {0, 1} the mean is over the logits with 1. The centre stays where it is if there are none.
+    With `valid` (...) in {0, 1} the mean is over the logits with 1. The center stays where it is if there are none.
     """
     rows = logits.float().flatten(0, -2)
     counted = rows.new_ones(len(rows)) if valid is None else valid.flatten().to(rows.dtype)
@@ -172,15 +172,15 @@ def masked_patch_loss(
 
 @in_float32
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """KoLeo regulariser (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbour on
+    """KoLeo regularizer (arXiv:1806.03198; DINOv2, section 4): minus the mean log distance to the nearest neighbor on
     the sphere.
 
     features (B, d). `eps` is added where the official code adds it (https://github.com/facebookresearch/dinov2,
     loss/koleo_loss.py): to each coordinate of the difference, as `torch.nn.PairwiseDistance` does, and to the distance.
     Equal features give a finite loss.
 
-    The official code takes the CLS token of the backbone, and seeks neighbours among the images of one process. The
-    features here are those of the invariant part, because no SSL loss may reach the equivariant one; neighbours are
+    The official code takes the CLS token of the backbone, and seeks neighbors among the images of one process. The
+    features here are those of the invariant part, because no SSL loss may reach the equivariant one; neighbors are
     sought among the images of all processes, which makes the loss independent of how the batch is split.
     """
     features = gather(F.normalize(features.float(), dim=-1, eps=eps))

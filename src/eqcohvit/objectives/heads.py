@@ -12,7 +12,7 @@ from .distributed import all_sum, world_size
 
 
 class SyncedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the batch of all processes, on any device; in one process plain `nn.BatchNorm1d`."""
+    """Batch normalization over the batch of all processes, on any device; in one process plain `nn.BatchNorm1d`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, d) -> (B, d)."""
@@ -28,12 +28,12 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
-        normalised = (values - mean) * torch.rsqrt(variance + self.eps)
-        return (normalised * self.weight + self.bias).to(input.dtype)
+        normalized = (values - mean) * torch.rsqrt(variance + self.eps)
+        return (normalized * self.weight + self.bias).to(input.dtype)
 
 
 def projector(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
-    """MLP with batch normalisation and ReLU between its linear layers: (B, in_dim) -> (B, out_dim)."""
+    """MLP with batch normalization and ReLU between its linear layers: (B, in_dim) -> (B, out_dim)."""
     layers: list[nn.Module] = []
     for _ in range(num_layers - 1):
         layers += [nn.Linear(in_dim, hidden_dim, bias=False), SyncedBatchNorm(hidden_dim), nn.ReLU()]
@@ -42,7 +42,7 @@ def projector(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn
 
 
 class Prototypes(nn.Module):
-    """The last layer of a DINO head, with weight normalisation: cosines with K prototypes, times a gain of each.
+    """The last layer of a DINO head, with weight normalization: cosines with K prototypes, times a gain of each.
 
     The gain, (K, 1), begins with 1. It stays 1 if `norm_last_layer`, else it is trained, as in
     https://github.com/facebookresearch/dinov2 and for the ViT-S of https://github.com/bytedance/ibot.

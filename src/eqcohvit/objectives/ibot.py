@@ -23,6 +23,6 @@ class IBOTOptions(DistillationOptions):
 
 
 class IBOT(SelfDistillation):
-    """Targets by centring, the same head for CLS and patches."""
+    """Targets by centering, the same head for CLS and patches."""
 
     Options = IBOTOptions

@@ -1,4 +1,4 @@
-"""The hidden patches of a batch as one block of fixed size, so that shapes do not depend on the draw."""
+"""The hidden patches of a batch as one block of fixed size, so that shapes do not depend on the random masks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def hidden_patches_capacity(num_views: int, num_patches: int, options: TeacherOp
     """Rows for the hidden patches of `num_views` views: their mean number and 6 standard deviations, at most their
     maximum.
 
-    A view hides up to s N of its N patches, with s uniform about `mask_ratio` at the probability p =
-    `mask_probability`, else none. That has the mean p E[s] N and the variance (p E[s^2] - p^2 E[s]^2) N^2. Views are
+    With probability p = `mask_probability`, a view hides up to s N of its N patches, s uniform about `mask_ratio`;
+    otherwise it hides none. That has the mean p E[s] N and the variance (p E[s^2] - p^2 E[s]^2) N^2. Views are
     drawn independently. By exact convolution (tests/objectives/test_masking.py) more patches than the capacity are
     hidden with a probability below 3e-9 a batch at the default options and up to 196 patches a view, and below 1e-6 at
     p = 1/4. For smaller p and few views it may reach 1e-3.
@@ -32,8 +32,8 @@ def hidden_patches_capacity(num_views: int, num_patches: int, options: TeacherOp
 class MaskedPatches:
     """Where the hidden patches of a batch are: indices (M,) into its V * B * N patches, and weights (M,).
 
-    A weight is 1 over the number of the view's hidden patches, and 0 for the rows that fill the block up. Hidden
-    patches that do not fit are left out of the loss.
+    A weight is 1 over the number of the view's hidden patches, and 0 for rows that only fill the block. Hidden patches
+    that do not fit are left out of the loss.
     """
 
     indices: torch.Tensor
@@ -48,7 +48,7 @@ class MaskedPatches:
 
     @property
     def valid(self) -> torch.Tensor:
-        """(M,) booleans, false for what fills the block up."""
+        """(M,) booleans, false for rows that only fill the block."""
         return self.weights > 0
 
     def take(self, patches: torch.Tensor) -> torch.Tensor:

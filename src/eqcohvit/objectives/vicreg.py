@@ -45,7 +45,7 @@ class VICReg(Objective):
         return {"ssl/variance": self._variance_value(0.0)}
 
     def start_values(self, batch_size: int) -> dict[str, float]:
-        # A normalised Gaussian after ReLU has the variance 1/2 - 1/(2 pi); the last layer's weights begin with 1/3 over
+        # A normalized Gaussian after ReLU has the variance 1/2 - 1/(2 pi); the last layer's weights begin with 1/3 over
         # their number.
         return {"ssl/variance": self._variance_value((1 / 2 - 1 / (2 * math.pi)) / 3)}
 

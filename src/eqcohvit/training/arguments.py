@@ -178,7 +178,9 @@ class PretrainArguments:
     mixed_precision: str | None = setting(
         None, "by default the launcher's, else bf16 on GPUs that support it, else no", PRECISIONS
     )
-    compile: bool = setting(False, "torch.compile the step: slow to start, then faster; on GPUs also the rendering")
+    compile: bool = setting(
+        False, "torch.compile the step: slow to start, then faster (a GPU always compiles rendering)"
+    )
     gradient_checkpointing: bool = setting(
         False, "store layer inputs only and recompute the rest in backward; uses less memory"
     )

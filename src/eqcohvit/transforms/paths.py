@@ -128,7 +128,7 @@ def intermediate_fractions(num_intermediates: int) -> list[float]:
 
 
 class Rotation(TransformationPath):
-    """Counter-clockwise rotation about the centre, in radians."""
+    """Counter-clockwise rotation about the center, in radians."""
 
     name = "rotation"
     parameter_names = ("angle",)
@@ -177,7 +177,7 @@ class SE2(TransformationPath):
 
 
 class Zoom(TransformationPath):
-    """Magnification about the centre, by its natural logarithm: 0 keeps the size."""
+    """Magnification about the center, by its natural logarithm: 0 keeps the size."""
 
     name = "zoom"
     parameter_names = ("log_scale",)

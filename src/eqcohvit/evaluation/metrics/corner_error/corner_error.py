@@ -8,7 +8,8 @@ from .corners import corner_error
 
 _DESCRIPTION = """\
 Mean corner error of homographies.
-The mean Euclidean distance between the predicted and the true corners of a patch (or the displacements of its corners)."""
+The mean Euclidean distance between the predicted and the true corners of a patch (or between the displacements of its
+corners)."""
 
 _INPUTS_DESCRIPTION = """
 Args:

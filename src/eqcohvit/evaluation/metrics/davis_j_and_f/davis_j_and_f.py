@@ -8,8 +8,8 @@ from .masks import contour_accuracy, region_similarity
 
 _DESCRIPTION = """\
 Region similarity J and contour accuracy F of binary masks, as DAVIS counts them.
-J is the intersection over union; F is the harmonic mean of precision and recall of the boundary pixels, which count as found within a
-tolerance of 0.8 % of the image's diagonal, rounded up. Each is the mean over the given masks."""
+J is the intersection over union. F is the harmonic mean of precision and recall of the boundary pixels, which count as
+found within a tolerance of 0.8 % of the image's diagonal, rounded up. Each is the mean over the given masks."""
 
 _INPUTS_DESCRIPTION = """
 Args:

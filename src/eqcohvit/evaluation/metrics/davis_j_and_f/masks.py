@@ -30,7 +30,7 @@ def contour_accuracy(predicted: np.ndarray, true: np.ndarray, tolerance: float =
 
 
 def mask_boundary(mask: np.ndarray) -> np.ndarray:
-    """Boundary pixels of a binary mask (H, W): those that differ from their right, lower or lower right neighbour."""
+    """Boundary pixels of a binary mask (H, W): those that differ from their right, lower or lower right neighbor."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     return (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
 

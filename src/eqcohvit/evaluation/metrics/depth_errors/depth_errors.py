@@ -8,13 +8,15 @@ from .depths import depth_errors
 
 _DESCRIPTION = """\
 RMSE, AbsRel and delta1 of depth maps.
-Each is the mean over the images of its mean over their pixels with a depth; pixels with a reference of 0 or NaN do not count."""
+Each is the mean over the images of its mean over their pixels with a depth. Pixels with a reference of 0 or NaN do not
+count."""
 
 _INPUTS_DESCRIPTION = """
 Args:
     predictions, references: depths, (H, W) each, in one unit; images may differ in size.
 Returns:
-    RMSE: in that unit. AbsRel: mean of |error| / depth. delta1: share of pixels whose ratio to the true depth is below 1.25.
+    RMSE: in that unit. AbsRel: mean of |error| / depth. delta1: share of pixels whose ratio to the true depth is below
+        1.25.
 """
 
 _MAP = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))

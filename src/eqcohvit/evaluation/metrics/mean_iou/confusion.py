@@ -26,7 +26,8 @@ def confusion_matrix(predicted: np.ndarray, true: np.ndarray, num_labels: int, i
     for name, values in (("reference", true[counted]), ("prediction", predicted[counted])):
         if values.size and (values.min() < 0 or values.max() >= num_labels):
             raise ValueError(
-                f"{name} has the value {values.max() if values.min() >= 0 else values.min()}, expected 0 .. {num_labels - 1}"
+                f"{name} has the value {values.max() if values.min() >= 0 else values.min()}, expected 0 "
+                f".. {num_labels - 1}"
             )
     pairs = true[counted].astype(np.int64) * num_labels + predicted[counted].astype(np.int64)
     return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)

@@ -9,8 +9,8 @@ from .confusion import confusion_matrix, iou_scores
 
 _DESCRIPTION = """\
 Intersection over union of label maps, of each class and as a mean.
-All pixels of all images are counted together, |A and B| / |A or B| per class; the mean is over the classes that occur in predictions or
-references (PASCAL VOC). Pixels whose reference is `ignore_index` do not count."""
+All pixels of all images are counted together, |A and B| / |A or B| per class. The mean is over the classes that occur
+in predictions or references (PASCAL VOC). Pixels whose reference is `ignore_index` do not count."""
 
 _INPUTS_DESCRIPTION = """
 Args:

@@ -9,7 +9,8 @@ from .distances import correct_keypoints
 
 _DESCRIPTION = """\
 Percentage of correct keypoints (PCK).
-The share of the labelled keypoints of all instances that lie within `threshold` times the size of their instance of the true place."""
+The share of the labeled keypoints of all instances whose distance from the true place is at most `threshold` times the
+size of their instance."""
 
 _INPUTS_DESCRIPTION = """
 Args:

@@ -7,8 +7,8 @@ import evaluate
 from .coefficients import r2_per_parameter
 
 _DESCRIPTION = """\
-Coefficient of determination R2 = 1 - RSS / TSS: the share of the variance of the true values that the predictions explain. 1 is perfect,
-0 is what the mean of the true values reaches, and it is negative (not clipped) for predictions that are worse than that."""
+Coefficient of determination R2 = 1 - RSS / TSS: the share of the variance of the true values that the predictions
+explain. 1 is perfect, 0 is predicting the mean of the true values, and worse predictions are negative (not clipped)."""
 
 _INPUTS_DESCRIPTION = """
 Args:
@@ -25,7 +25,8 @@ Example:
 
 _CITATION = """\
 @article{wang2025equivariance,
-  title = {Self-Supervised Learning Based on Transformed Image Reconstruction for Equivariance-Coherent Feature Representation},
+  title = {Self-Supervised Learning Based on Transformed Image Reconstruction for Equivariance-Coherent Feature
+    Representation},
   author = {Wang, Q. and Quercia, A. and Bruns, B. and Morrison, A. and Scharr, H. and Krajsek, K.},
   journal = {arXiv:2503.18753}, year = {2025}}"""
 

@@ -1,6 +1,7 @@
 import torch
 
-from eqcohvit.evaluation.kernel_probe import kernel_regression
+from eqcohvit.evaluation.kernel_regression import kernel_regression
+from eqcohvit.evaluation.pair_regression import PairData
 from eqcohvit.evaluation.probes import linear_regression
 
 
@@ -18,7 +19,7 @@ def make_pairs(count, seed):
 def test_kernel_finds_a_product_that_ridge_regression_does_not():
     original, moved, targets = make_pairs(500, 0)
     test_original, test_moved, true = make_pairs(200, 1)
-    assert r2(kernel_regression(original, moved, targets, test_original, test_moved), true) > 0.95
+    assert r2(kernel_regression(PairData(original, moved, targets, test_original, test_moved)), true) > 0.95
     inputs = (
         torch.cat([original, moved - original], dim=-1),
         torch.cat([test_original, test_moved - test_original], dim=-1),
@@ -31,13 +32,15 @@ def test_noise_gives_the_mean_and_scales_of_features_and_targets_change_nothing(
     original, moved, targets = make_pairs(200, 0)
     test_original, test_moved, true = make_pairs(100, 1)
     noise = torch.randn(200, 1, generator=torch.Generator().manual_seed(2))
-    assert abs(r2(kernel_regression(original, moved, noise, test_original, test_moved), true)) < 0.1
-    plain = kernel_regression(original, moved, targets, test_original, test_moved)
-    scaled = kernel_regression(100 * original, 100 * moved, 7 * targets + 3, 100 * test_original, 100 * test_moved)
+    assert abs(r2(kernel_regression(PairData(original, moved, noise, test_original, test_moved)), true)) < 0.1
+    plain = kernel_regression(PairData(original, moved, targets, test_original, test_moved))
+    scaled = kernel_regression(
+        PairData(100 * original, 100 * moved, 7 * targets + 3, 100 * test_original, 100 * test_moved)
+    )
     assert torch.allclose(scaled, 7 * plain + 3, atol=1e-2)
 
 
 def test_features_that_are_all_alike_give_the_mean():
     same, targets = torch.ones(40, 3), torch.arange(40.0)[:, None]
-    predicted = kernel_regression(same, same, targets, same[:5], same[:5])
+    predicted = kernel_regression(PairData(same, same, targets, same[:5], same[:5]))
     assert torch.allclose(predicted, predicted[:1].expand(5, 1)) and 10 < predicted[0] < 30

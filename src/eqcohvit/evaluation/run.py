@@ -1,0 +1,104 @@
+"""One evaluation from its settings: opens models and images, runs the tasks, writes results, report and tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from transformers.utils import logging as transformers_logging
+
+from ..data import FolderSource, SpritesSource, open_source
+from . import tasks
+from .context import Evaluation
+from .feature_cache import prune_cache
+from .figures import figures_of_rows
+from .images import TEST_SPRITES, ProbeImages, check_test_data
+from .r2_tasks import r2
+from .report import protocol_notes, write_report
+from .results import INTERVAL, Row, format_tables, training_seeds, versions, write_results
+from .retrieval import retrieval
+from .suite import PROTOCOL_VERSION, check_comparable, describe_size, read_beside, rows_beside
+
+Task = Callable[[Evaluation], list[Row]]
+# A new task on pooled features is one entry here.
+FROZEN_TASKS: dict[str, Task] = {
+    "r2": r2,
+    "knn": tasks.knn,
+    "linear": tasks.linear,
+    "disentanglement": tasks.disentanglement,
+    "retrieval": retrieval,
+}
+
+
+def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task]) -> None:
+    """Run the tasks, print their tables, and write results, report and plots.
+
+    Args:
+        args: the settings of `commands.evaluate`.
+        command: what was typed, for results.json.
+        chosen: the tasks.
+    """
+    transformers_logging.disable_progress_bar()
+    started = time.time()
+    evaluation = Evaluation(
+        models=args.model,
+        open_samples=lambda: open_images(args),
+        seeds=args.seeds,
+        layers=args.layer,
+        cache_dir=args.cache_dir,
+        trust_remote_code=args.trust_remote_code,
+        settings=vars(args),
+    )
+    version = {"protocol_version": PROTOCOL_VERSION, "suite": args.suite}
+    beside: list[Row] = []
+    if args.beside:
+        others = read_beside(args.beside)
+        evaluation.open()  # a difference is an error before the work starts
+        check_comparable({"this command": version | evaluation.facts()} | others)
+        beside = rows_beside(others, [encoder.name for encoder in evaluation.model_encoders])
+    rows: list[Row] = []
+    for task in chosen:
+        rows += [row for row in evaluation.run(task) if row not in rows]
+    rows += training_seeds(rows)
+    prune_cache(args.cache_dir, args.cache_gb * 1e9)
+    shown = [*rows, *beside]
+    places = ""
+    if args.output:  # before anything is printed, because a closed pipe ends the command
+        seconds = round(time.time() - started, 1)
+        measured = {"settings": vars(args), "seconds": seconds, **evaluation.facts(), "versions": versions()}
+        results = {"command": command, **version, **measured, "rows": rows}
+        write_results(args.output, results)
+        page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
+        places = f"\nReport: {page}   Numbers: {args.output}"
+    _print(args, [row for row in shown if row.headline])
+    if places:
+        print(places)
+
+
+def _print(args: argparse.Namespace, rows: list[Row]) -> None:
+    """Tables, and how they were measured."""
+    print(format_tables(rows))
+    print("\n" + "\n".join([*protocol_notes(rows), describe_size(vars(args))]))
+    if any(row.half is not None for row in rows):
+        print(f"\n{INTERVAL}")
+
+
+def open_images(args: argparse.Namespace) -> ProbeImages:
+    """The images to fit on and to test on."""
+    check_test_data(
+        args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir
+    )
+    dataset = (args.dataset_name, args.dataset_config_name)
+    columns = (args.train_dir, args.image_column, args.label_column)
+    train = open_source(*dataset, args.dataset_split, args.data_files, *columns)
+    test = train
+    if isinstance(train, FolderSource):
+        print(train.summary, file=sys.stderr)
+    if isinstance(train, SpritesSource):
+        test = SpritesSource(offset=TEST_SPRITES)
+    elif args.test_data_files or args.test_split:
+        split = args.test_split or args.dataset_split
+        test = open_source(*dataset, split, args.test_data_files or args.data_files, *columns)
+    return ProbeImages(train, test, args.max_samples, args.max_test_samples, args.num_workers)

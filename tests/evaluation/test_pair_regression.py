@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
+from eqcohvit.evaluation.pair_regression import PairData, regress_pair
+
+
+def make(num=1200, seed=0, dim=12):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num, 2, generator=generator) * 2 - 1, torch.randn(num, dim, generator=generator)
+
+
+def scores(x, y, num_train, num_seeds=1):
+    """R2 (S, P) of the chosen heads and of ridge regression, of features of one picture."""
+    found = regress_pair(PairData(x[:num_train], None, y[:num_train], x[num_train:], None), num_seeds)
+    true = y[num_train:].numpy()
+    return [np.stack([r2_per_parameter(p.numpy(), true) for p in found[head]]) for head in ("mlp", "linear")]
+
+
+def pair_scores(o, g, y, num_train, num_seeds=1):
+    """R2 (S,) pooled over the targets, of the chosen heads and of ridge regression."""
+    found = regress_pair(PairData(o[:num_train], g[:num_train], y[:num_train], o[num_train:], g[num_train:]), num_seeds)
+    return [
+        [r2_per_parameter(p.numpy(), y[num_train:].numpy()).mean() for p in found[head]] for head in ("mlp", "linear")
+    ]
+
+
+@pytest.mark.parametrize("dim", [0, 12, 100])
+def test_heads_find_parameters_that_the_features_contain(dim):
+    y, noise = make(500, dim=dim)
+    for score in scores(torch.cat([3 * y, 0.1 * noise], dim=1), y, 400):
+        assert (score > 0.999).all()
+
+
+def test_a_target_linear_in_both_features_is_found_by_ridge():
+    o, g = torch.randn(2, 700, 5, generator=torch.Generator().manual_seed(0))
+    y = (2 * o[:, :1] - 3 * g[:, 1:2]) / 4
+    mlp, linear = pair_scores(o, g, y, 500)
+    assert linear[0] > 0.9999 and mlp[0] > 0.9999
+
+
+def test_a_target_that_needs_a_product_is_found_by_the_mlp_alone():
+    """y = o1 g1: every linear function of o and g has R2 0."""
+    o, g = torch.randn(2, 2000, 2, generator=torch.Generator().manual_seed(0))
+    mlp, linear = pair_scores(o, g, o[:, :1] * g[:, :1], 1700)
+    assert mlp[0] > 0.9 and abs(linear[0]) < 0.05
+
+
+def test_the_angle_between_two_pictures_is_found_and_a_shuffled_one_is_not():
+    """g is o turned by the angle in two of its planes."""
+    generator = torch.Generator().manual_seed(0)
+    o, angle = torch.randn(1500, 4, generator=generator), torch.rand(1500, 1, generator=generator) - 0.5
+    x, y = o[:, :2], o[:, 2:]
+    g = torch.cat([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=1)
+    assert pair_scores(o, g, angle, 1000)[0][0] > 0.9
+    mlp, linear = pair_scores(o, g, angle[torch.randperm(1500, generator=generator)], 1000)
+    assert -0.1 < mlp[0] < 0.05 and -0.1 < linear[0] < 0.05
+
+
+def test_heads_find_nothing_in_independent_features():
+    y, noise = make(1500)
+    for score in scores(noise, y, 1000, num_seeds=2):
+        assert score.shape == (2, 2) and (score <= 0.02).all()
+
+
+def test_probes_are_deterministic_and_leave_the_global_generator_alone():
+    y, noise = make(300)
+    x, state = torch.cat([y.sin(), noise], dim=1), torch.get_rng_state()
+    data = PairData(x[:200], x[:200].sin(), y[:200], x[200:], x[200:].sin())
+    first, again = (regress_pair(data, 2) for _ in range(2))
+    assert torch.equal(first["mlp"], again["mlp"]) and torch.equal(torch.get_rng_state(), state)
+    assert first["chosen"] == again["chosen"] and len(first["chosen"]) == 2
+    assert not torch.equal(first["mlp"][0], first["mlp"][1])
+
+
+def test_each_seed_has_the_draw_of_its_index():
+    """The moved features and the targets of the second seed are others."""
+    y, o = make(400, dim=2)
+    targets, moved = torch.stack([y, -y]), torch.stack([o + y, o - 3 * y])
+    found = regress_pair(PairData(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:]), 2)
+    for seed in range(2):
+        assert (r2_per_parameter(found["linear"][seed].numpy(), targets[seed, 300:].numpy()) > 0.999).all()
+
+
+@pytest.mark.parametrize("num, dim, targets", [(10, 1, 1), (12, 40, 8), (60, 700, 3)])
+def test_few_samples_and_many_dimensions(num, dim, targets):
+    x = torch.randn(num + 5, dim, generator=torch.Generator().manual_seed(0))
+    y = x[:, :1] * torch.arange(1.0, targets + 1)
+    moved = x + y[:, :1]
+    found = regress_pair(PairData(x[:num], moved[:num], y[:num], x[num:], moved[num:]), 2)
+    assert found["mlp"].shape == found["linear"].shape == (2, 5, targets) and found["mlp"].isfinite().all()
+
+
+def test_both_moved_or_neither():
+    x = torch.zeros(12, 2)
+    with pytest.raises(ValueError, match="expected moved and test_moved, or neither"):
+        PairData(x, x, x, x, None)
+
+
+def test_a_dead_dimension_does_not_explode():
+    """A dimension that is 0 in all samples to fit on, and 0.05 in one to test on: no prediction may move much."""
+    y, noise = make(700)
+    x = torch.cat([y.sin(), noise, torch.zeros(700, 1)], dim=1)
+    alive = scores(x, y, 500)
+    x[600, -1] = 0.05
+    for score, before in zip(scores(x, y, 500), alive, strict=True):
+        assert (score > 0.9).all() and np.array_equal(score, before)

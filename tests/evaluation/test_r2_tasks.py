@@ -1,0 +1,79 @@
+import pytest
+import torch
+from tests.evaluation.task_tools import Encoder, make, rings
+
+from eqcohvit.data import SpritesSource
+from eqcohvit.evaluation import r2_tasks
+from eqcohvit.evaluation.extraction import PairView
+from eqcohvit.evaluation.feature_cache import Features
+from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
+from eqcohvit.evaluation.images import ProbeImages
+from eqcohvit.evaluation.pair_regression import Head
+from eqcohvit.transforms import make_path
+
+
+@pytest.fixture(autouse=True)
+def small_head(monkeypatch):
+    """One small MLP in place of the heads to choose from, which tests/evaluation/test_pair_regression.py covers."""
+    monkeypatch.setattr(r2_tasks, "MLP_HEADS", (Head("[o, g]", (32, 32)),))
+
+
+def test_r2_rows_hold_every_encoder_part_and_head(tmp_path):
+    constant = Encoder("constant", lambda images: torch.ones(len(images), 3))
+    small = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 48, 24)
+    rows = r2_tasks.r2(
+        make(tmp_path, [PixelEncoder(16), constant], small, transform=["se2"], protocol=["paper"], alone="all")
+    )
+    names = ["R2 se2", "R2 se2 angle", "R2 se2 shift_x", "R2 se2 shift_y"]
+    expected = [f"{name}, paper{head}" for head in ("", ", linear head") for name in names]
+    for encoder, part in (("raw pixels", "pixels"), ("constant", "constant")):
+        own = [row for row in rows if (row.encoder, row.part) == (encoder, part)]
+        assert [row.metric for row in own] == expected and all(len(row.values) == 2 and row.half > 0 for row in own)
+        alone = [row for row in rows if (row.encoder, row.part) == (encoder, f"{part}, g alone")]
+        assert [row.metric for row in alone] == expected
+        assert [row.metric for row in alone if row.headline] == (["R2 se2, paper"] if part == "pixels" else [])
+        assert [row.metric for row in own if row.headline] == ["R2 se2, paper"]
+        pooled, *single = own[:4]
+        assert pooled.mean == pytest.approx(sum(row.mean for row in single) / 3)
+        if encoder == "constant":
+            assert all(row.mean <= 0 for row in own)
+
+
+def test_r2_of_rotation_invariant_features_is_about_zero(tmp_path):
+    rows = r2_tasks.r2(make(tmp_path, [PixelEncoder(16), Encoder("rings", rings)], seeds=1, protocol=["paper"]))
+    scores = {(row.encoder, row.settings["head"]): row.mean for row in rows if not row.part.endswith("g alone")}
+    assert all(-0.2 < scores["rings", head] < 0.05 for head in r2_tasks.FITTED_HEADS)
+    assert scores["raw pixels", "mlp"] > 0.2
+
+
+def test_the_first_head_and_pooling_lead_the_table(tmp_path):
+    small = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 64, 32)
+    encoders = [PixelEncoder(16), Encoder("rings", rings)]
+    pixels, pixels_grid, alone, pooled, _ = r2_tasks.r2(
+        make(tmp_path, encoders[:1], small, head=["linear"], pooling=["cls_mean", "grid"])
+    ) + r2_tasks.r2(make(tmp_path, encoders[1:], small, head=["linear"], pooling=["mean"], alone="all"))
+    assert pixels.headline and pooled.headline and pixels.metric == pooled.metric == "R2 rotation, strict, linear head"
+    assert (
+        pixels_grid.metric == "R2 rotation, strict, grid, linear head" and pixels_grid.values == pixels.values
+    )  # one vector for both
+    assert alone.part == "pixels, g alone" and alone.metric == pixels.metric and alone.headline
+
+
+def test_each_draw_is_that_of_its_pair(tmp_path):
+    """The original comes once; draw s is the transformed image and the parameters of `PairView` with seed s."""
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 4, 4)
+    path = make_path("se2")
+    view = r2_tasks.DrawsView(path, "strict", 3)
+    batch, _ = next(samples.blocks("train", view.canvas_size(16)))
+    images, parameters = view(batch, 16)
+    assert images.shape == (4, 4, 3, 16, 16) and parameters.shape == (4, 9)
+    for seed in range(3):
+        pair, own = PairView(path, "strict", seed)(batch, 16)
+        assert torch.equal(images[0], pair[0]) and torch.equal(images[1 + seed], pair[1])
+        assert torch.equal(parameters[:, 3 * seed : 3 * seed + 3], own)
+    features = Features(
+        {Feature("pixels", LAST, "vector"): images.flatten(2).transpose(0, 1)}, parameters, batch.labels, batch.keys
+    )
+    original, moved, targets = r2_tasks.draws(features, "pixels", LAST, "mean", 2)
+    assert torch.equal(original, images[0].flatten(1)) and torch.equal(moved[1], images[2].flatten(1))
+    assert torch.equal(targets[1], parameters[:, 3:6])
