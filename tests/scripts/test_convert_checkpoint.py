@@ -50,7 +50,9 @@ def test_transformers_folder_keeps_the_backbone_outputs(model_type, tmp_path):
         config.mask_ratio = 0.0
     source = shake(AutoModel.from_config(config))
     source.save_pretrained(tmp_path / "source")
-    ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path / "source")
+    size = {"height": 16, "width": 16}  # another one than in the configuration
+    processor = ViTImageProcessorPil(size=size, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    processor.save_pretrained(tmp_path / "source")
     args = [
         "--source",
         str(tmp_path / "source"),
@@ -70,7 +72,7 @@ def test_transformers_folder_keeps_the_backbone_outputs(model_type, tmp_path):
         assert torch.equal(converted(x).last_hidden_state, source(x, **noise).last_hidden_state)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    assert dict(processor.size) == {"height": 32, "width": 32}
+    assert dict(processor.size) == size
 
 
 # ------------------------------------------------------------------- official state dicts, against a small ViT written here
