@@ -59,7 +59,7 @@ def test_examples_are_small_square_pictures():
 def test_app_with_no_such_model_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # the page sets it, for its own process
     assert app.cli(["--model", str(tmp_path / "nothing")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: no model at {tmp_path / 'nothing'}: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: no such folder: {tmp_path / 'nothing'}")
 
 
 def test_space_front_matter_is_what_the_hub_wants():
