@@ -32,7 +32,7 @@ from ..publish.folder import check_model_folder, files_of, model_folder_of
 from ..publish.spaces import ROOT, demo_files, metric_files, metric_names
 from ..publish.upload import check_repo_id, push_files
 
-_RELEASED = ROOT / "model_cards" / "eqcohvit-micro-sprites"
+_RELEASED = ROOT / "model_cards" / "eqcohvit-micro-cifar10"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
