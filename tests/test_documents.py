@@ -141,6 +141,8 @@ def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
         path.parent / "config.json"
     ).is_file():  # the card of a released checkpoint, which it calls by the name of its folder
         shutil.copytree(path.parent, path.parent.name)
+    for name in re.findall(r'"(path/to/\w+)"', text):  # the folder of a metric, in its own README
+        shutil.copytree(path.parent, name)
     if "3DIEBench" in text:
         write_3diebench(tmp_path, {"train": 2, "val": 1})
     for name in re.findall(r'"([\w./-]+\.(?:jpg|png))"', text):

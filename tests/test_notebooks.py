@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "scripts" / "notebooks").glob("*.ipynb"))
 QUICK = {  # in place of the cell of parameters
     "features": "NUM_TURNED, NUM_FITTED, NUM_TESTED = 4, 30, 20",
-    "pretraining": "STEPS, NUM_PROBED = 3, 30",
+    "pretraining": "STEPS, NUM_PROBED = 3, 96",
 }
 
 

@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModel, pipeline
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
 from eqcohvit.data import FolderSource, sequential
 from eqcohvit.downstream.backbones import EncoderFolder
-from eqcohvit.evaluation.extraction import CentralView, Samples
+from eqcohvit.evaluation.extraction import CentralView
 from eqcohvit.evaluation.features import load_encoder
 from eqcohvit.evaluation.guard import KnnGuard
+from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.preprocessing import Preprocessing, read_preprocessing
 from eqcohvit.publish.folder import save_hub_folder
 from eqcohvit.training.start import open_start
@@ -96,7 +97,7 @@ def test_guard_evaluation_and_pipeline_see_the_same_pixels_of_a_photograph(size,
     seen_by_guard = dict(zip(keys, guard.images, strict=True))
     files = sorted((tmp_path / "photos").rglob("*.png"))
     compared = 0
-    for batch, _ in Samples(source, source, 0, 4).blocks("test", 16):
+    for batch, _ in ProbeImages(source, source, 0, 4).blocks("test", 16):
         images, _ = CentralView()(batch, 16)
         for key, image in zip(batch.keys.tolist(), images[0], strict=True):
             expected = seen_by_guard[key].float() / 255

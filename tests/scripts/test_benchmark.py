@@ -121,7 +121,7 @@ def test_suite_gives_positive_figures_that_are_written_and_compared(benchmark, t
     [
         (["--suite", "inference", "--compare", "missing.json"], "cannot read missing.json: No such file or directory"),
         (["--suite", "inference", "--seconds", "0"], "seconds must be positive, got 0.0"),
-        (["--suite", "inference", "--device", "tpu"], "device must be cpu, or cuda where there is one, got 'tpu'"),
+        (["--suite", "inference", "--device", "tpu"], "device must be cpu, or cuda if available, got 'tpu'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(benchmark, flags, message, capsys):

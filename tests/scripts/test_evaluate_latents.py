@@ -47,7 +47,7 @@ def test_columns_are_regressed_for_each_part_and_control(evaluate, encoder_folde
     assert (row["settings"]["train"], row["settings"]["test"]) == (40, 15) and row["half_width"] > 0
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert {"r2_bars.png", "scatter_hue_change.png", "scatter_yaw_one_picture.png"} <= plots
-    assert "in place of transformations" in (tmp_path / "results.html").read_text()
+    assert "<b>R2</b> of columns of the dataset" in (tmp_path / "results.html").read_text()
 
 
 def test_recipe_of_3diebench_makes_what_its_command_reads(evaluate, encoder_folder, tmp_path, monkeypatch, capsys):

@@ -392,7 +392,7 @@ def test_collapsed_parts_and_a_loss_that_does_not_move_are_warned_of(pretrain, c
         *RUN,
     ]
     assert run(pretrain, *flags, "--learning_rate", "1e-30", "--min_learning_rate", "0", "--recon_weight", "0") == 0
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning at step")]
     assert len(warnings) == 3 and all("at step 2" in warning for warning in warnings)  # once each, though they last
     assert "ssl/contrast sits at 2.398, its value for features that tell nothing (2.398)" in warnings[0]
     assert "the invariant part has collapsed" in warnings[1] and "the equivariant part has collapsed" in warnings[2]

@@ -49,8 +49,8 @@ def call(*arguments):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--folder PLACE/nothing --repo_id user/name", "PLACE/nothing is not a model folder: expected config.json and"),
-        ("--space --folder PLACE/nothing --repo_id user/name", "PLACE/nothing is not a model folder: expected"),
+        ("--folder PLACE/nothing --repo_id user/name", "no such folder: PLACE/nothing"),
+        ("--space --folder PLACE/nothing --repo_id user/name", "no such folder: PLACE/nothing"),
         ("--folder PLACE", "the following arguments are required: --repo_id"),
         ("--repo_id user/name", "the following arguments are required: --folder"),
         ("--folder PLACE --repo_id a/b/c", "expected a repository name like user/name, got 'a/b/c'"),

@@ -12,7 +12,7 @@ import yaml
 from eqcohvit.cli import RECIPES as FOLDER
 from eqcohvit.hub.configuration_eqcohvit import PRESETS
 from eqcohvit.objectives import OBJECTIVES
-from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_arguments
+from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build_model, build_module, build_renderer
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.schedules import step_values
@@ -65,10 +65,15 @@ def test_recipe_builds_at_its_full_size(name):
     build_renderer(args)
 
 
+def read_yaml(name: str) -> dict:
+    """The recipe as it is written, with its options as a mapping."""
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_runs_a_step_at_a_small_size(name):
     """With its objective, options, views and optimizer; only what makes it large is smaller."""
-    options = load_recipe(name).get("objective_options", {})
+    options = read_yaml(name).get("objective_options", {})
     options |= {
         key: 12 for key in ("num_prototypes", "bottleneck_dim") if OBJECTIVES[parse(name).objective].uses_teacher
     }
@@ -134,7 +139,7 @@ def tables() -> list[tuple[list[str], list[list[str]]]]:
 @cache
 def settings_of(name: str) -> dict:
     """All that a recipe sets, with the objective's options among it."""
-    recipe = load_recipe(name)
+    recipe = read_yaml(name)
     return {**recipe, **recipe.get("objective_options", {})}
 
 

@@ -152,7 +152,7 @@ def test_dense_table_takes_untrained_video_numbers_from_the_control(tmp_path):
     ("flags", "words"),
     [
         (["--table", "D"], "dense_data"),
-        (["--max_steps", "5", "--budget", "3"], "give one of them"),
+        (["--max_steps", "5", "--budget", "3"], "give only one of them"),
         (["--data_files", "x"], "go together"),
         (["--time_limit", "0"], "must be positive"),
     ],

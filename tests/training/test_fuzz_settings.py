@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from eqcohvit import EqCohViTConfig
+from eqcohvit.cli import choices_of
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_arguments
 from eqcohvit.training.checkpoint import verify_checkpoint
@@ -34,10 +35,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-likely = {
-    name: st.sampled_from(field.metadata["choices"] if field.metadata["choices"] else (field.default,)) | anything
-    for name, field in FIELDS.items()
-}
+likely = {name: st.sampled_from(choices_of(field) or (field.default,)) | anything for name, field in FIELDS.items()}
 recipes = st.lists(st.sampled_from(list(FIELDS)), max_size=5, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: likely[name] for name in names})
 )
