@@ -151,8 +151,11 @@ def list_recipes() -> str:
     return "\n".join(lines)
 
 
-def load_recipe(name: str | Path, settings: type) -> dict[str, Any]:
-    """The settings of a recipe that is given by its name or its path, a flat YAML mapping; null leaves a default.
+def load_recipe(name: str | Path, settings: type, keep_null: bool = False) -> dict[str, Any]:
+    """The settings of a recipe that is given by its name or its path, a flat YAML mapping.
+
+    Args:
+        keep_null: whether null is a value, as in the settings that a run has written; in a recipe it leaves a default.
 
     Raises:
         ValueError: the file is missing or not a mapping, or has an unknown key or a value of another type.
@@ -172,7 +175,8 @@ def load_recipe(name: str | Path, settings: type) -> dict[str, Any]:
     for key in recipe:
         if key not in fields:
             raise ValueError(f"unknown setting {key!r} in {name}{did_you_mean(str(key), fields)}")
-    return {key: recipe_value(fields[key], value) for key, value in recipe.items() if value is not None}
+    nulls = {key: None for key, value in recipe.items() if value is None and keep_null}
+    return nulls | {key: recipe_value(fields[key], value) for key, value in recipe.items() if value is not None}
 
 
 def recipe_value(field: dataclasses.Field, value: Any) -> Any:

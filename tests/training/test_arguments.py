@@ -5,7 +5,7 @@ import pytest
 from eqcohvit.cli import choices_of, list_recipes, recipe_names
 from eqcohvit.hub.configuration_eqcohvit import FAMILIES, PRESETS
 from eqcohvit.objectives import OBJECTIVES
-from eqcohvit.training.arguments import PretrainArguments, load_recipe, parse_arguments
+from eqcohvit.training.arguments import PretrainArguments, load_settings, parse_arguments
 from eqcohvit.training.checks import check_resumable
 from eqcohvit.transforms import AUGMENTATIONS, PATHS
 from eqcohvit.transforms.ops import BORDERS
@@ -131,7 +131,7 @@ def test_bad_recipes_are_refused(text, message, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_recipe(recipe)
+        load_settings(recipe)
 
 
 def test_resume_refuses_settings_that_change_the_run():

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tests.tiny import load_script
 
 from eqcohvit.downstream.finetune import make_accelerator
-from eqcohvit.training.arguments import load_recipe, parse_arguments
+from eqcohvit.training.arguments import load_settings, parse_arguments
 from eqcohvit.training.launcher import ACCUMULATION, PRECISION
 from eqcohvit.training.start_settings import complete_settings
 
@@ -65,6 +65,6 @@ def test_every_step_updates_and_the_start_says_where_settings_come_from(
     said = capsys.readouterr().out
     assert f"on 1 x cpu (one process), precision no (default), accumulation {steps} ({origin})" in said
     assert f"{2 * steps} samples a step" in said
-    assert load_recipe(output_dir / "config.yaml")["gradient_accumulation_steps"] == steps
+    assert load_settings(output_dir / "config.yaml")["gradient_accumulation_steps"] == steps
     first, second = (load_file(output_dir / "checkpoints" / f"step-{step}" / "model.safetensors") for step in (1, 2))
     assert not torch.equal(first["model.eqcohvit.feature_head.weight"], second["model.eqcohvit.feature_head.weight"])

@@ -298,9 +298,9 @@ class PretrainArguments:
         write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
-    """The settings of a recipe, by its name or its path (`cli.load_recipe`)."""
-    return cli.load_recipe(path, PretrainArguments)
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """All settings that a run has written, also those that are None (`cli.load_recipe`)."""
+    return cli.load_recipe(path, PretrainArguments, keep_null=True)
 
 
 def read_arguments(argv: Sequence[str] | None = None, usage: str = "pretrain", text: str = "") -> PretrainArguments:

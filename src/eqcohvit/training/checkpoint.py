@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
 from ..files import CHECKPOINTS, METRICS_FILE, SETTINGS_FILE, STATE_FILE, flush_to_disk, path_beside
-from .arguments import PretrainArguments, load_recipe
+from .arguments import PretrainArguments, load_settings
 from .checks import check_resumable
 from .monitor import read_metrics
 from .run_lock import LOCK_FILE, lock_run
@@ -328,7 +328,7 @@ def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
             if has_step(output_dir):
                 newest = list_checkpoints(output_dir)[-1:]
                 knows_its_data = all("data" in read_state(path) for path in newest if (path / STATE_FILE).is_file())
-                check_resumable(args, load_recipe(config_path), may_move=knows_its_data)
+                check_resumable(args, load_settings(config_path), may_move=knows_its_data)
         elif output_dir.is_dir() and any(
             path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()
         ):
