@@ -73,9 +73,16 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """A suggestion to append to an error message, or nothing."""
-    near = difflib.get_close_matches(text, list(known), n=1)
+    """A suggestion to append to an error message, or nothing: initials (`--lr` for `--learning_rate`), or a near name."""
+    names = list(known)
+    wanted = text.lstrip("-")
+    near = [name for name in names if len(wanted) > 1 and _initials(name) == wanted]
+    near = near or difflib.get_close_matches(text, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.lstrip("-").split("_") if word)
 
 
 class CommandParser(argparse.ArgumentParser):
