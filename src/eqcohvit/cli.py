@@ -73,12 +73,12 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """A suggestion to append to an error message, or nothing: initials (`--lr` for `--learning_rate`), or a near name."""
+    """A suggestion to append to an error message, or nothing: names with these initials (`--lr`), or a near name."""
     names = list(known)
     wanted = text.lstrip("-")
     near = [name for name in names if len(wanted) > 1 and _initials(name) == wanted]
     near = near or difflib.get_close_matches(text, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def _initials(name: str) -> str:
