@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate frozen features of pretrained models: the command `python -m eqcohvit.commands.evaluate`, run from a clone."""
+"""Evaluate frozen features of pretrained models: `python -m eqcohvit.commands.evaluate`, run from a clone."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Upload a model folder, or the demo, to the Hub: the command `python -m eqcohvit.commands.push_to_hub`, run from a clone."""
+"""Upload a model folder or the demo to the Hub: `python -m eqcohvit.commands.push_to_hub`, run from a clone."""
 
 import sys
 

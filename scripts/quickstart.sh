@@ -16,7 +16,7 @@ echo "1/3  Pretraining with the equivariant task (rotation)"
 .venv/bin/python scripts/pretrain.py --output_dir "$output/equivariant" --probe_samples 1024 --probe_steps 200 "${settings[@]}"
 echo "2/3  The same without it (reconstruction weight 0), to compare"
 .venv/bin/python scripts/pretrain.py --output_dir "$output/baseline" --recon_weight 0 "${settings[@]}"
-echo "3/3  What do the features know? R2 of the rotation angle (1 is perfect, 0 is guessing), and nearest neighbours' accuracy"
+echo "3/3  What do the features know? R2 of the rotation angle (1 is perfect, 0 is guessing), and nearest neighbors' accuracy"
 .venv/bin/python scripts/evaluate.py --model "$output/equivariant/model" "$output/baseline/model" --task r2 knn --head mlp --protocol paper strict --seeds 3 \
   --max_samples 1024 --max_test_samples 1024 \
   --output "$output/results.json"

@@ -98,7 +98,7 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     hsv = np.array([colorsys.hsv_to_rgb(*pixel) for pixel in rgb.reshape(-1, 3) / 255]).reshape(rgb.shape)
     add("HSV", Image.frombytes("HSV", shape[::-1], rgb.tobytes()), np.rint(hsv * 255))
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    muted = (96 + rgb // 4).astype(np.uint8)  # within the colours that 8 bits of LAB keep apart
+    muted = (96 + rgb // 4).astype(np.uint8)  # within the colors that 8 bits of LAB keep apart
     add("LAB", ImageCms.profileToProfile(Image.fromarray(muted), srgb, lab, outputMode="LAB"), muted, "TIFF")
     add("I;16", Image.fromarray(deep), gray(deep / 257), "PNG", deep)
     add("I;16B", Image.frombytes("I;16B", shape[::-1], deep.astype(">u2").tobytes()), gray(deep / 257), "TIFF")
@@ -110,22 +110,22 @@ def kinds(height: int = 12, width: int = 16) -> dict[str, Kind]:
     add("F to 255", Image.fromarray(share * 255), gray(share * 255), "TIFF", share * 255)
     key: Any = int(luma[0, 0])
     add(
-        "P, one colour clear",
+        "P, one color clear",
         of_palette(luma),
         np.where((luma == key)[..., None], 255, palette[luma]),
         "PNG",
         transparency=key,
     )
-    found["P, one colour clear"].image.info["transparency"] = key
+    found["P, one color clear"].image.info["transparency"] = key
     key = tuple(rgb[0, 0].tolist())
     add(
-        "RGB, one colour clear",
+        "RGB, one color clear",
         Image.fromarray(rgb),
         np.where((rgb == rgb[0, 0]).all(-1)[..., None], 255, rgb),
         "PNG",
         transparency=key,
     )
-    found["RGB, one colour clear"].image.info["transparency"] = key
+    found["RGB, one color clear"].image.info["transparency"] = key
     return found
 
 

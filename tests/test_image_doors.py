@@ -200,7 +200,7 @@ def stored_images(draw):
     orientation = draw(st.sampled_from([None, 0, *range(1, 9), 9, 77])) if container != "memory" else None
     dtype, channels = MODES[mode]
     random = np.random.default_rng(draw(st.integers(0, 1 << 30)))
-    if container == "JPEG":  # which keeps flat colours only
+    if container == "JPEG":  # which keeps flat colors only
         pixels = np.broadcast_to(random.integers(0, 256, channels, dtype=np.uint8), (height, width, channels))
     elif dtype in (np.int32, np.float32):
         low, high = draw(st.sampled_from([(0, 1), (0, 255), (0, 65535), (-50, 20), (300, 1 << 20)]))

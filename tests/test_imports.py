@@ -15,7 +15,7 @@ ALLOWED = {
     "loading": {"files", "hub"},
     "preprocessing": {"files", "hub", "loading"},
     "transforms": set(),
-    "objectives": set(),
+    "objectives": {"cli"},  # suggestions for misspelled options
     "data": {"hub"},  # the one reader of images travels with the checkpoints
     "html_page": set(),
     "cli": set(),

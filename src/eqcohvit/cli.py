@@ -73,16 +73,15 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """A suggestion to append to an error message, or nothing: names with these initials (`--lr`), or a near name."""
-    names = list(known)
+    """A suggestion to append to an error message, or nothing: the nearest name, else names with these initials (`lr`)."""
+    names = {name.lstrip("-"): name for name in known}
     wanted = text.lstrip("-")
-    near = [name for name in names if len(wanted) > 1 and _initials(name) == wanted]
-    near = near or difflib.get_close_matches(text, names, n=1)
-    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    near = difflib.get_close_matches(wanted, names, n=1) or [name for name in names if _initials(name) == wanted]
+    return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
 def _initials(name: str) -> str:
-    return "".join(word[0] for word in name.lstrip("-").split("_") if word)
+    return "".join(word[0] for word in name.split("_") if word)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 
 STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa; --line: #d1d9e0; --best: #0a7a4f; }
+:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --back: #ffffff; --panel: #f6f8fa;
+  --line: #d1d9e0; --best: #0a7a4f; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --faint: #9198a1; --back: #0d1117; --panel: #161b22; --line: #3d444d; --best: #4cc38a; }
 }

@@ -20,7 +20,8 @@ def small_disk(tmp_path):
         ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)], capture_output=True
     ).returncode:
         pytest.skip(
-            "needs the right to mount a file system; test_checkpoint.py does the same to single checkpoints, with a quota"
+            "needs the right to mount a file system; test_checkpoint.py does the same to single checkpoints, "
+            "with a quota"
         )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

@@ -17,7 +17,8 @@ from tests.run_server import SCRIPTS, samples_seen
 from eqcohvit.training.checkpoint import list_checkpoints
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --num_intermediates 1 "
+    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--num_intermediates 1 "
     "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 5 --sample_steps 1000"
 ).split()
 BOUND = 60  # seconds; about 1 on a quiet machine

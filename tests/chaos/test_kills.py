@@ -35,7 +35,8 @@ SEED = int(os.environ.get("EQCOHVIT_CHAOS_SEED", "0"))
 SAVE_STEPS = 3
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --num_intermediates 1 "
+    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--num_intermediates 1 "
     "--per_device_train_batch_size 4 --warmup_steps 4 --logging_steps 4 --sample_steps 1000 --max_bad_fraction 0.3 "
     "--augmentation small --objective ibot --recon_weight 5"
 ).split()
@@ -173,7 +174,8 @@ def test_a_run_killed_at_random_times_ends_like_an_undisturbed_one(run_server, d
     assert_same_end(output_dir, truth)
     epochs = assert_same_samples(record, true_record, max_steps)
     print(
-        f"\n{NUM_KILLS} kills {dict(hit)}: {max_steps} steps of 4 samples, {epochs} whole epochs, all equal (seed {SEED})"
+        f"\n{NUM_KILLS} kills {dict(hit)}: {max_steps} steps of 4 samples, {epochs} whole epochs, all equal (seed "
+        f"{SEED})"
     )
 
 
@@ -202,7 +204,8 @@ def test_a_group_of_two_of_which_one_is_killed_ends_and_goes_on_like_an_undistur
     assert_same_end(output_dir, truth, num_processes=2)
     epochs = assert_same_samples(record, true_record, max_steps, num_processes=2)
     print(
-        f"\n{sum(hit.values())} kills {dict(hit)}: {max_steps} steps of 2 x 4 samples, {epochs} whole epochs, all equal; ",
+        f"\n{sum(hit.values())} kills {dict(hit)}: {max_steps} steps of 2 x 4 samples, {epochs} whole epochs, all "
+        "equal; ",
         end="",
     )
     print(f"the other process ended at most {slowest:.1f} s later (seed {SEED})")

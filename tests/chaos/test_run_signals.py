@@ -20,8 +20,10 @@ from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
 from eqcohvit.training.signals import EXIT_STOPPED, REPEAT_SECONDS
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --num_intermediates 1 "
-    "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 5 --save_steps 1000 --sample_steps 1000 --max_steps 12"
+    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--num_intermediates 1 "
+    "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 5 --save_steps 1000 --sample_steps 1000 "
+    "--max_steps 12"
 ).split()
 pytestmark = pytest.mark.chaos
 BOUND = 30  # seconds from a signal to the end; about 0.3 on a quiet machine
@@ -210,7 +212,8 @@ def test_a_run_whose_output_goes_nowhere_finishes(photos, tmp_path, end):
 def test_nohup_is_obeyed(photos, tmp_path):
     """The signal of a closed terminal does not stop a run that was started to outlive it."""
     argv = [*SETTINGS, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--probe_samples", "0"]
-    hang_up = f"( until [ -d {tmp_path}/run/checkpoints ] || [ -e {tmp_path}/run/metrics.jsonl ]; do sleep .05; done; kill -HUP $$ ) & "
+    begun = f"[ -d {tmp_path}/run/checkpoints ] || [ -e {tmp_path}/run/metrics.jsonl ]"
+    hang_up = f"( until {begun}; do sleep .05; done; kill -HUP $$ ) & "
     done = run_in_shell(argv, "", before=f"trap '' HUP; {hang_up}", replace=True)
     assert done.returncode == 0 and saved_step(tmp_path / "run") == 12, done.stderr[-2000:]
 

@@ -208,7 +208,7 @@ def test_dataset_source_errors_are_one_line(tmp_path):
 # Sprites and the factory
 
 
-def test_sprites_source_renders_fresh_labelled_scenes_each_epoch():
+def test_sprites_source_renders_fresh_labeled_scenes_each_epoch():
     source = SpritesSource(num_samples=600, seed=3, offset=1000)
     assert source.num_shards == 2 and source.has_labels
     first, second = (
@@ -342,7 +342,7 @@ def test_a_folder_of_save_to_disk_is_read_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("root", ["", "photos/"])
 @pytest.mark.parametrize("name", ["imagefolder", None])
-def test_a_zip_of_class_folders_is_labelled_by_them(root, name, tmp_path):
+def test_a_zip_of_class_folders_is_labeled_by_them(root, name, tmp_path):
     import zipfile
 
     (tmp_path / "set").mkdir()

@@ -99,7 +99,7 @@ def test_images_are_not_degenerate():
     images = render_sprites(np.arange(500), size=32).images.astype(np.float32)
     assert images.std(axis=(2, 3)).mean(axis=1).min() > 6.0
     assert ((images == 0.0) | (images == 255.0)).mean() < 0.05
-    assert images.mean(axis=(2, 3)).std(axis=0).min() > 20.0  # scenes differ in colour
+    assert images.mean(axis=(2, 3)).std(axis=0).min() > 20.0  # scenes differ in color
 
 
 def test_object_stands_out_from_its_background():
@@ -120,8 +120,8 @@ def test_uniforms_are_uniform_and_uncorrelated():
         counts = np.histogram(row, bins=50, range=(0.0, 1.0))[0]
         assert ((counts - 400.0) ** 2 / 400.0).sum() < 98.0  # chi squared with 49 degrees of freedom: p = 4e-5
     other_seed = sprite_scenes._uniforms(np.arange(20_000), seed=8, count=6)
-    neighbours = np.concatenate([draws[:, :-1], draws[:, 1:], other_seed[:, :-1]])
-    correlation = np.corrcoef(neighbours) - np.eye(18)
+    neighbors = np.concatenate([draws[:, :-1], draws[:, 1:], other_seed[:, :-1]])
+    correlation = np.corrcoef(neighbors) - np.eye(18)
     assert np.abs(correlation).max() < 5.0 / np.sqrt(20_000)
 
 
@@ -146,7 +146,7 @@ def test_images_are_lit_from_above():
     assert 0.4 < (left > right).mean() < 0.6
 
 
-def test_neighbours_by_pixels_are_rarely_of_the_same_class():
+def test_neighbors_by_pixels_are_rarely_of_the_same_class():
     batch = render_sprites(np.arange(1500), size=16)
     pixels, labels = torch.from_numpy(batch.images).flatten(1).float(), torch.from_numpy(batch.labels)
     pixels -= pixels.mean(dim=0)
@@ -177,7 +177,7 @@ def test_strokes_are_round_ended_lines():
 
 
 def test_local_coordinates_follow_the_pose():
-    # Pixel centres of a 4 x 4 grid lie at -3/8, -1/8, 1/8, 3/8. Object at (1/8, -1/8), radius 1/4, upright.
+    # Pixel centers of a 4 x 4 grid lie at -3/8, -1/8, 1/8, 3/8. Object at (1/8, -1/8), radius 1/4, upright.
     x, y = sprites._local_coordinates(np.array([[0.125, -0.125, 0.0, 0.25]], dtype=np.float32), 4)
     np.testing.assert_allclose(x[0, 0], [-2.0, -1.0, 0.0, 1.0], atol=1e-6)
     np.testing.assert_allclose(y[0, :, 0], [1.0, 0.0, -1.0, -2.0], atol=1e-6)

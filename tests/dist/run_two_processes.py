@@ -21,9 +21,14 @@ from eqcohvit.training.schedules import StepValues
 from eqcohvit.transforms import Views
 
 # An objective, with further options after a colon, and with the separation of the parts.
-RUNS = [*OBJECTIVES, "dinov2:targets=sinkhorn,heads=separate,norm_last_layer=true", "vicreg separated", "ibot separated"]
-# The gradients are up to 13, with the rounding of float32. A larger learning rate would carry that rounding into the feature
-# head, and the separation scales it up.
+RUNS = [
+    *OBJECTIVES,
+    "dinov2:targets=sinkhorn,heads=separate,norm_last_layer=true",
+    "vicreg separated",
+    "ibot separated",
+]
+# The gradients are up to 13, with the rounding of float32. A larger learning rate would carry that rounding into the
+# feature head, and the separation scales it up.
 VALUES = StepValues(1e-3, 1e-3, 0.0, teacher_momentum=0.5, teacher_temperature=0.05)
 
 
@@ -36,8 +41,16 @@ def make_module(run: str) -> PretrainModule:
         options = f"num_prototypes=10,bottleneck_dim=6,mask_probability=1,mask_ratio=0.6,mask_ratio_variance=0.3,{more}"
     args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
     args.invariant_rank = 3 if run.endswith(" separated") else 0
-    backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "use_mask_token": bool(options)}
-    config = EqCohViTConfig.from_preset("micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16)
+    backbone = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2,
+        "use_mask_token": bool(options),
+    }
+    config = EqCohViTConfig.from_preset(
+        "micro", 8, 4, backbone_kwargs=backbone, feature_dim=12, equivariant_dim=6, decoder_dim=16
+    )
     return build_module(args, EqCohViTForPreTraining(config))
 
 
@@ -117,7 +130,7 @@ if __name__ == "__main__":
         results[run] = result = train_step(module, part_of(make_views(run), rank))
         dist.all_reduce(result["loss"])
         result["loss"] /= 2
-        for name, value in result["state"].items():  # teacher and centres are the same on both ranks
+        for name, value in result["state"].items():  # teacher and centers are the same on both ranks
             theirs = [torch.empty_like(value) for _ in range(2)]
             dist.all_gather(theirs, value.contiguous())
             assert torch.equal(*theirs), (run, name)

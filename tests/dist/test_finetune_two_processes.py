@@ -1,16 +1,14 @@
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-
 from tests.downstream.dense_tools import make_rows
 
 FLAGS = (
-    "--task keypoints --head simple --max_steps 4 --logging_steps 2 --save_steps 4 --warmup_steps 1 "  # a head without batch norms
+    # A head without batch norms.
+    "--task keypoints --head simple --max_steps 4 --logging_steps 2 --save_steps 4 --warmup_steps 1 "
     "--test_data_files {test} --data_files {files} --model {model}"
 )
 
@@ -33,7 +31,9 @@ def test_two_processes_finetune_as_one_with_the_same_batch(run_server, flags, tm
     lines = [list(map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())) for name in "12"]
     assert [line["step"] for line in lines[1]] == [2, 4]
     for one, two in zip(*lines, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4) and two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4) and two["grad_norm"] == pytest.approx(
+            one["grad_norm"], rel=1e-3
+        )
     models = [load_file(tmp_path / name / "model" / "model.safetensors") for name in "12"]
     moved = max(float((models[0][name] - models[1][name]).abs().max()) for name in models[0])
     assert moved < 1e-4  # four steps of Adam with rates up to 1e-3
@@ -44,7 +44,10 @@ def test_two_processes_finetune_as_one_with_the_same_batch(run_server, flags, tm
 
 
 def test_a_row_that_cannot_be_read_ends_both_processes(run_server, flags, tmp_path):
-    rows = {"image": [np.zeros((40, 40, 3), np.uint8)] * 4, "keypoints": [[[20.0, 20.0], [15.0, 15.0], [20.0, 15.0]]] * 4}
+    rows = {
+        "image": [np.zeros((40, 40, 3), np.uint8)] * 4,
+        "keypoints": [[[20.0, 20.0], [15.0, 15.0], [20.0, 15.0]]] * 4,
+    }
     broken = make_rows(**rows).to_list()
     broken[2]["image"]["bytes"] = b"no image"
     make_rows(**{key: [row[key] for row in broken] for key in rows}).to_parquet(str(tmp_path / "broken.parquet"))

@@ -15,8 +15,10 @@ from eqcohvit.training.start import open_start
 from eqcohvit.training.start_weights import fill_model
 
 FLAGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --max_steps 4 "
-    "--per_device_train_batch_size 4 --warmup_steps 1 --learning_rate 1e-4 --logging_steps 1 --sample_steps 2 --save_steps 2 "
+    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--max_steps 4 "
+    "--per_device_train_batch_size 4 --warmup_steps 1 --learning_rate 1e-4 --logging_steps 1 --sample_steps 2 "
+    "--save_steps 2 "
     "--probe_samples 0"
 )
 CROPS = "--local_crops_number 2 --local_crops_size 8 --objective_options num_prototypes=16"
@@ -41,8 +43,11 @@ def farthest(one, two):
     makes whole steps."""
     one, two = load_file(one), load_file(two)
     assert one.keys() == two.keys()
-    blind = ("key.bias", "k_proj.bias", "feature_head.bias", "backbone.layernorm.bias")  # before a softmax or a batch normalisation
-    parts = {name: (one[name].double() - two[name].double()).abs().max().item() for name in one if not name.endswith(blind)}
+    # Before a softmax or a batch normalisation.
+    blind = ("key.bias", "k_proj.bias", "feature_head.bias", "backbone.layernorm.bias")
+    parts = {
+        name: (one[name].double() - two[name].double()).abs().max().item() for name in one if not name.endswith(blind)
+    }
     return max(parts.values())
 
 
@@ -57,7 +62,14 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
     log = train(run_server, tmp_path, "sharded", flags, SHARDED)[0].output()
     assert "Warning" not in log
 
-    argv = [*FLAGS.split(), *flags.split(), "--output_dir", str(tmp_path / "killed"), "--resume_from_checkpoint", "latest"]
+    argv = [
+        *FLAGS.split(),
+        *flags.split(),
+        "--output_dir",
+        str(tmp_path / "killed"),
+        "--resume_from_checkpoint",
+        "latest",
+    ]
     lives = run_server.start(argv, tmp_path / "killed-record", num_processes=2, stall="3", environment=SHARDED)
     deadline = time.monotonic() + 120
     while not all("stalled" in life.output() for life in lives):
@@ -77,7 +89,15 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
     for line, again in zip(read(tmp_path / "sharded"), read(tmp_path / "killed"), strict=True):
         assert {k: v for k, v in line.items() if k not in drop} == {k: v for k, v in again.items() if k not in drop}
     for line, other in zip(read(tmp_path / "sharded"), read(tmp_path / "whole"), strict=True):
-        for key in ("loss", "ssl/cls", "ssl/patch", "recon/u_1", "grad_norm/encoder", "grad_norm/objective", "separation/correlation"):
+        for key in (
+            "loss",
+            "ssl/cls",
+            "ssl/patch",
+            "recon/u_1",
+            "grad_norm/encoder",
+            "grad_norm/objective",
+            "separation/correlation",
+        ):
             assert line[key] == pytest.approx(other[key], rel=1e-4), key
     assert (tmp_path / "sharded" / "samples" / "step-4.png").is_file()
 
@@ -88,7 +108,9 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
     model = EqCohViTForPreTraining(start.config)
     fill_model(model, start, heads=True)  # as --init_from does
     exported = load_file(tmp_path / "sharded" / "model" / "model.safetensors")
-    assert start.objective == "ibot" and torch.equal(model.eqcohvit.feature_head.weight, exported["eqcohvit.feature_head.weight"])
+    assert start.objective == "ibot" and torch.equal(
+        model.eqcohvit.feature_head.weight, exported["eqcohvit.feature_head.weight"]
+    )
 
     again = [*argv[:-2], "--resume_from_checkpoint", str(checkpoint), "--max_steps", "6"]
     for run in run_server.start(again, tmp_path / "mixed-record", num_processes=2):

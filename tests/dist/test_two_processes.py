@@ -13,10 +13,21 @@ SCRIPT = Path(__file__).with_name("run_two_processes.py")
 
 
 def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
-    """With DDP, and sharded with FSDP2: loss, gradients, teacher and centres."""
+    """With DDP, and sharded with FSDP2: loss, gradients, teacher and centers."""
     output = tmp_path / "two.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(SCRIPT),
+        str(output),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     namespace: dict = {"__name__": "loaded"}
     exec(compile(SCRIPT.read_text(), SCRIPT, "exec"), namespace)
@@ -28,7 +39,8 @@ def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
         one = namespace["train_step"](namespace["make_module"](run), namespace["make_views"](run))
         assert torch.allclose(two["loss"], one["loss"], rtol=1e-5), kind
         assert one["gradients"].keys() == two["gradients"].keys() and one["state"].keys() == two["state"].keys()
-        scale = max(gradient.abs().max().item() for gradient in one["gradients"].values())  # some are 0 but for rounding: a bias before a norm
+        # Some are 0 but for rounding: a bias before a norm.
+        scale = max(gradient.abs().max().item() for gradient in one["gradients"].values())
         for name, gradient in one["gradients"].items():
             assert torch.allclose(gradient, two["gradients"][name], rtol=1e-3, atol=1e-5 * scale), (kind, name)
         for name, value in one["state"].items():
@@ -42,8 +54,25 @@ def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
         "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 4 "
         "--objective ibot --local_crops_number 2 --local_crops_size 8 --objective_options num_prototypes=16"
     ).split()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), *flags]
-    command += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest", "--max_steps"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        *flags,
+    ]
+    command += [
+        "--train_dir",
+        str(photos),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--resume_from_checkpoint",
+        "latest",
+        "--max_steps",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for max_steps in ("3", "5"):
         done = subprocess.run([*command, max_steps], capture_output=True, text=True, timeout=PATIENCE, env=environment)
@@ -56,8 +85,10 @@ def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
 
 def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, photos, tmp_path):
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --learning_rate 1e30 "
-        "--per_device_train_batch_size 4 --warmup_steps 1 --max_steps 9 --save_steps 1 --logging_steps 9 --sample_steps 9"
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        "--learning_rate 1e30 "
+        "--per_device_train_batch_size 4 --warmup_steps 1 --max_steps 9 --save_steps 1 --logging_steps 9 "
+        "--sample_steps 9"
     ).split()
     argv = [*flags, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
     for run in run_server.start(argv, tmp_path / "record", num_processes=2):
@@ -68,10 +99,18 @@ def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, phot
 
 def test_accumulated_batches_exchange_their_gradients_once_a_step(run_server, photos, tmp_path):
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --max_steps 2 "
-        "--per_device_train_batch_size 4 --gradient_accumulation_steps 3 --warmup_steps 1 --logging_steps 9 --sample_steps 9 --save_steps 9"
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        "--max_steps 2 "
+        "--per_device_train_batch_size 4 --gradient_accumulation_steps 3 --warmup_steps 1 --logging_steps 9 "
+        "--sample_steps 9 --save_steps 9"
     ).split()
-    run_server.run([*flags, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")], tmp_path / "record", num_processes=2)
+    run_server.run(
+        [*flags, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")],
+        tmp_path / "record",
+        num_processes=2,
+    )
     for rank in (0, 1):
-        exchanges = [json.loads(line) for line in (tmp_path / "record" / f"rank-{rank}.exchanges").read_text().splitlines()]
+        exchanges = [
+            json.loads(line) for line in (tmp_path / "record" / f"rank-{rank}.exchanges").read_text().splitlines()
+        ]
         assert exchanges == [False, False, True] * 2

@@ -46,7 +46,7 @@ def test_homography_maps_the_corners():
 
 
 def test_patches_show_what_the_displacements_say():
-    """On an image whose colours are its coordinates, the second patch reads the coordinates of the displaced
+    """On an image whose colors are its coordinates, the second patch reads the coordinates of the displaced
     corners."""
     y, x = np.mgrid[0:240, 0:320]
     image = Image.fromarray(np.stack([x * 0.75, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
@@ -57,7 +57,7 @@ def test_patches_show_what_the_displacements_say():
             ((0, 0), (127, 0), (127, 127), (0, 127)), CORNERS + place + moved, strict=True
         ):
             seen = patch[row, column, :2] / (0.75, 1)
-            np.testing.assert_allclose(seen, target, atol=2.5)  # centres of the corner pixels, and rounded colours
+            np.testing.assert_allclose(seen, target, atol=2.5)  # centers of the corner pixels, and rounded colors
     np.testing.assert_array_equal(first, np.asarray(image)[60:188, 100:228])
 
 

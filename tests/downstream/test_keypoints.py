@@ -15,7 +15,7 @@ POINTS = [[10.0, 8.0], [30.0, 12.0], [20.0, 33.0]]
 
 
 def dots(points, size=40):
-    """A white square round each point, in a colour of its own."""
+    """A white square round each point, in a color of its own."""
     image = np.zeros((size, size, 3), dtype=np.uint8)
     for channel, (x, y) in enumerate(points):
         image[int(y) - 2 : int(y) + 2, int(x) - 2 : int(x) + 2, channel] = 255
@@ -61,11 +61,11 @@ def test_oks_precision_by_hand():
     assert precision(0.0, 50.0) == pytest.approx({"AP": 51 / 101, "AP50": 51 / 101, "AP75": 51 / 101})
 
 
-def test_score_of_a_prediction_does_not_know_what_is_labelled(encoder_folder, rows):
-    """Two boxes of area 400 and one of two points labelled in each; the heights of the others make the wrong prediction
+def test_score_of_a_prediction_does_not_know_what_is_labeled(encoder_folder, rows):
+    """Two boxes of area 400 and one of two points labeled in each; the heights of the others make the wrong prediction
     the surer one.
 
-    Ranked by the labelled points alone the right one would come first, with a precision of 1 up to a recall of one
+    Ranked by the labeled points alone the right one would come first, with a precision of 1 up to a recall of one
         half: 51 of 101 points.
     """
     score = make_task(encoder_folder, rows).start_score()
@@ -131,13 +131,13 @@ def test_training_crops_hide_points_that_leave_them(encoder_folder, rows):
         ({"keypoints": [POINTS, POINTS[:2]]}, "row 1: expected 3 keypoints, as in the first row, got 2"),
         (
             {"keypoints": [[[*p, 1.0] for p in POINTS], [[*p, 0.0] for p in POINTS]]},
-            "row 1: the annotation is empty: no keypoint is labelled",
+            "row 1: the annotation is empty: no keypoint is labeled",
         ),
         (
             {"keypoints": [POINTS] * 2, "bbox": [[1.0, 1, 5, 5], [1.0, 1, 0, 5]]},
             r"row 1: the box \[1.0, 1.0, 0.0, 5.0\] has no area",
         ),
-        ({"keypoints": [[[5.0, 9.0]]] * 2}, "row 0: the labelled keypoints have no extent, .* add a column bbox"),
+        ({"keypoints": [[[5.0, 9.0]]] * 2}, "row 0: the labeled keypoints have no extent, .* add a column bbox"),
         ({"keypoints": [[1.0, 2.0]] * 2}, r"must hold keypoints as \(K, 2\), \(K, 3\) or 3 K numbers"),
         ({"points": [POINTS] * 2}, "no column keypoints for the keypoints; its columns: image, points"),
     ],

@@ -43,7 +43,7 @@ def test_crop_and_flip_keep_image_and_labels_together(encoder_folder, rows):
     assert directions == {-1, 1}
 
 
-def test_a_crop_holds_a_labelled_pixel(encoder_folder):
+def test_a_crop_holds_a_labeled_pixel(encoder_folder):
     image, labels = stripes()
     labels = np.full_like(labels, 255)
     labels[3, 50] = 2
@@ -52,7 +52,7 @@ def test_a_crop_holds_a_labelled_pixel(encoder_folder):
     samples = [task.train_sample(rows[0], np.random.default_rng(seed)) for seed in range(6)]
     assert (
         sum((sample["labels"] == 2).any().item() for sample in samples) >= 4
-    )  # nearest-neighbour sampling may step over one pixel
+    )  # nearest-neighbor sampling may step over one pixel
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def spectrum(images):
 
 
 def sharpness(images):
-    """Logarithm of the squared differences of neighbours, and of the squared Laplacian, in 8 x 8 cells and as a
+    """Logarithm of the squared differences of neighbors, and of the squared Laplacian, in 8 x 8 cells and as a
     whole."""
     gray = images.mean(dim=1, keepdim=True)
     right = (gray[..., 1:-1, 2:] - gray[..., 1:-1, 1:-1]).square()

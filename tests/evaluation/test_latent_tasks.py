@@ -93,7 +93,7 @@ def test_angles_are_circular_and_poses_rotations(path, tmp_path):
 
 @pytest.mark.slow
 def test_change_of_a_pose_takes_a_head_that_multiplies(tmp_path):
-    """The colour of a picture tells its pose. The change between two is made of products, which a linear head does not
+    """The color of a picture tells its pose. The change between two is made of products, which a linear head does not
     have."""
     rng = np.random.default_rng(0)
     half = rng.uniform(-np.pi / 4, np.pi / 4, 1200)

@@ -73,8 +73,8 @@ def test_unknown_protocol_is_refused():
 
 def wave(down, across, size):
     """`down` and `across` half periods along the sides of (1, 1, size, size)."""
-    centres = math.pi * (torch.arange(size) + 0.5) / size
-    return torch.outer(torch.cos(down * centres), torch.cos(across * centres))[None, None]
+    centers = math.pi * (torch.arange(size) + 0.5) / size
+    return torch.outer(torch.cos(down * centers), torch.cos(across * centers))[None, None]
 
 
 @pytest.mark.parametrize("canvas", [40, 130])  # the source as it is, or resampled

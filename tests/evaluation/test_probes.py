@@ -30,12 +30,12 @@ def test_wide_features_give_the_same_ridge_regression():
     assert torch.allclose(narrow, wide, atol=1e-5)
     fit, val = split_rows(40, 0)
     z, test = (values.double() for values in standardize(x[:40], x[40:]))
-    centred = z[fit] - z[fit].mean(dim=0)
+    centered = z[fit] - z[fit].mean(dim=0)
     target = (y[fit] - y[fit].mean(dim=0)).double()
     errors, predictions = [], []
     for penalty in (10.0**exponent for exponent in range(-4, 3)):
         weight = torch.linalg.solve(
-            centred.T @ centred + penalty * len(fit) * torch.eye(50, dtype=torch.float64), centred.T @ target
+            centered.T @ centered + penalty * len(fit) * torch.eye(50, dtype=torch.float64), centered.T @ target
         )
         predicted = (torch.cat([z[val], test]) - z[fit].mean(dim=0)) @ weight + y[fit].mean(dim=0)
         errors.append(((predicted[: len(val)] - y[val]) / y[fit].std(dim=0)).square().mean())
@@ -63,7 +63,7 @@ def test_knn_by_hand():
     assert knn_accuracy(train, labels, test, torch.tensor([1, 1, 1]), k=1) == pytest.approx(2 / 3)
 
 
-def test_temperature_weighs_the_neighbours():
+def test_temperature_weighs_the_neighbors():
     train = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.6], [1.0, -0.6]]), dim=-1)
     labels, test = torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]])
     nearest = 1 / math.sqrt(1.36)  # similarity of the two others; one vote of weight 1 against two of exp((s - 1) / T)
@@ -72,7 +72,7 @@ def test_temperature_weighs_the_neighbours():
         assert knn_accuracy(train, labels, test, torch.tensor([expected]), k=3, temperature=temperature) == 1.0
 
 
-def test_a_low_temperature_takes_the_nearest_neighbour():
+def test_a_low_temperature_takes_the_nearest_neighbor():
     """Similarities of 0.6 and 0: exp((0.6 - 1) / 0.001) is 0 in float32, and yet the first one has all the weight."""
     train, labels = torch.tensor([[0.6, 0.8], [0.0, 1.0]]), torch.tensor([1, 0])
     assert knn_accuracy(train, labels, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), k=2, temperature=0.001) == 1.0

@@ -23,7 +23,7 @@ def test_knn_and_linear_need_labels(photos, tmp_path):
             task(make(tmp_path, [PixelEncoder(16)], ProbeImages(source, source, 10, 4)))
 
 
-def test_knn_and_linear_of_labelled_folders(photos, tmp_path):
+def test_knn_and_linear_of_labeled_folders(photos, tmp_path):
     source = FolderSource(str(photos), labels=True)
     evaluation = make(tmp_path, [PixelEncoder(16)], ProbeImages(source, source, 16, 8))
     (nearest,), (linear,) = tasks.knn(evaluation), tasks.linear(evaluation)

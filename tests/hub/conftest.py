@@ -9,7 +9,7 @@ from eqcohvit.publish.folder import save_hub_folder
 
 @pytest.fixture(scope="session")
 def photo():
-    """A smooth coloured image of 40 x 52 pixels."""
+    """A smooth colored image of 40 x 52 pixels."""
     y, x = np.mgrid[0:40, 0:52]
     return Image.fromarray(np.stack([x * 4, y * 6, (x + y) * 2], axis=-1).astype(np.uint8))
 

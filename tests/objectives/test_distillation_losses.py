@@ -67,7 +67,7 @@ def test_masked_patch_loss_averages_over_a_views_patches_then_over_views():
     assert_same_value_and_gradients(ours, sum(losses) / 4, logits)
 
 
-def test_koleo_loss_is_the_mean_log_distance_to_the_nearest_neighbour():
+def test_koleo_loss_is_the_mean_log_distance_to_the_nearest_neighbor():
     features = randn(6, 4)
     unit = [f / f.norm() for f in features]
     distances = [[torch.linalg.vector_norm(a - b) for b in unit if b is not a] for a in unit]
@@ -76,7 +76,7 @@ def test_koleo_loss_is_the_mean_log_distance_to_the_nearest_neighbour():
 
 
 def test_koleo_loss_by_hand():
-    square = torch.tensor([[1.0, 0], [0, 2], [-3, 0], [0, -1]])  # on the circle, neighbours at the distance sqrt 2
+    square = torch.tensor([[1.0, 0], [0, 2], [-3, 0], [0, -1]])  # on the circle, neighbors at the distance sqrt 2
     assert math.isclose(koleo_loss(square).item(), -0.5 * math.log(2), rel_tol=1e-6)
 
 

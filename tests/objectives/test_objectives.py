@@ -98,7 +98,7 @@ def test_ibot_and_dinov2_are_one_class_with_other_defaults(targets, heads):
     ibot, dinov2 = (make_objective(name, options) for name in ("ibot", "dinov2"))
     assert (ibot.head.patch is None) == (heads == "shared")
     assert set(dict(ibot.named_buffers())) == ({"cls_center", "patch_center"} if targets == "centering" else set())
-    for _ in range(2):  # in the second step with centres that have moved
+    for _ in range(2):  # in the second step with centers that have moved
         terms = run(ibot, make_inputs())
         assert set(terms) == {"ssl/cls", "ssl/patch", "ssl/koleo", "teacher/entropy"}
         assert all(torch.equal(value, terms[name]) for name, value in run(dinov2, make_inputs()).items())

@@ -1,4 +1,4 @@
-"""Losses, centres, heads, schedules and masks against numbers that the official implementations gave for these inputs.
+"""Losses, centers, heads, schedules and masks against numbers that the official implementations gave for these inputs.
 
 `official.json` names repository, commit, file and function of each case. An input is a standard normal array by its
 seed, times a scale, in float32; the official losses ran on it in float64, KoLeo at small distances in float32, as in
@@ -128,7 +128,7 @@ NUM_HIDDEN = (0, 3, 7, 5, 0, 2, 9, 1, 4, 0, 6, 2)  # of the images of the first 
 
 
 def distillation_steps(name, options, temperature, masked=True):
-    """Three steps of an objective on logits: (terms, leaves) of each, and the objective with its centres."""
+    """Three steps of an objective on logits: (terms, leaves) of each, and the objective with its centers."""
     sizes = ObjectiveSizes(invariant_dim=PROTOTYPES, equivariant_dim=2, projector_dim=4, patch_size=4)
     text = f"num_prototypes={PROTOTYPES},bottleneck_dim=4,{options}"
     objective = OBJECTIVES[name](sizes, parse_options(OBJECTIVES[name].Options, text))
@@ -305,8 +305,8 @@ def test_masks(name, min_patches):
     quantiles = torch.quantile(shares, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
     assert quantiles == pytest.approx(case["quantiles_5_25_50_75_95"], abs=0.012)
     grid = masks.unflatten(1, (14, 14))
-    neighbours = grid[:, :, 1:][grid[:, :, :-1]].float().mean().item()
-    assert neighbours == pytest.approx(case["share_of_hidden_right_neighbours"], abs=0.006)
+    neighbors = grid[:, :, 1:][grid[:, :, :-1]].float().mean().item()
+    assert neighbors == pytest.approx(case["share_of_hidden_right_neighbors"], abs=0.006)
     generator = np.random.Generator(np.random.PCG64(3))
     draws = torch.from_numpy(generator.random((600, 12, 10, 4))).float()
     target = torch.from_numpy(196 * generator.uniform(0.1, 0.5, 600)).floor().long()

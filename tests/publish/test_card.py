@@ -158,7 +158,7 @@ def test_card_names_the_model_of_the_hub_that_it_continues(run_dir):
         "its license applies" in card
         and "from [someone/vit](https://huggingface.co/someone/vit), trained further" in card
     )
-    run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labelled.parquet"}
+    run["settings"] |= {"init_from": "/home/someone/vit", "knn_guard_data_files": "/home/someone/labeled.parquet"}
     card = render_card(TEMPLATE, run)
     assert "/home/" not in card and "base_model" not in check_card(card) and "from another checkpoint" in card
     run["settings"] |= {"dataset_name": None, "train_dir": None, "data_files": None}

@@ -36,7 +36,7 @@ def shake(model):
     return model.eval()
 
 
-# --------------------------------------------------------------------------------------------------- transformers folders
+# ------------------------------------------------------------------------------------------------- transformers folders
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_transformers_folder_keeps_the_backbone_outputs(model_type, tmp_path):
     assert dict(processor.size) == size
 
 
-# ------------------------------------------------------------------- official state dicts, against a small ViT written here
+# --------------------------------------------------------------- official state dicts, against a small ViT written here
 
 
 def official_weights(layout, width=32, depth=2, patch=8, grid=4, registers=0, swiglu=False):
@@ -117,8 +117,8 @@ def rotate(t, grid, prefix):
     """Rotary positions of DINOv3: queries or keys (B, heads, P + N, d), their patches turned by 2 pi y / 100^(i / (d /
     4)), and by x."""
     d = t.shape[-1]
-    centres = 2 * (torch.arange(grid) + 0.5) / grid - 1
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    centers = 2 * (torch.arange(grid) + 0.5) / grid - 1
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
     periods = 100 ** (torch.arange(d // 4) / (d // 4))
     angles = torch.cat([2 * torch.pi * c.reshape(-1, 1) / periods for c in (y, x)], dim=1)  # (N, d / 2)
     first, second = t[..., prefix:, : d // 2], t[..., prefix:, d // 2 :]
@@ -192,8 +192,8 @@ CASES = {
     "ibot-training": (
         "ibot",
         {},
-        lambda w: {"teacher": {f"backbone.{k}": v for k, v in w.items()} | {"head.mlp.0.weight": torch.zeros(2, 2)}, "epoch": 3,
-                   "args": argparse.Namespace(arch="vit_small")},
+        lambda w: {"teacher": {f"backbone.{k}": v for k, v in w.items()} | {"head.mlp.0.weight": torch.zeros(2, 2)},
+                   "epoch": 3, "args": argparse.Namespace(arch="vit_small")},
     ),
 }  # fmt: skip
 
@@ -231,7 +231,7 @@ def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
     assert filled | new == set(AutoModelForPreTraining.from_pretrained(tmp_path / "out").state_dict())
 
 
-# --------------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 def test_report_names_what_became_of_each_key():

@@ -18,7 +18,7 @@ def finetune():
 
 @pytest.fixture(scope="module")
 def segmentation_files(tmp_path_factory):
-    """Six images whose colour tells the class of each pixel."""
+    """Six images whose color tells the class of each pixel."""
     generator, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "train.parquet"
     labels = [np.kron(generator.integers(0, 3, (4, 5)), np.ones((10, 10))).astype(np.uint8) for _ in range(6)]
     make_rows(

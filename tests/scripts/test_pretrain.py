@@ -11,7 +11,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
-    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 3 --probe_samples 0"
+    "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 "
+    "--sample_steps 3 --probe_samples 0"
 ).split()
 
 
@@ -101,7 +102,8 @@ def test_resumed_run_with_a_teacher_equals_the_uninterrupted_one(pretrain, photo
         "--local_crops_size",
         "8",
     ]
-    flags += "--drop_path_rate 0.2 --max_steps 4 --save_steps 2 --augmentation ibot --weight_decay_end 0.4 --layer_decay 0.9".split()
+    flags += "--drop_path_rate 0.2 --max_steps 4 --save_steps 2 --augmentation ibot".split()
+    flags += "--weight_decay_end 0.4 --layer_decay 0.9".split()
     flags += [
         "--objective_options",
         "num_prototypes=16,teacher_momentum=0.9,teacher_temperature_steps=3,freeze_last_layer_steps=1",

@@ -16,7 +16,8 @@ from eqcohvit.training import trackers
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
-    "--per_device_train_batch_size 6 --max_steps 2 --warmup_steps 1 --logging_steps 1 --sample_steps 9 --probe_samples 0"
+    "--per_device_train_batch_size 6 --max_steps 2 --warmup_steps 1 --logging_steps 1 --sample_steps 9 "
+    "--probe_samples 0"
 ).split()
 
 

@@ -30,7 +30,8 @@ NEW_HEADS = (
     "--objective ibot --objective_options num_prototypes=32,bottleneck_dim=8,teacher_momentum=0.5"
 ).split()
 RUN = (
-    "--per_device_train_batch_size 6 --max_steps 4 --warmup_steps 1 --logging_steps 2 --save_steps 2 --sample_steps 4 --recon_weight 1"
+    "--per_device_train_batch_size 6 --max_steps 4 --warmup_steps 1 --logging_steps 2 --save_steps 2 "
+    "--sample_steps 4 --recon_weight 1"
 ).split()
 
 
@@ -41,7 +42,7 @@ def pretrain():
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """A randomly initialised DINOv2 folder, with a normalisation and a license of its own."""
+    """A randomly initialized DINOv2 folder, with a normalisation and a license of its own."""
     folder = tmp_path_factory.mktemp("hub") / "dinov2"
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**VIT)).save_pretrained(folder)
@@ -74,7 +75,7 @@ def metrics(output_dir):
     return [{key: value for key, value in line.items() if key not in timing} for line in lines]
 
 
-# ------------------------------------------------------------------------------------------------------------- warm start
+# ----------------------------------------------------------------------------------------------------------- warm start
 
 
 def test_run_from_a_vit_keeps_its_sizes_and_normalisation(continued):
@@ -111,8 +112,8 @@ def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, con
     )
     ours, theirs = (weights(folder / "checkpoints" / "step-4") for folder in (tmp_path / "run", continued))
     assert ours.keys() == theirs.keys() and any(name.startswith("teacher.") for name in ours)
-    centres = {"objective.cls_center", "objective.patch_center"}  # follow the batches
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if name not in centres)
+    centers = {"objective.cls_center", "objective.patch_center"}  # follow the batches
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if name not in centers)
     student, teacher = (theirs[f"{part}.feature_head.weight"] for part in ("model.eqcohvit", "teacher.encoder"))
     assert not torch.equal(student, teacher)
 
@@ -140,7 +141,7 @@ def test_run_from_a_checkpoint_equals_the_run_from_the_model_exported_there(pret
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b") == metrics(tmp_path / "c")
 
 
-# -------------------------------------------------------------------------------------------------- published training state
+# --------------------------------------------------------------------------------------------- published training state
 
 
 def test_run_from_a_published_state_equals_the_uninterrupted_one(pretrain, continued, vit, photos, tmp_path):
@@ -190,7 +191,7 @@ def test_mismatched_heads_are_refused_with_both_shapes(pretrain, continued, phot
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------------- LoRA
+# ----------------------------------------------------------------------------------------------------------------- LoRA
 
 
 def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photos, tmp_path):
@@ -258,7 +259,7 @@ def test_checkpoint_of_a_lora_run_is_no_start_but_its_model_is(pretrain, vit, ph
     assert run(pretrain, "--init_from", tmp_path / "lora", *flags, "--output_dir", tmp_path / "b") == 0
 
 
-# -------------------------------------------------------------------------------------------------------- what stops a run
+# ----------------------------------------------------------------------------------------------------- what stops a run
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +296,7 @@ def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
-def test_guard_takes_labelled_images_from_elsewhere(pretrain, vit, stripes, photos, tmp_path, kind):
+def test_guard_takes_labeled_images_from_elsewhere(pretrain, vit, stripes, photos, tmp_path, kind):
     source = stripes
     if kind == "parquet":
         rows = [
@@ -304,7 +305,7 @@ def test_guard_takes_labelled_images_from_elsewhere(pretrain, vit, stripes, phot
         ]
         classes = datasets.ClassLabel(names=["columns", "rows"])
         features = datasets.Features({"image": datasets.Image(), "label": classes})
-        source = tmp_path / "labelled.parquet"
+        source = tmp_path / "labeled.parquet"
         datasets.Dataset.from_list(rows, features=features).to_parquet(source)
     flags = [
         "--init_from",

@@ -9,7 +9,8 @@ from tests.tiny import load_script
 from eqcohvit.training.checkpoint import list_checkpoints, read_state
 
 SMALL = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --probe_samples 0 "
+    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--probe_samples 0 "
     "--per_device_train_batch_size 4 --warmup_steps 0 --logging_steps 1 --save_steps 1 --sample_steps 1"
 ).split()
 
@@ -38,8 +39,8 @@ def test_other_images_are_refused_before_anything_is_written(pretrain, images, t
     assert run(pretrain, images, tmp_path / "run", 3, "--resume_from_checkpoint", "latest") == 2
     message = capsys.readouterr().err
     assert (
-        "cannot resume over other images (24 then, 25 now): restore them, or start a new run from this one, with --init_from"
-        in message
+        "cannot resume over other images (24 then, 25 now): restore them, or start a new run from this one, with "
+        "--init_from" in message
     )
     assert before == {path: path.read_bytes() for path in before}
     (images / "new.png").unlink()

@@ -15,7 +15,8 @@ from eqcohvit.training.arguments import parse_arguments
 
 reproduce = load_script("reproduce")
 tables = reproduce.sys.modules["reproduction.tables"]
-ALL = "--table A B C D --data cifar10 --data_files train-*.parquet --test_data_files test-*.parquet --dense_data dense".split()
+ALL = "--table A B C D --data cifar10 --data_files train-*.parquet --test_data_files test-*.parquet".split()
+ALL += ["--dense_data", "dense"]
 
 
 def rows(part, metric, *values, encoder="x"):
@@ -198,7 +199,8 @@ def test_driver_runs_a_table_in_pieces_and_keeps_what_is_done(tmp_path):
 def test_budget_chooses_the_steps(tmp_path, capsys):
     write_parquet(tmp_path / "train.parquet", 300)
     shutil.copy(tmp_path / "train.parquet", tmp_path / "test.parquet")
-    flags = f"--table B --data cifar10 --data_files {tmp_path}/train.parquet --test_data_files {tmp_path}/test.parquet".split()
+    files = f"--data_files {tmp_path}/train.parquet --test_data_files {tmp_path}/test.parquet"
+    flags = f"--table B --data cifar10 {files}".split()
     few, many = (
         reproduce.Reproduction(reproduce.parse([*flags, "--output_dir", str(tmp_path / b), "--budget", b]))
         for b in ("20", "60")

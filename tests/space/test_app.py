@@ -66,8 +66,8 @@ def test_space_front_matter_is_what_the_hub_wants():
     data = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", (SPACE / "README.md").read_text(), re.DOTALL)[1])
     assert data["sdk"] == "gradio" and data["sdk_version"] == gradio.__version__
     assert (SPACE / data["app_file"]).is_file() and data["license"] == "apache-2.0"
-    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert {data["colorFrom"], data["colorTo"]} <= colours and len(data["short_description"]) <= 60
+    colors = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {data["colorFrom"], data["colorTo"]} <= colors and len(data["short_description"]) <= 60
 
 
 def test_space_runs_with_what_its_requirements_say(folder, tmp_path):

@@ -21,9 +21,9 @@ def make(objective):
     """Module and renderer of a tiny model with all that the objective offers."""
     args = PretrainArguments(
         objective=objective, objective_options="num_prototypes=16,bottleneck_dim=8" if objective in TEACHER else "",
-        local_crops_number=1 if objective in TEACHER else 0, local_crops_size=8, image_size=16, patch_size=4, feature_dim=24,
-        equivariant_dim=8, decoder_dim=16, projector_dim=16, augmentation="vicreg", path="se2", decoder_patch_dropout=0.0,
-        logging_steps=2, max_steps=4, invariant_rank=4,
+        local_crops_number=1 if objective in TEACHER else 0, local_crops_size=8, image_size=16, patch_size=4,
+        feature_dim=24, equivariant_dim=8, decoder_dim=16, projector_dim=16, augmentation="vicreg", path="se2",
+        decoder_patch_dropout=0.0, logging_steps=2, max_steps=4, invariant_rank=4,
     )  # fmt: skip
     args.check()
     torch.manual_seed(0)
@@ -123,12 +123,15 @@ def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     monkeypatch.setattr(pretrain, "prepare", prepare_and_compile)
     torch._dynamo.reset()
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --max_steps 5 "
+        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        "--max_steps 5 "
         "--warmup_steps 1 --logging_steps 2 --save_steps 9 --sample_steps 2 --probe_samples 0 --drop_path_rate 0.1 "
-        f"--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --objective {objective} --output_dir {tmp_path / 'run'}"
+        f"--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --objective {objective} --output_dir "
+        f"{tmp_path / 'run'}"
     )
     if objective in TEACHER:
-        flags += " --local_crops_number 1 --local_crops_size 8 --objective_options num_prototypes=16,teacher_temperature_steps=4"
+        flags += " --local_crops_number 1 --local_crops_size 8"
+        flags += " --objective_options num_prototypes=16,teacher_temperature_steps=4"
     assert command.cli(flags.split()) == 0
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
     assert steps.frame_count == 1

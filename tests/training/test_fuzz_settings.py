@@ -115,7 +115,8 @@ def test_any_options_of_an_objective_are_taken_or_refused_in_one_line(tmp_path, 
 
 
 model_fields = dict.fromkeys(
-    "feature_dim equivariant_dim num_intermediates decoder_dim decoder_context decoder_patch_dropout num_prefix_tokens path border "
+    "feature_dim equivariant_dim num_intermediates decoder_dim decoder_context decoder_patch_dropout "
+    "num_prefix_tokens path border "
     "classifier_part classifier_hidden_dim out_indices scale_factors backbone_config".split(),
     anything,
 )

@@ -11,7 +11,8 @@ from eqcohvit.training.launcher import ACCUMULATION, PRECISION
 from eqcohvit.training.start_settings import complete_settings
 
 SMALL = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 --probe_samples 0 "
+    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    "--probe_samples 0 "
     "--per_device_train_batch_size 2 --max_steps 2 --warmup_steps 0 --logging_steps 1 --save_steps 1 --sample_steps 9"
 ).split()
 

@@ -127,5 +127,5 @@ def test_save_samples_shows_the_pixels(tmp_path):
     sheet = Image.open(tmp_path / "samples" / "step-1.png")
     cell, gap, header = 112, 4, 18
     assert sheet.size == (4 * (cell + gap) + gap, header + 2 * (cell + gap) + gap)
-    centres = [sheet.getpixel((gap + column * (cell + gap) + 50, header + gap + 50)) for column in range(4)]
-    assert centres == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (0, 0, 255)]
+    centers = [sheet.getpixel((gap + column * (cell + gap) + 50, header + gap + 50)) for column in range(4)]
+    assert centers == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (0, 0, 255)]

@@ -61,8 +61,9 @@ def test_page_has_a_chart_of_every_metric(tmp_path):
         tmp_path, [{"step": 0, **known}, line(1), line(2, **known, **{"teacher/entropy": 2.0, "separation": 0.3})]
     )
     assert titles(text) == [
-        "What the parts know: R2, strict", "What the parts know: R2, with empty borders", "Nearest neighbours", "Loss", "SSL loss",
-        "Reconstruction", "Standard deviation of the parts over the batch", "Effective rank of the parts",
+        "What the parts know: R2, strict", "What the parts know: R2, with empty borders", "Nearest neighbors",
+        "Loss", "SSL loss", "Reconstruction", "Standard deviation of the parts over the batch",
+        "Effective rank of the parts",
         "Norm of the gradients, before clipping", "Learning rate", "Speed", "Waiting for data", "Teacher", "Separation",
     ]  # fmt: skip
     assert text.count("<span class='l0'>equivariant <b>0.500</b></span>") == 3
@@ -92,8 +93,8 @@ def test_page_repeats_the_warnings_of_the_history_and_counts_bad_images(tmp_path
     text = write(tmp_path, [line(1), line(2, **{"ssl/variance": 25.0}), line(3, **{"ssl/variance": 25.0})])
     assert text.count("warning at step") == 1 and "warning at step 2: ssl/variance sits at 25" in text
     assert (
-        "2 images could not be read and are left out (see bad_images.jsonl); the first: a\\x1b.jpg: empty file (0 bytes)"
-        in text
+        "2 images could not be read and are left out (see bad_images.jsonl); the first: a\\x1b.jpg: empty file "
+        "(0 bytes)" in text
     )
 
 

@@ -30,7 +30,10 @@ def test_linear_warmup_by_hand():
 
 
 def test_step_values_of_a_teacher_by_hand():
-    flags = "--objective ibot --max_steps 100 --warmup_steps 10 --learning_rate 0.1 --weight_decay 0.04 --weight_decay_end 0.4"
+    flags = (
+        "--objective ibot --max_steps 100 --warmup_steps 10 --learning_rate 0.1 --weight_decay 0.04 "
+        "--weight_decay_end 0.4"
+    )
     options = "teacher_momentum=0.9,teacher_temperature_steps=21,freeze_last_layer_steps=5,num_prototypes=8"
     args = parse_arguments([*flags.split(), "--objective_options", options])
     start, later, half = (step_values(step, args) for step in (0, 10, 50))

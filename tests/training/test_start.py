@@ -20,7 +20,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 
 def save_vit(folder, model_type="dinov2", processor=True, **sizes):
-    """A randomly initialised ViT of the Hub's layout, with all tensors away from their zeros and ones."""
+    """A randomly initialized ViT of the Hub's layout, with all tensors away from their zeros and ones."""
     torch.manual_seed(0)
     mlp = {"mlp_ratio": 2} if model_type.startswith("dinov2") else {"intermediate_size": 64}
     model = AutoModel.from_config(AutoConfig.for_model(model_type, **{**SIZES, **mlp, **sizes})).eval()

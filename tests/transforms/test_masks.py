@@ -66,10 +66,10 @@ def test_blocks_are_at_least_as_large_as_asked():
 
 
 def test_hidden_patches_come_in_blocks():
-    """Two neighbours are hidden together far more often than at random."""
+    """Two neighbors are hidden together far more often than at random."""
     masks = sample(BlockMasking(probability=1.0, ratio=0.3, ratio_variance=0.0), number=500).view(-1, GRID, GRID)
-    right_neighbour = masks[:, :, 1:][masks[:, :, :-1]].float().mean()
-    assert right_neighbour > 0.7
+    right_neighbor = masks[:, :, 1:][masks[:, :, :-1]].float().mean()
+    assert right_neighbor > 0.7
     assert masks.any(dim=0).all()  # anywhere
 
 

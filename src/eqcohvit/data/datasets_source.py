@@ -97,7 +97,7 @@ class DatasetSource(ImageSource):
                 self._label_column = None
                 self.has_labels = False  # while the images are read
                 images = [image for image, _ in self._read(dataset)]
-                self._records, self.label_names = _labelled_by_folder(images)
+                self._records, self.label_names = _labeled_by_folder(images)
                 self.has_labels = True
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
@@ -234,7 +234,7 @@ class DatasetSource(ImageSource):
         return f"{place} ({record.payload[:24]}...)" if isinstance(record.payload, str) else place
 
 
-def _labelled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
+def _labeled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
     """(path, class) of each path, also inside of an archive, and the names of the classes, which are the folders'."""
     folders = [os.path.basename(os.path.dirname(image.split("::")[0])) for image in images]
     names = sorted(set(folders))

@@ -206,7 +206,7 @@ def _list_files(root_or_glob: str) -> set[str]:
 
 
 class SpritesSource(Source):
-    """The embedded data: rendered scenes, labelled, endless. An "epoch" is `num_samples` scenes that no other epoch
+    """The embedded data: rendered scenes, labeled, endless. An "epoch" is `num_samples` scenes that no other epoch
     repeats.
 
     The key of a scene is its index: offset + epoch * num_samples + i.

@@ -1,4 +1,4 @@
-"""Sprites: an endless, labelled stream of small rendered scenes, the default data that needs no download.
+"""Sprites: an endless, labeled stream of small rendered scenes, the default data that needs no download.
 
 A scene depends only on (seed, index) (`sprite_scenes`). Shapes are signed distance functions on the unit square,
 so every size shows the same scene. Per-pixel work uses only + - * / sqrt, min, max and rint, which IEEE 754 rounds

@@ -178,20 +178,20 @@ class Keypoints(DenseTask):
         """Points (K, 2) in pixels, which of them are labeled (K,), and the box x, y, width, height.
 
         Raises:
-            ValueError: another number of keypoints, none that is labelled, or a box without area.
+            ValueError: another number of keypoints, none that is labeled, or a box without area.
         """
         values = _read_points(row, self.target_column)
         if len(values) != self.num_keypoints:
             raise ValueError(f"expected {self.num_keypoints} keypoints, as in the first row, got {len(values)}")
         visible = np.isfinite(values[:, :2]).all(axis=1) & (values[:, 2] > 0)
         if not visible.any():
-            raise ValueError("the annotation is empty: no keypoint is labelled")
+            raise ValueError("the annotation is empty: no keypoint is labeled")
         points = np.nan_to_num(values[:, :2])
         low, high = points[visible].min(axis=0), points[visible].max(axis=0)
         if not self.box_column:
             if not (high > low).all():
                 raise ValueError(
-                    "the labelled keypoints have no extent, so that the size of the instance is unknown: "
+                    "the labeled keypoints have no extent, so that the size of the instance is unknown: "
                     "add a column bbox"
                 )
             return points, visible, np.concatenate([low, high - low])

@@ -126,7 +126,7 @@ class Segmentation(DenseTask):
         side = rng.uniform(*_CROP_RANGE) * min(image.size)
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
         rows, columns = np.nonzero(labels[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1] != IGNORED)
-        if len(rows) == 0:  # a crop without any labelled pixel teaches nothing: take one round a labelled pixel
+        if len(rows) == 0:  # a crop without any labeled pixel teaches nothing: take one round a labeled pixel
             rows, columns = np.nonzero(labels != IGNORED)
             at = rng.integers(len(rows))
             left, top = (

@@ -58,9 +58,9 @@ def r2_resampled(predictions: ArrayLike, references: ArrayLike) -> np.ndarray:
     weights = resamples(count)
     scores = []
     for predicted, true in zip(predictions, references, strict=True):
-        centred = true - true.mean(axis=0)  # against cancellation
+        centered = true - true.mean(axis=0)  # against cancellation
         residual = weights @ (true - predicted) ** 2
-        total = weights @ centred**2 - (weights @ centred) ** 2 / count
+        total = weights @ centered**2 - (weights @ centered) ** 2 / count
         scores.append(1 - residual / np.where(total > 0, total, np.nan))
     return np.mean(scores, axis=0)
 

@@ -61,8 +61,8 @@ class PixelPatches:
     name: str = PIXELS
 
     def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        centred = image - image.mean(dim=(1, 2), keepdim=True)
-        patches = centred.unfold(1, self.patch_size, self.patch_size).unfold(2, self.patch_size, self.patch_size)
+        centered = image - image.mean(dim=(1, 2), keepdim=True)
+        patches = centered.unfold(1, self.patch_size, self.patch_size).unfold(2, self.patch_size, self.patch_size)
         return {"pixels": patches.permute(1, 2, 0, 3, 4).flatten(2)}
 
 

@@ -6,15 +6,15 @@ V = 2 global views (first, end), B images, N patches, L local crops.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+from ..cli import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,6 @@ class NoOptions:
 def choice(default: str, *others: str) -> Any:
     """A field of options that holds one of these strings."""
     return field(default=default, metadata={"choices": (default, *others)})
-
-
-def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """A suggestion for the end of an error message: the known name nearest to the text, or nothing."""
-    near = difflib.get_close_matches(text, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != text else ""
 
 
 def check_positive(options: NoOptions, *names: str) -> None:

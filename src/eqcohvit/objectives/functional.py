@@ -80,7 +80,7 @@ def covariance_penalty(embeddings: torch.Tensor) -> torch.Tensor:
 
 @in_float32
 def nt_xent(first: torch.Tensor, end: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Normalised temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, equation 1) for embeddings (B, d) of
+    """Normalized temperature-scaled cross entropy of SimCLR (arXiv:2002.05709, equation 1) for embeddings (B, d) of
     both views.
 
     Each of the 2 B embeddings of the gathered batch finds its partner among the 2 B - 1 others.

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG for HTML pages: a few milliseconds each, in the colours of the page, light or dark."""
+"""Line charts as inline SVG for HTML pages: a few milliseconds each, in the colors of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ _MAX_MARKED = 40  # points of a line that are marked each
 _LOG_RATIO = 100  # of the largest to the smallest value, from which on a logarithmic axis is easier to read
 
 STYLE = """
-:root { --c0: #D55E00; --c1: #0072B2; --c2: #009E73; --c3: #B8509A; --c4: #8A6D00; --c5: #2E93D1; --c6: #6B6B6B; --c7: #7A4FC0; }
+:root { --c0: #D55E00; --c1: #0072B2; --c2: #009E73; --c3: #B8509A;
+  --c4: #8A6D00; --c5: #2E93D1; --c6: #6B6B6B; --c7: #7A4FC0; }
 @media (prefers-color-scheme: dark) {
-  :root { --c0: #FF8A3D; --c1: #4FB0F0; --c2: #2FD0A0; --c3: #E389C6; --c4: #E0C341; --c5: #9AD4FA; --c6: #AAAAAA; --c7: #B79CF0; }
+  :root { --c0: #FF8A3D; --c1: #4FB0F0; --c2: #2FD0A0; --c3: #E389C6;
+    --c4: #E0C341; --c5: #9AD4FA; --c6: #AAAAAA; --c7: #B79CF0; }
 }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 1.4rem 1.8rem; }
 .chart { margin: 0; min-width: 0; }
@@ -27,17 +29,20 @@ STYLE = """
 .chart .grid { stroke: var(--line); stroke-width: .7; }
 .chart .axis { stroke: var(--faint); stroke-width: 1; }
 .chart polyline { fill: none; stroke-width: 1.9; stroke-linejoin: round; stroke-linecap: round; }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: 13px; margin-bottom: .2rem; font-variant-numeric: tabular-nums; }
-.legend span::before { content: ""; display: inline-block; width: 1.1em; height: 3px; margin-right: .4em; vertical-align: middle; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; font-size: 13px; margin-bottom: .2rem;
+  font-variant-numeric: tabular-nums; }
+.legend span::before { content: ""; display: inline-block; width: 1.1em; height: 3px; margin-right: .4em;
+  vertical-align: middle; }
 """ + "".join(
-    f".s{i} {{ stroke: var(--c{i}); }} .d{i} {{ fill: var(--c{i}); }} .legend .l{i}::before {{ background: var(--c{i}); }}\n"
+    f".s{i} {{ stroke: var(--c{i}); }} .d{i} {{ fill: var(--c{i}); }} "
+    f".legend .l{i}::before {{ background: var(--c{i}); }}\n"
     for i in range(MAX_SERIES)
 )
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, points (step, value) in the order of the steps, and the number of its colour, 0 to 7."""
+    """A line: its name, points (step, value) in the order of the steps, and the number of its color, 0 to 7."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -137,7 +142,8 @@ def _grid(axis: _Axis, last_step: float, unit: str) -> str:
         y = _y(tick, axis)
         parts.append(f"<line class='grid' x1='{_LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
         parts.append(
-            f"<text x='{_LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{short(0.0 if abs(tick) < 1e-12 else tick)}</text>"
+            f"<text x='{_LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>"
+            f"{short(0.0 if abs(tick) < 1e-12 else tick)}</text>"
         )
     for tick in round_ticks(0, last_step):
         x = _x(tick, last_step)

@@ -162,7 +162,7 @@ def save_samples(
 ) -> None:
     """Write a PNG with a row per sample: v1, v2, then each target u_k beside its reconstruction.
 
-    first, end (B, 3, H, H); intermediates, reconstructions (B, K, 3, H, H); all in normalised pixels.
+    first, end (B, 3, H, H); intermediates, reconstructions (B, K, 3, H, H); all in normalized pixels.
     """
     columns, titles = [first, end], ["view 1", "view 2"]
     for k, t in enumerate(fractions):

@@ -36,7 +36,7 @@ class _Chart:
 _KNOWN = (
     _Chart("probe/r2", "What the parts know: R2, strict", "R2", (0.0, 1.0)),
     _Chart("probe/r2_paper", "What the parts know: R2, with empty borders", "R2", (0.0, 1.0)),
-    _Chart("probe/knn", "Nearest neighbours", "accuracy", (0.0, 1.0)),
+    _Chart("probe/knn", "Nearest neighbors", "accuracy", (0.0, 1.0)),
 )
 _CURVES = (
     _Chart("loss", "Loss", "weighted sum of all terms"),
@@ -50,10 +50,14 @@ _CURVES = (
     _Chart("data_wait_share", "Waiting for data", "share of the time", (0.0, 1.0)),
 )
 _HOW_TO_READ = (
-    "<b>R2</b> of the transformation's parameters, regressed from a part's features of an image and of its transformed version, on "
-    "images that are not trained on: 1 is perfect, 0 is guessing. The <i>equivariant</i> part should rise, the <i>invariant</i> part "
-    "should stay low. <i>strict</i>: real pixels fill the borders of the transformed image, so that only the content tells. With "
-    "<i>empty borders</i> (the paper's protocol) black corners may tell too. <b>Nearest neighbours</b>: accuracy of their vote."
+    "<b>R2</b> of the transformation's parameters, regressed from a part's features of an image and of its "
+    "transformed version, on "
+    "images that are not trained on: 1 is perfect, 0 is guessing. The <i>equivariant</i> part should rise, the "
+    "<i>invariant</i> part "
+    "should stay low. <i>strict</i>: real pixels fill the borders of the transformed image, so that only the "
+    "content tells. With "
+    "<i>empty borders</i> (the paper's protocol) black corners may tell too. <b>Nearest neighbors</b>: accuracy "
+    "of their vote."
 )
 
 
@@ -107,11 +111,13 @@ def render_run_page(
         body.append(f"<div class='warnings'><h2>Warnings</h2><ul>{items}</ul></div>")
     if known:
         body.append(
-            f"<h2>What the features know</h2><div class='charts'>{''.join(known)}</div><p class='faint'>{_HOW_TO_READ}</p>"
+            f"<h2>What the features know</h2><div class='charts'>{''.join(known)}</div><p "
+            f"class='faint'>{_HOW_TO_READ}</p>"
         )
     if picture is not None:
         source = base64.b64encode(picture.read_bytes()).decode()
-        caption = f"After step {picture.stem.removeprefix('step-')}: two views, and the states between them beside their reconstructions."
+        step = picture.stem.removeprefix("step-")
+        caption = f"After step {step}: two views, and the states between them beside their reconstructions."
         image = f"<img alt='{caption}' src='data:image/png;base64,{source}'>"
         body.append(f"<h2>Samples</h2><figure>{image}<figcaption>{caption}</figcaption></figure>")
     curves_text = (
@@ -127,7 +133,8 @@ def render_run_page(
 
 
 _STYLE = """
-.warnings { border-left: 4px solid #d4a72c; background: var(--panel); padding: .3rem 1rem .5rem; border-radius: 4px; margin: 1rem 0; }
+.warnings { border-left: 4px solid #d4a72c; background: var(--panel); padding: .3rem 1rem .5rem; border-radius: 4px;
+  margin: 1rem 0; }
 .warnings h2 { margin: .3rem 0; font-size: 1rem; }
 .warnings ul { margin: 0; padding-left: 1.2rem; }
 """

@@ -34,7 +34,7 @@ def set_defaults() -> None:
 
     # Its own default makes one group of all weights, which would be whole on every process throughout the step.
     os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
-    # It hands out what the first process has read, as if all were sharded; centres and batch-norm statistics are not.
+    # It hands out what the first process has read, as if all were sharded; centers and batch-norm statistics are not.
     disable_fsdp_ram_efficient_loading()
 
 

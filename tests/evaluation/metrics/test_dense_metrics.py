@@ -84,9 +84,9 @@ def test_contour_accuracy_of_empty_masks():
     assert contour_accuracy(square, empty) == 0 and contour_accuracy(empty, square) == 0
 
 
-def test_pck_without_a_labelled_keypoint_is_an_error():
+def test_pck_without_a_labeled_keypoint_is_an_error():
     metric = evaluate.load(str(Path(eqcohvit.__file__).parent / "evaluation" / "metrics" / "pck"))
-    with pytest.raises(ValueError, match="expected a labelled keypoint in the references, got none"):
+    with pytest.raises(ValueError, match="expected a labeled keypoint in the references, got none"):
         metric.compute(predictions=[[[0, 0]]], references=[[[0, 0, 0]]], sizes=[10])
 
 
@@ -130,7 +130,7 @@ def test_module_is_loaded_by_evaluate_and_computes(name):
 EMPTY = {
     "mean_iou": ({"num_labels": 3}, "expected at least one label map, got none"),
     "davis_j_and_f": ({}, "expected at least one mask, got none"),
-    "pck": ({"sizes": []}, "expected a labelled keypoint in the references, got none"),
+    "pck": ({"sizes": []}, "expected a labeled keypoint in the references, got none"),
     "corner_error": ({}, r"expected two arrays of corners \(..., 4, 2\) of the same shape, got \(0,\) and \(0,\)"),
     "depth_errors": ({}, "expected at least one depth map, got none"),
     "r2": ({}, r"expected two arrays \(N, P\) of the same shape, got \(0,\) and \(0,\)"),

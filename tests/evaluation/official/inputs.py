@@ -35,12 +35,12 @@ def mask_pairs():
     return [(masks[first], masks[second]) for first, second in rng.integers(0, len(masks), size=(60, 2))]
 
 
-def labelled_features():
+def labeled_features():
     """Unit features and labels of 400 training and 200 test samples of 10 classes that overlap."""
     rng = np.random.default_rng(2)
-    centres = rng.standard_normal((10, 16))
+    centers = rng.standard_normal((10, 16))
     labels = rng.integers(0, 10, size=600)
-    features = (centres[labels] + 2.0 * rng.standard_normal((600, 16))).astype(np.float32)
+    features = (centers[labels] + 2.0 * rng.standard_normal((600, 16))).astype(np.float32)
     unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
     return unit[:400], torch.from_numpy(labels[:400]), unit[400:], torch.from_numpy(labels[400:])
 

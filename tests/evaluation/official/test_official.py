@@ -37,7 +37,7 @@ def test_a_video_with_void_and_a_missing_object_number_is_scored_as_by_davis():
 @pytest.mark.parametrize("setting", NUMBERS["knn"]["top1"])
 def test_nearest_neighbors_vote_as_in_dino(setting):
     k, temperature = setting.split()
-    accuracy = knn_accuracy(*inputs.labelled_features(), k=int(k), temperature=float(temperature))
+    accuracy = knn_accuracy(*inputs.labeled_features(), k=int(k), temperature=float(temperature))
     assert 100 * accuracy == pytest.approx(NUMBERS["knn"]["top1"][setting], abs=1e-4)
 
 

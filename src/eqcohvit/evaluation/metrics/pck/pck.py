@@ -15,7 +15,7 @@ size of their instance."""
 _INPUTS_DESCRIPTION = """
 Args:
     predictions: keypoints (K, 2) of each instance, in pixels.
-    references: (K, 3): x, y, and a number above 0 where the keypoint is labelled.
+    references: (K, 3): x, y, and a number above 0 where the keypoint is labeled.
     sizes: of the instances, in pixels; usually the longer side of the box.
     threshold: as a fraction of the size; default: 0.1.
 Returns:
@@ -46,5 +46,5 @@ class PCK(evaluate.Metric):
             for predicted, true, size in zip(predictions, references, sizes, strict=True)
         ]
         if not any(map(len, found)):
-            raise ValueError("expected a labelled keypoint in the references, got none")
+            raise ValueError("expected a labeled keypoint in the references, got none")
         return {"pck": float(np.concatenate(found).mean())}
