@@ -73,7 +73,7 @@ def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """A suggestion to append to an error message, or nothing: the nearest name, else names with these initials (`lr`)."""
+    """A suggestion to append to an error message, or nothing: the nearest name, or all with these initials."""
     names = {name.lstrip("-"): name for name in known}
     wanted = text.lstrip("-")
     near = difflib.get_close_matches(wanted, names, n=1) or [name for name in names if _initials(name) == wanted]
