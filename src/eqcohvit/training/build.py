@@ -125,7 +125,8 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank)
+    start = round(args.separation_start * args.max_steps)
+    module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank, start)
     # After the teacher is made: it shares weights that are frozen by then, and it must stay whole.
     if args.layerscale_value == 0:
         freeze_layer_scale(model.eqcohvit.backbone)

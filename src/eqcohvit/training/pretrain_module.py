@@ -43,6 +43,7 @@ class PretrainModule(nn.Module):
         recon_weight: float,
         recon_from: str = "unmasked",
         invariant_rank: int = 0,
+        separation_start: int = 0,
     ):
         super().__init__()
         if recon_weight < 0:
@@ -56,6 +57,7 @@ class PretrainModule(nn.Module):
                 f"invariant_rank must be at most d_inv, {model.config.invariant_dim}, got {invariant_rank}"
             )
         self.separation = Separation(model.config.hidden_size, invariant_rank) if invariant_rank else None
+        self.separation_start = separation_start
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
@@ -184,7 +186,7 @@ class PretrainModule(nn.Module):
     def after_step(self, step: int, teacher_momentum: float) -> None:
         """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been
         made."""
-        if self.separation is not None:
+        if self.separation is not None and step >= self.separation_start:
             weight = self.model.eqcohvit.feature_head.weight.detach()
             every_row = whole(weight)
             self.separation.apply_to(every_row[: self.model.config.invariant_dim], step)
