@@ -14,9 +14,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
+
+from .files import write_text_whole
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -55,6 +57,7 @@ def setting(default: Any, text: str, choices: Sequence[str] | Registry | None = 
     """A field of a dataclass of settings: a flag and a key of a recipe with the field's name.
 
     Args:
+        default: `dataclasses.MISSING` if the setting must be given.
         choices: allowed values, or the registry that has them.
         common: whether `--help` shows it first.
     """
@@ -82,6 +85,44 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
 
 def _initials(name: str) -> str:
     return "".join(word[0] for word in name.split("_") if word)
+
+
+class RunSettings:
+    """Base of the dataclasses of a run's settings, which the run writes into its folder as a recipe."""
+
+    file_name: ClassVar[str]
+    may_change: ClassVar[frozenset[str]]  # when a run is resumed: these change no step that is done
+    output_dir: str
+    resume_from_checkpoint: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyrefly: ignore
+
+    def save(self, path: Path) -> None:
+        """Write all settings as a recipe."""
+        write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def saved(cls, path: str | Path) -> dict[str, Any]:
+        """All settings that a run has written, also those that are None (`load_recipe`)."""
+        return load_recipe(path, cls, keep_null=True)
+
+    @classmethod
+    def of_run(cls, output_dir: str | Path) -> dict[str, Any]:
+        """The settings of the run in a folder, which `latest` goes on with; empty if it has not begun."""
+        path = Path(output_dir).expanduser() / cls.file_name
+        settings = cls.saved(path) if path.is_file() else {}
+        return {name: value for name, value in settings.items() if name not in ("output_dir", "resume_from_checkpoint")}
+
+    def check_resumable(self, saved: dict[str, Any]) -> None:
+        """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one."""
+        given = self.to_dict()
+        fixed = given.keys() & saved.keys() - self.may_change
+        changed = [name for name in given if name in fixed and saved[name] != given[name]]
+        if changed:
+            differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
+            raise ValueError(f"cannot resume with other settings: {differences}")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -116,10 +157,11 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[s
     for field in dataclasses.fields(settings):
         if field.name in groups:
             group = parser.add_argument_group(groups[field.name])
-        _add_setting(common if field.metadata["common"] else group, field)
+        add_setting(common if field.metadata["common"] else group, field)
 
 
-def _add_setting(group: Any, field: dataclasses.Field) -> None:
+def add_setting(group: Any, field: dataclasses.Field) -> None:
+    """The flag of one field; a flag that is not given leaves no value."""
     kind = kind_of(field)
     text = field.metadata["help"].replace("%", "%%")
     choices = choices_of(field)
@@ -130,12 +172,17 @@ def _add_setting(group: Any, field: dataclasses.Field) -> None:
         action = argparse.BooleanOptionalAction
         group.add_argument(f"--{field.name}", action=action, default=argparse.SUPPRESS, help=text)
         return
-    if field.default not in (None, ""):
+    is_required = field.default is dataclasses.MISSING
+    if field.default not in (None, "") and not is_required:
         text += f" (default: {field.default})"
-    metavar = kind.__name__.upper()
-    known = None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"]
     group.add_argument(
-        f"--{field.name}", type=kind, default=argparse.SUPPRESS, choices=known, metavar=metavar, help=text
+        f"--{field.name}",
+        type=kind,
+        default=argparse.SUPPRESS,
+        choices=None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"],
+        metavar=kind.__name__.upper(),
+        required=is_required,
+        help=text,
     )
 
 

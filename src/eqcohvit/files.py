@@ -17,7 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
 MODEL_FOLDER = "model"
-FINETUNE_SETTINGS_FILE = "settings.json"
+FINETUNE_SETTINGS_FILE = "finetune.yaml"
 # In a checkpoint. SETTINGS_FILE, WEIGHTS_FILE and CONFIG_FILE are there too.
 STATE_FILE = "run_state.json"
 # In a model folder.

@@ -133,10 +133,12 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_another_run_is_not_overwritten(finetune, encoder_folder, segmentation_files, tmp_path, capsys):
     output = tmp_path / "run"
     output.mkdir()
-    (output / "settings.json").write_text(json.dumps({"seed": 1}))
+    (output / "finetune.yaml").write_text("seed: 1\n")
+    (output / "metrics.jsonl").write_text('{"step": 1}\n')
     assert run(finetune, encoder_folder, segmentation_files, output) == 2
     assert "holds another run" in capsys.readouterr().err
-    assert run(finetune, encoder_folder, segmentation_files, output, "--resume_from_checkpoint", "latest") == 2
+    flags = ["--seed", "0", "--resume_from_checkpoint", "latest"]
+    assert run(finetune, encoder_folder, segmentation_files, output, *flags) == 2
     assert "cannot resume with other settings: seed was 1, is 0" in capsys.readouterr().err
 
 

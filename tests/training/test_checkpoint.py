@@ -16,12 +16,11 @@ from eqcohvit.training.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    open_run,
-    prepare_output_dir,
     read_state,
     save_checkpoint,
     verify_checkpoint,
 )
+from eqcohvit.training.run_folder import open_run, prepare_output_dir
 
 
 def save(output_dir: Path, step: int, keep: int = 2, keep_every: int = 0, fail: bool = False) -> Path:

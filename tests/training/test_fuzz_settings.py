@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eqcohvit import EqCohViTConfig
 from eqcohvit.cli import choices_of
 from eqcohvit.objectives import OBJECTIVES
-from eqcohvit.training.arguments import PretrainArguments, load_settings, parse_arguments
+from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.checkpoint import verify_checkpoint
 
 repeatable = settings(
@@ -79,7 +79,7 @@ def test_any_file_is_a_recipe_or_refused_in_one_line(tmp_path, content):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     try:
-        assert set(load_settings(path)) <= FIELDS.keys()
+        assert set(PretrainArguments.saved(path)) <= FIELDS.keys()
     except ValueError as error:
         assert "\n" not in str(error)
 
@@ -88,7 +88,7 @@ def test_a_recipe_cannot_run_code(tmp_path):
     path, ran = tmp_path / "recipe.yaml", tmp_path / "ran"
     path.write_text(f"seed: !!python/object/apply:os.mkdir [{ran}]\n")
     with pytest.raises(ValueError, match="is not valid YAML"):
-        load_settings(path)
+        PretrainArguments.saved(path)
     assert not ran.exists()
     yaml.load(path.read_text(), Loader=yaml.UnsafeLoader)  # it does work where it is let
     assert ran.exists()

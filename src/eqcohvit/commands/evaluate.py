@@ -18,13 +18,14 @@ an evaluation is quick, about a minute for a model on a laptop; --full takes lon
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import CommandParser, Registry
+from ..cli import CommandParser, Registry, add_setting
 from ..downstream.options import TASK_HEADS, TaskOptions
 from ..training.output import safe_output
 
@@ -133,7 +134,9 @@ def _add_dense_tasks(parser: argparse.ArgumentParser) -> None:
         "a fine-tuned model is scored as it is; for an encoder, a head is fitted on the frozen backbone for each seed"
     )
     group = parser.add_argument_group(f"dense tasks ({', '.join(TASK_HEADS)})", text)
-    TaskOptions.add_flags(group, leave_out=["image_column"])
+    for field in dataclasses.fields(TaskOptions):
+        if field.name not in ("head", "image_column"):  # which other tasks have, too
+            add_setting(group, field)
     group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
 
     text = "columns image, annotation, sequence, frame"

@@ -59,11 +59,10 @@ def cli(argv: list[str] | None = None) -> int:
 def _run_or_fail(args: PretrainArguments, stop: StopSignals, command: str) -> None:
     from ..data import TooManyBadImages
     from ..evaluation.guard import AccuracyFell
-    from ..training.checkpoint import CheckpointError
 
     try:
         run(args, stop, command)
-    except (TooManyBadImages, AccuracyFell, CheckpointError) as error:
+    except (TooManyBadImages, AccuracyFell) as error:
         raise RunFailed(str(error)) from error
 
 

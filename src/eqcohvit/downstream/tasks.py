@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +19,9 @@ from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
 from ..evaluation.video_tasks import picture_figure, title_of
 from ..loading import find_model
 from . import task_class
-from .backbones import EncoderFolder, find_backbone
+from .backbones import EncoderFolder
 from .base import TASK_FILE, DenseTask, evaluate_task
-from .options import TASK_HEADS, FinetuneSettings, TaskOptions
+from .options import TASK_HEADS, FinetuneArguments, TaskOptions
 from .saved import load_finetuned
 
 
@@ -57,34 +58,29 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
 def fit_head(
     task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int
 ) -> PreTrainedModel:
-    """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
+    """A head trained on the frozen backbone with the default settings of fine-tuning."""
     from ..training.signals import StopSignals
-    from .finetune import Finetuning, make_accelerator
+    from .finetune import open_accelerator, train
 
     torch.manual_seed(seed)
     model = task.build(encoder, is_random)
-    steps = settings["max_steps"]
-    how = FinetuneSettings(
-        train="head", max_steps=steps, save_steps=steps, seed=seed, num_workers=settings["num_workers"]
-    )
     with tempfile.TemporaryDirectory() as folder:
-        return Finetuning(
-            make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder)
-        ).train()
+        args = FinetuneArguments(
+            task=task.name,
+            model=encoder.name,
+            train="head",
+            output_dir=folder,
+            num_workers=settings["num_workers"],
+            max_steps=settings["max_steps"],
+            save_steps=settings["max_steps"],
+            seed=seed,
+        )
+        return train(args, open_accelerator(args), StopSignals(), task, model, rows)
 
 
 def _options(settings: dict[str, Any], head: str) -> TaskOptions:
-    names = (
-        "image_size",
-        "image_column",
-        "target_column",
-        "num_labels",
-        "ignore_label",
-        "reduce_labels",
-        "max_depth",
-        "depth_scale",
-    )
-    return TaskOptions(head=head, **{name: settings[name] for name in names})
+    names = {field.name for field in dataclasses.fields(TaskOptions)} - {"head"}
+    return TaskOptions(head=head, **{name: settings[name] for name in names & settings.keys()})
 
 
 def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTrainedModel]], test: Rows) -> list[Row]:

@@ -23,11 +23,8 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from ..files import CHECKPOINTS, METRICS_FILE, SETTINGS_FILE, STATE_FILE, flush_to_disk, path_beside
-from .arguments import PretrainArguments, load_settings
-from .checks import check_resumable
-from .monitor import read_metrics
-from .run_lock import LOCK_FILE, lock_run
+from ..files import CHECKPOINTS, STATE_FILE, flush_to_disk
+from .signals import RunFailed
 
 MANIFEST_FILE = "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -37,7 +34,7 @@ _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
 _Result = TypeVar("_Result")
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunFailed):
     """A checkpoint could not be written; the earlier ones are untouched."""
 
 
@@ -260,7 +257,8 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
             f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch"
         )
         set_seed(state["step"], device_specific=True)
-        state["ranks"] = [{"position": [rank["position"] for rank in state["ranks"]], "progress": None}] * num_processes
+        positions = [rank.get("position") for rank in state["ranks"]]
+        state["ranks"] = [{"position": positions, "progress": None}] * num_processes
     return state
 
 
@@ -282,92 +280,3 @@ def on_main_process(accelerator: Any, function: Callable[[], _Result]) -> _Resul
     if error is not None:
         raise error if accelerator.is_main_process else SystemExit(2)
     return result
-
-
-def open_run(output_dir: Path, args: PretrainArguments, data: dict[str, Any] | None = None) -> Path | None:
-    """Lock the folder of a run and make it ready (`prepare_output_dir`); the checkpoint to go on from, if that is asked
-    for.
-
-    Args:
-        data: identity and number of the images (`describe_data`), which must be those of the checkpoint.
-
-    Raises:
-        ValueError: as `find_checkpoint` and `prepare_output_dir`, another process writes there, or the images are
-            others.
-    """
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if checkpoint is not None and data is not None:
-        check_same_data(read_state(checkpoint).get("data"), data)
-    check_output_dir(output_dir, args)
-    try:
-        lock_run(output_dir)
-    except OSError as error:
-        raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
-    prepare_output_dir(output_dir, args)
-    if checkpoint is not None:
-        for moved in set_later_aside(output_dir, read_state(checkpoint)["step"]):
-            print(f"kept as {moved}, because the run goes on from an earlier step")
-    return checkpoint
-
-
-def check_output_dir(output_dir: Path, args: PretrainArguments) -> None:
-    """Whether a run may be begun or resumed in a folder; nothing is written. One that has not made a step may be begun
-    anew.
-
-    Raises:
-        ValueError: it holds another run and none is to be resumed, the resumed run has other settings, or it cannot be
-            read.
-    """
-    config_path = output_dir / SETTINGS_FILE
-    try:
-        if config_path.exists():
-            if has_step(output_dir) and not args.resume_from_checkpoint:
-                raise ValueError(
-                    f"{output_dir} holds another run: give another --output_dir, or --resume_from_checkpoint latest"
-                )
-            if has_step(output_dir):
-                newest = list_checkpoints(output_dir)[-1:]
-                knows_its_data = all("data" in read_state(path) for path in newest if (path / STATE_FILE).is_file())
-                check_resumable(args, load_settings(config_path), may_move=knows_its_data)
-        elif output_dir.is_dir() and any(
-            path not in (path_beside(config_path), output_dir / LOCK_FILE) for path in output_dir.iterdir()
-        ):
-            raise ValueError(f"{output_dir} is not empty and holds no run: give another --output_dir")
-    except OSError as error:
-        raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
-
-
-def has_step(output_dir: Path) -> bool:
-    """Whether a run has made a step that is worth keeping: it has a checkpoint, or logged one."""
-    return bool(list_checkpoints(output_dir)) or any(
-        line["step"] > 0 for line in read_metrics(output_dir / METRICS_FILE)
-    )
-
-
-def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
-    """Make the folder of a run and write its settings to config.yaml.
-
-    Raises:
-        ValueError: as `check_output_dir`, or it cannot be written.
-    """
-    check_output_dir(output_dir, args)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        args.save(output_dir / SETTINGS_FILE)
-        remove_unfinished(output_dir)
-    except OSError as error:
-        raise ValueError(f"cannot write to output_dir {output_dir}: {error.strerror or error}") from None
-
-
-def check_same_data(saved: dict[str, Any] | None, data: dict[str, Any]) -> None:
-    """Raise a `ValueError` where the images are not those of the checkpoint: its positions would mean other ones."""
-    if saved is not None and saved["identity"] != data["identity"]:
-        numbers = (
-            f"{saved['num_images']} then, {data['num_images']} now"
-            if saved["num_images"] != data["num_images"]
-            else "other files"
-        )
-        raise ValueError(
-            f"cannot resume over other images ({numbers}): restore them, or start a new run from this one, "
-            "with --init_from CHECKPOINT and another --output_dir"
-        )

@@ -11,8 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers.utils import logging as transformers_logging
 
 from .arguments import PRECISIONS, PretrainArguments
-from .sharding import check_plugin, set_defaults
-from .trackers import check_tracker
+from .sharding import set_defaults
 
 PRECISION, ACCUMULATION = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
@@ -45,41 +44,34 @@ def with_launcher(given: set[str], completed: dict[str, Any]) -> dict[str, Any]:
     return completed | added
 
 
-def agree_with_launcher(args: PretrainArguments) -> None:
-    """Set the precision where no one has, and let the launcher's environment, which Accelerate prefers, say the same as
-    the run."""
-    args.mixed_precision = precision_of(args.mixed_precision)
-    if ACCUMULATION in os.environ:
-        os.environ[ACCUMULATION] = str(args.gradient_accumulation_steps)
-
-
 def precision_of(mixed_precision: str | None) -> str:
     """The precision of a run: the one that is set, else bf16 on GPUs that have it, else no."""
     return mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
 
 
-def make_accelerator(args: PretrainArguments) -> Accelerator:
-    """Precision, accumulation, trackers and data-parallel options of a run; bf16 by default on GPUs that have it.
+def make_accelerator(
+    mixed_precision: str, num_batches: int = 1, uses_all_weights: bool = True, **options: Any
+) -> Accelerator:
+    """The accelerator of a run.
 
-    Raises:
-        ValueError: the tracker is not installed, or the launcher asks for what a run cannot do.
+    Args:
+        num_batches: per step of the optimizer.
+        uses_all_weights: whether each step computes a gradient for all trainable weights.
+        options: of `Accelerator`.
     """
-    check_tracker(args.report_to)
     transformers_logging.disable_progress_bar()
-    logging.getLogger("accelerate.utils.other").setLevel(
-        logging.ERROR
-    )  # lists all weights that a teacher shares with its student
-    agree_with_launcher(args)
+    # At a lower level it lists all weights that a teacher shares with its student.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    if ACCUMULATION in os.environ:  # which Accelerate prefers to its argument
+        os.environ[ACCUMULATION] = str(num_batches)
     set_defaults()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=not uses_all_weights)
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=num_batches,
+        kwargs_handlers=[parallel],
+        **options,
     )
-    check_plugin(accelerator, args.peft)
-    return accelerator
 
 
 def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:

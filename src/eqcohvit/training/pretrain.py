@@ -20,21 +20,22 @@ from ..publish.upload import push_hub_folder
 from ..transforms import ViewRenderer
 from .arguments import PretrainArguments
 from .build import build, build_saved_model
-from .checkpoint import check_output_dir, list_checkpoints, on_main_process, open_run
+from .checkpoint import list_checkpoints, on_main_process
 from .finite import check_step
-from .launcher import make_accelerator
+from .launcher import make_accelerator, precision_of
 from .lora import merged
 from .observe import Observer
 from .optim import clip_gradients, make_optimizer, set_step
 from .prefetch import DevicePrefetcher
 from .pretrain_module import PretrainModule
 from .run import Run
+from .run_folder import check_output_dir, open_run
 from .schedules import StepValues, step_values
-from .sharding import connect, is_sharded, save_whole
+from .sharding import check_plugin, connect, is_sharded, save_whole
 from .signals import StopRequested, StopSignals
 from .source import open_images
 from .start import describe_run
-from .trackers import open_trackers
+from .trackers import check_tracker, open_trackers
 
 
 @dataclass
@@ -59,7 +60,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     # ---------------------------------------------------------------- find what is wrong before anything is written
     output_dir = Path(args.output_dir)
     with stop.interruptible():
-        accelerator = make_accelerator(args)
+        accelerator = open_accelerator(args)
         images = open_images(args, accelerator)
         resident = open_resident(args, images.source, accelerator)
         set_seed(args.seed)
@@ -112,6 +113,22 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
+def open_accelerator(args: PretrainArguments) -> Accelerator:
+    """The accelerator of these settings; sets the precision where they leave it open.
+
+    Raises:
+        ValueError: the tracker is not installed, or the launcher asks for something that a run cannot do.
+    """
+    check_tracker(args.report_to)
+    args.mixed_precision = precision_of(args.mixed_precision)
+    log_with = None if args.report_to == "none" else args.report_to
+    accelerator = make_accelerator(
+        args.mixed_precision, args.gradient_accumulation_steps, log_with=log_with, project_dir=args.output_dir
+    )
+    check_plugin(accelerator, args.peft)
+    return accelerator
+
+
 def open_resident(args: PretrainArguments, source: Any, accelerator: Accelerator) -> ResidentCanvases | None:
     """The decoded images in the memory of the device, if the settings ask for them."""
     if not args.resident:
@@ -161,7 +178,7 @@ def open_at(
 ) -> Run:
     """The run at the step of the checkpoint, or at the beginning."""
     samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    run = Run(
+    return Run(
         accelerator,
         stop,
         Path(args.output_dir),
@@ -171,9 +188,6 @@ def open_at(
         checkpoint,
         keeps=(args.save_total_limit, args.keep_every_steps),
     )
-    if checkpoint is None and args.resume_from_checkpoint:
-        accelerator.print(f"no checkpoint in {args.output_dir} yet: starting from the beginning")
-    return run
 
 
 def optimize(

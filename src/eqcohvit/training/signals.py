@@ -159,15 +159,15 @@ class RunFailed(Exception):
 
 
 @safe_output()
-def exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception], ...] = ()) -> int:
-    """Run, print what went wrong in one line, and return the exit code; `failures` also mean that a run had to stop."""
+def exit_code(run: Callable[[StopSignals], Any]) -> int:
+    """Run, print what went wrong in one line, and return the exit code."""
     try:
-        return _exit_code(run, failures)
+        return _exit_code(run)
     finally:
         release_runs()
 
 
-def _exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception], ...]) -> int:
+def _exit_code(run: Callable[[StopSignals], Any]) -> int:
     try:
         with StopSignals() as stop:
             run(stop)
@@ -176,12 +176,10 @@ def _exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (*failures, RunFailed, FloatingPointError, OSError) as error:
+    except (RunFailed, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (
-        Exception
-    ):  # such as another process that has died in the middle of a step; `leave` must be reached all the same
+    except Exception:  # such as another process that has died during a step; `leave` must be reached anyway
         traceback.print_exc()
         return 1
     return 0
