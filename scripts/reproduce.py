@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from eqcohvit.evaluation.results import versions
-from eqcohvit.files import write_text_whole
+from eqcohvit.files import message_of, write_text_whole
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
@@ -373,7 +373,7 @@ def cli(argv: list[str] | None = None) -> int:
         print("interrupted, everything is saved: the same command continues", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NoReturn
 
 import yaml
 
-from .files import write_text_whole
+from .files import message_of, write_text_whole
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -221,7 +221,7 @@ def load_recipe(name: str | Path, settings: type, keep_null: bool = False) -> di
         hint = did_you_mean(str(name), recipe_names())
         raise ValueError(f"cannot read the recipe {name}: {error.strerror}{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"the recipe {name} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the recipe {name} is not valid YAML: {message_of(error)}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe {name} must be a mapping of settings, got {type(recipe).__name__}")
     fields = {field.name: field for field in dataclasses.fields(settings)}

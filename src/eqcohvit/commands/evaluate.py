@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cli import CommandParser, Registry, add_setting
 from ..downstream.options import TASK_HEADS, TaskOptions
+from ..files import message_of
 from ..training.output import safe_output
 
 if TYPE_CHECKING:
@@ -288,10 +289,10 @@ def cli(argv: list[str] | None = None) -> int:
     try:
         return _run(argv)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 2
     except OSError as error:  # of the network or the disk
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: finished features are kept, and the same command continues from there", file=sys.stderr)

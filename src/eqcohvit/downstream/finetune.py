@@ -169,7 +169,7 @@ def train(
 
     # ----------------------------------------------------------------------------------------------------- the loop
     while run.step < args.max_steps:
-        taken = run.take(batches, 1)
+        taken = run.next_batches(batches, 1)
         if taken is None:  # a signal
             if run.step > run.saved_step:
                 run.save({}, {})

@@ -19,6 +19,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ..files import write_whole
 from .features import Feature
 
 DEFAULT_CACHE = Path(HF_HOME) / "eqcohvit" / "features"
@@ -82,10 +83,9 @@ class FeatureCache:
     def write(self, index: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """Write a chunk, whole or not at all. `state` is where the stream is after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".chunk-{index:05d}-{os.getpid()}.tmp"  # another command may write the same chunk
         contiguous = {name: values.contiguous() for name, values in tensors.items()}
-        save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
-        temporary.replace(self._path(index))
+        with write_whole(self._path(index), is_shared=True) as new:
+            save_file(contiguous, new, metadata={"state": json.dumps(state)})
 
     def read(self) -> Features:
         """All chunks, joined."""

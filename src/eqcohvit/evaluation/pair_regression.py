@@ -214,7 +214,7 @@ def _fit_mlp(
     generators: Sequence[torch.Generator],
     best: _BestEpoch,
 ) -> None:
-    """Train on x (S, n, d) and y (S, n, P), and show `best` the model now and then.
+    """Train on x (S, n, d) and y (S, n, P), and update `best` every few epochs.
 
     Args:
         share: of the steps.
@@ -238,7 +238,7 @@ def _fit_mlp(
             optimizer.step()
             schedule.step()
         if epoch % check_every == 0 or epoch == epochs:
-            best.look()
+            best.update()
 
 
 class _BestEpoch:
@@ -257,7 +257,7 @@ class _BestEpoch:
         self.parameters = [parameter.detach().clone() for parameter in mlp.parameters()]
 
     @torch.no_grad()
-    def look(self) -> None:
+    def update(self) -> None:
         """Keep the heads whose error is lower than before."""
         error = ((self.mlp(self.x) - self.y).square() * self.weight).mean(dim=(1, 2))
         better = error < self.error

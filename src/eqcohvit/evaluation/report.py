@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text_whole
 from ..html_page import facts, page
 from ..transforms import make_path
 from .context import ReportFigure
@@ -83,9 +84,7 @@ def write_report(
         figure.draw().savefig(buffer, format="png", dpi=130)
         (folder / f"{figure.name}.png").write_bytes(buffer.getvalue())
         shown.append((figure, buffer.getvalue()))
-    temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(render_page(results, rows, shown), encoding="utf-8")
-    temporary.replace(page)
+    write_text_whole(page, render_page(results, rows, shown))
     return page
 
 

@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
-from ..files import CHECKPOINTS, STATE_FILE, flush_to_disk
+from ..files import CHECKPOINTS, STATE_FILE, flush_to_disk, message_of
 from .signals import RunFailed
 
 MANIFEST_FILE = "manifest.json"
@@ -173,7 +173,7 @@ def save_checkpoint(
             if write is not None:
                 write()
         except _WRITE_ERRORS as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            problem = f"{type(error).__name__}: {message_of(error, 300)}"
         problems = [
             text for text in gather_object([problem]) if text is not None
         ]  # also the point where all wait for each other
@@ -251,7 +251,7 @@ def load_checkpoint(accelerator: Any, checkpoint: Path) -> dict[str, Any]:
         SafetensorError,
         CheckpointException,
     ) as error:
-        raise ValueError(f"cannot load {checkpoint}: {' '.join(str(error).split())[:400]}") from None
+        raise ValueError(f"cannot load {checkpoint}: {message_of(error)}") from None
     if not same_group:
         accelerator.print(
             f"the checkpoint is of {len(state['ranks'])} processes; {num_processes} go on with the rest of its epoch"

@@ -34,7 +34,7 @@ from .schedules import StepValues, step_values
 from .sharding import check_plugin, connect, is_sharded, save_whole
 from .signals import StopRequested, StopSignals
 from .source import open_images
-from .start import describe_run
+from .start import write_model_files
 from .trackers import check_tracker, open_trackers
 
 
@@ -84,7 +84,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     # ----------------------------------------------------------------------------------------------------- the loop
     parts.module.train()
     while run.step < args.max_steps:
-        taken = run.take(batches, args.gradient_accumulation_steps)
+        taken = run.next_batches(batches, args.gradient_accumulation_steps)
         if taken is None:  # a signal
             if run.step > run.saved_step:
                 save(args, run, parts, observer, data, position)
@@ -233,7 +233,7 @@ def save(
         if is_sharded(trained):
             save_whole(trained, Path(folder) / WEIGHTS_FILE)
         if run.accelerator.is_main_process:
-            describe_run(Path(folder), args, trained.model.config, renderer.mean, renderer.std)
+            write_model_files(Path(folder), args, trained.model.config, renderer.mean, renderer.std)
 
     state = {**observer.state(), "data": data}
     state |= {"image_mean": list(renderer.mean), "image_std": list(renderer.std)}

@@ -70,10 +70,10 @@ class Run:
         self.trackers = Trackers(self.accelerator, self.bar.say)
 
     # --------------------------------------------------------------------------------------------------------- steps
-    def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
+    def next_batches(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
         """The next batches, all for one step; None if a signal asks the processes to stop."""
         waiting = time.perf_counter()
-        taken = self.stop.take(batches, count)
+        taken = self.stop.next_batches(batches, count)
         self.progress.add_wait(time.perf_counter() - waiting)
         return taken
 

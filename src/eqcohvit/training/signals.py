@@ -19,6 +19,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ..files import message_of
 from .output import safe_output
 from .run_lock import release_runs
 
@@ -58,7 +59,7 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU are kept for the next call of `take`, instead of
+    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU are kept for the next call of `next_batches`, instead of
     ending the process.
 
     SIGHUP is left alone where it is ignored (`nohup`). Where nothing is half done (`interruptible`), such as while
@@ -126,7 +127,7 @@ class StopSignals:
         reason = self.name or "a signal to another process"
         return f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there"
 
-    def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
+    def next_batches(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
         """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to
         stop.
 
@@ -145,7 +146,7 @@ class StopSignals:
         try:
             dist.all_reduce(stop, op=dist.ReduceOp.MAX, group=self._group)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error, 200)
             raise ConnectionError(f"another process of this run has ended or does not answer ({reason})") from None
         return None if stop.item() else taken
 

@@ -154,7 +154,7 @@ def find_training_state(source: str, files: str = "*") -> Path | None:
     return state if (state / STATE_FILE).is_file() else None
 
 
-def describe_run(
+def write_model_files(
     folder: Path,
     args: PretrainArguments,
     config: EqCohViTConfig,

@@ -12,6 +12,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import LoggerType
 from PIL import Image
 
+from ..files import message_of
+
 
 def check_tracker(name: str) -> None:
     """Raise a `ValueError` unless it is `"none"`, `"all"`, or a tracker of Accelerate whose library is installed."""
@@ -46,7 +48,7 @@ def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder:
     except Exception as error:  # each library has errors of its own
         accelerator.trackers = []
         names = ", ".join(str(tracker.name) for tracker in trackers)
-        raise ValueError(f"cannot open the tracker {names}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"cannot open the tracker {names}: {message_of(error, 300)}") from None
 
 
 class Trackers:
@@ -91,6 +93,6 @@ class Trackers:
                 send(tracker)
             except Exception as error:  # of a library or a network; the figures are in metrics.jsonl all the same
                 if tracker.name not in self._failed:
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                    reason = f"{type(error).__name__}: {message_of(error, 200)}"
                     self.say(f"the tracker {tracker.name} failed, the run goes on without it ({reason})")
                 self._failed.add(tracker.name)
