@@ -94,12 +94,12 @@ def find_backbone(model: torch.nn.Module) -> EqCohViTBackbone:
     return next(module for module in model.modules() if isinstance(module, EqCohViTBackbone))
 
 
-def spread_stages(num_layers: int, count: int = 4) -> list[int]:
-    """Indices of `count` equally spaced stages, the last one included: 12 layers -> [3, 6, 9, 12].
+def spread_stages(num_layers: int) -> list[int]:
+    """Indices of four equally spaced stages, the last one included: 12 layers -> [3, 6, 9, 12].
 
     Raises:
         ValueError: the backbone has fewer layers.
     """
-    if num_layers < count:
-        raise ValueError(f"this head reads {count} stages, and the backbone has only {num_layers} layers")
-    return [num_layers * (i + 1) // count for i in range(count)]
+    if num_layers < 4:
+        raise ValueError(f"this head reads 4 stages, and the backbone has only {num_layers} layers")
+    return [num_layers * i // 4 for i in (1, 2, 3, 4)]

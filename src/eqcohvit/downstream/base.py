@@ -25,6 +25,7 @@ from .options import TASK_HEADS, TaskOptions
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding more annotations would delay the first message too long
 MAX_TEST_BATCH = 16
+NUM_PICTURES = 6  # of predictions
 _MIN_SAMPLES_OF_BAR = 64  # no progress bar for fewer
 
 Sample = dict[str, Any]
@@ -182,7 +183,9 @@ def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) ->
 
 class _TestSamples(Dataset):
     def __init__(self, task: DenseTask, rows: Rows, count: int):
-        self.task, self.rows, self.count = task, rows, count
+        self.task = task
+        self.rows = rows
+        self.count = count
 
     def __len__(self) -> int:
         return self.count
@@ -226,14 +229,15 @@ def evaluate_task(
     rows: Rows,
     max_samples: int | None = None,
     num_workers: int = 0,
-    num_pictures: int = 6,
 ) -> tuple[dict[str, float], list[list[Image.Image]]]:
     """Score the model on the first `max_samples` rows: metric values, and pictures of evenly spread predictions."""
     model.eval()
     device = next(model.parameters()).device
-    score, pictures, seen = task.start_score(), [], 0
+    score = task.start_score()
+    pictures = []
+    seen = 0
     total = len(rows) if max_samples is None else min(len(rows), max_samples)
-    shown = set(spread(total, num_pictures))
+    shown = set(spread(total, NUM_PICTURES))
     bar = (
         progress(f"testing {task.name.replace('_', ' ')}", total, unit="img") if total >= _MIN_SAMPLES_OF_BAR else None
     )

@@ -56,7 +56,8 @@ def batch_indices(
     The shuffled orders of all epochs form one sequence, and step s reads it from s * B * world_size on. So any step can
     be computed, and a resumed run sees the same batches as an uninterrupted one.
     """
-    epoch, order = -1, np.empty(0, dtype=np.int64)
+    epoch = -1
+    order = np.empty(0, dtype=np.int64)
     step = first_step
     while True:
         start = (step * world_size + rank) * batch_size
@@ -72,7 +73,9 @@ def batch_indices(
 
 class _TrainSamples(Dataset):
     def __init__(self, task: TrainableTask, rows: Any, seed: int):
-        self.task, self.rows, self.seed = task, rows, seed
+        self.task = task
+        self.rows = rows
+        self.seed = seed
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[int, dict[str, Any]] | ValueError:
         epoch, row = index
@@ -154,30 +157,13 @@ def train(
     choose_parameters(backbone, args.train, args.lora_rank)
     optimizer = make_optimizer(model.to(accelerator.device), args.learning_rate, args.weight_decay)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    samples_per_step = args.per_device_train_batch_size * accelerator.num_processes
-    keeps = (_KEPT_CHECKPOINTS, 0)
-    run = Run(
-        accelerator, stop, Path(args.output_dir), args.max_steps, samples_per_step, model, checkpoint, keeps=keeps
-    )
+    run = open_at(args, accelerator, stop, model, checkpoint)
     batches = open_batches(args, run, task, rows)
-    run.open_logs(run.step)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    run.bar.say(
-        f"training {args.train}: {trained / 1e6:.2f} of {model.num_parameters() / 1e6:.2f} M parameters, "
-        f"steps {run.step} to {args.max_steps}, {samples_per_step} samples a step from {len(rows)} rows"
-    )
+    run.bar.say(f"{run.progress.samples_per_step} samples a step from {len(rows)} rows")
 
     # ----------------------------------------------------------------------------------------------------- the loop
     while run.step < args.max_steps:
-        taken = run.next_batches(batches, 1)
-        if taken is None:  # a signal
-            if run.step > run.saved_step:
-                run.save({}, {})
-            run.stopped()
-        check_result(taken[0])
-        if isinstance(taken[0], ValueError):
-            raise taken[0]
-        indices, batch = taken[0]
+        indices, batch = next_batch(run, batches)
         rate = warmup_cosine(run.step, args.max_steps, args.warmup_steps, args.learning_rate, 0.0)
         set_step(optimizer, StepValues(rate, rate, args.weight_decay, args.backbone_lr_scale))
         model.train()
@@ -202,6 +188,47 @@ def train(
                 draw(run.step, model.eval())
     run.bar.close()
     return merged(model.eval())
+
+
+def open_at(
+    args: FinetuneArguments,
+    accelerator: Accelerator,
+    stop: StopSignals,
+    model: PreTrainedModel,
+    checkpoint: Path | None,
+) -> Run:
+    """The run at the step of the checkpoint, or at the beginning, with its logs."""
+    samples_per_step = args.per_device_train_batch_size * accelerator.num_processes
+    run = Run(
+        accelerator,
+        stop,
+        Path(args.output_dir),
+        args.max_steps,
+        samples_per_step,
+        model,
+        checkpoint,
+        keeps=(_KEPT_CHECKPOINTS, 0),
+    )
+    run.open_logs(run.step)
+    trained = model.num_parameters(only_trainable=True) / 1e6
+    run.bar.say(
+        f"training {args.train}: {trained:.2f} of {model.num_parameters() / 1e6:.2f} M parameters, "
+        f"steps {run.step} to {args.max_steps}"
+    )
+    return run
+
+
+def next_batch(run: Run, batches: Iterator[Any]) -> tuple[list[int], dict[str, Any]]:
+    """The next batch and the indices of its rows; a signal saves the finished steps and stops the run."""
+    taken = run.next_batches(batches, 1)
+    if taken is None:
+        if run.step > run.saved_step:
+            run.save({}, {})
+        run.stopped()
+    check_result(taken[0])
+    if isinstance(taken[0], ValueError):
+        raise taken[0]
+    return taken[0]
 
 
 def open_batches(args: FinetuneArguments, run: Run, task: TrainableTask, rows: Any) -> Iterator[Any]:

@@ -33,7 +33,8 @@ CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64) * PATCH_S
 
 def homography_from_corners(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The homography (3, 3) that maps four points (4, 2) to four others. Its last entry is 1."""
-    rows, values = [], []
+    rows = []
+    values = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
@@ -130,7 +131,8 @@ class Homography(DenseTask):
 
     def picture(self, sample: Sample, prediction: np.ndarray) -> list[Image.Image]:
         canvas = sample["image"].copy()
-        draw, corners = ImageDraw.Draw(canvas), CORNERS + sample["place"]
+        draw = ImageDraw.Draw(canvas)
+        corners = CORNERS + sample["place"]
         for displacements, color in (
             (np.zeros((4, 2)), "white"),
             (sample["displacements"], "lime"),

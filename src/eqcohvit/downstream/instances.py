@@ -37,7 +37,9 @@ class SpriteGrids:
     is_rendered = True
 
     def __init__(self, count: int, offset: int = 0, size: int = 64):
-        self.count, self.offset, self.size = count, offset, size
+        self.count = count
+        self.offset = offset
+        self.size = size
 
     def __len__(self) -> int:
         return self.count
@@ -70,7 +72,8 @@ class _MaskScore:
         self.found: list[dict] = []
 
     def add(self, prediction: dict[str, Any], sample: Sample) -> None:
-        number, instances = len(self.images) + 1, sample["instances"]
+        number = len(self.images) + 1
+        instances = sample["instances"]
         self.images.append({"id": number, "height": instances.shape[0], "width": instances.shape[1]})
         for index, label in enumerate(sample["classes"].tolist(), start=1):
             mask = coco_masks.encode(np.asfortranarray(instances == index, dtype=np.uint8))
@@ -162,7 +165,8 @@ class InstanceSegmentation(DenseTask):
             raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an instance")
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        image, (instances, classes) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        instances, classes = self.read_target(row)
         check_size(instances, image)
         return image, instances, classes
 
@@ -170,11 +174,13 @@ class InstanceSegmentation(DenseTask):
         image, instances, classes = self._read(row)
         sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
         start = rng.uniform(0, np.array(image.size) - sides)
-        box, size = (*start, *(start + sides)), (self.image_size, self.image_size)
+        box = (*start, *(start + sides))
+        size = (self.image_size, self.image_size)
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         numbers = np.array(Image.fromarray(instances).resize(size, Image.Resampling.NEAREST, box=box))
         if rng.random() < 0.5:
-            image, numbers = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), numbers[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            numbers = numbers[:, ::-1]
         masks = numbers == np.arange(1, len(classes) + 1)[:, None, None]
         kept = masks.sum(axis=(1, 2)) >= _MIN_PIXELS
         targets = {

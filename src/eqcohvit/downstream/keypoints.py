@@ -104,7 +104,10 @@ class _KeypointScore:
         self.found: list[dict] = []
 
     def add(self, prediction: tuple[np.ndarray, np.ndarray], sample: Sample) -> None:
-        (points, heights), true, visible, box = prediction, sample["points"], sample["visible"], sample["box"]
+        points, heights = prediction
+        true = sample["points"]
+        visible = sample["visible"]
+        box = sample["box"]
         for threshold, correct in self.correct.items():
             correct.append(correct_keypoints(points, true, visible, max(box[2:]), threshold))
         number = len(self.images) + 1
@@ -212,7 +215,8 @@ class Keypoints(DenseTask):
         return Crop(np.array(image.size) / 2, float(max(image.size)), 0.0, self.image_size)
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image, (points, visible, box) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        points, visible, box = self.read_target(row)
         whole = self._whole(image, box)
         center = whole.center + rng.uniform(-_SHIFT, _SHIFT, 2) * whole.side
         crop = Crop(
@@ -232,7 +236,8 @@ class Keypoints(DenseTask):
         }
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, (points, visible, box) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        points, visible, box = self.read_target(row)
         crop = self._whole(image, box)
         geometry = {
             "points": points,
@@ -260,7 +265,8 @@ class Keypoints(DenseTask):
         return _KeypointScore()
 
     def picture(self, sample: Sample, prediction: tuple[np.ndarray, np.ndarray]) -> list[Image.Image]:
-        image, zoom = self.to_image(sample["pixel_values"]), max(1, 256 // self.image_size)
+        image = self.to_image(sample["pixel_values"])
+        zoom = max(1, 256 // self.image_size)
         pictures = [image]
         for points, color in ((sample["points"][sample["visible"]], "lime"), (prediction[0], "red")):
             canvas = image.resize((image.width * zoom, image.height * zoom))

@@ -18,12 +18,10 @@ from ..training.run_folder import check_output_dir, open_run
 from ..training.signals import StopSignals
 from . import task_class
 from .backbones import EncoderFolder
-from .base import DenseTask, evaluate_task, spread
+from .base import NUM_PICTURES, DenseTask, evaluate_task, spread
 from .finetune import open_accelerator, train
 from .options import FinetuneArguments
 from .saved import save_finetuned
-
-NUM_PICTURES = 6
 
 
 def finetune(args: FinetuneArguments, stop: StopSignals, command: str) -> None:

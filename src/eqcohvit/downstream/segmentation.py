@@ -13,14 +13,13 @@ from PIL import Image
 from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
 from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
-from ..evaluation.pictures import color_labels
+from ..evaluation.pictures import IGNORED, color_labels
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, LinearSegmentation
 from .options import TaskOptions
 
-IGNORED = 255
 _CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
 
 
@@ -116,7 +115,8 @@ class Segmentation(DenseTask):
         return np.where(ignored, IGNORED, labels)
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        image, labels = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        labels = self.read_target(row)
         check_size(labels, image)
         return image, labels
 
@@ -139,7 +139,8 @@ class Segmentation(DenseTask):
             Image.fromarray(labels.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST, box=box)
         )
         if rng.random() < 0.5:
-            image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            labels = labels[:, ::-1]
         return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:

@@ -30,7 +30,8 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
 
     For an encoder, and for its random weights, a head is fitted on the frozen backbone.
     """
-    settings, rows = evaluation.settings, []
+    settings = evaluation.settings
+    rows = []
     sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
     train, test = open_train_and_test(**sources, default=task_class(name).default_rows)
     train = train.select(range(min(len(train), settings["max_samples"])))
@@ -84,7 +85,8 @@ def _options(settings: dict[str, Any], head: str) -> TaskOptions:
 
 
 def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTrainedModel]], test: Rows) -> list[Row]:
-    rows, settings = [], evaluation.settings
+    rows = []
+    settings = evaluation.settings
     for label, seeds in models.items():
         scores = []
         for model in seeds:

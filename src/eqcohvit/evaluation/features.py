@@ -94,7 +94,9 @@ class ModelEncoder:
     def __init__(
         self, name: str, model: PreTrainedModel, preprocessing: Preprocessing, layers: Iterable[str] = (LAST,)
     ):
-        self.name, self.preprocessing, self.image_size = name, preprocessing, preprocessing.image_size
+        self.name = name
+        self.preprocessing = preprocessing
+        self.image_size = preprocessing.image_size
         self.is_split = isinstance(model.config, EqCohViTConfig)
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -199,7 +201,8 @@ def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int
     """
     if state.ndim == 4:
         return Tokens(state.new_zeros(len(state), 0, state.shape[1]), state.permute(0, 2, 3, 1))
-    length, (height, width) = state.shape[1], image_size
+    length = state.shape[1]
+    height, width = image_size
     if patch_size is not None and (height // patch_size) * (width // patch_size) <= length:
         rows, columns = height // patch_size, width // patch_size
     else:
@@ -276,10 +279,10 @@ def load_encoder(
     return ModelEncoder(name or str(name_or_path), model.to(_device()), preprocessing, layers)
 
 
-def random_encoder(like: ModelEncoder, seed: int = 0) -> ModelEncoder:
+def random_encoder(like: ModelEncoder) -> ModelEncoder:
     """Control: the model of `like` with fresh random weights."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         control = like.with_random_weights()
     control.name = RANDOM
     return control

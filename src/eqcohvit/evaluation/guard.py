@@ -49,7 +49,8 @@ class KnnGuard:
                 f"found {found}; lower knn_guard_samples (at most half of the training images are used) "
                 "or give knn_guard_data_files"
             )
-        self.max_drop, self.start = max_drop, start
+        self.max_drop = max_drop
+        self.start = start
 
     def measure(self, model: EqCohViTModel, image_mean: Sequence[float], image_std: Sequence[float]) -> float:
         """The present accuracy of the model, with its mean and standard deviation; its mode does not change."""

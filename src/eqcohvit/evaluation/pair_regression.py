@@ -139,7 +139,8 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
         ValueError: there are fewer than 10 samples to fit on.
     """
     task = _SeededTask(data, num_seeds)
-    bases, candidates = BASES, list(heads)
+    bases = BASES
+    candidates = list(heads)
     if data.moved is None:
         bases = ("[o]",)
         candidates = list(dict.fromkeys(head.of_one_image() for head in heads))
@@ -251,7 +252,10 @@ class _BestEpoch:
     """
 
     def __init__(self, mlp: _StackedMLP, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor):
-        self.mlp, self.x, self.y, self.weight = mlp, x, y, weight
+        self.mlp = mlp
+        self.x = x
+        self.y = y
+        self.weight = weight
         self.error = (y.square() * weight).mean(dim=(1, 2))  # of predicting the mean
         self.learned = torch.zeros_like(self.error, dtype=torch.bool)  # whether any epoch is better than that
         self.parameters = [parameter.detach().clone() for parameter in mlp.parameters()]

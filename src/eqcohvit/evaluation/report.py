@@ -131,7 +131,8 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
         for metric in cells[0][2:]
         if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
     }
-    lines, previous = [], None
+    lines = []
+    previous = None
     for encoder, part, *values in cells[1:]:
         marks = [means.get((encoder, part, metric), "") == best.get(metric) for metric in cells[0][2:]]
         name = _breakable(encoder) if encoder != previous else ""
@@ -180,7 +181,8 @@ def suite_table(rows: Sequence[Row]) -> str:
     below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
     head = f"<tr><th></th><th></th><th>mean</th>{top}</tr>"
     head += f"<tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
-    body, previous = [], None
+    body = []
+    previous = None
     for line in lines:
         encoder, part = line
         mean = f"{means[line]:.3f}" if line in means else ""

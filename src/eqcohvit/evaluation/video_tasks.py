@@ -21,7 +21,8 @@ from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, prop
 
 def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
     """Scores of label propagation for each part of the encoders, random weights, and the pixels of the patches."""
-    task, settings = VIDEO_TASKS[name], evaluation.settings
+    task = VIDEO_TASKS[name]
+    settings = evaluation.settings
     split = settings["test_split"] or settings["dataset_split"]
     files = settings["test_data_files"] or settings["data_files"]
     rows = open_rows(settings["dataset_name"], settings["dataset_config_name"], split, files)

@@ -136,9 +136,9 @@ class TeacherOptions(NoOptions):
 class Objective(nn.Module, ABC):
     """Base of the self-supervised objectives.
 
-    A subclass takes `(sizes: ObjectiveSizes, options: Options)`, names its dataclass of options, and declares what it
-    uses: an EMA teacher (of the encoder and of `self.head`), local crops. Local crops are passed only to objectives with
-    `uses_local_crops`.
+    A subclass takes `(sizes: ObjectiveSizes, options: Options)`, names its dataclass of options, and declares whether
+    it uses an EMA teacher (of the encoder and of `self.head`) and local crops. Local crops are passed only to
+    objectives with `uses_local_crops`.
     """
 
     Options: ClassVar[type[NoOptions]] = NoOptions

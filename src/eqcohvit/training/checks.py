@@ -1,4 +1,4 @@
-"""Which settings of a pretraining run can work, alone and together."""
+"""Which settings of a pretraining run work, each and together."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def _check_numbers(args: PretrainArguments) -> None:
 
 
 def _check_local_crops(args: PretrainArguments) -> None:
-    number, size = args.local_crops_number, args.local_crops_size
+    number = args.local_crops_number
+    size = args.local_crops_size
     if number and not OBJECTIVES[args.objective].uses_local_crops:
         users = ", ".join(name for name, objective in OBJECTIVES.items() if objective.uses_local_crops)
         raise ValueError(

@@ -39,7 +39,7 @@ def sizes_for(shorter_side: float, patch_size: int, on_gpu: bool) -> dict[str, A
 
 
 def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, Any]:
-    """The sizes that follow from the first images, in place of defaults; says on one line what they are.
+    """The sizes that follow from the first images and replace defaults; prints them on one line.
 
     Args:
         values: all settings.

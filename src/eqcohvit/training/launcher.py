@@ -1,4 +1,4 @@
-"""What a launcher says of a run, in the environment that it starts it in, and which of its settings and ours counts."""
+"""Settings that a launcher passes to a run through the environment, and which of its settings and ours win."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from transformers.utils import logging as transformers_logging
 from .arguments import PRECISIONS, PretrainArguments
 from .sharding import set_defaults
 
-PRECISION, ACCUMULATION = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
 def launcher_settings() -> dict[str, Any]:
-    """`mixed_precision` and `gradient_accumulation_steps`, where the launcher sets them.
+    """`mixed_precision` and `gradient_accumulation_steps`, if the launcher sets them.
 
     Raises:
-        ValueError: a value is none that a run can have.
+        ValueError: a value is not allowed.
     """
     settings: dict[str, Any] = {}
     if precision := os.environ.get(PRECISION, "").lower():
@@ -36,8 +37,8 @@ def launcher_settings() -> dict[str, Any]:
 
 
 def with_launcher(given: set[str], completed: dict[str, Any]) -> dict[str, Any]:
-    """`completed` with the launcher's settings where neither a flag or recipe (`given`) nor a resumed run (`completed`)
-    has a say."""
+    """`completed` with the launcher's settings that neither a flag or recipe (`given`) nor a resumed run (`completed`)
+    sets."""
     added = {
         name: value for name, value in launcher_settings().items() if name not in given and completed.get(name) is None
     }
@@ -76,7 +77,8 @@ def make_accelerator(
 
 def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:
     """Processes, device, precision and accumulation, and where each comes from."""
-    count, device = accelerator.num_processes, accelerator.device.type
+    count = accelerator.num_processes
+    device = accelerator.device.type
     processes = f"{count} x {device} ({'launcher' if count > 1 else 'one process'})"
     precision = f"precision {accelerator.mixed_precision} ({_origin(args, 'mixed_precision')})"
     accumulation = f"accumulation {args.gradient_accumulation_steps} ({_origin(args, 'gradient_accumulation_steps')})"
@@ -86,7 +88,8 @@ def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:
 
 
 def _origin(args: PretrainArguments, name: str) -> str:
-    value, launched = getattr(args, name), launcher_settings()
+    value = getattr(args, name)
+    launched = launcher_settings()
     if name in args.given:
         return "set"
     if name in launched and launched[name] == value:

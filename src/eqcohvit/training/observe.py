@@ -61,7 +61,9 @@ class Observer:
     # --------------------------------------------------------------------------------------------------------- start
     def begin(self) -> None:
         """Say what is about to run and on what; measure what the model knows before it has learned anything."""
-        args, run, guard = self.args, self.run, self.images.guard
+        args = self.args
+        run = self.run
+        guard = self.images.guard
         run.open_logs(run.step or -1)
         compared = args.per_device_train_batch_size * self.accelerator.num_processes
         samples = compared * args.gradient_accumulation_steps
@@ -106,7 +108,9 @@ class Observer:
         Raises:
             AccuracyFell: the kNN accuracy has fallen too far.
         """
-        args, run, guard = self.args, self.run, self.images.guard
+        args = self.args
+        run = self.run
+        guard = self.images.guard
         self.shown = self.shown or batch
         done = run.step == args.max_steps
         figures = self.probe_figures() if run.step % self.probe_interval == 0 or done else {}
@@ -152,7 +156,9 @@ class Observer:
         """Write report.html with the history of the run so far; the run continues if it cannot be written."""
         if not self.accelerator.is_main_process:
             return
-        args, run, probe = self.args, self.run, self.images.probe
+        args = self.args
+        run = self.run
+        probe = self.images.probe
         about: dict[str, Any] = {"images": self.images.source.name, "model": describe_size(self.trained), **versions()}
         if probe is not None:
             sizes = f"fitted on {probe.num_fit} images, tested on {probe.num_test}"

@@ -1,5 +1,5 @@
-"""Standard output and error that never end a run: a closed pipe, a full disk or a terminal that is gone, or one that
-knows ASCII alone."""
+"""Standard output and error that never end a run, not even with a closed pipe, a full disk, a lost terminal, or one
+that only takes ASCII."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SafeStream:
             except UnicodeEncodeError:
                 encoding = self._stream.encoding
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError):  # the latter of a closed file
+        except (OSError, ValueError):  # a closed file raises ValueError
             self._give_up()
         return len(text)
 
@@ -39,8 +39,7 @@ class SafeStream:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Send what is still in its buffer, and all that comes, nowhere: the interpreter flushes once more at its
-        end."""
+        """Discard the buffer and all later output: the interpreter flushes once more when it exits."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -50,10 +49,9 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Inside, what is printed cannot fail; also a decorator."""
+    """Inside, printing cannot fail; also a decorator."""
     former = sys.stdout, sys.stderr
-    # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall
-    # have.
+    # A closed descriptor has no stream. The file that is opened here takes its number, so that no other file gets it.
     safe = [SafeStream(stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")) for stream in former]
     sys.stdout, sys.stderr = safe
     try:

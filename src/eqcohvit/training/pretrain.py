@@ -40,7 +40,8 @@ from .trackers import check_tracker, open_trackers
 
 @dataclass
 class Parts:
-    """What is trained, as itself (`trained`) and as wrapped for the processes (`module`); and what draws its views."""
+    """The trained module, bare (`trained`) and wrapped for the processes (`module`), its optimizer, and its
+    renderer."""
 
     trained: PretrainModule
     module: torch.nn.Module
@@ -194,7 +195,8 @@ def optimize(
     args: PretrainArguments, run: Run, parts: Parts, taken: Sequence[Batch], values: StepValues
 ) -> dict[str, torch.Tensor]:
     """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features if measured."""
-    accelerator, trained = run.accelerator, parts.trained
+    accelerator = run.accelerator
+    trained = parts.trained
     ranks: dict[str, torch.Tensor] = {}
     for batch in taken:
         views = parts.renderer(
@@ -226,7 +228,8 @@ def save(
     args: PretrainArguments, run: Run, parts: Parts, observer: Observer, data: dict[str, Any], position: Any
 ) -> None:
     """Write a checkpoint of all processes, with all that others need to start from it, and the page."""
-    trained, renderer = parts.trained, parts.renderer
+    trained = parts.trained
+    renderer = parts.renderer
 
     def write(folder: str) -> None:
         run.accelerator.save_state(folder)
@@ -265,7 +268,7 @@ def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = Fal
 
 
 def next_steps(output_dir: Path, has_pictures: bool, num_bad: int) -> str:
-    """Where everything is, and three commands to go on with."""
+    """Where everything is, and three commands for the next steps."""
     places = [f"model: {output_dir / 'model'}", f"page: {output_dir / 'report.html'}"]
     if has_pictures:
         places.append(f"pictures: {output_dir / 'samples'}")

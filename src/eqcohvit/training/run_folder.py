@@ -42,7 +42,7 @@ def open_run(output_dir: Path, args: RunSettings, data: dict[str, Any] | None = 
 
 
 def check_output_dir(output_dir: Path, args: RunSettings) -> None:
-    """Check that a run may begin or resume in a folder; writes nothing. A run that has no step yet may begin anew.
+    """Check that a run may begin or resume in a folder; writes nothing. A run that has no step yet may start over.
 
     Raises:
         ValueError: the folder holds another run and none is to be resumed, the resumed run has other settings, or the

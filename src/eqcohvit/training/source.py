@@ -19,7 +19,7 @@ _FEW_BATCHES = 5  # fewer than this many batches of different images are worth a
 
 
 class Images(NamedTuple):
-    """The images to train on; a probe and a guard have images that are not among them."""
+    """The images to train on; the images of the probe and the guard are not trained on."""
 
     source: Source
     probe: RunProbe | None
@@ -66,7 +66,7 @@ def open_training_source(
     Args:
         columns: `train_dir`, `image_column` and `label_column` of `open_source`.
         num_processes: of the run.
-        report: is told how many images a folder has, what is left out, and where they do not fill a batch.
+        report: called with the number of images in a folder, what is left out, and a warning about few images.
 
     Raises:
         ValueError: there are none, or none that can be read.
@@ -78,7 +78,7 @@ def open_training_source(
         places = {"train_dir", "data_files", "dataset_name"}
         moved = args.resume_from_checkpoint and not places & args.given and any(getattr(args, name) for name in places)
         raise ValueError(
-            f"{error}; where the images have moved, give --train_dir or --data_files anew" if moved else str(error)
+            f"{error}; if the images have moved, give --train_dir or --data_files again" if moved else str(error)
         ) from None
     if isinstance(source, FolderSource):
         report(source.summary)

@@ -79,7 +79,7 @@ class Start:
 
     @property
     def backbone_config(self) -> PreTrainedConfig:
-        """The configuration of the ViT: part of a split model's, or all there is."""
+        """The configuration of the ViT: part of a split model's configuration, or the whole one."""
         return self.config.backbone_config if self.is_split else self.config
 
     @property
@@ -129,7 +129,8 @@ def open_start(name: str) -> Start:
 
 
 def _newest_of_run(run: Path) -> Path:
-    """Its newest checkpoint, which also has the objective's heads; of a LoRA run the model, with merged adapters."""
+    """The newest checkpoint of a run, which has the objective's heads; the model of a LoRA run, with merged
+    adapters."""
     checkpoints = list_checkpoints(run)
     is_lora = PretrainArguments.saved(run / SETTINGS_FILE).get("peft") is not None
     return checkpoints[-1] if checkpoints and not is_lora else run / MODEL_FOLDER
