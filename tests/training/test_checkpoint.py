@@ -74,9 +74,7 @@ def test_left_overs_of_a_killed_save_are_removed_and_never_taken(tmp_path):
 
 DAMAGES = {
     "weights has 2 bytes, expected 17": lambda folder: (folder / "weights").write_text("we"),
-    "weights has changed since it was saved": lambda folder: (folder / "weights").write_text(
-        "Weights of step 6"
-    ),
+    "weights has changed since it was saved": lambda folder: (folder / "weights").write_text("Weights of step 6"),
     "weights is missing": lambda folder: (folder / "weights").unlink(),
     "cannot read manifest.json (No such file or directory)": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json is damaged": lambda folder: (folder / "manifest.json").write_text('{"files": {"weig'),

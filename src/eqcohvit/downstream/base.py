@@ -120,7 +120,7 @@ class DenseTask(ABC):
 
     @classmethod
     def common(cls, options: TaskOptions, encoder: EncoderFolder, multiple_of_patches: int = 1) -> dict[str, Any]:
-        """The fields that do not depend on the columns. The image size must be a multiple of some patches."""
+        """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
         size = options.image_size or encoder.preprocessing.image_size
         unit = encoder.config.square_patch_size * multiple_of_patches
         if size < unit or size % unit:
@@ -175,7 +175,7 @@ class DenseTask(ABC):
 
 
 def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
-    """Resize the shorter side to so many pixels, the other one in proportion, both rounded to whole patches."""
+    """Resize the shorter side to `shorter_side` pixels, the other one in proportion, both rounded to whole patches."""
     scale = shorter_side / min(image.size)
     width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -199,7 +199,7 @@ class _TestSamples(Dataset):
 
 
 def _as_it_is(sample: Any) -> Any:
-    """Without it the loader would turn arrays into tensors."""
+    """The sample unchanged: the default function of the loader would turn arrays into tensors."""
     return sample
 
 

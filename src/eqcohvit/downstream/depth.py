@@ -43,7 +43,7 @@ class SpriteRows:
         return self.count
 
     def select(self, indices: range) -> SpriteRows:
-        """The first of them, as of a dataset."""
+        """The first of these rows, as in a dataset."""
         return SpriteRows(len(indices), self.offset, self.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class SpriteRows:
 
 
 def sprite_rows() -> tuple[SpriteRows, SpriteRows]:
-    """Training and test rows without a common scene."""
+    """Training and test rows that share no scene."""
     return SpriteRows(4096), SpriteRows(256, TEST_SPRITES)
 
 
@@ -60,7 +60,7 @@ def scale_invariant_loss(predicted: torch.Tensor, true: torch.Tensor, valid: tor
     """Root of mean(d^2) - 0.85 mean(d)^2 with d = log predicted - log true over the valid pixels: three (B, H, W) ->
     scalar.
 
-    Without a valid pixel it is 0.
+    0 if no pixel is valid.
     """
     error = torch.where(valid, predicted.clamp_min(MIN_DEPTH).log() - true.clamp_min(MIN_DEPTH).log(), 0.0).float()
     count = valid.sum().clamp_min(1)

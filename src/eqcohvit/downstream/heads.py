@@ -89,8 +89,8 @@ class HomographyRegressor(_DenseHeadModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """pixel_values (B, 6, S, S), the two patches -> displacements (B, 4, 2) as fractions of the largest one in
-        training."""
+        """pixel_values (B, 6, S, S), the two patches -> displacements (B, 4, 2) as fractions of the largest
+        displacement in training."""
         first, second = pixel_values.chunk(2, dim=1)
         features = self.backbone(torch.cat([first, second])).feature_maps[-1]
         return self.head(torch.cat(features.chunk(2), dim=1)).reshape(-1, 4, 2)

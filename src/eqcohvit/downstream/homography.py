@@ -1,8 +1,8 @@
 """Homography estimation by the S-COCO protocol (DeTone et al., arXiv:1606.03798), on any images.
 
 An image is resized to 320 x 240. A patch of 128 x 128 is chosen at random, and each of its corners is moved by up to 32
-pixels along x and y. The second patch is what the same frame shows after the image is warped back by the homography of
-the corners. The four displacements are to be estimated from the two patches.
+pixels along x and y. The second patch is the content of the same frame after the image is warped back by the homography
+of the corners. The model estimates the four displacements from the two patches.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Homography(DenseTask):
         )
 
     def read_target(self, row: dict[str, Any]) -> None:
-        """There are no annotations: the pairs are made."""
+        """None: the pairs are generated, so the data need no annotations."""
 
     def _pair(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = read_image(row, self.image_column).resize(IMAGE_SIZE, Image.Resampling.BICUBIC, reducing_gap=2.0)

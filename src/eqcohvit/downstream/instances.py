@@ -23,10 +23,10 @@ from .base import DenseTask, Sample
 from .coco import average_precision
 from .options import TaskOptions
 
-MAX_INSTANCES = 100  # found per image, as COCO counts
+MAX_INSTANCES = 100  # predictions per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
 _CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
-_MIN_PIXELS = 4  # of an instance in a training crop; smaller ones are left out
+_MIN_PIXELS = 4  # of an instance in a training crop; smaller instances are left out
 
 
 class SpriteGrids:
@@ -45,7 +45,7 @@ class SpriteGrids:
         return self.count
 
     def select(self, indices: range) -> SpriteGrids:
-        """The first of them, as of a dataset."""
+        """The first of these rows, as in a dataset."""
         return SpriteGrids(len(indices), self.offset, self.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class SpriteGrids:
 
 
 def sprite_grids() -> tuple[SpriteGrids, SpriteGrids]:
-    """Training and test rows without a common scene."""
+    """Training and test rows that share no scene."""
     return SpriteGrids(4096), SpriteGrids(128, TEST_SPRITES)
 
 
@@ -242,7 +242,7 @@ class InstanceSegmentation(DenseTask):
             for mask, score in zip(prediction["masks"], prediction["scores"], strict=True)
             if score >= _MIN_SCORE_SHOWN
         ]
-        for number, mask in reversed(list(enumerate(shown, start=1))):  # the surest on top
+        for number, mask in reversed(list(enumerate(shown, start=1))):  # the most certain on top
             found[coco_masks.decode(mask) > 0] = number
         maps = (
             overlay(sample["image"], numbers, max(int(numbers.max()), 1) + 1)

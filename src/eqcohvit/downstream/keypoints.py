@@ -1,4 +1,5 @@
-"""Keypoints of one instance per row: an image, its keypoints in pixels, and the box of the instance if there is one.
+"""Keypoints of one instance per row: an image, its keypoints in pixels, and the box of the instance if the data have
+one.
 
 Images with several people need one row per person, as in top-down pose estimation.
 """
@@ -32,7 +33,7 @@ _SHIFT = 0.1
 
 @dataclass(frozen=True)
 class Crop:
-    """A square piece of an image, turned: center (x, y) and side in pixels, angle in radians, `size` cells after the
+    """A square piece of an image, rotated: center (x, y) and side in pixels, angle in radians, `size` cells after the
     crop."""
 
     center: np.ndarray
@@ -45,7 +46,7 @@ class Crop:
         return np.array([[np.cos(self.angle), -np.sin(self.angle)], [np.sin(self.angle), np.cos(self.angle)]])
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The crop of an image. Places outside of the image are black."""
+        """The crop of an image; places outside the image are black."""
         factor = max(1, int(self.side / self.size))  # averaged first, so that bilinear reading does not skip pixels
         reduced = image.reduce(factor) if factor > 1 else image
         linear = self._turn * self.side / self.size
@@ -74,9 +75,8 @@ def draw_heatmaps(points: np.ndarray, side: int, sigma: float) -> torch.Tensor:
 def find_peaks(heatmaps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Heat maps (..., K, h, w) -> points (..., K, 2) in cells and heights (..., K).
 
-    Between cells the logarithm is taken for a parabola, which is exact for a Gaussian (as arXiv:1910.06278, along x and
-    y alone).
-    """
+    Between cells the logarithm is treated as a parabola, which is exact for a Gaussian (as in arXiv:1910.06278, but
+    along x and y only)."""
     height, width = heatmaps.shape[-2:]
     flat = heatmaps.flatten(-2)
     best = flat.argmax(dim=-1)
@@ -181,7 +181,7 @@ class Keypoints(DenseTask):
         """Points (K, 2) in pixels, which of them are labeled (K,), and the box x, y, width, height.
 
         Raises:
-            ValueError: another number of keypoints, none that is labeled, or a box without area.
+            ValueError: a wrong number of keypoints, no labeled keypoint, or a box without area.
         """
         values = _read_points(row, self.target_column)
         if len(values) != self.num_keypoints:

@@ -16,7 +16,7 @@ from .base import TASK_FILE, DenseTask
 
 
 def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
-    """Task and model of a folder that `scripts/finetune.py` has written.
+    """Task and model of a folder that fine-tuning has written.
 
     Raises:
         ValueError: the folder has no fine-tuned model, or the model lacks weights.
@@ -24,7 +24,7 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
     folder = find_model(folder)
     path = Path(folder) / TASK_FILE
     if not path.is_file():
-        expected = f"expected {TASK_FILE} in it, as scripts/finetune.py writes OUTPUT_DIR/model"
+        expected = f"expected {TASK_FILE} in it, as fine-tuning writes OUTPUT_DIR/model"
         raise ValueError(f"{folder} holds no fine-tuned model: {expected}")
     saved = json.loads(path.read_text())
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}

@@ -39,7 +39,8 @@ class _IoUScore:
 class Segmentation(DenseTask):
     """UPerNet (arXiv:1807.10221, as wide as the backbone) or a linear head.
 
-    num_labels: number of classes. ignore_label: value of pixels that do not count, besides 255. reduce_labels: 0 means
+    num_labels: number of classes. ignore_label: value of pixels that do not count, in addition to 255. reduce_labels: 0
+        means
     "no class", and the classes 1 .. num_labels become 0 .. num_labels - 1, as in ADE20K.
     """
 
@@ -93,7 +94,7 @@ class Segmentation(DenseTask):
         """Class of each pixel, int64 (H, W), 255 if the pixel does not count.
 
         Raises:
-            ValueError: a value is no class, or no pixel counts.
+            ValueError: a value is not a class, or no pixel counts.
         """
         labels = read_labels(row, self.target_column)
         ignored = labels == IGNORED
@@ -126,7 +127,7 @@ class Segmentation(DenseTask):
         side = rng.uniform(*_CROP_RANGE) * min(image.size)
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
         rows, columns = np.nonzero(labels[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1] != IGNORED)
-        if len(rows) == 0:  # a crop without any labeled pixel teaches nothing: take one round a labeled pixel
+        if len(rows) == 0:  # a crop without labeled pixels teaches nothing: take one around a labeled pixel
             rows, columns = np.nonzero(labels != IGNORED)
             at = rng.integers(len(rows))
             left, top = (

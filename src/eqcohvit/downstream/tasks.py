@@ -1,4 +1,4 @@
-"""The supervised tasks of scripts/evaluate.py: fine-tuned models as they are, and heads fitted on a frozen backbone."""
+"""The supervised tasks of an evaluation: scores of fine-tuned models, and of heads fitted on a frozen backbone."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .saved import load_finetuned
 
 
 def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of fine-tuned models as they are.
+    """Scores of fine-tuned models and of encoders.
 
-    For an encoder, and for its random weights, a head is fitted on the frozen backbone.
+    For an encoder, and for its random weights, heads are fitted on the frozen backbone first.
     """
     settings = evaluation.settings
     rows = []

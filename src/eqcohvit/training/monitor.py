@@ -1,4 +1,4 @@
-"""What a person sees of a run: metrics.jsonl, progress lines with a bar, and pictures of reconstructions."""
+"""The visible parts of a run: metrics.jsonl, progress lines with a bar, and pictures of reconstructions."""
 
 from __future__ import annotations
 

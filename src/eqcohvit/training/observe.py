@@ -1,4 +1,4 @@
-"""What one sees of a pretraining run: progress lines, probes, the kNN guard, pictures and the page."""
+"""What a person sees of a pretraining run: progress lines, probes, the kNN guard, pictures and the page."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Observer:
 
     # --------------------------------------------------------------------------------------------------------- start
     def begin(self) -> None:
-        """Say what is about to run and on what; measure what the model knows before it has learned anything."""
+        """Print what is about to run and on what; measure what the model knows before it has learned anything."""
         args = self.args
         run = self.run
         guard = self.images.guard
@@ -136,8 +136,8 @@ class Observer:
     def draw_samples(self) -> None:
         """Picture of the first samples of the main process's first batch, with the model as it is now."""
         batch, model, renderer = self.shown, self.trained.model, self.renderer
-        assert batch is not None  # a step has been made
-        # All of them: another batch size would be compiled again.
+        assert batch is not None  # at least one step is done
+        # All of them, because another batch size would be compiled again.
         views = renderer(batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs)
         assert views.intermediates is not None
         first = views.first[:_NUM_SAMPLES]

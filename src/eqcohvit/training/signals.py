@@ -43,7 +43,7 @@ def leave(code: int) -> NoReturn:
 
     The destructor of a gloo group waits for its threads while it holds the lock that they need
     (https://github.com/pytorch/pytorch/issues/56297), so that a run of several processes could hang after it has
-    finished or failed. Such a process exits without running destructors. """
+    finished or failed. Such a process exits without running destructors."""
     if not _kept:
         sys.exit(code)
     sys.stdout.flush()

@@ -61,7 +61,7 @@ def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] |
     report = [] if report is None else report
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     for key in [key for key in weights if key not in expected and key.endswith("mask_token")]:
-        weights.pop(key)  # a backbone that was made without masking
+        weights.pop(key)  # the backbone was made without masking
         for index, entry in enumerate(report):
             if key in entry.targets:
                 report[index] = dataclasses.replace(entry, action="dropped", targets=())

@@ -21,7 +21,7 @@ def leave_out_dropped(backbone: nn.Module) -> None:
     Each residual branch takes a share 1 - rate of the batch, rounded down, but at least one sample, drawn again in
     every pass, and its output is scaled by the batch's size over theirs (arXiv:2304.07193, section 5, "efficient
     stochastic depth"). So the number of dropped samples is fixed, and shapes do not depend on the draw. Evaluation,
-    parameters and their names stay as they are. """
+    parameters and their names stay as they are."""
     for layer in backbone.modules():
         if getattr(getattr(layer, "drop_path", None), "drop_prob", 0.0) > _HIGHEST_RATE_OF_SINGLE_DRAWS:
             layer.__class__ = _thinned(type(layer))
