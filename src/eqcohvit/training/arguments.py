@@ -78,6 +78,7 @@ class PretrainArguments(RunSettings):
     init_heads: bool = setting(True, "also take the feature head, decoders, objective heads and teacher from init_from")
     peft: str | None = setting(None, "train adapters in a frozen backbone and merge them on export", ("lora",))
     lora_rank: int = setting(16, "rank of the adapters")
+    freeze_backbone: bool = setting(False, "keep the backbone as init_from gives it; train heads and decoders alone")
     knn_guard_steps: int = setting(0, "steps between kNN accuracy checks on held-out labeled images; 0 turns them off")
     knn_guard_drop: float = setting(0.05, "stop if that accuracy (0-1) drops by more than this")
     knn_guard_samples: int = setting(

@@ -67,6 +67,8 @@ def build_model(
         fill_model(model, start, args.init_heads)
     if args.peft == "lora":
         add_lora(model.eqcohvit.backbone, args.lora_rank)
+    if args.freeze_backbone:
+        model.eqcohvit.backbone.requires_grad_(False)
     return model
 
 
