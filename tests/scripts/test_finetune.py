@@ -82,12 +82,11 @@ def test_resumed_run_equals_an_uninterrupted_one(finetune, encoder_folder, segme
             encoder_folder,
             segmentation_files,
             tmp_path / "halves",
-            *flags,
             "--resume_from_checkpoint",
             "latest",
         )
         == 0
-    )
+    )  # --train and --head are those of the run
     one, other = (json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("whole", "halves"))
     assert one == other
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "halves")]

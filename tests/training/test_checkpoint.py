@@ -168,6 +168,15 @@ def test_load_checkpoint_of_another_number_of_processes_hands_all_positions_to_e
     assert "is of 2 processes; 1 go on with the rest of its epoch" in capsys.readouterr().out
 
 
+def test_a_fine_tuning_run_without_positions_goes_on_with_another_number_of_processes(tmp_path):
+    accelerator, *_ = trained(0)
+    state = {"step": 1, "ranks": [{"progress": None}] * 2}
+    folder = save_checkpoint(accelerator, tmp_path, 1, state, accelerator.save_state, 2)
+    accelerator, *_ = trained(1)
+    (rank,) = load_checkpoint(accelerator, folder)["ranks"]
+    assert rank["progress"] is None
+
+
 class Payload:
     def __init__(self, path: Path):
         self.path = path

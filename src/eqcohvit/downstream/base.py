@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
 from ..evaluation.rows import Rows, row_errors
+from ..preprocessing import Preprocessing
 from .backbones import EncoderFolder, find_backbone
 from .options import TASK_HEADS, TaskOptions
 
@@ -141,15 +142,21 @@ class DenseTask(ABC):
         find_backbone(model).load_state_dict(backbone.state_dict())
         return model
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size and normalization of the images."""
+        return Preprocessing(self.image_size, self.mean, self.std)
+
     def normalize(self, image: Image.Image) -> torch.Tensor:
         """RGB image -> float (3, H, W) in normalized pixels."""
-        pixels = np.asarray(image, dtype=np.float32) / 255
-        pixels = (pixels - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+        return self.preprocessing.normalize(pixels.permute(2, 0, 1))
 
     def resize_whole(self, image: Image.Image) -> Image.Image:
-        """Resize the shorter side to `image_size`, the other one in proportion, both to whole patches."""
-        return resize_to_patches(image, self.image_size, self.patch_size)
+        """Resize the shorter side to `image_size`, the other one in proportion, both rounded to whole patches."""
+        scale = self.image_size / min(image.size)
+        width, height = (max(1, round(scale * side / self.patch_size)) * self.patch_size for side in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
     def to_image(self, pixel_values: torch.Tensor) -> Image.Image:
         """The inverse of `normalize`."""
@@ -172,13 +179,6 @@ class DenseTask(ABC):
     def save(self, folder: Path) -> None:
         """Write the task into a model folder."""
         (folder / TASK_FILE).write_text(json.dumps({"task": self.name, **dataclasses.asdict(self)}, indent=1) + "\n")
-
-
-def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
-    """Resize the shorter side to `shorter_side` pixels, the other one in proportion, both rounded to whole patches."""
-    scale = shorter_side / min(image.size)
-    width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 class _TestSamples(Dataset):

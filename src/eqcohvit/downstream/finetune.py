@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
@@ -21,23 +21,11 @@ from ..training.run import Run
 from ..training.schedules import StepValues, warmup_cosine
 from ..training.signals import StopSignals
 from .backbones import find_backbone
+from .base import DenseTask
 from .options import FinetuneArguments
 
 _MAX_GRAD_NORM = 1.0
 _KEPT_CHECKPOINTS = 2
-
-
-class TrainableTask(Protocol):
-    """What the loop needs from a task."""
-
-    def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """A row of the data -> a randomly augmented sample."""
-
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Samples -> batch."""
-
-    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Named scalars, `loss` among them."""
 
 
 def choose_parameters(backbone: PreTrainedModel, train: str, lora_rank: int) -> None:
@@ -72,7 +60,7 @@ def batch_indices(
 
 
 class _TrainSamples(Dataset):
-    def __init__(self, task: TrainableTask, rows: Any, seed: int):
+    def __init__(self, task: DenseTask, rows: Any, seed: int):
         self.task = task
         self.rows = rows
         self.seed = seed
@@ -103,17 +91,8 @@ def check_finite(terms: dict[str, torch.Tensor], step: int, indices: list[int]) 
         )
 
 
-def move_batch(batch: Any, device: torch.device) -> Any:
-    """Tensors of a nested batch on the device."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: move_batch(value, device) for key, value in batch.items()}
-    return [move_batch(value, device) for value in batch] if isinstance(batch, list) else batch
-
-
 def open_accelerator(args: FinetuneArguments) -> Accelerator:
-    """The accelerator of these settings; sets the precision where they leave it open.
+    """The accelerator of these settings, which get their precision if they have none.
 
     Raises:
         ValueError: the launcher asks for something that fine-tuning cannot do.
@@ -133,7 +112,7 @@ def train(
     args: FinetuneArguments,
     accelerator: Accelerator,
     stop: StopSignals,
-    task: TrainableTask,
+    task: DenseTask,
     model: PreTrainedModel,
     rows: Any,
     checkpoint: Path | None = None,
@@ -169,7 +148,8 @@ def train(
         model.train()
         if args.train == "head":
             backbone.eval()
-        terms = task.loss(wrapped, move_batch(batch, accelerator.device))
+        moved: Any = send_to_device(batch, accelerator.device, non_blocking=True)
+        terms = task.loss(wrapped, moved)
         check_finite(terms, run.step + 1, indices)
         accelerator.backward(terms["loss"])
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
@@ -231,7 +211,7 @@ def next_batch(run: Run, batches: Iterator[Any]) -> tuple[list[int], dict[str, A
     return taken[0]
 
 
-def open_batches(args: FinetuneArguments, run: Run, task: TrainableTask, rows: Any) -> Iterator[Any]:
+def open_batches(args: FinetuneArguments, run: Run, task: DenseTask, rows: Any) -> Iterator[Any]:
     """The batches of this process with the indices of their rows, from the step of the run on."""
     order = batch_indices(
         len(rows),

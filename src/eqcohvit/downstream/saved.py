@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from ..files import write_folder_whole
 from ..loading import find_model, load_whole
-from ..preprocessing import Preprocessing
 from . import task_class
 from .base import TASK_FILE, DenseTask
 
@@ -35,7 +34,7 @@ def load_finetuned(folder: str | Path) -> tuple[DenseTask, PreTrainedModel]:
 def save_finetuned(folder: Path, task: DenseTask, model: PreTrainedModel) -> None:
     """Write weights, configuration, image processor and task.json, then replace an older model."""
     # Heads predict places in the whole picture.
-    processor = Preprocessing(task.image_size, task.mean, task.std).processor(fit="stretch")
+    processor = task.preprocessing.processor(fit="stretch")
     with write_folder_whole(folder) as new:
         model.save_pretrained(new)
         processor.save_pretrained(new)

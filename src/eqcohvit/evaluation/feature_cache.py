@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +41,6 @@ class Features:
     parameters: torch.Tensor
     labels: torch.Tensor
     keys: torch.Tensor
-
-    @staticmethod
-    def of_chunks(chunks: Sequence[dict[str, torch.Tensor]]) -> Features:
-        """Join the chunks of a cache."""
-        whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        own = {name: whole.pop(name) for name in ("parameters", "labels", "keys")}
-        return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
 
 
 class FeatureCache:
@@ -90,7 +82,10 @@ class FeatureCache:
     def read(self) -> Features:
         """All chunks, joined."""
         os.utime(self.folder)  # marks it as used now, see `prune_cache`
-        return Features.of_chunks([load_file(self._path(index)) for index in range(self.num_done()[0])])
+        chunks = [load_file(self._path(index)) for index in range(self.num_done()[0])]
+        whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        own = {name: whole.pop(name) for name in ("parameters", "labels", "keys")}
+        return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"chunk-{index:05d}.safetensors"

@@ -30,9 +30,8 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
     encoders = [PatchEncoder(encoder) for encoder in evaluation.encoders if isinstance(encoder, ModelEncoder)]
     propagation = PropagationSettings(settings["context_frames"], settings["radius"], settings["top_k"])
     controls = [PixelPatches(encoders[0].patch_size)]
-    results = propagate_videos(
-        task, [*encoders, *controls], videos, settings["frame_size"], propagation, report=_print_progress
-    )
+    report = partial(print, file=sys.stderr, flush=True)
+    results = propagate_videos(task, [*encoders, *controls], videos, settings["frame_size"], propagation, report)
     caption = f"{title_of(name)}: labels of the first part of {encoders[0].name} at four times. {task.protocol}."
     evaluation.figures.append(picture_figure(name, caption, PICTURE_TITLES, results.pictures))
     protocol = {"task": name, "frame_size": settings["frame_size"], **vars(propagation)}
@@ -46,10 +45,6 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
 def title_of(task: str) -> str:
     """The name of a task as words."""
     return task.replace("_", " ")
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> ReportFigure:

@@ -115,7 +115,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
 
 
 def open_accelerator(args: PretrainArguments) -> Accelerator:
-    """The accelerator of these settings; sets the precision where they leave it open.
+    """The accelerator of these settings, which get their precision if they have none.
 
     Raises:
         ValueError: the tracker is not installed, or the launcher asks for something that a run cannot do.

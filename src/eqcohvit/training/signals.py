@@ -158,13 +158,6 @@ class RunFailed(Exception):
 def exit_code(run: Callable[[StopSignals], Any]) -> int:
     """Run, print what went wrong in one line, and return the exit code."""
     try:
-        return _exit_code(run)
-    finally:
-        release_runs()
-
-
-def _exit_code(run: Callable[[StopSignals], Any]) -> int:
-    try:
         with StopSignals() as stop:
             run(stop)
     except StopRequested:
@@ -178,4 +171,6 @@ def _exit_code(run: Callable[[StopSignals], Any]) -> int:
     except Exception:  # such as another process that has died during a step; `leave` must be reached anyway
         traceback.print_exc()
         return 1
+    finally:
+        release_runs()
     return 0
