@@ -162,7 +162,6 @@ class PretrainArguments(RunSettings):
     invariant_rank: int = setting(
         0, "the invariant part reads only this many token directions, those most alike in both views; 0 for all"
     )
-    separation_start: float = setting(0.0, "share of the steps after which `invariant_rank` holds; 0 for all along")
     projector_dim: int = setting(512, "hidden width of the objective's projection head")
 
     # Optimization
