@@ -135,9 +135,10 @@ def _add_dense_tasks(parser: argparse.ArgumentParser) -> None:
         "a fine-tuned model is scored as it is; for an encoder, a head is fitted on the frozen backbone for each seed"
     )
     group = parser.add_argument_group(f"dense tasks ({', '.join(TASK_HEADS)})", text)
-    for field in dataclasses.fields(TaskOptions):
-        if field.name not in ("head", "image_column"):  # which other tasks have, too
-            add_setting(group, field)
+    own = [field for field in dataclasses.fields(TaskOptions) if field.name not in ("head", "image_column")]
+    for field in own:
+        add_setting(group, field)
+    parser.set_defaults(**{field.name: field.default for field in own})
     group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
 
     text = "columns image, annotation, sequence, frame"

@@ -81,7 +81,7 @@ def fit_head(
 
 def _options(settings: dict[str, Any], head: str) -> TaskOptions:
     names = {field.name for field in dataclasses.fields(TaskOptions)} - {"head"}
-    return TaskOptions(head=head, **{name: settings[name] for name in names & settings.keys()})
+    return TaskOptions(head=head, **{name: settings[name] for name in names})
 
 
 def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTrainedModel]], test: Rows) -> list[Row]:
