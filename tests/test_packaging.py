@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 from tests.hub.hub_tools import link_distributions, run_python
+from tests.patience import PATIENCE
 
 import eqcohvit
 
@@ -33,7 +34,7 @@ print(eqcohvit.__version__, tuple(features["invariant"].shape), tuple(features["
 def build(source, target):
     """Wheel and source archive of the project at `source`."""
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(target)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (wheel,), (archive,) = target.glob("*.whl"), target.glob("*.tar.gz")
     return wheel, archive

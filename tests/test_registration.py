@@ -3,6 +3,7 @@ import sys
 
 import pytest
 from PIL import Image
+from tests.patience import PATIENCE
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -60,7 +61,7 @@ def test_register_may_run_again():
 
 def test_import_is_quiet_and_needs_no_torchvision():
     script = "import sys; sys.modules['torchvision'] = None; import eqcohvit; assert 'datasets' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
