@@ -3,7 +3,7 @@ import shutil
 
 from datasets import Dataset
 
-from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, hold_out
+from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, describe_data, hold_out
 from eqcohvit.data.fingerprint import MARKED_FILES, SAMPLE_BYTES, content_mark, file_mark
 
 
@@ -107,3 +107,24 @@ def test_content_mark_reads_a_limited_number_of_files(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", open_file)
     content_mark(files)
     assert opened == list(range(0, len(files), 3))
+
+
+def test_data_are_described_by_first_rows_that_are_remote_or_only_named(photos, tmp_path, monkeypatch):
+    """A table of paths stays the same while its images change; of remote files nothing else is known."""
+    files = [shutil.copy(file, tmp_path) for file in sorted(photos.rglob("*.jpg"))[:3]]
+    table = tmp_path / "paths.csv"
+    table.write_text("\n".join(["image", *files]))
+    source = DatasetSource("csv", data_files=str(table), image_column="image")
+    before = describe_data(source)
+    assert before == describe_data(DatasetSource("csv", data_files=str(table), image_column="image"))
+    shutil.copy(files[0], files[1])
+    after = describe_data(source)
+    assert after["identity"] == before["identity"] and after["content"] != before["content"]
+
+    contents = []
+    for value in (1, 2):
+        write(tmp_path / "x.parquet", [0, value])
+        source = DatasetSource("parquet", data_files=str(tmp_path / "x.parquet"), image_column="image")
+        monkeypatch.setattr(DatasetSource, "content", "")  # as of remote files
+        contents.append(describe_data(source)["content"])
+    assert contents[0] != contents[1]

@@ -321,9 +321,3 @@ def hold_out(source: Source, num_samples: int, share: int = 2) -> tuple[Source, 
     """(the rest, `num_samples` or slightly more images) of a source; of each shard at most 1 / `share` is held out."""
     num_rows = -(-num_samples // source.num_shards)
     return _PartOfSource(source, num_rows, share, held_out=False), _PartOfSource(source, num_rows, share, held_out=True)
-
-
-def describe_data(source: Source) -> dict[str, Any]:
-    """What a checkpoint says of the images that it was trained on: `identity`, `content`, and `num_images` (0 where the
-    source does not say)."""
-    return {"identity": source.identity, "content": source.content, "num_images": length_hint(source)}
