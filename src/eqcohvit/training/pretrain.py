@@ -224,7 +224,8 @@ def save(
     state = {**observer.state(), "data": data}
     state |= {"image_mean": list(renderer.mean), "image_std": list(renderer.std)}
     run.save(state, {"position": position}, write)
-    if run.accelerator.is_main_process and not args.peft:  # with adapters only the exported model can be loaded
+    # With adapters only the exported model can be loaded.
+    if run.checkpoint is not None and run.accelerator.is_main_process and not args.peft:
         link_model(run.output_dir, run.checkpoint)
     observer.write_page()
 
