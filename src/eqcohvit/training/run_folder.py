@@ -16,7 +16,7 @@ def open_run(output_dir: Path, args: RunSettings, data: dict[str, Any] | None = 
     """Lock the folder and prepare it (`prepare_output_dir`).
 
     Args:
-        data: identity and number of the images (`describe_data`), which must be those of the checkpoint.
+        data: which images there are (`describe_data`); the checkpoint must have the same.
 
     Returns:
         The checkpoint to resume from, if `args` ask for one and the run has any.
@@ -88,17 +88,19 @@ def prepare_output_dir(output_dir: Path, args: RunSettings) -> None:
 
 
 def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Raise a `ValueError` if the images are not those of the checkpoint: its positions would mean other images."""
+    """Raise a `ValueError` if the images differ from those of the checkpoint: its positions would mean other images."""
     saved = read_state(checkpoint).get("data")
     if saved is None:
         raise ValueError(f"{checkpoint} is not a checkpoint of pretraining")
-    if saved["identity"] == data["identity"]:
+    if all(saved[name] == data[name] for name in ("identity", "content")):
         return
-    numbers = "other files"
+    difference = "other content in files of the same names"
     if saved["num_images"] != data["num_images"]:
-        numbers = f"{saved['num_images']} then, {data['num_images']} now"
+        difference = f"{saved['num_images']} then, {data['num_images']} now"
+    elif saved["identity"] != data["identity"]:
+        difference = "other files"
     raise ValueError(
-        f"cannot resume over other images ({numbers}): restore them, or start a new run from this one, "
+        f"cannot resume over other images ({difference}): restore them, or start a new run from this one, "
         "with --init_from CHECKPOINT and another --output_dir"
     )
 
