@@ -8,10 +8,10 @@ Each folder gets the present code of hub/, and a card whose run is in the reposi
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
-from eqcohvit.cli import CommandParser
 from eqcohvit.files import CARD_FILE, CONFIG_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -39,5 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    CommandParser(__doc__, "python scripts/refresh_model_cards.py").parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -22,6 +22,9 @@ def _runs_a_command() -> bool:
     return Path(program).stem in entries or Path(program).resolve().parent == scripts
 
 
+if TYPE_CHECKING:
+    from .evaluation.results import Row
+
 if TYPE_CHECKING or not _runs_a_command():
     from .hub.configuration_eqcohvit import EqCohViTConfig
     from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
@@ -54,6 +57,24 @@ def pretrain(**settings: Any) -> Path:
     return pretrain_from_python(**settings)
 
 
+def evaluate(**settings: Any) -> list[Row]:
+    """Evaluate models, as `python -m eqcohvit.commands.evaluate` does; prints the tables and returns their rows.
+
+    Args:
+        settings: any flags of the command by their names, such as `model`, `task`, `train_dir` and `output`; a list for
+            several values.
+
+    Returns:
+        A row for each number, with `encoder`, `part`, `metric`, `mean`, and `half` of the 95 % interval.
+
+    Raises:
+        ValueError: a setting that cannot work.
+    """
+    from .commands.evaluate import evaluate_from_python
+
+    return evaluate_from_python(**settings)
+
+
 __all__ = [
     "PIPELINE_TASK",
     "EqCohViTBackbone",
@@ -63,6 +84,7 @@ __all__ = [
     "EqCohViTForPreTraining",
     "EqCohViTImageProcessorPil",
     "EqCohViTModel",
+    "evaluate",
     "pool_tokens",
     "pretrain",
     "split_features",

@@ -60,23 +60,6 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     assert results["protocol"]["full"] is False
 
 
-@pytest.mark.parametrize("command", ["evaluate", "finetune"])
-def test_help_imports_no_torch(command):
-    code = "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
-    code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    code += "finally:\n    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'imported'\n"
-    script = SCRIPTS / f"{command}.py"
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "--model" in done.stdout
-
-
-def test_a_misspelled_flag_is_answered_with_the_right_one(evaluate, folder, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        evaluate.cli(["--model", str(folder), "--transfrom", "zoom"])
-    assert exit_.value.code == 2 and "did you mean '--transform'?" in capsys.readouterr().err
-
-
 def test_r2_needs_neither_pycocotools_nor_accelerate(folder, tmp_path):
     """Supervised tasks are imported only when they are named."""
     code = "import sys\nfor name in ('pycocotools', 'accelerate', 'peft'): sys.modules[name] = None\n"

@@ -24,11 +24,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import CommandParser, Registry
+from ..cli import CommandParser, Registry, as_call, as_flags, check_names
 from ..downstream.options import TASK_HEADS, TaskOptions
 from ..training.output import safe_output
 
 if TYPE_CHECKING:
+    from ..evaluation.results import Row
     from ..evaluation.run import Task
 
 _USAGE = "python -m eqcohvit.commands.evaluate --model MODEL [MODEL ...] [settings]"
@@ -46,15 +47,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings of a command line.
 
     Raises:
-        ValueError: a setting that cannot work.
-        SystemExit: with code 2 for a flag that does not exist.
+        ValueError: a setting that does not exist or cannot work.
     """
-    parser = CommandParser(__doc__, _USAGE)
-    _add_common(parser)
-    _add_pooled_tasks(parser)
-    _add_columns(parser)
-    _add_dense_tasks(parser)
-    _add_data(parser)
+    parser = make_parser()
     args = parser.parse_args(argv)
     from ..evaluation.feature_cache import DEFAULT_CACHE
     from ..evaluation.suite import apply_size
@@ -65,6 +60,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     apply_size(vars(args))
     _check(args)
     return args
+
+
+def make_parser() -> CommandParser:
+    """The parser with all flags."""
+    parser = CommandParser(__doc__, _USAGE)
+    _add_common(parser)
+    _add_pooled_tasks(parser)
+    _add_columns(parser)
+    _add_dense_tasks(parser)
+    _add_data(parser)
+    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -260,20 +266,23 @@ def chosen_tasks(args: argparse.Namespace) -> list[Task]:
     return [known[name] for name in args.task]
 
 
-def _run(argv: list[str] | None) -> int:
-    """Evaluate; returns the exit code."""
-    args = parse(argv)
+def run(args: argparse.Namespace, command: str) -> list[Row]:
+    """Evaluate with these settings; returns the rows of the tables."""
     from ..data import TooManyBadImages
     from ..evaluation.run import run_evaluation
     from ..registration import register
 
     register()
-    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        run_evaluation(args, command, chosen_tasks(args))
+        return run_evaluation(args, command, chosen_tasks(args))
     except TooManyBadImages as error:
         raise ValueError(str(error)) from error
-    return 0
+
+
+def evaluate_from_python(**settings: Any) -> list[Row]:
+    """What `eqcohvit.evaluate` does."""
+    check_names(settings, [action.dest for action in make_parser()._actions])
+    return run(parse(as_flags(settings)), as_call("evaluate", settings))
 
 
 @safe_output()
@@ -282,8 +291,10 @@ def cli(argv: list[str] | None = None) -> int:
 
     The exit code is 2 for bad input, 1 if data cannot be read, and 130 after an interruption.
     """
+    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        return _run(argv)
+        run(parse(argv), command)
+        return 0
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ _USAGE = "python -m eqcohvit.commands.finetune --task TASK --model MODEL [settin
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The settings of a command line; `SystemExit` with code 2 for a flag that does not exist."""
+    """The settings of a command line; a `ValueError` for a flag that does not exist."""
     parser = CommandParser(__doc__, _USAGE)
     parser.add_argument("--task", required=True, choices=list(TASK_HEADS), help="what to learn")
     text = "folder or repository of the encoder: ours, or a transformers ViT"

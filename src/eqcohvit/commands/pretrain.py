@@ -69,20 +69,16 @@ def _run_or_fail(args: PretrainArguments, stop: StopSignals, command: str) -> No
 
 def pretrain_from_python(config: str | None = None, **settings: Any) -> Path:
     """What `eqcohvit.pretrain` does."""
-    known = PretrainArguments.__dataclass_fields__
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"unknown setting {name!r}{settings_cli.did_you_mean(name, known)}")
+    settings_cli.check_names(settings, PretrainArguments.__dataclass_fields__)
     values = settings_cli.load_recipe(config, PretrainArguments) if config else {}
     values |= {name: value for name, value in settings.items() if value is not None}
     values |= {name: os.fspath(value) for name, value in values.items() if isinstance(value, os.PathLike)}
     args = PretrainArguments(**values)
     args.given = frozenset(values)
-    shown = {"config": config, **values} if config else values
-    command = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+    command = settings_cli.as_call("pretrain", {"config": config, **values} if config else values)
     try:
         with StopSignals() as stop:
-            return run(args, stop, f"eqcohvit.pretrain({command})")
+            return run(args, stop, command)
     except StopRequested:  # a notebook was interrupted; all finished steps are saved
         raise KeyboardInterrupt from None
     finally:

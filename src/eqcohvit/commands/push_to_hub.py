@@ -33,7 +33,7 @@ _RELEASED = ROOT / "model_cards" / "eqcohvit-micro-cifar10"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of the command line; `SystemExit` with code 2 for flags that do not fit."""
+    """The flags of the command line; a `ValueError` for flags that do not fit."""
     parser = CommandParser(__doc__, _USAGE)
 
     def path(text: str) -> Path:

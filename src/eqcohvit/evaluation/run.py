@@ -32,8 +32,8 @@ FROZEN_TASKS: dict[str, Task] = {
 }
 
 
-def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task]) -> None:
-    """Run the tasks, print their tables, and write results, report and plots.
+def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task]) -> list[Row]:
+    """Run the tasks, print their tables, and write results, report and plots; returns the rows.
 
     Args:
         args: the settings of `commands.evaluate`.
@@ -75,6 +75,7 @@ def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task
     _print(args, [row for row in shown if row.headline])
     if places:
         print(places)
+    return shown
 
 
 def _print(args: argparse.Namespace, rows: list[Row]) -> None:
