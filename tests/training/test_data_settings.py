@@ -65,6 +65,6 @@ def test_the_choice_is_written_and_a_resumed_run_keeps_it(photos, large, tmp_pat
     flags += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
     assert load_script("pretrain").cli(flags) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["image_size"] == 32 and "images have 36 px" in capsys.readouterr().out
+    assert saved["image_size"] == 32 and "images of 36 px" in capsys.readouterr().out
     assert load_script("pretrain").cli([*flags, "--max_steps", "2"]) == 0
-    assert "images have" not in capsys.readouterr().out
+    assert "images of" not in capsys.readouterr().out

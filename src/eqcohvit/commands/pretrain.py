@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from .. import cli as settings_cli
 from ..training.arguments import PretrainArguments, completed, read_arguments
-from ..training.output import safe_output
+from ..training.output import safe_output, say_once
 from ..training.run_lock import release_runs
 from ..training.signals import RunFailed, StopRequested, StopSignals, exit_code, leave
 
@@ -31,6 +31,7 @@ def parse(argv: list[str] | None = None) -> PretrainArguments:
 
 def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
     """Train with these settings; returns the model folder."""
+    say_once(f"starting a run in {args.output_dir}: loading torch and transformers")
     from ..registration import register
     from ..training.data_settings import settings_of_images
     from ..training.pretrain import pretrain

@@ -10,13 +10,13 @@ A setting that a flag, a recipe, a resumed run or `init_from` gives stays as it 
 
 from __future__ import annotations
 
-import os
 from statistics import median
 from typing import Any
 
 import torch
 
 from ..data import TooManyBadImages, open_source, sequential
+from .output import say_once
 
 PHOTOGRAPH = 96  # pixels of the shorter side
 _NUM_IMAGES = 32  # the first ones decide
@@ -66,7 +66,6 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
     elif found["image_size"] % found["patch_size"]:
         found["image_size"] -= found["image_size"] % found["patch_size"]
     found = {name: value for name, value in found.items() if name not in decided}
-    if os.environ.get("RANK", "0") == "0":
-        shown = " ".join(f"--{name} {value}" for name, value in found.items())
-        print(f"images have {shorter:.0f} px (shorter side), so: {shown}; give these flags to choose otherwise")
+    shown = " ".join(f"--{name} {value}" for name, value in found.items())
+    say_once(f"images of {shorter:.0f} px, so {shown}; flags override")
     return found
