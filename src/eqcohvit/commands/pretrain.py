@@ -29,9 +29,13 @@ def parse(argv: list[str] | None = None) -> PretrainArguments:
     return read_arguments(argv, "pretrain", __doc__ or "")
 
 
+def say_start(args: PretrainArguments) -> None:
+    """The first words of a run, before anything heavy is imported."""
+    say_once(f"starting a run in {args.output_dir}: loading torch and transformers")
+
+
 def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
     """Train with these settings; returns the model folder."""
-    say_once(f"starting a run in {args.output_dir}: loading torch and transformers")
     from ..registration import register
     from ..training.data_settings import settings_of_images
     from ..training.pretrain import pretrain
@@ -53,6 +57,7 @@ def cli(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    say_start(args)
     command = shlex.join(["python", "-m", "eqcohvit.commands.pretrain", *(sys.argv[1:] if argv is None else argv)])
     return exit_code(lambda stop: _run_or_fail(args, stop, command))
 

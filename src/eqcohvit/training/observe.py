@@ -67,9 +67,9 @@ class Observer:
         run.open_logs(run.step or -1)
         compared = args.per_device_train_batch_size * self.accelerator.num_processes
         samples = compared * args.gradient_accumulation_steps
-        run.bar.say(f"{args.objective} + {args.path}: {describe_size(self.trained)}")
-        source = self.images.source.name
-        run.bar.say(f"steps {run.step} to {args.max_steps}, {samples} samples a step from {source}")
+        steps = f"steps {run.step} to {args.max_steps}, {samples} samples a step"
+        run.bar.say(f"{args.objective} + {args.path}, {steps} from {self.images.source.name}")
+        run.bar.say(describe_size(self.trained))
         run.bar.say(f"on {describe_launch(args, self.accelerator)}")
         for name, value in self.trained.objective.start_values(compared).items():
             run.bar.say(f"{name} of new heads begins at about {value:.4g}")
