@@ -136,7 +136,7 @@ class Observer:
         done = run.step - run.first_step
         if done == 1:
             self.first_step_ended = time.perf_counter()
-        elif done == 1 + _TIMED_STEPS:
+        elif done == 1 + _TIMED_STEPS and run.step < run.max_steps:
             step = (time.perf_counter() - self.first_step_ended) / _TIMED_STEPS
             seconds = step * (run.max_steps - run.step)
             run.bar.say(f"about {duration(seconds)} to go; fewer --max_steps or a smaller --image_size take less")

@@ -89,6 +89,6 @@ def open_training_source(
     if 0 < number < batch:
         report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
     elif 0 < number < _FEW_BATCHES * batch:
-        report(f"warning: {number} images are few for batches of {batch}; a smaller batch or more images learn more")
+        report(f"warning: {number} images are few for batches of {batch}; more images learn more")
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source
