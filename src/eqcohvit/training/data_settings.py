@@ -5,8 +5,8 @@
 | 96 px or more | views of 96 px, patches of 16 px, micro | views of 96 px, patches of 8 px, tiny |
 | less | views of that size, in whole patches; micro | the same |
 
-A batch is at most the largest power of two for which a folder has images. A setting that a flag, a recipe, a resumed run
-or `init_from` gives stays as it is. Embedded sprites keep the defaults.
+A batch is at most the largest power of two for which a folder has images. A setting that a flag, a recipe, a resumed
+run or `init_from` gives stays as it is. Embedded sprites keep the defaults.
 """
 
 from __future__ import annotations
