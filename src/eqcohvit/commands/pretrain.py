@@ -1,9 +1,10 @@
 """Pretrain an equivariance-coherent ViT (arXiv:2503.18753).
 
     python -m eqcohvit.commands.pretrain          # embedded sprites and a small model: minutes on two CPU cores
-    accelerate launch -m eqcohvit.commands.pretrain --train_dir ~/photos --output_dir runs/photos
-    accelerate launch -m eqcohvit.commands.pretrain --config cifar10_vicreg
-    accelerate launch -m eqcohvit.commands.pretrain --init_from facebook/dinov2-small --train_dir ~/photos
+    python -m eqcohvit.commands.pretrain --train_dir ~/photos --output_dir runs/photos
+    python -m eqcohvit.commands.pretrain --config cifar10_vicreg
+    python -m eqcohvit.commands.pretrain --init_from facebook/dinov2-small --train_dir ~/photos
+    accelerate launch --multi_gpu -m eqcohvit.commands.pretrain --config imagenet1k_vicreg_vits16
 
 Every setting of a recipe is also a flag. The run's folder holds report.html (curves, what the parts know, pictures),
 metrics.jsonl, samples/, checkpoints/ and model/.
