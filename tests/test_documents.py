@@ -163,6 +163,12 @@ def test_links_and_paths_lead_somewhere(path):
     assert {language for _, language, _ in blocks(path)} <= {"", "bash", "sh", "python", "bibtex", "yaml", "json"}
 
 
+@pytest.mark.parametrize("path", ["README.md", "scripts/guides/pretrain.md"])
+def test_documents_lead_with_plain_python_for_one_process(path):
+    (first, *_) = re.findall(r"^.*scripts/pretrain\.py .*$", (ROOT / path).read_text(), flags=re.MULTILINE)
+    assert first.startswith("python scripts/pretrain.py --train_dir ")
+
+
 def test_loops_are_unrolled():
     text = "for x in a b; do\n  python $x.py --y ${x}\ndone\nls"
     assert re.sub(LOOP, unroll, text) == "  python a.py --y a\n  python b.py --y b\n\nls"

@@ -13,7 +13,7 @@ from ..transforms import ViewRenderer
 from .arguments import PretrainArguments
 from .health import HealthWatch
 from .launcher import describe_launch
-from .monitor import describe_size, duration, save_samples
+from .monitor import describe_size, save_samples
 from .pretrain_module import PretrainModule
 from .run import Run
 from .run_page import write_run_page
@@ -139,7 +139,8 @@ class Observer:
         elif done == 1 + _TIMED_STEPS and run.step < run.max_steps:
             step = (time.perf_counter() - self.first_step_ended) / _TIMED_STEPS
             seconds = step * (run.max_steps - run.step)
-            run.bar.say(f"about {duration(seconds)} to go; fewer --max_steps or a smaller --image_size take less")
+            minutes = max(1, round(seconds / 60))
+            run.bar.say(f"about {minutes:,} min to go; fewer --max_steps or a smaller --image_size take less")
 
     # ------------------------------------------------------------------------------------------------------ pictures
     @torch.no_grad()
