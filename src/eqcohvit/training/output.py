@@ -21,9 +21,13 @@ def fitted(text: str) -> str:
 
 
 def fitted_command(words: Sequence[str]) -> str:
-    """A command line for a shell, indented, with a backslash where it goes on in the next line."""
-    lines = textwrap.wrap(shlex.join(words), COLUMNS - 4, subsequent_indent="    ", **_WHOLE_WORDS)
-    return "  " + " \\\n  ".join(lines)
+    """A command line for a shell, indented, with a backslash where it continues; a flag and its value stay together."""
+    text = ""
+    for former, word in zip(["", *words], words, strict=False):
+        is_value = former.startswith("--") and not word.startswith("--")
+        text += ("\0" if is_value else " ") + shlex.quote(word).replace(" ", "\0")
+    lines = textwrap.wrap(text.strip(), COLUMNS - 4, subsequent_indent="    ", **_WHOLE_WORDS)
+    return "  " + " \\\n  ".join(lines).replace("\0", " ")
 
 
 def say_once(text: str) -> None:
