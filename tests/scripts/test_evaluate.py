@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import SCRIPTS, load_script, save_tiny_encoder
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
+from eqcohvit.evaluation.run import num_held_out
+
 
 @pytest.fixture(scope="module")
 def evaluate():
@@ -58,6 +60,21 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     assert {row["settings"]["protocol"] for row in results["rows"]} == {"strict"}
     assert {row["part"] for row in results["rows"] if row["part"].endswith("alone")} == {"pixels, g alone"}
     assert results["protocol"]["full"] is False
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_test", "quick", "expected"),
+    [(60, 512, True, 20), (60, 512, False, 20), (600, 512, True, 200), (600, 512, False, 512), (0, 512, True, 512)],
+)
+def test_a_small_folder_is_tested_on_a_third(num_images, num_test, quick, expected):
+    assert num_held_out(num_images, num_test, quick) == expected
+
+
+def test_a_folder_of_24_photographs_is_evaluated_by_default(evaluate, folder, photos, tmp_path):
+    arguments = ["--model", str(folder), "--train_dir", str(photos), "--cache_dir", str(tmp_path / "cache")]
+    assert evaluate.cli([*arguments, "--head", "linear", "--output", str(tmp_path / "results.json")]) == 0
+    protocol = json.loads((tmp_path / "results.json").read_text())["protocol"]
+    assert (protocol["train_images"], protocol["test_images"]) == (16, 8)
 
 
 def test_r2_needs_neither_pycocotools_nor_accelerate(folder, tmp_path):

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from operator import length_hint
 
 from transformers.utils import logging as transformers_logging
 
@@ -102,4 +103,17 @@ def open_images(args: argparse.Namespace) -> ProbeImages:
     elif args.test_data_files or args.test_split:
         split = args.test_split or args.dataset_split
         test = open_source(*dataset, split, args.test_data_files or args.data_files, *columns)
-    return ProbeImages(train, test, args.max_samples, args.max_test_samples, args.num_workers)
+    num_test = args.max_test_samples
+    if test is train:
+        num_test = num_held_out(length_hint(train), num_test, quick=not (args.full or args.suite))
+    return ProbeImages(train, test, args.max_samples, num_test, args.num_workers)
+
+
+def num_held_out(num_images: int, num_test: int, quick: bool) -> int:
+    """Images of a folder to test on: `num_test`, but at most a third if the evaluation is quick or none were left.
+
+    `num_images` is 0 where unknown.
+    """
+    if num_images and (quick or num_images <= num_test):
+        return min(num_test, max(1, num_images // 3))
+    return num_test
