@@ -71,8 +71,9 @@ class Observer:
         run.bar.say(f"{args.objective} + {args.path}, {steps} from {self.images.source.name}")
         run.bar.say(describe_size(self.trained))
         run.bar.say(f"on {describe_launch(args, self.accelerator)}")
-        for name, value in self.trained.objective.start_values(compared).items():
-            run.bar.say(f"{name} of new heads begins at about {value:.4g}")
+        if run.step == 0:
+            for name, value in self.trained.objective.start_values(compared).items():
+                run.bar.say(f"{name} of new heads begins at about {value:.4g}")
         if guard is not None:
             known = run.state.get("knn_start")
             guard.start = self.knn_accuracy() if known is None else known
