@@ -52,6 +52,8 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     arguments = ["--model", str(folder), "--head", "linear", "--max_samples", "40", "--max_test_samples", "20"]
     assert evaluate.cli([*arguments, "--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "r.json")]) == 0
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 80  # the last line has paths
+    printed = printed.replace("\n  ", " ")
     images = "at most 40 images to fit on and 20 to test on"
     assert f"Measured: strict protocol, pooling cls_mean, 1 seed, {images}.\n" in printed
     full = "paper and strict protocol, pooling cls_mean and grid, 3 seeds, at most 4,096 images to fit on and 2,048"
@@ -64,7 +66,7 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
 
 @pytest.mark.parametrize(
     ("num_images", "num_test", "quick", "expected"),
-    [(60, 512, True, 20), (60, 512, False, 20), (600, 512, True, 200), (600, 512, False, 512), (0, 512, True, 512)],
+    [(60, 512, True, 20), (60, 512, False, 20), (600, 512, True, 200), (600, 512, False, 512), (9000, 512, True, 512)],
 )
 def test_a_small_folder_is_tested_on_a_third(num_images, num_test, quick, expected):
     assert num_held_out(num_images, num_test, quick) == expected
