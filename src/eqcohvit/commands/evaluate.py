@@ -118,7 +118,7 @@ def _add_pooled_tasks(parser: argparse.ArgumentParser) -> None:
     text += "with --full also grid"
     group.add_argument("--pooling", nargs="+", choices=poolings, help=text)
     group.add_argument("--k", type=int, default=20, help="neighbors of knn; default: 20")
-    text = "of the weights exp(similarity / temperature) of knn; default: 0.07"
+    text = "temperature of the weights exp(similarity / temperature) of knn; default: 0.07"
     group.add_argument("--temperature", type=float, default=0.07, help=text)
 
 

@@ -69,7 +69,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     for name, text in (
         ("max_steps", "optimizer steps"),
         ("learning_rate", "peak learning rate of the head"),
-        ("backbone_lr_scale", "learning rate of the backbone divided by the one of the head"),
+        ("backbone_lr_scale", "ratio of the backbone's learning rate to the head's"),
         ("weight_decay", "weight decay of matrices"),
         ("warmup_steps", "steps of linear warm-up"),
         ("lora_rank", "rank of the adapters"),
