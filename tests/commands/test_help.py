@@ -83,7 +83,7 @@ def test_help_begins_with_a_short_usage_and_fits_a_terminal(way):
     [
         (PRETRAIN[0], "--max_step 3", "--max_step 3; did you mean '--max_steps'?"),
         (PRETRAIN[1], "--train_dirr x", "--train_dirr x; did you mean '--train_dir'?"),
-        (PRETRAIN[1], "--lr 1", "--lr 1; did you mean '--learning_rate'?"),
+        (PRETRAIN[1], "--lr 1", "--lr 1; did you mean '--list_recipes' or '--lora_rank' or '--learning_rate'?"),
         (MODULES[1], "--model x --suit r2", "--suit r2; did you mean '--suite'?"),
         (MODULES[2], "--model x --task depth --max_step 3", "--max_step 3; did you mean '--max_steps'?"),
         (MODULES[3], "--folder x --repo_ids a/b --repo_id a/b", "--repo_ids a/b; did you mean '--repo_id'?"),
