@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.patience import PATIENCE
 from tests.tiny import TINY, load_script
 
 import eqcohvit.commands.evaluate
@@ -16,7 +17,7 @@ from eqcohvit.training.output import COLUMNS, fitted, fitted_command
 def test_the_first_words_come_before_torch_is_imported():
     code = "import sys; sys.modules['torch'] = None; sys.argv = ['eqcohvit-pretrain', '--output_dir', 'runs/a']\n"
     code += "from eqcohvit.commands.pretrain import entry; entry()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == "starting a run in runs/a: loading torch and transformers\n"
     assert "import of torch halted" in done.stderr
 
@@ -29,7 +30,7 @@ def printed(photos, tmp_path_factory):
     flags = [*TINY, "--max_steps", "9", "--logging_steps", "3", "--knn_guard_steps", "9", "--knn_guard_samples", "8"]
     flags += ["--train_dir", "my photos", "--label_column", "folder", "--output_dir", "runs/photos"]
     command = [sys.executable, "-m", "eqcohvit.commands.pretrain", *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 

@@ -6,6 +6,7 @@ import sys
 import tomllib
 
 import pytest
+from tests.patience import PATIENCE
 from tests.tiny import COMMANDS, SCRIPTS
 
 ENTRIES = tomllib.loads((SCRIPTS.parent / "pyproject.toml").read_text())["project"]["scripts"]
@@ -21,7 +22,7 @@ def named(way):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def imported_by(*arguments):
