@@ -10,7 +10,6 @@ import ast
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -83,6 +82,29 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a `ValueError` for the first name that is not among the known settings."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+
+
+def as_call(function: str, settings: dict[str, Any]) -> str:
+    """A call of a function of the package as text."""
+    return f"eqcohvit.{function}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The command line that gives these settings: a list becomes several values, and None or False leaves a default."""
+    flags = []
+    for name, value in settings.items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
 def _initials(name: str) -> str:
     return "".join(word[0] for word in name.split("_") if word)
 
@@ -126,7 +148,7 @@ class RunSettings:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser with a short usage line, one-line errors with exit code 2, and suggestions for misspelled flags."""
+    """A parser with a short usage line, whose errors are a `ValueError` with a suggestion for misspelled flags."""
 
     def __init__(self, description: str | None, usage: str):
         super().__init__(
@@ -137,13 +159,12 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Print the message on one line and exit with code 2."""
+        """Raise a `ValueError` of one line."""
         hint = ""
         if message.startswith("unrecognized arguments"):
             unknown = re.findall(r"--[\w-]+", message)
             hint = did_you_mean(unknown[0], self._option_string_actions) if unknown else ""
-        print(f"error: {message}{hint}", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(f"{message}{hint}")
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[str, str]) -> None:

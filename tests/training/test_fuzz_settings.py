@@ -41,31 +41,28 @@ recipes = st.lists(st.sampled_from(list(FIELDS)), max_size=5, unique=True).flatm
 )
 
 
-def parse(argv: list[str], capsys: pytest.CaptureFixture) -> PretrainArguments | None:
+def parse(argv: list[str]) -> PretrainArguments | None:
     """The settings, or None where they are refused in the way that the command line promises."""
     try:
         return parse_arguments(argv)
     except ValueError as error:
         message = str(error)
-    except SystemExit as end:
-        assert end.code == 2
-        message = capsys.readouterr().err.rstrip("\n")
     assert message and "\n" not in message and len(message) < 1000, message
     return None
 
 
 @repeatable
 @given(recipe=recipes)
-def test_any_recipe_is_taken_or_refused_in_one_line(tmp_path, capsys, recipe):
+def test_any_recipe_is_taken_or_refused_in_one_line(tmp_path, recipe):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    args = parse(["--config", str(path)], capsys)
+    args = parse(["--config", str(path)])
     event("refused" if args is None else "taken")
     if args is None:
         return
     args.model_config()
     args.save(tmp_path / "saved.yaml")
-    again = parse(["--config", str(tmp_path / "saved.yaml")], capsys)
+    again = parse(["--config", str(tmp_path / "saved.yaml")])
     assert again == args
 
 
@@ -106,12 +103,12 @@ def test_a_recipe_cannot_run_code(tmp_path):
     )
     | anything,
 )
-def test_any_options_of_an_objective_are_taken_or_refused_in_one_line(tmp_path, capsys, objective, options):
+def test_any_options_of_an_objective_are_taken_or_refused_in_one_line(tmp_path, objective, options):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         yaml.safe_dump({"objective": objective, "objective_options": options}, allow_unicode=True), encoding="utf-8"
     )
-    parse(["--config", str(path)], capsys)
+    parse(["--config", str(path)])
 
 
 model_fields = dict.fromkeys(

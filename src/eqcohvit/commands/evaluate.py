@@ -25,12 +25,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import CommandParser, Registry, add_setting
+from ..cli import CommandParser, Registry, add_setting, as_call, as_flags, check_names
 from ..downstream.options import TASK_HEADS, TaskOptions
 from ..files import message_of
 from ..training.output import safe_output
 
 if TYPE_CHECKING:
+    from ..evaluation.results import Row
     from ..evaluation.run import Task
 
 _USAGE = "python -m eqcohvit.commands.evaluate --model MODEL [MODEL ...] [settings]"
@@ -48,15 +49,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings of a command line.
 
     Raises:
-        ValueError: a setting that cannot work.
-        SystemExit: with code 2 for a flag that does not exist.
+        ValueError: a setting that does not exist or cannot work.
     """
-    parser = CommandParser(__doc__, _USAGE)
-    _add_common(parser)
-    _add_pooled_tasks(parser)
-    _add_columns(parser)
-    _add_dense_tasks(parser)
-    _add_data(parser)
+    parser = make_parser()
     args = parser.parse_args(argv)
     from ..evaluation.feature_cache import DEFAULT_CACHE
     from ..evaluation.suite import apply_size
@@ -67,6 +62,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     apply_size(vars(args))
     _check(args)
     return args
+
+
+def make_parser() -> CommandParser:
+    """The parser with all flags."""
+    parser = CommandParser(__doc__, _USAGE)
+    _add_common(parser)
+    _add_pooled_tasks(parser)
+    _add_columns(parser)
+    _add_dense_tasks(parser)
+    _add_data(parser)
+    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +120,7 @@ def _add_pooled_tasks(parser: argparse.ArgumentParser) -> None:
     text += "with --full also grid"
     group.add_argument("--pooling", nargs="+", choices=poolings, help=text)
     group.add_argument("--k", type=int, default=20, help="neighbors of knn; default: 20")
-    text = "of the weights exp(similarity / temperature) of knn; default: 0.07"
+    text = "temperature of the weights exp(similarity / temperature) of knn; default: 0.07"
     group.add_argument("--temperature", type=float, default=0.07, help=text)
 
 
@@ -265,20 +271,23 @@ def chosen_tasks(args: argparse.Namespace) -> list[Task]:
     return [known[name] for name in args.task]
 
 
-def _run(argv: list[str] | None) -> int:
-    """Evaluate; returns the exit code."""
-    args = parse(argv)
+def run(args: argparse.Namespace, command: str) -> list[Row]:
+    """Evaluate with these settings; returns the rows of the tables."""
     from ..data import TooManyBadImages
     from ..evaluation.run import run_evaluation
     from ..registration import register
 
     register()
-    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        run_evaluation(args, command, chosen_tasks(args))
+        return run_evaluation(args, command, chosen_tasks(args))
     except TooManyBadImages as error:
         raise ValueError(str(error)) from error
-    return 0
+
+
+def evaluate_from_python(**settings: Any) -> list[Row]:
+    """What `eqcohvit.evaluate` does."""
+    check_names(settings, [action.dest for action in make_parser()._actions])
+    return run(parse(as_flags(settings)), as_call("evaluate", settings))
 
 
 @safe_output()
@@ -287,8 +296,10 @@ def cli(argv: list[str] | None = None) -> int:
 
     The exit code is 2 for bad input, 1 if data cannot be read, and 130 after an interruption.
     """
+    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        return _run(argv)
+        run(parse(argv), command)
+        return 0
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 2

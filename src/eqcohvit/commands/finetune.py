@@ -30,7 +30,7 @@ def parse(argv: list[str] | None = None) -> FinetuneArguments:
     """The settings of a command line: flags, then those of the run to resume, then defaults.
 
     Raises:
-        ValueError: the settings of the run cannot be read. `SystemExit` with code 2 for a flag that does not exist.
+        ValueError: the settings of the run cannot be read, or a flag does not exist.
     """
     parser = CommandParser(__doc__, _USAGE)
     add_settings(parser, FinetuneArguments, _GROUPS)

@@ -303,7 +303,7 @@ def read_arguments(argv: Sequence[str] | None = None, usage: str = "pretrain", t
     """Command line -> settings, not yet checked: defaults, overridden by the recipe, overridden by flags.
 
     Raises:
-        ValueError: the recipe cannot be used. `SystemExit` with code 2 and one line for a malformed command line.
+        ValueError: the recipe cannot be used, or the command line is malformed.
     """
     parser = cli.CommandParser(text, f"{usage} [--config RECIPE] [--train_dir FOLDER] [--output_dir FOLDER] [flags]")
     cli.add_recipe_flags(parser)

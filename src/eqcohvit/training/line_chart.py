@@ -118,9 +118,12 @@ def round_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in at most four digits; large ones as 12.3k."""
+    """A number in at most four digits: 12.3k if it is large, 2.95e-4 if it is small."""
     if not math.isfinite(value):
         return str(value)
+    if 0 < abs(value) < 1e-3:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= factor:
             return f"{value / (1e3 if letter == 'k' else factor):.4g}{letter}"

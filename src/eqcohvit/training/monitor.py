@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..files import write_text_whole
+from .output import fitted
 from .pretrain_module import PretrainModule
 
 
@@ -128,9 +129,9 @@ class StepBar:
         self.bar.update()
 
     def say(self, text: str) -> None:
-        """Print a line, on the main process only."""
+        """Print a text, on the main process only."""
         if self.is_main:
-            self.bar.write(text)
+            self.bar.write(fitted(text))
             sys.stdout.flush()
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ def describe_size(module: PretrainModule) -> str:
     return (
         f"encoder of {encoder / 1e6:.2f} M parameters, "
         f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
-        f"({mebibytes:.0f} MiB of weights, gradients and optimizer state)"
+        f"({mebibytes:.0f} MiB with optimizer)"
     )
 
 

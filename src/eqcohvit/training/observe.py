@@ -22,6 +22,7 @@ from .sharding import with_weights
 from .source import Images
 
 _NUM_SAMPLES = 6  # rows of a picture
+_TIMED_STEPS = 5  # after the first one, tell how long the run will take
 
 
 class Observer:
@@ -47,6 +48,7 @@ class Observer:
         self.shown_r2 = run.state.get("shown_r2", "")  # of the newest probe, for the progress lines
         self.shown: Batch | None = None  # the first batch of this process, which the pictures show
         self.watch = self.new_watch()
+        self.first_step_ended = 0.0  # time of this process
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to keep."""
@@ -67,12 +69,13 @@ class Observer:
         run.open_logs(run.step or -1)
         compared = args.per_device_train_batch_size * self.accelerator.num_processes
         samples = compared * args.gradient_accumulation_steps
-        run.bar.say(f"{args.objective} + {args.path}: {describe_size(self.trained)}")
-        source = self.images.source.name
-        run.bar.say(f"steps {run.step} to {args.max_steps}, {samples} samples a step from {source}")
+        steps = f"steps {run.step} to {args.max_steps}, {samples} samples a step"
+        run.bar.say(f"{args.objective} + {args.path}, {steps} from {self.images.source.name}")
+        run.bar.say(describe_size(self.trained))
         run.bar.say(f"on {describe_launch(args, self.accelerator)}")
-        for name, value in self.trained.objective.start_values(compared).items():
-            run.bar.say(f"expected at the start, with new heads: {name} about {value:.4g}")
+        if run.step == 0:
+            for name, value in self.trained.objective.start_values(compared).items():
+                run.bar.say(f"{name} of new heads begins at about {value:.4g}")
         if guard is not None:
             known = run.state.get("knn_start")
             guard.start = self.knn_accuracy() if known is None else known
@@ -112,6 +115,7 @@ class Observer:
         run = self.run
         guard = self.images.guard
         self.shown = self.shown or batch
+        self.tell_time()
         done = run.step == args.max_steps
         figures = self.probe_figures() if run.step % self.probe_interval == 0 or done else {}
         accuracy = None
@@ -130,6 +134,18 @@ class Observer:
             guard.check(self.accelerator.reduce(local, reduction="mean").item(), run.step)
         if args.recon_weight > 0 and (run.step % args.sample_steps == 0 or done):
             self.draw_samples()
+
+    def tell_time(self) -> None:
+        """Say after a few steps how long the run will take."""
+        run = self.run
+        done = run.step - run.first_step
+        if done == 1:
+            self.first_step_ended = time.perf_counter()
+        elif done == 1 + _TIMED_STEPS and run.step < run.max_steps:
+            step = (time.perf_counter() - self.first_step_ended) / _TIMED_STEPS
+            seconds = step * (run.max_steps - run.step)
+            minutes = max(1, round(seconds / 60))
+            run.bar.say(f"about {minutes:,} min to go; fewer --max_steps or a smaller --image_size take less")
 
     # ------------------------------------------------------------------------------------------------------ pictures
     @torch.no_grad()

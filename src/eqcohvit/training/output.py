@@ -5,9 +5,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
+
+COLUMNS = 100  # of what a run prints
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+
+
+def fitted(text: str) -> str:
+    """The text on lines of at most `COLUMNS` columns. Words such as paths stay whole."""
+    return "\n".join(textwrap.wrap(text, COLUMNS, subsequent_indent="  ", **_WHOLE_WORDS))
+
+
+def fitted_command(words: Sequence[str]) -> str:
+    """A command line for a shell, indented, with a backslash where it continues; a flag and its value stay together."""
+    text = ""
+    for former, word in zip(["", *words], words, strict=False):
+        is_value = former.startswith("--") and not word.startswith("--")
+        text += ("\0" if is_value else " ") + shlex.quote(word).replace(" ", "\0")
+    lines = textwrap.wrap(text.strip(), COLUMNS - 4, subsequent_indent="    ", **_WHOLE_WORDS)
+    return "  " + " \\\n  ".join(lines).replace("\0", " ")
+
+
+def say_once(text: str) -> None:
+    """Print a text from the main process, before processes know each other."""
+    if os.environ.get("RANK", "0") == "0":
+        print(fitted(text), flush=True)
+
+
+def teller(show: Callable[[str], None]) -> Callable[[str], None]:
+    """`show` for texts of any length."""
+    return lambda text: show(fitted(text))
 
 
 class SafeStream:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import Batch, CanvasStream, ResidentCanvases, describe_data
-from ..files import MODEL_FOLDER, WEIGHTS_FILE, link_model
+from ..files import MODEL_FOLDER, RESULTS_FILE, WEIGHTS_FILE, link_model
 from ..publish.card import read_run, read_template, render_card
 from ..publish.folder import save_hub_folder
 from ..publish.upload import push_hub_folder
@@ -26,6 +26,7 @@ from .launcher import make_accelerator, precision_of
 from .lora import merged
 from .observe import Observer
 from .optim import clip_gradients, make_optimizer, set_step
+from .output import fitted_command, teller
 from .prefetch import DevicePrefetcher
 from .pretrain_module import PretrainModule
 from .run import Run
@@ -65,7 +66,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
         images = open_images(args, accelerator)
         resident = open_resident(args, images.source, accelerator)
         set_seed(args.seed)
-        built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
+        built = None if args.resume_from_checkpoint else build(args, report=teller(accelerator.print))
         on_main_process(accelerator, lambda: check_output_dir(output_dir, args))
         on_main_process(accelerator, lambda: open_trackers(accelerator, args.to_dict(), in_folder=False))
     data = on_main_process(accelerator, lambda: describe_data(images.source))
@@ -74,7 +75,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     stop.connect()
 
     # ------------------------------------------- model, objective and optimizer; where the run stands, and its data
-    parts = prepare(args, accelerator, *(built or build(args, checkpoint, report=accelerator.print)))
+    parts = prepare(args, accelerator, *(built or build(args, checkpoint, report=teller(accelerator.print))))
     run = open_at(args, accelerator, stop, parts, checkpoint)
     stream = open_stream(args, run, images.source, resident)
     batches = DevicePrefetcher(iter(stream), accelerator.device)
@@ -106,7 +107,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     run.bar.close()
     if accelerator.is_main_process:
         export(args, run, parts)
-        print(next_steps(output_dir, args.recon_weight > 0, stream.num_bad))
+        print(next_steps(args, stream.num_bad))
     run.trackers.finish()
     return output_dir / MODEL_FOLDER
 
@@ -134,7 +135,7 @@ def open_resident(args: PretrainArguments, source: Any, accelerator: Accelerator
     """The decoded images in the memory of the device, if the settings ask for them."""
     if not args.resident:
         return None
-    return ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print)
+    return ResidentCanvases(source, args.canvas_size, accelerator.device, teller(accelerator.print))
 
 
 def open_stream(args: PretrainArguments, run: Run, source: Any, resident: ResidentCanvases | None) -> CanvasStream:
@@ -271,20 +272,25 @@ def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = Fal
         print(f"not pushed, the next checkpoint tries again: {error}", file=sys.stderr)
 
 
-def next_steps(output_dir: Path, has_pictures: bool, num_bad: int) -> str:
-    """Where everything is, and three commands for the next steps."""
-    places = [f"model: {output_dir / 'model'}", f"page: {output_dir / 'report.html'}"]
-    if has_pictures:
+def next_steps(args: PretrainArguments, num_bad: int) -> str:
+    """Where everything is, and three commands for the next steps: look, evaluate on the same images, publish."""
+    output_dir = Path(args.output_dir)
+    model = str(output_dir / MODEL_FOLDER)
+    page = str(output_dir / "report.html")
+    places = [f"model: {model}", f"page: {page}"]
+    if args.recon_weight > 0:
         places.append(f"pictures: {output_dir / 'samples'}")
     if num_bad:
         places.append(f"unreadable images, skipped: {num_bad} (bad_images.jsonl)")
-    command = "python -m eqcohvit.commands."
-    return "\n".join(
-        [
-            *places,
-            "next:",
-            f"  python -m webbrowser {output_dir / 'report.html'}",
-            f"  {command}evaluate --model {output_dir / 'model'} --output {output_dir / 'results.json'}",
-            f"  {command}push_to_hub --folder {output_dir / 'model'} --run_dir {output_dir} --repo_id USER/NAME",
-        ]
-    )
+    data = []
+    for name in ("dataset_name", "dataset_config_name", "data_files", "train_dir", "image_column"):
+        if getattr(args, name):
+            data += [f"--{name}", str(getattr(args, name))]
+    evaluate = ["--model", model, *data, "--output", str(output_dir / RESULTS_FILE)]
+    push = ["--folder", model, "--run_dir", str(output_dir), "--repo_id", "USER/NAME", "--dry_run"]
+    commands = [
+        ["python", "-m", "webbrowser", page],
+        ["python", "-m", "eqcohvit.commands.evaluate", *evaluate],
+        ["python", "-m", "eqcohvit.commands.push_to_hub", *push],
+    ]
+    return "\n".join([*places, "next:", *map(fitted_command, commands)])

@@ -14,6 +14,7 @@ from ..evaluation.guard import KnnGuard
 from ..evaluation.run_probe import RunProbe, open_probe
 from ..transforms import make_path
 from .arguments import PretrainArguments
+from .output import teller
 
 _FEW_BATCHES = 5  # fewer than this many batches of different images are worth a warning
 
@@ -33,12 +34,13 @@ def open_images(args: PretrainArguments, accelerator: Accelerator) -> Images:
         ValueError: there are none, or none that can be read.
     """
     columns = (args.train_dir, args.image_column, args.label_column)
-    source = open_training_source(args, columns, accelerator.num_processes, accelerator.print)
+    report = teller(accelerator.print)
+    source = open_training_source(args, columns, accelerator.num_processes, report)
     probe = None
     if args.probe_samples:
         path = make_path(args.path, args.path_magnitude)
         how = (args.max_bad_fraction, args.dataloader_num_workers, accelerator.process_index, accelerator.num_processes)
-        source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=accelerator.print)
+        source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=report)
     if args.knn_guard_steps == 0:
         return Images(source, probe, None)
     files = args.knn_guard_data_files
@@ -87,6 +89,6 @@ def open_training_source(
     if 0 < number < batch:
         report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
     elif 0 < number < _FEW_BATCHES * batch:
-        report(f"warning: {number} images are few for batches of {batch}; a smaller batch or more images learn more")
+        report(f"warning: {number} images are few for batches of {batch}; more images learn more")
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source
