@@ -94,6 +94,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--probe_samples 95", "probe_samples must be 0 or at least 96, got 95"),
         ("--probe_steps 0", "probe_steps must be positive, got 0; probe_samples 0 turns the probes off"),
         ("--invariant_rank -1", "invariant_rank must not be negative, got -1; 0 turns the separation off"),
+        ("--invariant_rank_start 1.5", "invariant_rank_start must lie between 0 and 1, got 1.5"),
         ("--layer_decay 0", r"layer_decay must lie in \(0, 1\], got 0"),
         ("--config missing.yaml", "cannot read the recipe missing.yaml: No such file"),
     ],

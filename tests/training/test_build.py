@@ -47,3 +47,17 @@ def test_layer_scale_of_0_means_none(value, start, is_trained):
     assert not {id(p) for p in scales.values()} & {
         id(p) for p in module.teacher.parameters()
     }  # so that checkpoints hold both
+
+
+@pytest.mark.parametrize(("share", "start"), [(0.0, 0), (0.6, 6)])
+def test_restriction_of_the_invariant_part_begins_after_its_share_of_the_steps(share, start):
+    args = settings(invariant_rank=3, invariant_rank_start=share, max_steps=10)
+    module = build_module(args, build_model(args))
+    head = module.model.eqcohvit.feature_head.weight
+    tokens = torch.randn(2, 64, 2, head.shape[1])
+    module.separation.update(*tokens)
+    ranks = []
+    for step in (max(start - 1, 0), start):
+        module.after_step(step, teacher_momentum=0.9)
+        ranks.append(torch.linalg.matrix_rank(head[:8].detach(), rtol=1e-4).item())
+    assert ranks == [3 if start == 0 else 8, 3]

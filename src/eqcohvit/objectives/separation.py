@@ -16,8 +16,8 @@ the nearest matrix with orthonormal columns: the features then have variance 1 a
 uncorrelated, so that none of them can fade. No loss term is added, and the equivariant part and the backbone keep what
 the reconstruction needs.
 
-The restriction begins late in training. All along it would leave the SSL loss a gradient in r directions only, and the
-backbone would learn less: its nearest neighbors become worse (scripts/recipes/README.md, "The split").
+The restriction may begin late in training. As long as it holds, the SSL loss has a gradient in r directions only, and
+the backbone learns less: its nearest neighbors become worse (scripts/recipes/README.md, "The split").
 
 The number of directions is fixed, not their correlation. A threshold would starve itself: fewer directions get the SSL
 loss's gradient, the others lose their correlation, and in the end a single direction is left.
@@ -30,7 +30,6 @@ from torch import nn
 
 from .distributed import all_sum
 
-SHARE_BEFORE = 0.6  # of the steps of a run, before the restriction begins
 _RIDGE = 1e-4  # relative to the variance of each dimension; directions of less variance count as uncorrelated
 
 

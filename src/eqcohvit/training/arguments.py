@@ -162,6 +162,7 @@ class PretrainArguments(RunSettings):
     invariant_rank: int = setting(
         0, "the invariant part reads only this many token directions, those most alike in both views; 0 for all"
     )
+    invariant_rank_start: float = setting(0.0, "share of the steps (0-1) before invariant_rank takes effect")
     projector_dim: int = setting(512, "hidden width of the objective's projection head")
 
     # Optimization

@@ -15,7 +15,6 @@ from ..files import WEIGHTS_FILE
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from ..loading import resize_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
-from ..objectives.separation import SHARE_BEFORE
 from ..preprocessing import Preprocessing, read_preprocessing
 from ..transforms import ViewRenderer, make_path
 from .arguments import PretrainArguments
@@ -128,7 +127,7 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    start = int(SHARE_BEFORE * args.max_steps)
+    start = int(args.invariant_rank_start * args.max_steps)
     module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank, start)
     # After the teacher is made: it shares weights that are frozen by then, and it must stay whole.
     if args.layerscale_value == 0:

@@ -22,7 +22,7 @@ _NOT_NEGATIVE = (
     "recon_weight layerscale_value warmup_steps head_warmup_steps weight_decay min_learning_rate "
     "dataloader_num_workers keep_every_steps knn_guard_steps probe_samples local_crops_number"
 )
-_SHARES = "max_bad_fraction drop_path_rate knn_guard_drop"
+_SHARES = "max_bad_fraction drop_path_rate knn_guard_drop invariant_rank_start"
 _REGISTRIES: dict[str, Iterable[str]] = {
     "objective": OBJECTIVES,
     "backbone": FAMILIES,
