@@ -274,13 +274,14 @@ def imagenette(args: argparse.Namespace) -> None:
 
 def _write_labeled(path: Path, count: int) -> str:
     """A parquet file of pictures of two labels."""
-    import pyarrow
-    import pyarrow.parquet
+    from datasets import ClassLabel, Dataset, Features, Image
 
     from benchmarks.photos import photo
 
     images = [{"bytes": photo(seed, 96, 72), "path": None} for seed in range(count)]
-    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [i % 2 for i in range(count)]}), path)
+    features = Features({"image": Image(), "label": ClassLabel(names=["one", "other"])})
+    rows = {"image": images, "label": [index % 2 for index in range(count)]}
+    Dataset.from_dict(rows, features=features).to_parquet(path)
     return str(path)
 
 

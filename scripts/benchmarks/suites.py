@@ -36,6 +36,7 @@ from .measure import (
     print_operations,
     take_turns,
 )
+from .peers import ibot_step, vicreg_step
 from .photos import photo, write_photos
 from .reference import PlainViews, plain_views
 from .steps import PlainStep, Step, in_processes
@@ -360,6 +361,37 @@ def _cost(name: str, batch_size: int, task: str) -> list[Result]:
     return [Result("cost", f"{name}, batch {batch_size}, task {task}", figures, ("render_share", "<=", 0.03))]
 
 
+def peers(setup: Setup) -> list[Case]:
+    """Our step beside the official one on the same views, task off and on: needs --peers FOLDER (peers.py)."""
+    batch_size = 64 if setup.is_cuda else 2
+    names = {"ibot": "imagenet1k_ibot_vits16", "vicreg": "imagenet1k_vicreg_vits16"}
+    if setup.quick:
+        names = {"ibot": "cifar10_ibot", "vicreg": "cifar10_vicreg"}
+    cases = {objective: _recipe(name, batch_size) for objective, name in names.items()}
+    return [
+        Case(_name(args), partial(_peers, setup, objective, args, setup.seconds / len(cases)))
+        for objective, args in cases.items()
+    ]
+
+
+def _peers(setup: Setup, objective: str, args: PretrainArguments, seconds: float) -> list[Result]:
+    if setup.peers is None:
+        raise ValueError("--peers FOLDER is needed, with the official repositories in it")
+    steps = {name: Step(replace(args, recon_weight=weight), setup) for name, weight in (("on", 1.0), ("off", 0.0))}
+    views, config = steps["on"].render(), steps["on"].module.model.config
+    if objective == "ibot":
+        options = args.parsed_objective_options()
+        official = ibot_step(setup.peers, config, options, args.projector_dim, views, setup.autocast)
+    else:
+        widths = "-".join([str(args.projector_dim)] * 3)
+        official = vicreg_step(setup.peers, config, widths, views, setup.autocast)
+    functions = {f"task_{name}": partial(step.train, views) for name, step in steps.items()}
+    times = take_turns({**functions, "official": official}, setup.device, seconds)
+    ratios = {name: paired_ratio(times[name], times["official"])["ratio"] for name in functions}
+    figures = {**milliseconds(times), **{f"{name}_ratio": ratio for name, ratio in ratios.items()}}
+    return [Result("peers", _name(args), figures, ("task_on_ratio", "<=", 0.95))]
+
+
 SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "inference": inference,
     "overhead": overhead,
@@ -367,4 +399,5 @@ SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "train": train,
     "scaling": scaling,
     "cost": cost,
+    "peers": peers,
 }
