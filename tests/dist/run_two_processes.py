@@ -40,6 +40,7 @@ def make_module(run: str) -> PretrainModule:
     if OBJECTIVES[objective].uses_teacher:  # up to all patches may be hidden
         options = f"num_prototypes=10,bottleneck_dim=6,mask_probability=1,mask_ratio=0.6,mask_ratio_variance=0.3,{more}"
     args = PretrainArguments(objective=objective, objective_options=options, recon_weight=2.0, projector_dim=16)
+    args.max_steps = 1  # so that the separation begins at once
     args.invariant_rank = 3 if run.endswith(" separated") else 0
     backbone = {
         "hidden_size": 16,

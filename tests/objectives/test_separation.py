@@ -107,6 +107,16 @@ def test_averages_follow_the_last_batches_and_travel_with_the_state():
         assert rows[0, 0].abs() < 0.05 and rows[0, 1] == pytest.approx(1, abs=0.02)
 
 
+def test_restriction_begins_at_its_step_with_directions_of_all_batches_before():
+    separation = Separation(2, 1, start=3)
+    separation.update(*views([0.0, 0.9]))
+    rows = torch.ones(1, 2)
+    separation.apply_to(rows, step=2)
+    assert torch.equal(rows, torch.ones(1, 2))
+    separation.apply_to(rows, step=3)
+    assert rows[0, 0].abs() < 0.05 and rows[0, 1] == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("rank", [-1, 5])
 def test_more_directions_than_there_are_is_refused(rank):
     expected = f"invariant_rank must lie between 1 and the width of the backbone, 4, or be 0 .off., got {rank}"

@@ -259,6 +259,27 @@ def test_checkpoint_of_a_lora_run_is_no_start_but_its_model_is(pretrain, vit, ph
     assert run(pretrain, "--init_from", tmp_path / "lora", *flags, "--output_dir", tmp_path / "b") == 0
 
 
+# ------------------------------------------------------------------------------------------------------------- frozen
+
+
+def test_frozen_backbone_stays_as_it_is_and_the_heads_learn_and_resume_exactly(pretrain, vit, photos, tmp_path):
+    flags = ["--init_from", vit, "--train_dir", photos, "--freeze_backbone", *NEW_HEADS, *RUN]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run(pretrain, *flags, "--output_dir", whole) == 0
+    source = AutoModel.from_pretrained(vit).state_dict()
+    exported = AutoModel.from_pretrained(whole / "model")
+    assert all(torch.equal(tensor, source[name]) for name, tensor in exported.backbone.state_dict().items())
+    first, last = (weights(whole / "checkpoints" / f"step-{step}") for step in (2, 4))
+    changed = {name for name in last if not torch.equal(first[name], last[name])}
+    assert "model.eqcohvit.feature_head.weight" in changed and any(".decoders." in name for name in changed)
+    assert not any(".backbone." in name for name in changed)
+
+    start = whole / "checkpoints" / "step-2"
+    assert run(pretrain, *flags, "--output_dir", resumed, "--resume_from_checkpoint", start) == 0
+    exported = weights(whole / "model")
+    assert all(torch.equal(t, exported[name]) for name, t in weights(resumed / "model").items())
+
+
 # ----------------------------------------------------------------------------------------------------- what stops a run
 
 

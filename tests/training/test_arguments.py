@@ -82,6 +82,8 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--layerscale_value -1", "layerscale_value must not be negative, got -1"),
         ("--weight_decay_end -1", "weight_decay_end must not be negative, got -1"),
         ("--peft lora", "peft=lora needs init_from"),
+        ("--freeze_backbone", "freeze_backbone needs init_from"),
+        ("--freeze_backbone --init_from x --peft lora", "expected freeze_backbone or peft=lora, got both"),
         ("--knn_guard_split test", "need knn_guard_steps"),
         ("--knn_guard_drop 2", "knn_guard_drop must lie between 0 and 1, got 2"),
         ("--objective vicregg", "objective must be one of vicreg, .*, got 'vicregg'; did you mean 'vicreg'"),

@@ -16,6 +16,9 @@ the nearest matrix with orthonormal columns: the features then have variance 1 a
 uncorrelated, so that none of them can fade. No loss term is added, and the equivariant part and the backbone keep what
 the reconstruction needs.
 
+The restriction begins late in training. All along it would leave the SSL loss a gradient in r directions only, and the
+backbone would learn less: its nearest neighbors become worse (scripts/recipes/README.md, "The split").
+
 The number of directions is fixed, not their correlation. A threshold would starve itself: fewer directions get the SSL
 loss's gradient, the others lose their correlation, and in the end a single direction is left.
 """
@@ -27,6 +30,7 @@ from torch import nn
 
 from .distributed import all_sum
 
+SHARE_BEFORE = 0.6  # of the steps of a run, before the restriction begins
 _RIDGE = 1e-4  # relative to the variance of each dimension; directions of less variance count as uncorrelated
 
 
@@ -39,6 +43,7 @@ class Separation(nn.Module):
     Args:
         dim: width D of the backbone's tokens.
         rank: number r of directions that the invariant part may read.
+        start: optimizer steps before the restriction begins; the averages are kept from the first step.
         momentum: of the averages.
         steps_between: optimizer steps between two choices of the directions; the latest ones hold after every step.
 
@@ -46,13 +51,14 @@ class Separation(nn.Module):
         ValueError: `rank` does not lie between 1 and D.
     """
 
-    def __init__(self, dim: int, rank: int, momentum: float = 0.99, steps_between: int = 10):
+    def __init__(self, dim: int, rank: int, start: int = 0, momentum: float = 0.99, steps_between: int = 10):
         super().__init__()
         if not 1 <= rank <= dim:
             raise ValueError(
                 f"invariant_rank must lie between 1 and the width of the backbone, {dim}, or be 0 (off), got {rank}"
             )
         self.rank = rank
+        self.start = start
         self.momentum = momentum
         self.steps_between = steps_between
         self.register_buffer("total", torch.zeros(dim, dim, dtype=torch.float64))
@@ -82,9 +88,11 @@ class Separation(nn.Module):
 
     @torch.no_grad()
     def apply_to(self, weight: torch.Tensor, step: int) -> None:
-        """Restrict the invariant rows of the feature head, (d_inv, D), in place; `step` counts optimizer steps from
-        0."""
-        if step % self.steps_between == 0:
+        """Restrict the invariant rows of the feature head, (d_inv, D), in place, unless it is too early; `step` counts
+        optimizer steps from 0."""
+        if step < self.start:
+            return
+        if step == self.start or step % self.steps_between == 0:
             weight.copy_(self._renew(weight.double()))
         else:
             weight.copy_(weight.double() @ self.projection)

@@ -70,6 +70,7 @@ class PretrainArguments:
     init_heads: bool = setting(True, "also take the feature head, decoders, objective heads and teacher from init_from")
     peft: str | None = setting(None, "train adapters in a frozen backbone and merge them on export", ("lora",))
     lora_rank: int = setting(16, "rank of the adapters")
+    freeze_backbone: bool = setting(False, "keep the backbone as init_from gives it; train heads and decoders alone")
     knn_guard_steps: int = setting(0, "steps between kNN accuracy checks on held-out labeled images; 0 turns them off")
     knn_guard_drop: float = setting(0.05, "stop if that accuracy (0-1) drops by more than this")
     knn_guard_samples: int = setting(
@@ -153,7 +154,6 @@ class PretrainArguments:
     invariant_rank: int = setting(
         0, "the invariant part reads only this many token directions, those most alike in both views; 0 for all"
     )
-    separation_start: float = setting(0.0, "share of the steps after which `invariant_rank` holds; 0 for all along")
     projector_dim: int = setting(512, "hidden width of the objective's projection head")
 
     # Optimization

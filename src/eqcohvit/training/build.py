@@ -15,6 +15,7 @@ from ..files import WEIGHTS_FILE
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, start_positions
 from ..loading import resize_positions
 from ..objectives import OBJECTIVES, ObjectiveSizes
+from ..objectives.separation import SHARE_BEFORE
 from ..preprocessing import Preprocessing, read_preprocessing
 from ..transforms import ViewRenderer, make_path
 from .arguments import PretrainArguments
@@ -67,6 +68,8 @@ def build_model(
         fill_model(model, start, args.init_heads)
     if args.peft == "lora":
         add_lora(model.eqcohvit.backbone, args.lora_rank)
+    if args.freeze_backbone:
+        model.eqcohvit.backbone.requires_grad_(False)
     return model
 
 
@@ -125,7 +128,7 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
         parameter_limits=make_path(args.path, args.path_magnitude).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
-    start = round(args.separation_start * args.max_steps)
+    start = int(SHARE_BEFORE * args.max_steps)
     module = PretrainModule(model, objective, args.recon_weight, args.recon_from, args.invariant_rank, start)
     # After the teacher is made: it shares weights that are frozen by then, and it must stay whole.
     if args.layerscale_value == 0:

@@ -56,6 +56,10 @@ def check(args: PretrainArguments) -> None:
         )
     if args.peft and not args.init_from and not args.resume_from_checkpoint:
         raise ValueError(f"peft={args.peft} needs init_from: adapters on random weights learn little")
+    if args.freeze_backbone and args.peft:
+        raise ValueError(f"expected freeze_backbone or peft={args.peft}, got both: adapters train in the backbone")
+    if args.freeze_backbone and not args.init_from and not args.resume_from_checkpoint:
+        raise ValueError("freeze_backbone needs init_from: random weights would stay random")
     if args.resident and not (args.train_dir or args.dataset_name or args.data_files):
         raise ValueError("resident needs train_dir, dataset_name or data_files: embedded sprites never repeat")
     if args.push_to_hub and not args.hub_model_id:

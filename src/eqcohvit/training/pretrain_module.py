@@ -34,6 +34,7 @@ class PretrainModule(nn.Module):
             `"unmasked"` views, or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
         invariant_rank: number of directions of the tokens that the invariant part reads, those most alike in both views
             (`objectives.separation`); 0 leaves the part as the SSL loss makes it, as in the paper.
+        separation_start: optimizer steps before this restriction begins.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class PretrainModule(nn.Module):
             raise ValueError(
                 f"invariant_rank must be at most d_inv, {model.config.invariant_dim}, got {invariant_rank}"
             )
-        self.separation = Separation(model.config.hidden_size, invariant_rank) if invariant_rank else None
-        self.separation_start = separation_start
+        self.separation = None
+        if invariant_rank:
+            self.separation = Separation(model.config.hidden_size, invariant_rank, separation_start)
         if recon_weight == 0:
             model.decoders.requires_grad_(False)
 
@@ -186,7 +188,7 @@ class PretrainModule(nn.Module):
     def after_step(self, step: int, teacher_momentum: float) -> None:
         """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been
         made."""
-        if self.separation is not None and step >= self.separation_start:
+        if self.separation is not None:
             weight = self.model.eqcohvit.feature_head.weight.detach()
             every_row = whole(weight)
             self.separation.apply_to(every_row[: self.model.config.invariant_dim], step)
