@@ -177,12 +177,15 @@ MODES = {
     "LA": (np.uint8, 2),
     "RGB": (np.uint8, 3),
     "RGBA": (np.uint8, 4),
+    "CMYK": (np.uint8, 4),
+    "P": (np.uint8, 1),
     "I;16": (np.uint16, 1),
     "I": (np.int32, 1),
     "F": (np.float32, 1),
 }
+PALETTE = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
 CONTAINERS = {
-    "PNG": {*MODES} - {"I", "F"},
+    "PNG": {*MODES} - {"I", "F", "CMYK"},
     "TIFF": {*MODES} - {"1"},
     "WEBP": {"RGB", "RGBA"},
     "JPEG": {"L", "RGB"},
@@ -211,10 +214,14 @@ def stored_images(draw):
         )
     squeezed = pixels[..., 0] if channels == 1 else pixels
     image = Image.fromarray(np.ascontiguousarray(squeezed))
+    if mode == "CMYK":
+        image = Image.frombytes(mode, image.size, image.tobytes())
+    elif mode == "P":
+        image.putpalette(PALETTE.tobytes())
     assert image.mode == mode
     expected = turned(reference(pixels, mode), orientation if orientation in range(1, 9) else 1)
     if container == "memory":
-        return draw(st.sampled_from([image, squeezed] if mode != "LA" else [image])), expected, 1
+        return draw(st.sampled_from([image] if mode in ("LA", "CMYK", "P") else [image, squeezed])), expected, 1
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
@@ -235,6 +242,10 @@ def reference(pixels: np.ndarray, mode: str) -> np.ndarray:
         numbers = numbers * 255
     elif mode == "I;16":
         numbers = numbers * 255 / 65535
+    elif mode == "P":
+        numbers = PALETTE[pixels[..., 0]]
+    elif mode == "CMYK":
+        numbers = (255 - numbers[..., :3]) * (255 - numbers[..., 3:]) / 255
     elif mode in ("I", "F"):
         low, high = numbers.min(), numbers.max()
         if low >= 0 and high <= 65535:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import SCRIPTS, load_script
-from transformers import AutoModel, Dinov2Config, Dinov2Model
+from transformers import AutoModel, AutoModelForPreTraining, Dinov2Config, Dinov2Model, pipeline
 
 from eqcohvit import EqCohViTForPreTraining
 from eqcohvit.downstream.backbones import EncoderFolder
@@ -16,6 +16,7 @@ from eqcohvit.evaluation.features import load_encoder
 from eqcohvit.loading import find_model, load_whole
 from eqcohvit.publish.folder import model_folder_of
 from eqcohvit.publish.upload import push_hub_folder
+from eqcohvit.training import pretrain as pretrain_loop
 
 SMALL = (
     "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
@@ -88,6 +89,38 @@ def test_every_door_gives_the_weights_of_a_checkpoint(run, tmp_path):
     again = AutoModel.from_pretrained(run / "checkpoints" / "step-2").state_dict()
     model = AutoModel.from_pretrained(run / "model").state_dict()
     assert all(torch.equal(again[key], model[key]) for key in model)
+
+
+def test_the_pipeline_and_auto_classes_take_a_run_a_checkpoint_and_a_model(photos, tmp_path):
+    """A run is its newest checkpoint until it has ended, and then its model, also after it has moved."""
+    run, picture = tmp_path / "run", str(next(photos.rglob("*.jpg")))
+    pretrain = load_script("pretrain")
+    flags = [*SMALL, "--train_dir", str(photos), "--output_dir", str(run)]
+
+    def assert_is(folder, wanted):
+        features, expected = (
+            pipeline("equivariant-feature-extraction", model=str(place))(picture, tokens="all", return_tensors=True)
+            for place in (folder, wanted)
+        )
+        assert all(torch.equal(features[part], expected[part]) for part in ("invariant", "equivariant"))
+        for auto_class in (AutoModel, AutoModelForPreTraining):
+            found, expected = (auto_class.from_pretrained(place).state_dict() for place in (folder, wanted))
+            assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+    assert pretrain.cli(flags) == 0
+    assert (run / "model.safetensors").samefile(run / "model" / "model.safetensors")
+    assert_is(run, run / "model")
+    assert_is(run / "checkpoints" / "step-2", run / "model")
+    more = ["--max_steps", "9", "--resume_from_checkpoint", "latest"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain_loop, "export", lambda *_, **__: None)  # as if it had not ended
+        assert pretrain.cli([*flags, *more]) == 0
+    moved = run.rename(tmp_path / "moved")
+    weights = load_file(moved / "model.safetensors")
+    assert torch.equal(
+        weights["model.eqcohvit.feature_head.weight"], AutoModel.from_pretrained(moved).feature_head.weight
+    )
+    assert_is(moved, moved / "checkpoints" / "step-9")
 
 
 def test_the_space_takes_a_run_and_a_checkpoint(run):

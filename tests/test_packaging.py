@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 from tests.hub.hub_tools import link_distributions, run_python
+from tests.patience import PATIENCE
 
 import eqcohvit
 
@@ -30,7 +34,7 @@ print(eqcohvit.__version__, tuple(features["invariant"].shape), tuple(features["
 def build(source, target):
     """Wheel and source archive of the project at `source`."""
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(target)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (wheel,), (archive,) = target.glob("*.whl"), target.glob("*.tar.gz")
     return wheel, archive
@@ -87,3 +91,28 @@ def test_version_is_the_same_in_the_citation_file():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == eqcohvit.__version__
     assert citation["preferred-citation"]["doi"] in (ROOT / "README.md").read_text()
+
+
+def floors(requirements):
+    """name -> the oldest version allowed, of those with one."""
+    found = {}
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            for specifier in requirement.specifier:
+                if specifier.operator == ">=":
+                    found[requirement.name.replace("_", "-")] = Version(specifier.version)
+    return found
+
+
+def test_floors_are_high_enough_for_one_another():
+    """Of the libraries that are installed as old as allowed; scripts/test_floors.sh installs them all."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = floors(project["dependencies"] + project["optional-dependencies"]["train"])
+    checked = 0
+    for name, oldest in ours.items():
+        if Version(metadata.version(name)).release[: len(oldest.release)] == oldest.release:
+            for needed, version in floors(metadata.requires(name) or []).items():
+                checked += needed in ours
+                assert needed not in ours or ours[needed] >= version, f"{name} {oldest} needs {needed} {version}"
+    if not checked:
+        pytest.skip("every library is newer than its floor")

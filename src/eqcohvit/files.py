@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # In the folder of a run.
@@ -80,3 +80,16 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_model(run: Path, folder: Path) -> None:
+    """Let transformers load the folder of a run: make its model files links to those in `folder`, below it.
+
+    A file system without links is left as it is.
+    """
+    for name in (WEIGHTS_FILE, PROCESSOR_FILE, CONFIG_FILE):
+        beside = path_beside(run / name)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(folder.relative_to(run) / name)
+            os.replace(beside, run / name)

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from tests.chaos.test_kills import SETTINGS, assert_same_end
+from tests.patience import PATIENCE
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
 
@@ -39,7 +40,7 @@ def test_a_run_on_a_full_disk_ends_with_a_clear_error_and_resumes(run_server, ph
     size = sum(path.stat().st_size for path in list_checkpoints(tmp_path / "truth")[-1].iterdir())
     subprocess.run(["mount", "-o", f"remount,size={size * 3 // 2}", str(small_disk)], check=True)
     run = run_server.start([*flags, "--output_dir", str(output_dir)], tmp_path / "record")[0]
-    assert run.wait(120) == 1, run.output()[-2000:]
+    assert run.wait(PATIENCE) == 1, run.output()[-2000:]
     assert "error: cannot save the checkpoint of step 4: " in run.output() and "step-2 is untouched" in run.output()
     assert "Traceback" not in run.output()
     assert [path.name for path in list_checkpoints(output_dir)] == ["step-2"]

@@ -26,7 +26,6 @@ SETTINGS = (
     "--max_steps 12"
 ).split()
 pytestmark = pytest.mark.chaos
-BOUND = 30  # seconds from a signal to the end; about 0.3 on a quiet machine
 
 
 def until(condition, run: Run, timeout: float = PATIENCE) -> None:
@@ -76,7 +75,7 @@ def test_each_signal_saves_the_finished_steps_and_the_run_resumed_after_all_thre
         run = run_server.start([*argv, "--resume_from_checkpoint", "latest"], tmp_path / "record")[0]
         until(lambda run=run: run.num_batches() >= 2, run)
         run.signal(getattr(signal, name))
-        assert run.wait(BOUND) == EXIT_STOPPED == 75, run.output()[-2000:]
+        assert run.wait(PATIENCE) == EXIT_STOPPED == 75, run.output()[-2000:]
         assert step < saved_step(tmp_path / "run") < 12
         step = saved_step(tmp_path / "run")
         assert (
@@ -92,7 +91,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(run_server
     runs = run_server.start(argv, tmp_path / "record", num_processes=2)
     until(lambda: runs[1].num_batches() >= 4, runs[1])
     runs[1].signal(signal.SIGUSR1)
-    assert [run.wait(BOUND) for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], runs[0].output()[-2000:]
+    assert [run.wait(PATIENCE) for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], runs[0].output()[-2000:]
     step = saved_step(tmp_path / "run")
     assert 3 <= step < 12 and f"stopped by a signal to another process after step {step};" in runs[0].output()
     run_server.run([*argv, "--resume_from_checkpoint", "latest"], tmp_path / "record", num_processes=2)
@@ -104,7 +103,7 @@ def test_a_signal_ends_the_wait_for_data(run_server, photos, tmp_path):
     run = run_server.start(argv, tmp_path / "record", stall="5")[0]
     until(lambda: "stalled" in run.output(), run)
     run.signal(signal.SIGTERM)
-    assert run.wait(BOUND) == EXIT_STOPPED, run.output()[-2000:]
+    assert run.wait(PATIENCE) == EXIT_STOPPED, run.output()[-2000:]
     assert saved_step(tmp_path / "run") == 5
 
 
@@ -113,7 +112,7 @@ def test_a_signal_before_the_first_step_stops_without_a_checkpoint(run_server, p
     run = run_server.start(argv, tmp_path / "record", stall="0")[0]
     until(lambda: "stalled" in run.output(), run)
     run.signal(signal.SIGTERM)
-    assert run.wait(BOUND) == EXIT_STOPPED
+    assert run.wait(PATIENCE) == EXIT_STOPPED
     assert list_checkpoints(tmp_path / "run") == [] and "stopped by SIGTERM after step 0" in run.output()
 
 
@@ -132,7 +131,7 @@ def test_a_signal_while_saving_lets_the_checkpoint_be_finished(run_server, photo
     run = run_server.start(argv, tmp_path / "record")[0]
     until(lambda: any((tmp_path / "run" / "checkpoints").glob(".step-*.tmp")), run)
     run.signal(signal.SIGTERM)
-    assert run.wait(BOUND) == EXIT_STOPPED, run.output()[-2000:]
+    assert run.wait(PATIENCE) == EXIT_STOPPED, run.output()[-2000:]
     last = list_checkpoints(tmp_path / "run")[-1]
     verify_checkpoint(last)
     assert f"after step {last.name.removeprefix('step-')};" in run.output()
@@ -144,7 +143,7 @@ def test_a_signal_during_the_last_export_lets_the_run_end(run_server, photos, tm
     run = run_server.start(argv, tmp_path / "record")[0]
     until(lambda: (tmp_path / "run" / ".model.new").exists(), run)
     run.signal(signal.SIGTERM)
-    assert run.wait(BOUND) == 0, run.output()[-2000:]
+    assert run.wait(PATIENCE) == 0, run.output()[-2000:]
     assert weights(tmp_path / "run") and not (tmp_path / "run" / ".model.new").exists()
 
 
@@ -156,7 +155,7 @@ def test_the_second_signal_ends_the_run_at_once(run_server, photos, tmp_path):
     run.signal(signal.SIGTERM)  # within REPEAT_SECONDS: a launcher that passes on what the scheduler has sent to all
     assert run.wait(REPEAT_SECONDS + 0.3) is None
     run.signal(signal.SIGTERM)
-    assert run.wait(BOUND) == 128 + signal.SIGTERM
+    assert run.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
@@ -175,7 +174,7 @@ def test_a_closed_terminal_and_a_spent_time_limit_save_like_any_signal(run_serve
     run = run_server.start(argv, tmp_path / "record")[0]
     until(lambda: run.num_batches() >= 2, run)
     run.signal(getattr(signal, name))
-    assert run.wait(BOUND) == EXIT_STOPPED, run.output()[-2000:]
+    assert run.wait(PATIENCE) == EXIT_STOPPED, run.output()[-2000:]
     assert 0 < saved_step(tmp_path / "run") < 500 and f"stopped by {name} after step" in run.output()
 
 
@@ -188,7 +187,7 @@ def test_the_system_may_repeat_that_the_time_is_spent(run_server, photos, tmp_pa
     run.signal(signal.SIGXCPU)
     assert run.wait(0.5) is None
     run.signal(signal.SIGTERM)
-    assert run.wait(BOUND) == 128 + signal.SIGTERM
+    assert run.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("end", ["| head -n 1", "> /dev/full", "> /dev/full 2>&1", ">&- 2>&-"])
@@ -222,7 +221,7 @@ def run_in_shell(argv, end, before="", replace=False):
     command = shlex.join([sys.executable, str(SCRIPTS / "pretrain.py"), *argv])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     script = f"set -o pipefail; {before}{'exec ' if replace else ''}{command} {end}"
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE, env=environment)
 
 
 def test_the_second_start_of_the_same_run_is_refused_and_the_first_goes_on(run_server, truth, photos, tmp_path):
@@ -238,8 +237,8 @@ def test_the_second_start_of_the_same_run_is_refused_and_the_first_goes_on(run_s
     first = run_server.start(argv, tmp_path / "record", stall="5")[0]
     until(lambda: "stalled" in first.output(), first)
     second = run_server.start(argv, tmp_path / "record2")[0]
-    assert second.wait(BOUND) == 2 and f"is being written by process {first.pid} on " in second.output()
+    assert second.wait(PATIENCE) == 2 and f"is being written by process {first.pid} on " in second.output()
     first.signal(signal.SIGKILL)
-    assert first.wait(BOUND) == -signal.SIGKILL
+    assert first.wait(PATIENCE) == -signal.SIGKILL
     run_server.run(argv, tmp_path / "record")
     assert_equal_weights(tmp_path / "run", truth(1))

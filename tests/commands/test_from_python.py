@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tests.patience import PATIENCE
 from tests.tiny import TINY, load_script
 
 import eqcohvit
@@ -48,5 +49,5 @@ def test_no_module_hides_the_function_and_importing_the_package_imports_no_train
         "import sys, eqcohvit, eqcohvit.commands.pretrain, eqcohvit.training; assert callable(eqcohvit.pretrain); "
         "assert not {'datasets', 'eqcohvit.data'} & set(sys.modules), 'heavy'"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.patience import PATIENCE
 from tests.tiny import SCRIPTS
 
 WAYS = [["-m", "eqcohvit.commands.pretrain"], [str(SCRIPTS / "pretrain.py")]]
@@ -15,7 +16,7 @@ SECONDS_OF_PYTHON = 60  # 1.5 s where an empty program takes 25 ms
 def cpu_seconds(*arguments):
     """Processor time of a Python process, which a busy machine does not change much."""
     before = os.times()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=PATIENCE)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -23,7 +24,9 @@ def cpu_seconds(*arguments):
 @pytest.mark.parametrize("way", WAYS, ids=["module", "script"])
 @pytest.mark.parametrize("flag", ["--help", "--list_recipes"])
 def test_nothing_heavy_is_imported(way, flag):
-    done = subprocess.run([sys.executable, "-X", "importtime", *way, flag], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *way, flag], capture_output=True, text=True, timeout=PATIENCE
+    )
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert done.returncode == 0
     assert "eqcohvit.cli" in imported and not imported & HEAVY
@@ -35,7 +38,7 @@ def test_help_takes_few_times_as_long_as_an_empty_program():
 
 
 def test_common_settings_come_first_and_choices_are_shown():
-    done = subprocess.run([sys.executable, *WAYS[0], "--help"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *WAYS[0], "--help"], capture_output=True, text=True, timeout=PATIENCE)
     text = done.stdout
     assert text.index("--train_dir") < text.index("--output_dir") < text.index("--dataset_split")
     assert "(vicreg, simclr, ibot, dinov2" in " ".join(text.split())
@@ -44,6 +47,6 @@ def test_common_settings_come_first_and_choices_are_shown():
 
 @pytest.mark.parametrize("way", WAYS, ids=["module", "script"])
 def test_a_misspelled_flag_is_one_line_with_a_suggestion(way):
-    done = subprocess.run([sys.executable, *way, "--max_step", "3"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *way, "--max_step", "3"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr == "error: unrecognized arguments: --max_step 3; did you mean '--max_steps'?\n"

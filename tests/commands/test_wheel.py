@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE
 from tests.test_packaging import ROOT, build
 from tests.tiny import TINY
 
@@ -26,7 +27,7 @@ def site(tmp_path_factory):
 def run(site, cwd, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(site), "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_recipes_are_those_of_the_wheel(site, tmp_path):

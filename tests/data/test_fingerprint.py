@@ -3,8 +3,8 @@ import shutil
 
 from datasets import Dataset
 
-from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, hold_out
-from eqcohvit.data.fingerprint import file_mark
+from eqcohvit.data import DatasetSource, FolderSource, SpritesSource, describe_data, hold_out
+from eqcohvit.data.fingerprint import MARKED_FILES, SAMPLE_BYTES, content_mark, file_mark
 
 
 def test_fingerprint_of_a_folder_follows_its_files(photos, tmp_path):
@@ -75,3 +75,56 @@ def test_file_mark_of_a_large_file_sees_samples_and_its_time(tmp_path):
     assert before not in {mark(0), mark(160), mark(9999)}
     assert mark(50) == before  # between two samples, and the time restored: what can be missed
     assert mark(50, time=6) != before
+
+
+def test_content_mark_sees_sizes_beginnings_and_ends_and_no_time(tmp_path):
+    path, size = tmp_path / "x", 3 * SAMPLE_BYTES
+
+    def mark(place=None, size=size, time=5):
+        content = bytearray(size)
+        if place is not None:
+            content[place] = 1
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+        return content_mark([str(path)])
+
+    before = mark()
+    assert mark(time=6) == before
+    assert len({before, mark(0), mark(size - 1), mark(size=size + 1)}) == 4
+    assert mark(size // 2) == before  # what can be missed
+    missing = [str(tmp_path / "missing"), "hf://datasets/a/b@0/c.parquet", str(tmp_path)]
+    assert content_mark([]) == content_mark(missing) != before
+
+
+def test_content_mark_reads_a_limited_number_of_files(tmp_path, monkeypatch):
+    files = [str(tmp_path / str(index)) for index in range(2 * MARKED_FILES + 1)]
+    opened = []
+
+    def open_file(path, mode):
+        opened.append(files.index(path))
+        raise OSError
+
+    monkeypatch.setattr("builtins.open", open_file)
+    content_mark(files)
+    assert opened == list(range(0, len(files), 3))
+
+
+def test_data_are_described_by_first_rows_that_are_remote_or_only_named(photos, tmp_path, monkeypatch):
+    """A table of paths stays the same while its images change; of remote files nothing else is known."""
+    files = [shutil.copy(file, tmp_path) for file in sorted(photos.rglob("*.jpg"))[:3]]
+    table = tmp_path / "paths.csv"
+    table.write_text("\n".join(["image", *files]))
+    source = DatasetSource("csv", data_files=str(table), image_column="image")
+    before = describe_data(source)
+    assert before == describe_data(DatasetSource("csv", data_files=str(table), image_column="image"))
+    shutil.copy(files[0], files[1])
+    after = describe_data(source)
+    assert after["identity"] == before["identity"] and after["content"] != before["content"]
+
+    contents = []
+    for value in (1, 2):
+        write(tmp_path / "x.parquet", [0, value])
+        source = DatasetSource("parquet", data_files=str(tmp_path / "x.parquet"), image_column="image")
+        monkeypatch.setattr(DatasetSource, "content", "")  # as of remote files
+        contents.append(describe_data(source)["content"])
+    assert contents[0] != contents[1]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 from tests.downstream.dense_tools import make_rows
+from tests.patience import PATIENCE
 
 FLAGS = (
     # A head without batch norms.
@@ -54,6 +55,6 @@ def test_a_row_that_cannot_be_read_ends_both_processes(run_server, flags, tmp_pa
     argv = [*flags, "--data_files", str(tmp_path / "broken.parquet"), "--per_device_train_batch_size", "2"]
     argv += ["--output_dir", str(tmp_path / "run")]
     runs = run_server.start(argv, tmp_path / "record", num_processes=2, script="finetune")
-    codes = {run.wait(120): run.output() for run in runs}
+    codes = {run.wait(PATIENCE): run.output() for run in runs}
     assert "train row 2: the image of column image cannot be decoded" in codes[2]
     assert len(codes) == 2 and all(codes), codes

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.patience import PATIENCE
 from tests.run_server import SHARDED
 
 from eqcohvit import EqCohViTForPreTraining
@@ -71,13 +72,13 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
         "latest",
     ]
     lives = run_server.start(argv, tmp_path / "killed-record", num_processes=2, stall="3", environment=SHARDED)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not all("stalled" in life.output() for life in lives):
         assert time.monotonic() < deadline, lives[0].output()[-2000:]
         time.sleep(0.02)
     for life in lives:
         life.signal(signal.SIGKILL)
-        life.wait(30)
+        life.wait(PATIENCE)
     resumed = run_server.run(argv, tmp_path / "killed-record", num_processes=2, environment=SHARDED)
     assert "step-2" in resumed[0].output() and "resuming from" in resumed[0].output()
 
@@ -114,7 +115,7 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
 
     again = [*argv[:-2], "--resume_from_checkpoint", str(checkpoint), "--max_steps", "6"]
     for run in run_server.start(again, tmp_path / "mixed-record", num_processes=2):
-        assert run.wait(60) == 2
+        assert run.wait(PATIENCE) == 2
     message = "expected a checkpoint of a run without shards, found one of a sharded run"
     assert message in (tmp_path / "mixed-record" / "rank-0.log").read_text()
 
@@ -148,5 +149,5 @@ def test_sharded_training_is_training_without_shards(run_server, tmp_path, run):
 def test_what_cannot_be_sharded_is_refused(run_server, encoder_folder, tmp_path, flags, environment, message):
     argv = [*FLAGS.split()[10:], *flags.format(encoder=encoder_folder).split(), "--output_dir", str(tmp_path / "run")]
     for run in run_server.start(argv, tmp_path / "record", num_processes=2, environment=SHARDED | environment):
-        assert run.wait(60) == 2 and message in run.output()
+        assert run.wait(PATIENCE) == 2 and message in run.output()
     assert not (tmp_path / "run").exists()

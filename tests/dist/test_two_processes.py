@@ -92,7 +92,7 @@ def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, phot
     ).split()
     argv = [*flags, "--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
     for run in run_server.start(argv, tmp_path / "record", num_processes=2):
-        assert run.wait(240) == 1 and "not finite" in run.output()
+        assert run.wait(PATIENCE) == 1 and "not finite" in run.output()
     folder = tmp_path / "run" / "nonfinite"
     assert sorted(path.name for path in folder.glob("*.json")) == [f"step-2-rank-{rank}.json" for rank in (0, 1)]
 

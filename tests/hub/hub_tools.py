@@ -7,6 +7,7 @@ from importlib import metadata
 
 import torch
 from packaging.requirements import Requirement
+from tests.patience import PATIENCE
 
 from eqcohvit import EqCohViTConfig
 
@@ -60,7 +61,7 @@ def link_distributions(folder, *wanted):
     return folder
 
 
-def run_python(script, cwd, site, env=None, timeout=300):
+def run_python(script, cwd, site, env=None, timeout=PATIENCE):
     """Standard output of a script in a fresh process that can import the standard library and the folder `site`,
     nothing else."""
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(site)!r})\n{script}"]

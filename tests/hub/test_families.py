@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 TABLE = "FAMILIES: dict[str, Family] = {\n"
 ENTRY = '    "pixio": Family(lambda config: config.n_cls_tokens, has_mask_token=False),\n'
@@ -25,7 +27,7 @@ def test_family_that_is_added_to_the_table_trains(tmp_path):
     table.write_text(text.replace(TABLE, TABLE + ENTRY))
     command = [sys.executable, ROOT / "scripts" / "pretrain.py", *FLAGS.split(), "--output_dir", tmp_path / "run"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["backbone_config"]["model_type"] == "pixio" and config["num_prefix_tokens"] == 8

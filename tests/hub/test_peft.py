@@ -1,10 +1,15 @@
 """LoRA on our models, through PEFT and through transformers' own adapter methods."""
 
+import peft
 import pytest
 import torch
+import transformers
+from packaging.version import parse
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.conftest import SCRIPTS
 from tests.hub.hub_tools import seeded, tiny_config
 from transformers import AutoModel, AutoModelForImageClassification
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from eqcohvit import EqCohViTForImageClassification, EqCohViTForPreTraining, EqCohViTModel
 
@@ -49,6 +54,24 @@ def test_lora_classifier_trains_saves_loads_and_merges(x, tmp_path, folder):
     torch.testing.assert_close(loaded(x).logits, trained, rtol=1e-4, atol=1e-5)
 
 
+native = pytest.mark.skipif(
+    parse(peft.__version__) < parse(MIN_PEFT_VERSION),
+    reason=f"transformers {transformers.__version__} needs peft {MIN_PEFT_VERSION}, {peft.__version__} is installed",
+)
+
+
+def test_a_peft_too_old_for_add_adapter_is_refused_with_the_version_and_works_by_itself(x, folder, monkeypatch):
+    """As transformers 5.24 does with peft 0.21.2."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0.0")
+    model, config = AutoModel.from_pretrained(folder), LoraConfig(r=2, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"^[^\n]*99\.0\.0[^\n]*$"):
+        model.add_adapter(config)
+    assert get_peft_model(model, config)(pixel_values=x).invariant_features.isfinite().all()
+    guide = (SCRIPTS / "guides" / "continue.md").read_text()
+    assert "transformers 5.24 needs peft 0.22 for `model.add_adapter`" in guide
+
+
+@native
 def test_native_adapter_is_added_saved_loaded_and_switched_off(x, tmp_path, folder):
     model = AutoModel.from_pretrained(folder).eval()
     plain = model(x).invariant_features.detach()

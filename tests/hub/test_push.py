@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.hub.hub_tools import run_python
 from tests.hub.loopback_hub import TOKEN, LoopbackHub
+from tests.patience import PATIENCE
 from transformers import AutoModel
 
 PUSH = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
@@ -41,7 +42,7 @@ def hub():
 
 def push(hub, home, folder, *flags, token=TOKEN):
     command = [sys.executable, str(PUSH), "--folder", str(folder), "--repo_id", "user/name", *flags]
-    return subprocess.run(command, env=hub.environment(home, token), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=hub.environment(home, token), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_push_then_load_by_name_in_a_process_without_the_package(hub, tmp_path, folder, photo, bare_site):
@@ -114,7 +115,7 @@ def test_pretraining_pushes_its_model_card_and_training_state_and_another_run_go
     def pretrain(name, *flags):
         command = [sys.executable, str(PUSH.with_name("pretrain.py")), "--output_dir", str(tmp_path / name), *flags]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env=hub.environment(tmp_path / "home")
+            command, capture_output=True, text=True, timeout=PATIENCE, env=hub.environment(tmp_path / "home")
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout

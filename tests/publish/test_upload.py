@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from tests.conftest import save_tiny_encoder
+from tests.patience import PATIENCE
 
 from eqcohvit.publish.upload import push_hub_folder
 
@@ -20,7 +21,7 @@ except (ConnectionError, ValueError) as error:
 
 def push(folder, **environment):
     command = [sys.executable, "-c", PUSH, str(folder)]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.patience import PATIENCE
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -296,7 +297,7 @@ def test_command_line_error_is_one_line_and_writes_nothing(tmp_path):
         "--output",
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr

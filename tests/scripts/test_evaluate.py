@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from tests.conftest import SCRIPTS, load_script, save_tiny_encoder
+from tests.patience import PATIENCE
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 
@@ -66,7 +67,7 @@ def test_help_imports_no_torch(command):
     code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
     code += "finally:\n    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'imported'\n"
     script = SCRIPTS / f"{command}.py"
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "--model" in done.stdout
 
@@ -83,7 +84,7 @@ def test_r2_needs_neither_pycocotools_nor_accelerate(folder, tmp_path):
     code += "from eqcohvit.commands.evaluate import cli\nsys.exit(cli(sys.argv[1:]))\n"
     small = "--head linear --max_samples 20 --max_test_samples 10".split()
     arguments = ["--model", str(folder), *small, "--cache_dir", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "R2 rotation," in done.stdout, done.stderr[-2000:]
 
 
@@ -169,7 +170,7 @@ def test_numbers_are_written_before_they_are_printed(folder, tmp_path, end):
     command = shlex.join([sys.executable, str(SCRIPTS / "evaluate.py"), "--model", str(folder), *small, *output])
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{command} {end}"], capture_output=True, timeout=300, env=environment
+        ["bash", "-o", "pipefail", "-c", f"{command} {end}"], capture_output=True, timeout=PATIENCE, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "results.json").read_text())["rows"]

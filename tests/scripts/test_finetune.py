@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tests.conftest import load_script
 from tests.downstream.dense_tools import make_rows
+from tests.patience import PATIENCE
 
 SMALL = "--max_steps 6 --per_device_train_batch_size 2 --logging_steps 2 --save_steps 3 --warmup_steps 2".split()
 
@@ -166,7 +167,7 @@ def test_a_signal_ends_the_testing_at_once_and_a_resumed_run_tests_again(
     while not (output / "model" / "task.json").exists():
         assert run.wait(0.01) is None, run.output()
     run.signal(signal.SIGTERM)
-    assert run.wait(60) == 75 and not (output / "results.json").exists()
+    assert run.wait(PATIENCE) == 75 and not (output / "results.json").exists()
     more = ["--resume_from_checkpoint", "latest", "--max_test_samples", "4"]
     assert "steps 6 to 6" in run_server.run([*argv, *more], tmp_path / "record", script="finetune")[0].output()
     assert (output / "results.json").exists()

@@ -257,6 +257,7 @@ def test_checkpoint_of_a_lora_run_is_no_start_but_its_model_is(pretrain, vit, ph
     )
     assert "is a checkpoint of a LoRA run: start from its model folder" in capsys.readouterr().err
     assert run(pretrain, "--init_from", tmp_path / "lora", *flags, "--output_dir", tmp_path / "b") == 0
+    assert (tmp_path / "lora" / "model.safetensors").samefile(tmp_path / "lora" / "model" / "model.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------------- frozen

@@ -1,9 +1,15 @@
 """Runs resumed over other images, over the same ones elsewhere, and with their own folder among the images."""
 
+import os
 import shutil
+import zipfile
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tests.image_kinds import file_of
 from tests.tiny import load_script
 
 from eqcohvit.training.checkpoint import list_checkpoints, read_state
@@ -45,6 +51,47 @@ def test_other_images_are_refused_before_anything_is_written(pretrain, images, t
     assert before == {path: path.read_bytes() for path in before}
     (images / "new.png").unlink()
     assert run(pretrain, images, tmp_path / "run", 3, "--resume_from_checkpoint", "latest") == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "zip"])
+def test_other_content_under_the_same_names_is_refused_and_a_copy_elsewhere_is_not(kind, pretrain, tmp_path, capsys):
+    """One image of three differs, in pixels alone: the files keep their names, sizes and times."""
+
+    def write(place, changed):
+        place.mkdir()
+        pixels = [np.full((20, 20, 3), value, np.uint8) for value in (10, 250 if changed else 20, 30)]
+        contents = [file_of(Image.fromarray(values), "BMP") for values in pixels]
+        if kind == "folder":
+            files = [place / f"{index}.bmp" for index in range(3)]
+            for file, content in zip(files, contents, strict=True):
+                file.write_bytes(content)
+            flags = ["--train_dir", str(place)]
+        elif kind == "parquet":
+            files = [place / "x.parquet"]
+            pq.write_table(pyarrow.table({"image": contents}), files[0], compression="none")
+            flags = ["--data_files", str(files[0]), "--image_column", "image"]
+        else:
+            files = [place / "x.zip"]
+            with zipfile.ZipFile(files[0], "w") as archive:
+                for index, content in enumerate(contents):
+                    archive.writestr(zipfile.ZipInfo(f"a/{index}.bmp"), content)
+            flags = ["--dataset_name", "imagefolder", "--data_files", str(files[0])]
+        for file in files:
+            os.utime(file, (1, 1))
+        return flags, {file.name: file.stat().st_size for file in files}
+
+    def go_on(flags, steps):
+        return run(pretrain, None, tmp_path / "run", steps, *flags, "--resume_from_checkpoint", "latest")
+
+    flags, sizes = write(tmp_path / "images", changed=False)
+    assert run(pretrain, None, tmp_path / "run", 1, *flags) == 0
+    flags, moved_sizes = write(tmp_path / "copy", changed=False)
+    assert moved_sizes == sizes and go_on(flags, 2) == 0
+    flags, other_sizes = write(tmp_path / "other", changed=True)
+    assert other_sizes == sizes and go_on(flags, 3) == 2
+    message = capsys.readouterr().err
+    assert "cannot resume over other images (other content in files of the same names): restore them" in message
+    assert message.count("\n") == 1
 
 
 def test_images_that_have_moved_are_found_by_a_flag(pretrain, images, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tests.conftest import save_tiny_encoder
 from tests.hub.loopback_hub import LoopbackHub
+from tests.patience import PATIENCE
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.commands.push_to_hub import cli
@@ -34,7 +35,7 @@ extract = pipeline("equivariant-feature-extraction", model="default", trust_remo
 
 def run(*arguments, env=None):
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, str(SCRIPT), *map(str, arguments)], env=env, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

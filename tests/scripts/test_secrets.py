@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from tests.hub.loopback_hub import TOKEN, LoopbackHub
+from tests.patience import PATIENCE
 from tests.tiny import SCRIPTS
 
 SETTINGS = (
@@ -22,7 +23,7 @@ def test_a_run_that_uploads_prints_writes_and_uploads_no_token(photos, tmp_path)
         places = ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
         command = [sys.executable, str(SCRIPTS / "pretrain.py"), *SETTINGS, *places]
         environment = hub.environment(tmp_path / "home", OMP_NUM_THREADS=1, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-2000:]
         uploaded = hub.files("user/name")
     assert (

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.patience import PATIENCE
 
 from eqcohvit.training.output import SafeStream, safe_output
 
@@ -39,14 +40,14 @@ def test_a_program_goes_on_where_its_output_cannot_be_written(tmp_path, place):
         if place == "closed descriptors"
         else script(tmp_path)
     )
-    done = subprocess.run(command, stdout=write, stderr=write, env={"PYTHONIOENCODING": "utf-8"}, timeout=60)
+    done = subprocess.run(command, stdout=write, stderr=write, env={"PYTHONIOENCODING": "utf-8"}, timeout=PATIENCE)
     os.close(write)
     assert done.returncode == 0 and (tmp_path / "done").exists()
 
 
 def test_characters_that_the_stream_has_not_are_escaped(tmp_path):
     done = subprocess.run(
-        script(tmp_path), capture_output=True, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, timeout=60
+        script(tmp_path), capture_output=True, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, timeout=PATIENCE
     )
     assert done.returncode == 0 and done.stderr == b"\\xb1\n" * 3
 

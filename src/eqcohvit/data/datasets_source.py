@@ -20,7 +20,7 @@ from .dataset_files import (
     name_and_size,
 )
 from .decode import one_line
-from .fingerprint import digest, file_mark
+from .fingerprint import content_mark, digest, file_mark
 from .retry import ReadError, passes
 from .sources import ROWS_PER_VIRTUAL_SHARD, FolderSource, ImageSource, Record, Source, SpritesSource
 
@@ -145,25 +145,33 @@ class DatasetSource(ImageSource):
         split = (self._dataset.info.splits or {}).get(self._opened[2])
         return split.num_examples or 0 if split else 0
 
-    @property
-    def fingerprint(self) -> str:
+    def _builder(self) -> tuple[Any, list[str]]:
+        """The builder of `datasets`, and the files of the split."""
         import datasets
 
         path, name, split, files = self._opened
         builder = datasets.load_dataset_builder(path, name, data_files=files)
-        found = (builder.config.data_files or {}).get(split, [])
+        return builder, list((builder.config.data_files or {}).get(split, []))
+
+    @property
+    def fingerprint(self) -> str:
+        builder, found = self._builder()
+        path, name, split, _ = self._opened
         return digest([path, name, split, self._image_column, self._label_column, builder.hash, *map(file_mark, found)])
 
     @property
     def identity(self) -> str:
         if self._records is not None:
-            root = os.path.commonpath([os.path.dirname(str(image)) for image, _ in self._records] or [""])
-            return digest(["images", *(str(image).removeprefix(root) for image, _ in self._records)])
-        import datasets
+            places = [str(image).rpartition("::") for image, _ in self._records]  # (name in the archive, "::", file)
+            root = os.path.commonpath([os.path.dirname(file) for _, _, file in places] or [""])
+            return digest(["images", *(name + file.removeprefix(root) for name, _, file in places)])
+        return digest(["files", self._opened[2], self._image_column, *map(name_and_size, self._builder()[1])])
 
-        path, name, split, files = self._opened
-        found = datasets.load_dataset_builder(path, name, data_files=files).config.data_files or {}
-        return digest(["files", split, self._image_column, *map(name_and_size, found.get(split, []))])
+    @property
+    def content(self) -> str:
+        if self._records is not None:  # images, or archives of images
+            return content_mark(list(dict.fromkeys(str(image).rpartition("::")[2] for image, _ in self._records)))
+        return content_mark(self._builder()[1])
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         if self._records is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..hub.image_reading_eqcohvit import content_of
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
-from .fingerprint import digest
+from .fingerprint import content_mark, digest
 from .retry import Patience, passes
 
 ROWS_PER_VIRTUAL_SHARD = 512
@@ -53,6 +53,11 @@ class Source(Protocol):
         """Changes where a key would name another record; from the names of the images or files, which may lie
         anywhere."""
         return self.fingerprint
+
+    @property
+    def content(self) -> str:
+        """Changes where local files of the same names hold other images; from samples (`content_mark`)."""
+        return ""
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         """The records of a shard, in the same order each time; `epoch` matters to sources without end."""
@@ -152,6 +157,10 @@ class FolderSource(ImageSource):
     @property
     def identity(self) -> str:
         return digest(["folder", *(os.path.relpath(file, self.name) for file in self._files)])
+
+    @property
+    def content(self) -> str:
+        return content_mark(self._files)
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         for row, path in enumerate(self._files[shard :: self.num_shards]):
@@ -281,6 +290,11 @@ class _PartOfSource:
         """As in the whole source."""
         return digest([self._source.identity, self._num_rows, self._share, self._held_out])
 
+    @property
+    def content(self) -> str:
+        """As in the whole source."""
+        return self._source.content
+
     def __length_hint__(self) -> int:
         """How many images there are, up to what short shards have less; 0 where the source does not say."""
         number = length_hint(self._source)
@@ -307,9 +321,3 @@ def hold_out(source: Source, num_samples: int, share: int = 2) -> tuple[Source, 
     """(the rest, `num_samples` or slightly more images) of a source; of each shard at most 1 / `share` is held out."""
     num_rows = -(-num_samples // source.num_shards)
     return _PartOfSource(source, num_rows, share, held_out=False), _PartOfSource(source, num_rows, share, held_out=True)
-
-
-def describe_data(source: Source) -> dict[str, Any]:
-    """What a checkpoint says of the images that it was trained on: `identity`, and `num_images` (0 where the source
-    does not say)."""
-    return {"identity": source.identity, "num_images": length_hint(source)}

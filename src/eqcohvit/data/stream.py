@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import torch
 
 from .bad_images import BadImages, printable
 from .decode import BadImage
+from .fingerprint import content_mark, digest
 from .order import MAX_GROUP_SHARDS, START, Order, Sample
 from .resident import ResidentCanvases
 from .retry import ReadError, passes
 from .sources import Source
 from .workers import Chunk, decoded, regroup
 
+FIRST_ROWS = 8  # read before a run begins
 MIN_SEEN = 200  # images after which the share of bad ones is judged; a smaller dataset is judged after its first pass
 
 
@@ -171,7 +174,7 @@ class CanvasStream:
             yield chunk
 
 
-def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0, num_rows: int = 8) -> None:
+def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0) -> None:
     """Read and decode the first images of a source, to find out before anything is written if all of them are bad.
 
     Raises:
@@ -179,7 +182,7 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
         ReadError: the network or the disk failed several times.
     """
     try:
-        records = [sample.record for sample in islice(_in_order(source), num_rows)]
+        records = [sample.record for sample in islice(_in_order(source), FIRST_ROWS)]
     except ReadError as error:
         if not isinstance(error.__cause__, Exception) or passes(error.__cause__):
             raise
@@ -190,6 +193,16 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
     if max_bad_fraction < 1 and all(isinstance(item, BadImage) for item in decoded):
         first = f"{printable(source.where(records[0]))}: {printable(str(decoded[0]))}"
         raise ValueError(f"not one of the first {len(records)} images of {source.name} can be read; first: {first}")
+
+
+def describe_data(source: Source) -> dict[str, Any]:
+    """What a checkpoint says of the images that it was trained on: `identity`, `content` (of files and of the first
+    rows, which may be remote), and `num_images` (0 where the source does not say)."""
+    content = [source.content]
+    for sample in islice(_in_order(source), FIRST_ROWS):
+        payload = sample.record.payload
+        content.append(content_mark([payload]) if isinstance(payload, str) else digest([payload]))
+    return {"identity": source.identity, "content": digest(content), "num_images": length_hint(source)}
 
 
 def _in_order(source: Source) -> Iterator[Sample]:

@@ -243,6 +243,11 @@ class RowsOfSource:
         """The same as the fingerprint."""
         return self.fingerprint
 
+    @property
+    def content(self) -> str:
+        """As in the whole source."""
+        return self._source.content
+
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         """The wanted records of a shard. Reading stops after the last of them."""
         number = int(self._shards[shard])

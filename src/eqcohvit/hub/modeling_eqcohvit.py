@@ -177,7 +177,7 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
         cls, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=False, output_loading_info=False, **kwargs
     ) -> Any:  # with `output_loading_info` a pair
         name = pretrained_model_name_or_path
-        of_run = name is not None and os.path.isfile(os.path.join(name, _RUN_FILE))
+        of_run = name is not None and _is_of_run(name)
         names = {**(kwargs.pop("key_mapping", None) or {}), **(_NAMES_IN_RUN if of_run else {}), **_NAMES_IN_MEMORY}
         # The library names tensors that do not fit only in a printed table.
         hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
@@ -239,6 +239,12 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
         self.config.custom_pipelines = {**(getattr(self.config, "custom_pipelines", None) or {}), **_CUSTOM_PIPELINES}
         return super().save_pretrained(save_directory, **kwargs)
+
+
+def _is_of_run(name: str | os.PathLike) -> bool:
+    """Whether the weights in a folder are those of a checkpoint; the folder of a run has a link to them."""
+    weights = os.path.realpath(os.path.join(name, "model.safetensors"))
+    return any(os.path.isfile(os.path.join(folder, _RUN_FILE)) for folder in (name, os.path.dirname(weights)))
 
 
 def _first_values(parameter: torch.Tensor) -> torch.Tensor:

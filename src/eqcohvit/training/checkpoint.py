@@ -289,7 +289,7 @@ def open_run(output_dir: Path, args: PretrainArguments, data: dict[str, Any] | N
     for.
 
     Args:
-        data: identity and number of the images (`describe_data`), which must be those of the checkpoint.
+        data: what images there are (`describe_data`), which must be those of the checkpoint.
 
     Raises:
         ValueError: as `find_checkpoint` and `prepare_output_dir`, another process writes there, or the images are
@@ -361,13 +361,15 @@ def prepare_output_dir(output_dir: Path, args: PretrainArguments) -> None:
 
 def check_same_data(saved: dict[str, Any] | None, data: dict[str, Any]) -> None:
     """Raise a `ValueError` where the images are not those of the checkpoint: its positions would mean other ones."""
-    if saved is not None and saved["identity"] != data["identity"]:
-        numbers = (
-            f"{saved['num_images']} then, {data['num_images']} now"
-            if saved["num_images"] != data["num_images"]
-            else "other files"
-        )
-        raise ValueError(
-            f"cannot resume over other images ({numbers}): restore them, or start a new run from this one, "
-            "with --init_from CHECKPOINT and another --output_dir"
-        )
+    names = ("identity", "content")
+    if saved is None or all(saved.get(name, data[name]) == data[name] for name in names):
+        return
+    difference = "other content in files of the same names"
+    if saved["num_images"] != data["num_images"]:
+        difference = f"{saved['num_images']} then, {data['num_images']} now"
+    elif saved["identity"] != data["identity"]:
+        difference = "other files"
+    raise ValueError(
+        f"cannot resume over other images ({difference}): restore them, or start a new run from this one, "
+        "with --init_from CHECKPOINT and another --output_dir"
+    )

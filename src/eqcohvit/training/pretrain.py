@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import Batch, CanvasStream, ResidentCanvases, describe_data
-from ..files import MODEL_FOLDER, WEIGHTS_FILE
+from ..files import MODEL_FOLDER, WEIGHTS_FILE, link_model
 from ..publish.card import read_run, read_template, render_card
 from ..publish.folder import save_hub_folder
 from ..publish.upload import push_hub_folder
@@ -234,6 +234,9 @@ def save(
     state = {**observer.state(), "data": data}
     state |= {"image_mean": list(renderer.mean), "image_std": list(renderer.std)}
     run.save(state, {"position": position}, write)
+    # With adapters only the exported model can be loaded.
+    if run.checkpoint is not None and run.accelerator.is_main_process and not args.peft:
+        link_model(run.output_dir, run.checkpoint)
     observer.write_page()
 
 
@@ -249,6 +252,7 @@ def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = Fal
         model = build_saved_model(args, run.checkpoint)
     mean_std = {"image_mean": parts.renderer.mean, "image_std": parts.renderer.std}
     save_hub_folder(folder, merged(model), **mean_std, card=card, training_state=state)
+    link_model(run.output_dir, folder)
     if not args.push_to_hub or args.hub_model_id is None:
         return
     try:
