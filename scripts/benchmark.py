@@ -19,18 +19,21 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers.utils import logging as transformers_logging
-
-from benchmarks.measure import Result, Setup, measured
-from benchmarks.suites import SUITES
-from eqcohvit.evaluation.results import format_table, versions, write_results
+from eqcohvit.cli import CommandParser, Registry
 from eqcohvit.training.output import safe_output
+
+if TYPE_CHECKING:
+    from benchmarks.measure import Result
+
+_SUITES = Registry(str(Path(__file__).parent / "benchmarks"), "SUITES")
 
 
 def make_table(results: list[Result], stored: dict[tuple[str, str], dict[str, float]] | None = None) -> str:
     """One line per case; with stored figures each number is followed by its ratio to the stored one."""
+    from eqcohvit.evaluation.results import format_table
+
     names = list(dict.fromkeys(name for result in results for name in result.figures))
     rows = [["case", *names, "target"]]
     for result in results:
@@ -62,10 +65,8 @@ def read_stored(path: str) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--suite", nargs="+", required=True, choices=[*SUITES, "all"], help="what to measure")
+    parser = CommandParser(__doc__, "python scripts/benchmark.py --suite SUITE [SUITE ...] [settings]")
+    parser.add_argument("--suite", nargs="+", required=True, choices=[*_SUITES.names(), "all"], help="what to measure")
     parser.add_argument(
         "--quick", action="store_true", help="smaller cases and fewer rounds: each suite within 60 s on two CPU cores"
     )
@@ -76,17 +77,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--profile", action="store_true", help="suites overhead and data: also print the most expensive operations"
     )
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to measure on; default: cuda if available",
-    )
+    parser.add_argument("--device", help="device to measure on; default: cuda if available")
     parser.add_argument("--output", type=os.path.expanduser, help="JSON file for results, device and versions")
     parser.add_argument("--peers", type=Path, help="suite peers: folder with the official repositories ibot and vicreg")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:
         raise ValueError(f"seconds must be positive, got {args.seconds}")
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.split(":")[0] not in ("cpu", "cuda") or (
         args.device.startswith("cuda") and not torch.cuda.is_available()
     ):
@@ -96,7 +96,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print and write; returns the number of failed cases."""
-    transformers_logging.disable_progress_bar()
+    import torch
+    from transformers.utils import logging
+
+    from benchmarks.measure import Setup, measured
+    from benchmarks.suites import SUITES
+    from eqcohvit.evaluation.results import versions, write_results
+    from eqcohvit.registration import register
+
+    register()
+    logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")
     stored = read_stored(args.compare) if args.compare else None
     setup = Setup(

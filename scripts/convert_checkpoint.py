@@ -19,17 +19,16 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers.utils import logging
-
+from eqcohvit.cli import CommandParser
 from eqcohvit.files import first_line
-from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
-from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
-from eqcohvit.preprocessing import Preprocessing
-from eqcohvit.publish.folder import save_hub_folder
-from eqcohvit.training.start import Weights
-from eqcohvit.training.start_weights import Entry, fill, read_transformers
+
+if TYPE_CHECKING:
+    from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+    from eqcohvit.preprocessing import Preprocessing
+    from eqcohvit.training.start import Weights
+    from eqcohvit.training.start_weights import Entry
 
 # ------------------------------------------------------------------------------------------------ official state dicts
 # Source key without the number of the block -> target keys; several targets share the rows of the source equally.
@@ -97,6 +96,8 @@ _UNUSED = re.compile(
 
 def read_state_dict(path: Path) -> Weights:
     """The backbone's tensors in a `.pth` file, without the wrappers that training scripts add."""
+    import torch
+
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -126,6 +127,8 @@ def guess_layout(weights: Weights) -> str:
 
 def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
     """The tensors with the backbone's own names, and the report."""
+    from eqcohvit.training.start_weights import Entry
+
     stem, block, layers = _LAYOUTS[layout]
     mapped: Weights = {}
     report = []
@@ -220,6 +223,11 @@ def convert(
     source: str, layout: str, num_heads: int | None, **head: int
 ) -> tuple[EqCohViTForPreTraining, list[Entry], Preprocessing]:
     """The EqCohViT model with the source's backbone, the report, and the preprocessing of the source."""
+    from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
+    from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
+    from eqcohvit.preprocessing import Preprocessing
+    from eqcohvit.training.start_weights import Entry, fill, read_transformers
+
     preprocessing = None
     if Path(source).is_file():
         official = read_state_dict(Path(source))
@@ -256,9 +264,7 @@ def format_report(report: list[Entry]) -> str:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__, "python scripts/convert_checkpoint.py --source SOURCE --output FOLDER [settings]")
     parser.add_argument("--source", required=True, help="transformers folder or Hub id, or a .pth file")
     parser.add_argument("--output", required=True, type=lambda path: Path(path).expanduser(), help="folder to write")
     parser.add_argument(
@@ -283,6 +289,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    import torch
+    from transformers.utils import logging
+
+    from eqcohvit.publish.folder import save_hub_folder
+    from eqcohvit.registration import register
+
+    register()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(args.seed)

@@ -8,11 +8,11 @@ Each folder gets the present code of hub/, and a card whose run is in the reposi
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
 from eqcohvit.files import CARD_FILE, CONFIG_FILE
-from eqcohvit.publish.card import read_run, read_template, render_card
 
 ROOT = Path(__file__).parents[1]
 HUB = ROOT / "src" / "eqcohvit" / "hub"
@@ -22,6 +22,8 @@ RUNS = {"eqcohvit-micro-cifar10": (ROOT / "scripts" / "reproduction" / "released
 
 def released_card(name: str) -> str:
     """The card of a released model with a run in the repository."""
+    from eqcohvit.publish.card import read_run, read_template, render_card
+
     folder, dataset = RUNS[name]
     run = read_run(folder) | {"repo_id": f"model_cards/{name}", "dataset": dataset}
     return render_card(read_template(), run, run["results"])
@@ -37,4 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

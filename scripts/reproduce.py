@@ -25,10 +25,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from eqcohvit.cli import CommandParser
 from eqcohvit.evaluation.results import versions
-from eqcohvit.files import write_text_whole
+from eqcohvit.files import message_of, write_text_whole
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
@@ -50,9 +49,7 @@ class TimeIsUp(Exception):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(__doc__, "python scripts/reproduce.py [settings]")
     parser.add_argument(
         "--table",
         nargs="+",
@@ -60,10 +57,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         choices=list(TABLES),
         help="default: A B C; the most informative runs come first",
     )
-    default = "imagenette" if torch.cuda.is_available() else "cifar10"
     parser.add_argument(
         "--data",
-        default=default,
         choices=list(HUB),
         help="dataset of the recipes; default: imagenette on a GPU, else cifar10",
     )
@@ -85,6 +80,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_samples", type=int, default=4096, help="images to fit probes on; default: 4096")
     parser.add_argument("--max_test_samples", type=int, default=2048, help="images to test them on; default: 2048")
     args = parser.parse_args(argv)
+    import torch
+
+    args.data = args.data or ("imagenette" if torch.cuda.is_available() else "cifar10")
     for name in ("max_steps", "budget", "time_limit", "max_samples", "max_test_samples"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise ValueError(f"{name} must be positive, got {getattr(args, name)}")
@@ -373,7 +371,7 @@ def cli(argv: list[str] | None = None) -> int:
         print("interrupted, everything is saved: the same command continues", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)

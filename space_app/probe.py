@@ -31,7 +31,8 @@ from scenes import draw_scene, find_examples
 from walk import PARTS, SplitModel, read_picture, views
 
 SHIPPED = Path(__file__).parent / "read_outs"
-MOVES, TEST_MOVES = 4, 64  # of each scene, of each picture in the test
+MOVES = 4
+TEST_MOVES = 64  # of each scene, of each picture in the test
 STEPS = 1000
 _WIDTH = 128
 _BATCH = 32  # pictures encoded at a time

@@ -17,6 +17,7 @@ import eqcohvit  # noqa: F401  (registers the model)
 from controls import Choice
 from eqcohvit import pool_tokens
 from eqcohvit.evaluation.pairs import band_limited, strict_crop
+from eqcohvit.files import first_line
 from eqcohvit.hub.image_reading_eqcohvit import quiet, read_image
 from eqcohvit.loading import check_loaded, find_model
 from eqcohvit.transforms import Transformation, TransformationPath, ops
@@ -110,7 +111,7 @@ class SplitModel:
             model, info = AutoModelForPreTraining.from_pretrained(place, output_loading_info=True)
             processor = AutoImageProcessor.from_pretrained(place)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"no model at {name_or_path}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"no model at {name_or_path}: {first_line(error)}") from None
         if model.config.model_type != "eqcohvit":
             raise ValueError(f"expected an EqCohViT model, {name_or_path} is of model_type {model.config.model_type!r}")
         if info["missing_keys"]:

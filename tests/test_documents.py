@@ -94,7 +94,7 @@ def test_commands_name_scripts_and_flags_that_exist(command, monkeypatch):
         extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", command)))) <= set(extras)
         return
-    if program in ("cd", "git", "hf", "export", "pytest"):
+    if program in ("cd", "git", "hf", "export", "pytest", "source") or words[1:3] == ["-m", "venv"]:
         return
     words = words[LAUNCHERS[program] :]
     if "-m" in words and (module := words[words.index("-m") + 1]).startswith("eqcohvit.commands."):
@@ -161,6 +161,12 @@ def test_links_and_paths_lead_somewhere(path):
         place for place in [*links, *places] if not (path.parent / place).exists() and not (ROOT / place).exists()
     ]
     assert {language for _, language, _ in blocks(path)} <= {"", "bash", "sh", "python", "bibtex", "yaml", "json"}
+
+
+@pytest.mark.parametrize("path", ["README.md", "scripts/guides/pretrain.md"])
+def test_documents_lead_with_plain_python_for_one_process(path):
+    (first, *_) = re.findall(r"^.*scripts/pretrain\.py .*$", (ROOT / path).read_text(), flags=re.MULTILINE)
+    assert first.startswith("python scripts/pretrain.py --train_dir ")
 
 
 def test_loops_are_unrolled():

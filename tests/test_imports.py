@@ -18,16 +18,16 @@ ALLOWED = {
     "objectives": {"cli"},  # suggestions for misspelled options
     "data": {"hub"},  # the one reader of images travels with the checkpoints
     "html_page": set(),
-    "cli": set(),
+    "cli": {"files"},
     "evaluation": {"hub", "transforms", "data", "loading", "files", "preprocessing", "html_page"},
     "publish": {"hub", "evaluation", "loading", "files", "preprocessing"},
     "training": {
         *("files", "cli", "html_page", "hub", "loading", "preprocessing", "objectives", "transforms", "data"),
         *("evaluation", "publish"),
     },
-    "downstream": {"hub", "data", "training", "evaluation", "loading", "files", "preprocessing"},
+    "downstream": {"cli", "hub", "data", "training", "evaluation", "loading", "files", "preprocessing"},
     "commands": {path.stem for path in ROOT.iterdir()} - {"__init__"},
-    "__init__": {"hub", "registration", "commands"},
+    "__init__": {"hub", "registration", "commands", "evaluation"},
 }
 # Libraries that a room may import, besides the standard library.
 LIBRARIES = {

@@ -207,7 +207,8 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
     def _remember_random(self, keys: Iterable[str]) -> None:
         """Remember these encoder weights, and those that the configuration names, as random until training changes
         them."""
-        base, prefix = self.base_model, "" if self.base_model is self else f"{self.base_model_prefix}."
+        base = self.base_model
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         parameters = dict(base.named_parameters())
         names = {key.removeprefix(prefix) for key in keys} | set(self.config.random_weights or ())
         base._random_starts = {name: _first_values(parameters[name]) for name in sorted(names & parameters.keys())}
@@ -277,7 +278,8 @@ def start_positions(model: "EqCohViTModel", scale: float = 0.3) -> None:
     positions = getattr(model.backbone.embeddings, "position_embeddings", None)
     if positions is None or not positions.requires_grad:
         return
-    side, quarter = model.config.square_image_size // model.config.square_patch_size, positions.shape[-1] // 4
+    side = model.config.square_image_size // model.config.square_patch_size
+    quarter = positions.shape[-1] // 4
     frequencies = 20.0 ** (-torch.arange(quarter, dtype=torch.float32) / quarter) * math.pi / 2
     angles = (torch.arange(side, dtype=torch.float32) + 0.5)[:, None] * frequencies
     along = torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-# They read their flags before they import torch, and register the model themselves.
-_LIGHT_COMMANDS = ("pretrain", "evaluate", "finetune")
 
 
-def _runs_a_light_command() -> bool:
-    """Whether this process was started as one of these commands: as a module, an installed entry, or a script."""
+def _runs_a_command() -> bool:
+    """Whether this process is one of our commands: a module, an installed entry, or a script of the repository.
+
+    Commands read their flags before they import torch, and register the model themselves.
+    """
     program = sys.argv[0] if sys.argv else ""
     if program == "-m":  # Python is looking for the module
-        return any(f"{__name__}.commands.{name}" in sys.orig_argv for name in _LIGHT_COMMANDS)
+        return any(argument.startswith(f"{__name__}.commands.") for argument in sys.orig_argv)
+    entries = [f"{__name__}-{name}" for name in ("pretrain", "evaluate", "finetune", "push")]
     scripts = Path(__file__).resolve().parents[2] / "scripts"
-    return Path(program).stem in [f"{__name__}-{name}" for name in _LIGHT_COMMANDS] or (
-        Path(program).resolve() in [scripts / f"{name}.py" for name in _LIGHT_COMMANDS]
-    )
+    return Path(program).stem in entries or Path(program).resolve().parent == scripts
 
 
-if TYPE_CHECKING or not _runs_a_light_command():
+if TYPE_CHECKING:
+    from .evaluation.results import Row
+
+if TYPE_CHECKING or not _runs_a_command():
     from .hub.configuration_eqcohvit import EqCohViTConfig
     from .hub.image_processing_eqcohvit import EqCohViTImageProcessorPil
     from .hub.modeling_eqcohvit import (
@@ -54,6 +57,24 @@ def pretrain(**settings: Any) -> Path:
     return pretrain_from_python(**settings)
 
 
+def evaluate(**settings: Any) -> list[Row]:
+    """Evaluate models, as `python -m eqcohvit.commands.evaluate` does; prints the tables and returns their rows.
+
+    Args:
+        settings: any flags of the command by their names, such as `model`, `task`, `train_dir` and `output`; a list for
+            several values.
+
+    Returns:
+        A row for each number, with `encoder`, `part`, `metric`, `mean`, and `half` of the 95 % interval.
+
+    Raises:
+        ValueError: a setting that cannot work.
+    """
+    from .commands.evaluate import evaluate_from_python
+
+    return evaluate_from_python(**settings)
+
+
 __all__ = [
     "PIPELINE_TASK",
     "EqCohViTBackbone",
@@ -63,6 +84,7 @@ __all__ = [
     "EqCohViTForPreTraining",
     "EqCohViTImageProcessorPil",
     "EqCohViTModel",
+    "evaluate",
     "pool_tokens",
     "pretrain",
     "split_features",

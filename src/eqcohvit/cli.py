@@ -10,13 +10,14 @@ import ast
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
+
+from .files import message_of, write_text_whole
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -55,6 +56,7 @@ def setting(default: Any, text: str, choices: Sequence[str] | Registry | None = 
     """A field of a dataclass of settings: a flag and a key of a recipe with the field's name.
 
     Args:
+        default: `dataclasses.MISSING` if the setting must be given.
         choices: allowed values, or the registry that has them.
         common: whether `--help` shows it first.
     """
@@ -80,12 +82,73 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
+def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a `ValueError` for the first name that is not among the known settings."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+
+
+def as_call(function: str, settings: dict[str, Any]) -> str:
+    """A call of a function of the package as text."""
+    return f"eqcohvit.{function}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The command line that gives these settings: a list becomes several values, and None or False leaves a default."""
+    flags = []
+    for name, value in settings.items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
 def _initials(name: str) -> str:
     return "".join(word[0] for word in name.split("_") if word)
 
 
+class RunSettings:
+    """Base of the dataclasses of a run's settings, which the run writes into its folder as a recipe."""
+
+    file_name: ClassVar[str]
+    may_change: ClassVar[frozenset[str]]  # when a run is resumed: these change no step that is done
+    output_dir: str
+    resume_from_checkpoint: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # pyrefly: ignore
+
+    def save(self, path: Path) -> None:
+        """Write all settings as a recipe."""
+        write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def saved(cls, path: str | Path) -> dict[str, Any]:
+        """All settings that a run has written, also those that are None (`load_recipe`)."""
+        return load_recipe(path, cls, keep_null=True)
+
+    @classmethod
+    def of_run(cls, output_dir: str | Path) -> dict[str, Any]:
+        """The settings of the run in a folder, which `latest` goes on with; empty if it has not begun."""
+        path = Path(output_dir).expanduser() / cls.file_name
+        settings = cls.saved(path) if path.is_file() else {}
+        return {name: value for name, value in settings.items() if name not in ("output_dir", "resume_from_checkpoint")}
+
+    def check_resumable(self, saved: dict[str, Any]) -> None:
+        """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one."""
+        given = self.to_dict()
+        fixed = given.keys() & saved.keys() - self.may_change
+        changed = [name for name in given if name in fixed and saved[name] != given[name]]
+        if changed:
+            differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
+            raise ValueError(f"cannot resume with other settings: {differences}")
+
+
 class CommandParser(argparse.ArgumentParser):
-    """A parser with a short usage line, one-line errors with exit code 2, and suggestions for misspelled flags."""
+    """A parser with a short usage line, whose errors are a `ValueError` with a suggestion for misspelled flags."""
 
     def __init__(self, description: str | None, usage: str):
         super().__init__(
@@ -96,13 +159,12 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Print the message on one line and exit with code 2."""
+        """Raise a `ValueError` of one line."""
         hint = ""
         if message.startswith("unrecognized arguments"):
             unknown = re.findall(r"--[\w-]+", message)
             hint = did_you_mean(unknown[0], self._option_string_actions) if unknown else ""
-        print(f"error: {message}{hint}", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(f"{message}{hint}")
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[str, str]) -> None:
@@ -116,10 +178,11 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[s
     for field in dataclasses.fields(settings):
         if field.name in groups:
             group = parser.add_argument_group(groups[field.name])
-        _add_setting(common if field.metadata["common"] else group, field)
+        add_setting(common if field.metadata["common"] else group, field)
 
 
-def _add_setting(group: Any, field: dataclasses.Field) -> None:
+def add_setting(group: Any, field: dataclasses.Field) -> None:
+    """The flag of one field; a flag that is not given leaves no value."""
     kind = kind_of(field)
     text = field.metadata["help"].replace("%", "%%")
     choices = choices_of(field)
@@ -130,12 +193,17 @@ def _add_setting(group: Any, field: dataclasses.Field) -> None:
         action = argparse.BooleanOptionalAction
         group.add_argument(f"--{field.name}", action=action, default=argparse.SUPPRESS, help=text)
         return
-    if field.default not in (None, ""):
+    is_required = field.default is dataclasses.MISSING
+    if field.default not in (None, "") and not is_required:
         text += f" (default: {field.default})"
-    metavar = kind.__name__.upper()
-    known = None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"]
     group.add_argument(
-        f"--{field.name}", type=kind, default=argparse.SUPPRESS, choices=known, metavar=metavar, help=text
+        f"--{field.name}",
+        type=kind,
+        default=argparse.SUPPRESS,
+        choices=None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"],
+        metavar=kind.__name__.upper(),
+        required=is_required,
+        help=text,
     )
 
 
@@ -174,7 +242,7 @@ def load_recipe(name: str | Path, settings: type, keep_null: bool = False) -> di
         hint = did_you_mean(str(name), recipe_names())
         raise ValueError(f"cannot read the recipe {name}: {error.strerror}{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"the recipe {name} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the recipe {name} is not valid YAML: {message_of(error)}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe {name} must be a mapping of settings, got {type(recipe).__name__}")
     fields = {field.name: field for field in dataclasses.fields(settings)}

@@ -17,7 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
 MODEL_FOLDER = "model"
-FINETUNE_SETTINGS_FILE = "settings.json"
+FINETUNE_SETTINGS_FILE = "finetune.yaml"
 # In a checkpoint. SETTINGS_FILE, WEIGHTS_FILE and CONFIG_FILE are there too.
 STATE_FILE = "run_state.json"
 # In a model folder.
@@ -34,20 +34,36 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def message_of(error: BaseException, limit: int = 400) -> str:
+    """The message of an error on one line, at most `limit` characters of it."""
+    return " ".join(str(error).split())[:limit]
+
+
 def path_beside(path: Path) -> Path:
     """Where the new content of a file or folder is written first; a kill may leave it there."""
     return path.with_name(f".{path.name}.new")
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Replace the content of `path`: write beside it, flush to disk, then rename."""
-    beside = path_beside(path)
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+@contextmanager
+def write_whole(path: Path, is_shared: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; it replaces `path` at the end, unless an error was raised.
+
+    Args:
+        is_shared: whether other processes may write the same file at the same time.
+    """
+    new = path_beside(path)
+    if is_shared:
+        new = new.with_suffix(f".{os.getpid()}")
+    yield new
+    flush_to_disk(new)
+    os.replace(new, path)
     flush_to_disk(path.parent)
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Replace the content of a text file (`write_whole`)."""
+    with write_whole(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 @contextmanager

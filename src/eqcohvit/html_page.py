@@ -29,7 +29,7 @@ code, pre { font: 13px/1.45 ui-monospace, monospace; background: var(--panel); b
 pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--faint); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
+dl { display: grid; grid-template-columns: fit-content(45%) 1fr; gap: .15rem 1rem; overflow-wrap: anywhere; }
 dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
 """

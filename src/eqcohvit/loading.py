@@ -14,7 +14,16 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from .files import CHECKPOINTS, CONFIG_FILE, FINETUNE_SETTINGS_FILE, MODEL_FOLDER, SETTINGS_FILE, STATE_FILE, first_line
+from .files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    FINETUNE_SETTINGS_FILE,
+    MODEL_FOLDER,
+    SETTINGS_FILE,
+    STATE_FILE,
+    first_line,
+    message_of,
+)
 from .hub.configuration_eqcohvit import EqCohViTConfig
 
 # Weights that no feature depends on, or that may start anew.
@@ -70,7 +79,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not valid YAML: {message_of(error)}") from None
     return settings if isinstance(settings, dict) else {}
 
 

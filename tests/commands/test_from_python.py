@@ -1,5 +1,6 @@
-"""`eqcohvit.pretrain`: the command from Python."""
+"""`eqcohvit.pretrain` and `eqcohvit.evaluate`: the commands from Python."""
 
+import json
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from tests.tiny import TINY, load_script
 import eqcohvit
 
 SETTINGS = {flag.removeprefix("--"): int(value) for flag, value in zip(TINY[::2], TINY[1::2], strict=True)}
+SMALL = {"head": "linear", "max_samples": 40, "max_test_samples": 20}
 
 
 def test_it_does_what_the_command_does(photos, tmp_path):
@@ -44,10 +46,44 @@ def test_what_cannot_work_is_a_value_error(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_no_module_hides_the_function_and_importing_the_package_imports_no_training():
+def test_no_module_hides_the_functions_and_importing_the_package_imports_no_training():
     script = (
-        "import sys, eqcohvit, eqcohvit.commands.pretrain, eqcohvit.training; assert callable(eqcohvit.pretrain); "
+        "import sys, eqcohvit, eqcohvit.commands.pretrain, eqcohvit.commands.evaluate, eqcohvit.training; "
+        "assert callable(eqcohvit.pretrain) and callable(eqcohvit.evaluate); "
         "assert not {'datasets', 'eqcohvit.data'} & set(sys.modules), 'heavy'"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_evaluate_does_what_the_command_does(encoder_folder, tmp_path, capsys):
+    settings = {"model": encoder_folder, "task": ["r2", "knn"], **SMALL, "cache_dir": tmp_path / "cache"}
+    rows = eqcohvit.evaluate(**settings, output=tmp_path / "python.json")
+    printed = capsys.readouterr().out
+    flags = f"--model {encoder_folder} --task r2 knn --head linear --max_samples 40 --max_test_samples 20"
+    places = ["--cache_dir", str(tmp_path / "other"), "--output", str(tmp_path / "command.json")]
+    assert load_script("evaluate").cli([*flags.split(), *places]) == 0
+    assert capsys.readouterr().out == printed.replace("python.", "command.")
+    ours, theirs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("python", "command"))
+    assert ours["rows"] == theirs["rows"]
+    assert [[row.encoder, row.metric, row.mean, row.half] for row in rows] == [
+        [row["encoder"], row["metric"], sum(row["values"]) / len(row["values"]), row["half_width"]]
+        for row in theirs["rows"]
+    ]
+    assert ours["command"].startswith(f"eqcohvit.evaluate(model={encoder_folder!r}, task=['r2', 'knn'], head='linear'")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modle": "x"}, "unknown setting 'modle'; did you mean 'model'?"),
+        ({"task": "r2"}, "the following arguments are required: --model"),
+        ({"model": "runs/none/model"}, "no such folder: runs/none/model"),
+        ({"model": "x", "task": "r3"}, "argument --task: invalid choice: 'r3'"),
+        ({"model": "x", "seeds": 0}, "seeds must be at least 1, got 0"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_a_value_error_of_one_line(settings, message):
+    with pytest.raises(ValueError) as error:
+        eqcohvit.evaluate(**settings)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

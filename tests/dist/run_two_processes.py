@@ -74,7 +74,7 @@ def make_views(run: str) -> Views:
         targets,
         torch.rand(count, 1, generator=generator) - 0.5,
         local if OBJECTIVES[objective].uses_local_crops else None,
-        masks if OBJECTIVES[objective].uses_masks else None,
+        masks if OBJECTIVES[objective].uses_teacher else None,
     )
 
 

@@ -72,7 +72,8 @@ def test_guard_measures_in_evaluation_mode():
 
 
 def test_known_start_is_kept():
-    guard = KnnGuard(SpritesSource(), 64, 16, max_drop=0.1, start=0.9)
+    guard = KnnGuard(SpritesSource(), 64, 16, max_drop=0.1)
+    guard.start = 0.9
     with pytest.raises(AccuracyFell, match=r"fell from 0.900 at the start to 0.700"):
         guard.check(0.7, 5)
     guard.check(0.81, 5)

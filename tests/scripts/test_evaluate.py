@@ -9,6 +9,8 @@ from tests.conftest import SCRIPTS, load_script, save_tiny_encoder
 from tests.patience import PATIENCE
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
+from eqcohvit.evaluation.run import num_held_out
+
 
 @pytest.fixture(scope="module")
 def evaluate():
@@ -51,6 +53,8 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     arguments = ["--model", str(folder), "--head", "linear", "--max_samples", "40", "--max_test_samples", "20"]
     assert evaluate.cli([*arguments, "--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "r.json")]) == 0
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 80  # the last line has paths
+    printed = printed.replace("\n  ", " ")
     images = "at most 40 images to fit on and 20 to test on"
     assert f"Measured: strict protocol, pooling cls_mean, 1 seed, {images}.\n" in printed
     full = "paper and strict protocol, pooling cls_mean and grid, 3 seeds, at most 4,096 images to fit on and 2,048"
@@ -61,21 +65,19 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     assert results["protocol"]["full"] is False
 
 
-@pytest.mark.parametrize("command", ["evaluate", "finetune"])
-def test_help_imports_no_torch(command):
-    code = "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
-    code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    code += "finally:\n    assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'imported'\n"
-    script = SCRIPTS / f"{command}.py"
-    done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "--model" in done.stdout
+@pytest.mark.parametrize(
+    ("num_images", "num_test", "quick", "expected"),
+    [(60, 512, True, 20), (60, 512, False, 20), (600, 512, True, 200), (600, 512, False, 512), (9000, 512, True, 512)],
+)
+def test_a_small_folder_is_tested_on_a_third(num_images, num_test, quick, expected):
+    assert num_held_out(num_images, num_test, quick) == expected
 
 
-def test_a_misspelled_flag_is_answered_with_the_right_one(evaluate, folder, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        evaluate.cli(["--model", str(folder), "--transfrom", "zoom"])
-    assert exit_.value.code == 2 and "did you mean '--transform'?" in capsys.readouterr().err
+def test_a_folder_of_24_photographs_is_evaluated_by_default(evaluate, folder, photos, tmp_path):
+    arguments = ["--model", str(folder), "--train_dir", str(photos), "--cache_dir", str(tmp_path / "cache")]
+    assert evaluate.cli([*arguments, "--head", "linear", "--output", str(tmp_path / "results.json")]) == 0
+    protocol = json.loads((tmp_path / "results.json").read_text())["protocol"]
+    assert (protocol["train_images"], protocol["test_images"]) == (16, 8)
 
 
 def test_r2_needs_neither_pycocotools_nor_accelerate(folder, tmp_path):

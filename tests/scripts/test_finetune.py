@@ -83,12 +83,11 @@ def test_resumed_run_equals_an_uninterrupted_one(finetune, encoder_folder, segme
             encoder_folder,
             segmentation_files,
             tmp_path / "halves",
-            *flags,
             "--resume_from_checkpoint",
             "latest",
         )
         == 0
-    )
+    )  # --train and --head are those of the run
     one, other = (json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("whole", "halves"))
     assert one == other
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "halves")]
@@ -134,10 +133,12 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_another_run_is_not_overwritten(finetune, encoder_folder, segmentation_files, tmp_path, capsys):
     output = tmp_path / "run"
     output.mkdir()
-    (output / "settings.json").write_text(json.dumps({"seed": 1}))
+    (output / "finetune.yaml").write_text("seed: 1\n")
+    (output / "metrics.jsonl").write_text('{"step": 1}\n')
     assert run(finetune, encoder_folder, segmentation_files, output) == 2
     assert "holds another run" in capsys.readouterr().err
-    assert run(finetune, encoder_folder, segmentation_files, output, "--resume_from_checkpoint", "latest") == 2
+    flags = ["--seed", "0", "--resume_from_checkpoint", "latest"]
+    assert run(finetune, encoder_folder, segmentation_files, output, *flags) == 2
     assert "cannot resume with other settings: seed was 1, is 0" in capsys.readouterr().err
 
 

@@ -102,7 +102,7 @@ def test_images_that_have_moved_are_found_by_a_flag(pretrain, images, tmp_path, 
         == 2
     )
     assert (
-        "no such folder" in (message := capsys.readouterr().err) and "give --train_dir or --data_files anew" in message
+        "no such folder" in (message := capsys.readouterr().err) and "give --train_dir or --data_files again" in message
     )
     assert run(pretrain, moved, tmp_path / "run", 2, "--resume_from_checkpoint", "latest") == 0
 

@@ -41,10 +41,7 @@ def run(*arguments, env=None):
 
 def call(*arguments):
     """The exit code, in this process."""
-    try:
-        return cli([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
+    return cli([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(

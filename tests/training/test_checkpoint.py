@@ -16,12 +16,11 @@ from eqcohvit.training.checkpoint import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    open_run,
-    prepare_output_dir,
     read_state,
     save_checkpoint,
     verify_checkpoint,
 )
+from eqcohvit.training.run_folder import open_run, prepare_output_dir
 
 
 def save(output_dir: Path, step: int, keep: int = 2, keep_every: int = 0, fail: bool = False) -> Path:
@@ -75,9 +74,7 @@ def test_left_overs_of_a_killed_save_are_removed_and_never_taken(tmp_path):
 
 DAMAGES = {
     "weights has 2 bytes, expected 17": lambda folder: (folder / "weights").write_text("we"),
-    "weights has another content than when it was saved": lambda folder: (folder / "weights").write_text(
-        "Weights of step 6"
-    ),
+    "weights has changed since it was saved": lambda folder: (folder / "weights").write_text("Weights of step 6"),
     "weights is missing": lambda folder: (folder / "weights").unlink(),
     "cannot read manifest.json (No such file or directory)": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json is damaged": lambda folder: (folder / "manifest.json").write_text('{"files": {"weig'),
@@ -86,13 +83,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_latest_passes_over_damaged_checkpoints_and_says_why(tmp_path, reason):
+def test_latest_passes_over_damaged_checkpoints_and_says_why(tmp_path, capsys, reason):
     for step in (5, 6):
         save(tmp_path, step)
-    damaged, said = tmp_path / "checkpoints" / "step-6", []
+    damaged = tmp_path / "checkpoints" / "step-6"
     DAMAGES[reason](damaged)
-    assert find_checkpoint(tmp_path, "latest", said.append).name == "step-5"
-    assert said == [f"passing over a damaged checkpoint, step-6: {reason}"]
+    assert find_checkpoint(tmp_path, "latest").name == "step-5"
+    assert capsys.readouterr().out == f"passing over a damaged checkpoint, step-6: {reason}\n"
     with pytest.raises(ValueError, match=r"no checkpoint at .*step-6: .*; expected a folder with manifest.json"):
         find_checkpoint(tmp_path, str(damaged))
 
@@ -169,6 +166,15 @@ def test_load_checkpoint_of_another_number_of_processes_hands_all_positions_to_e
     assert load_checkpoint(accelerator, folder)["ranks"] == [{"position": [{"row": 0}, {"row": 1}], "progress": None}]
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     assert "is of 2 processes; 1 go on with the rest of its epoch" in capsys.readouterr().out
+
+
+def test_a_fine_tuning_run_without_positions_goes_on_with_another_number_of_processes(tmp_path):
+    accelerator, *_ = trained(0)
+    state = {"step": 1, "ranks": [{"progress": None}] * 2}
+    folder = save_checkpoint(accelerator, tmp_path, 1, state, accelerator.save_state, 2)
+    accelerator, *_ = trained(1)
+    (rank,) = load_checkpoint(accelerator, folder)["ranks"]
+    assert rank["progress"] is None
 
 
 class Payload:

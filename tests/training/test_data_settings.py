@@ -7,7 +7,7 @@ from tests.tiny import load_script
 
 from eqcohvit.training import data_settings
 from eqcohvit.training.arguments import parse_arguments
-from eqcohvit.training.data_settings import settings_of_images, sizes_for
+from eqcohvit.training.data_settings import batch_for, settings_of_images, sizes_for
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,11 @@ from eqcohvit.training.data_settings import settings_of_images, sizes_for
 )
 def test_sizes_follow_the_table(shorter_side, patch_size, on_gpu, expected):
     assert tuple(sizes_for(shorter_side, patch_size, on_gpu).values()) == expected
+
+
+@pytest.mark.parametrize(("num_images", "expected"), [(0, 64), (1, 2), (60, 32), (64, 64), (1000, 64)])
+def test_a_batch_is_not_larger_than_the_images(num_images, expected):
+    assert batch_for(num_images, 64) == expected
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +46,9 @@ def sizes(*flags):
 def test_photographs_get_larger_views_and_flags_stay(large, monkeypatch, capsys):
     monkeypatch.setattr(data_settings, "has_gpu", lambda: False)
     assert sizes("--train_dir", large) == (96, 16, "micro")
-    line = capsys.readouterr().out
-    assert "130 px" in line and "--image_size 96 --patch_size 16 --model_preset micro" in line and line.count("\n") == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert "130 px" in first and "--image_size 96 --patch_size 16 --model_preset micro" in first and len(first) <= 100
+    assert second == "3 images, so --per_device_train_batch_size 2"
     assert sizes("--train_dir", large, "--image_size", 48) == (48, 8, "micro")
     assert sizes("--train_dir", large, "--patch_size", 12) == (96, 12, "micro")
     assert sizes("--train_dir", large, "--patch_size", 10) == (90, 10, "micro")
@@ -65,6 +71,6 @@ def test_the_choice_is_written_and_a_resumed_run_keeps_it(photos, large, tmp_pat
     flags += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
     assert load_script("pretrain").cli(flags) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["image_size"] == 32 and "images have 36 px" in capsys.readouterr().out
+    assert saved["image_size"] == 32 and "images of 36 px" in capsys.readouterr().out
     assert load_script("pretrain").cli([*flags, "--max_steps", "2"]) == 0
-    assert "images have" not in capsys.readouterr().out
+    assert "images of" not in capsys.readouterr().out

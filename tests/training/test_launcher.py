@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny import load_script
 
-from eqcohvit.downstream.finetune import make_accelerator
-from eqcohvit.training.arguments import load_settings, parse_arguments
+from eqcohvit.downstream.finetune import open_accelerator
+from eqcohvit.downstream.options import FinetuneArguments
+from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.launcher import ACCUMULATION, PRECISION
 from eqcohvit.training.start_settings import complete_settings
 
@@ -49,7 +50,7 @@ def test_fine_tuning_refuses_accumulation(monkeypatch):
     with pytest.raises(
         ValueError, match="no gradient accumulation, but the launcher sets gradient_accumulation_steps to 4"
     ):
-        make_accelerator(None)
+        open_accelerator(FinetuneArguments(task="depth", model="encoder"))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,6 @@ def test_every_step_updates_and_the_start_says_where_settings_come_from(
     said = capsys.readouterr().out
     assert f"on 1 x cpu (one process), precision no (default), accumulation {steps} ({origin})" in said
     assert f"{2 * steps} samples a step" in said
-    assert load_settings(output_dir / "config.yaml")["gradient_accumulation_steps"] == steps
+    assert PretrainArguments.saved(output_dir / "config.yaml")["gradient_accumulation_steps"] == steps
     first, second = (load_file(output_dir / "checkpoints" / f"step-{step}" / "model.safetensors") for step in (1, 2))
     assert not torch.equal(first["model.eqcohvit.feature_head.weight"], second["model.eqcohvit.feature_head.weight"])

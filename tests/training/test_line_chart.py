@@ -30,7 +30,10 @@ def test_ticks_are_round_numbers(low, high, ticks):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.12346, "0.1235"), (1234, "1234"), (12345, "12.35k"), (2e6, "2M"), (-0.5, "-0.5"), (math.nan, "nan")],
+    [
+        *((0.12346, "0.1235"), (1234, "1234"), (12345, "12.35k"), (2e6, "2M"), (-0.5, "-0.5"), (math.nan, "nan")),
+        *((2.95e-4, "2.95e-4"), (-3e-5, "-3e-5"), (0.001, "0.001"), (0.0, "0")),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert short(value) == text

@@ -77,7 +77,7 @@ def test_layers_that_sharding_gathers_one_by_one_are_those_of_the_backbone(backb
 
 def views_for(module, **kwargs):
     """Views with what the objective asks for, and nothing else."""
-    return make_views(masks=module.objective.uses_masks, local=2 * module.objective.uses_local_crops, **kwargs)
+    return make_views(masks=module.objective.uses_teacher, local=2 * module.objective.uses_local_crops, **kwargs)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

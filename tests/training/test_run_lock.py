@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from eqcohvit.training.arguments import PretrainArguments
-from eqcohvit.training.checkpoint import open_run
+from eqcohvit.training.run_folder import open_run
 from eqcohvit.training.run_lock import LOCK_FILE, lock_run, release_runs
 
 

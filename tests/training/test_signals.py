@@ -6,12 +6,12 @@ import pytest
 from eqcohvit.training.signals import StopRequested, StopSignals
 
 
-def test_take_gives_batches_and_ends_when_asked(capfd):
+def test_next_batches_gives_batches_and_ends_when_asked(capfd):
     batches = iter(range(100))
     with StopSignals() as stop:
-        assert stop.take(batches, 2) == [0, 1]
+        assert stop.next_batches(batches, 2) == [0, 1]
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.name == "SIGUSR1" and stop.take(batches, 2) is None
+        assert stop.name == "SIGUSR1" and stop.next_batches(batches, 2) is None
     assert "SIGUSR1: finishing the step and saving" in capfd.readouterr().err
 
 

@@ -35,12 +35,12 @@ def test_quick_set_has_every_pair():
 
 @pytest.mark.parametrize(("objective", "path", "backbone"), cases())
 def test_combination_trains(objective, path, backbone):
-    masks = OBJECTIVES[objective].uses_masks and backbone != "vit_mae"  # whose encoder has no mask token
+    masks = OBJECTIVES[objective].uses_teacher and backbone != "vit_mae"  # whose encoder has no mask token
     module = make_module(
         objective,
         backbone_type=backbone,
         backbone={"use_mask_token": masks, **EXTRA.get(backbone, {})},
-        options="mask_probability=0" if OBJECTIVES[objective].uses_masks and not masks else "",
+        options="mask_probability=0" if OBJECTIVES[objective].uses_teacher and not masks else "",
         path=path,
     )
     renderer = ViewRenderer(

@@ -18,17 +18,20 @@ an evaluation is quick, about a minute for a model on a laptop; --full takes lon
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import CommandParser, Registry
+from ..cli import CommandParser, Registry, add_setting, as_call, as_flags, check_names
 from ..downstream.options import TASK_HEADS, TaskOptions
+from ..files import message_of
 from ..training.output import safe_output
 
 if TYPE_CHECKING:
+    from ..evaluation.results import Row
     from ..evaluation.run import Task
 
 _USAGE = "python -m eqcohvit.commands.evaluate --model MODEL [MODEL ...] [settings]"
@@ -46,15 +49,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The settings of a command line.
 
     Raises:
-        ValueError: a setting that cannot work.
-        SystemExit: with code 2 for a flag that does not exist.
+        ValueError: a setting that does not exist or cannot work.
     """
-    parser = CommandParser(__doc__, _USAGE)
-    _add_common(parser)
-    _add_pooled_tasks(parser)
-    _add_columns(parser)
-    _add_dense_tasks(parser)
-    _add_data(parser)
+    parser = make_parser()
     args = parser.parse_args(argv)
     from ..evaluation.feature_cache import DEFAULT_CACHE
     from ..evaluation.suite import apply_size
@@ -65,6 +62,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     apply_size(vars(args))
     _check(args)
     return args
+
+
+def make_parser() -> CommandParser:
+    """The parser with all flags."""
+    parser = CommandParser(__doc__, _USAGE)
+    _add_common(parser)
+    _add_pooled_tasks(parser)
+    _add_columns(parser)
+    _add_dense_tasks(parser)
+    _add_data(parser)
+    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +120,7 @@ def _add_pooled_tasks(parser: argparse.ArgumentParser) -> None:
     text += "with --full also grid"
     group.add_argument("--pooling", nargs="+", choices=poolings, help=text)
     group.add_argument("--k", type=int, default=20, help="neighbors of knn; default: 20")
-    text = "of the weights exp(similarity / temperature) of knn; default: 0.07"
+    text = "temperature of the weights exp(similarity / temperature) of knn; default: 0.07"
     group.add_argument("--temperature", type=float, default=0.07, help=text)
 
 
@@ -133,7 +141,10 @@ def _add_dense_tasks(parser: argparse.ArgumentParser) -> None:
         "a fine-tuned model is scored as it is; for an encoder, a head is fitted on the frozen backbone for each seed"
     )
     group = parser.add_argument_group(f"dense tasks ({', '.join(TASK_HEADS)})", text)
-    TaskOptions.add_flags(group, leave_out=["image_column"])
+    own = [field for field in dataclasses.fields(TaskOptions) if field.name not in ("head", "image_column")]
+    for field in own:
+        add_setting(group, field)
+    parser.set_defaults(**{field.name: field.default for field in own})
     group.add_argument("--max_steps", type=int, default=500, help="steps to fit a head; default: 500")
 
     text = "columns image, annotation, sequence, frame"
@@ -260,20 +271,23 @@ def chosen_tasks(args: argparse.Namespace) -> list[Task]:
     return [known[name] for name in args.task]
 
 
-def _run(argv: list[str] | None) -> int:
-    """Evaluate; returns the exit code."""
-    args = parse(argv)
+def run(args: argparse.Namespace, command: str) -> list[Row]:
+    """Evaluate with these settings; returns the rows of the tables."""
     from ..data import TooManyBadImages
     from ..evaluation.run import run_evaluation
     from ..registration import register
 
     register()
-    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        run_evaluation(args, command, chosen_tasks(args))
+        return run_evaluation(args, command, chosen_tasks(args))
     except TooManyBadImages as error:
         raise ValueError(str(error)) from error
-    return 0
+
+
+def evaluate_from_python(**settings: Any) -> list[Row]:
+    """What `eqcohvit.evaluate` does."""
+    check_names(settings, [action.dest for action in make_parser()._actions])
+    return run(parse(as_flags(settings)), as_call("evaluate", settings))
 
 
 @safe_output()
@@ -282,13 +296,15 @@ def cli(argv: list[str] | None = None) -> int:
 
     The exit code is 2 for bad input, 1 if data cannot be read, and 130 after an interruption.
     """
+    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        return _run(argv)
+        run(parse(argv), command)
+        return 0
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 2
     except OSError as error:  # of the network or the disk
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: finished features are kept, and the same command continues from there", file=sys.stderr)

@@ -13,75 +13,32 @@ control: the same run on the same backbone without its pretraining.
 
 from __future__ import annotations
 
-import argparse
-import os
 import shlex
 import sys
 from typing import NoReturn
 
-from ..cli import CommandParser, Registry
-from ..downstream.options import TASK_HEADS, TRAINABLE, FinetuneSettings, TaskOptions
+from ..cli import CommandParser, add_settings
+from ..downstream.options import FinetuneArguments
 from ..training.signals import StopSignals, exit_code, leave
 
 _USAGE = "python -m eqcohvit.commands.finetune --task TASK --model MODEL [settings]"
+# Titles in --help, by the first setting below each.
+_GROUPS = {"head": "task", "dataset_name": "data", "per_device_train_batch_size": "training"}
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The settings of a command line; `SystemExit` with code 2 for a flag that does not exist."""
+def parse(argv: list[str] | None = None) -> FinetuneArguments:
+    """The settings of a command line: flags, then those of the run to resume, then defaults.
+
+    Raises:
+        ValueError: the settings of the run cannot be read, or a flag does not exist.
+    """
     parser = CommandParser(__doc__, _USAGE)
-    parser.add_argument("--task", required=True, choices=list(TASK_HEADS), help="what to learn")
-    text = "folder or repository of the encoder: ours, or a transformers ViT"
-    parser.add_argument("--model", required=True, help=text)
-    text = "head: frozen backbone; lora: adapters in it; default: all"
-    parser.add_argument("--train", default="all", choices=TRAINABLE, help=text)
-    text = "control: the backbone without its trained weights"
-    parser.add_argument("--random_weights", action="store_true", help=text)
-    heads = "; ".join(f"{name}: {', '.join(own)}" for name, own in TASK_HEADS.items())
-    parser.add_argument("--head", help=f"{heads}; default: the first one")
-    text = "folder of the run; default: %(default)s"
-    parser.add_argument("--output_dir", type=os.path.expanduser, default="outputs/finetune", help=text)
-    text = "'latest' of output_dir, or the path of a checkpoint folder"
-    parser.add_argument("--resume_from_checkpoint", help=text)
-    _add_data(parser)
-    _add_training(parser)
-    return parser.parse_args(argv)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data and task")
-    group.add_argument("--dataset_name", help="Hub id, local folder or builder")
-    group.add_argument("--dataset_config_name", help="configuration of the dataset")
-    group.add_argument("--dataset_split", default="train", help="split to train on; default: train")
-    group.add_argument("--test_split", help="split of dataset_name to test on; default: every tenth row is held out")
-    group.add_argument("--data_files", help="files to train on: a glob, or several separated by commas")
-    group.add_argument("--test_data_files", help="files to test on; default: every tenth row is held out")
-    group.add_argument("--train_dir", help="folder tree of images, for tasks without annotations")
-    TaskOptions.add_flags(group)
-    group.add_argument("--max_test_samples", type=int, help="test only on the first rows")
-    group.add_argument("--num_workers", type=int, default=0, help="processes that decode images; default: 0")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training")
-    defaults = FinetuneSettings()
-    text = "images a step and device; default: %(default)s"
-    group.add_argument("--per_device_train_batch_size", type=int, default=defaults.batch_size, help=text)
-    for name, text in (
-        ("max_steps", "optimizer steps"),
-        ("learning_rate", "peak learning rate of the head"),
-        ("backbone_lr_scale", "learning rate of the backbone divided by the one of the head"),
-        ("weight_decay", "weight decay of matrices"),
-        ("warmup_steps", "steps of linear warm-up"),
-        ("lora_rank", "rank of the adapters"),
-        ("logging_steps", "steps between progress lines"),
-        ("save_steps", "steps between checkpoints"),
-        ("seed", "seed of weights, order and augmentation"),
-    ):
-        default = getattr(defaults, name)
-        group.add_argument(f"--{name}", type=type(default), default=default, help=f"{text}; default: %(default)s")
-    precisions = Registry("training", "PRECISIONS").names()
-    text = "default: the launcher's, else bf16 on GPUs that have it, else no"
-    group.add_argument("--mixed_precision", choices=precisions, help=text)
+    add_settings(parser, FinetuneArguments, _GROUPS)
+    given = vars(parser.parse_args(argv))
+    args = FinetuneArguments(**given)
+    if args.resume_from_checkpoint == "latest":
+        args = FinetuneArguments(**FinetuneArguments.of_run(args.output_dir) | given)
+    return args
 
 
 def _run(argv: list[str] | None, stop: StopSignals) -> None:

@@ -1,9 +1,10 @@
 """Pretrain an equivariance-coherent ViT (arXiv:2503.18753).
 
     python -m eqcohvit.commands.pretrain          # embedded sprites and a small model: minutes on two CPU cores
-    accelerate launch -m eqcohvit.commands.pretrain --train_dir ~/photos --output_dir runs/photos
-    accelerate launch -m eqcohvit.commands.pretrain --config cifar10_vicreg
-    accelerate launch -m eqcohvit.commands.pretrain --init_from facebook/dinov2-small --train_dir ~/photos
+    python -m eqcohvit.commands.pretrain --train_dir ~/photos --output_dir runs/photos
+    python -m eqcohvit.commands.pretrain --config cifar10_vicreg
+    python -m eqcohvit.commands.pretrain --init_from facebook/dinov2-small --train_dir ~/photos
+    accelerate launch --multi_gpu -m eqcohvit.commands.pretrain --config imagenet1k_vicreg_vits16
 
 Every setting of a recipe is also a flag. The run's folder holds report.html (curves, what the parts know, pictures),
 metrics.jsonl, samples/, checkpoints/ and model/.
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 
 from .. import cli as settings_cli
 from ..training.arguments import PretrainArguments, completed, read_arguments
-from ..training.output import safe_output
+from ..training.output import safe_output, say_once
 from ..training.run_lock import release_runs
 from ..training.signals import RunFailed, StopRequested, StopSignals, exit_code, leave
 
@@ -27,6 +28,11 @@ from ..training.signals import RunFailed, StopRequested, StopSignals, exit_code,
 def parse(argv: list[str] | None = None) -> PretrainArguments:
     """The settings of a command line, not yet checked."""
     return read_arguments(argv, "pretrain", __doc__ or "")
+
+
+def say_start(args: PretrainArguments) -> None:
+    """The first words of a run, before anything heavy is imported."""
+    say_once(f"starting a run in {args.output_dir}: loading torch and transformers")
 
 
 def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
@@ -52,6 +58,7 @@ def cli(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    say_start(args)
     command = shlex.join(["python", "-m", "eqcohvit.commands.pretrain", *(sys.argv[1:] if argv is None else argv)])
     return exit_code(lambda stop: _run_or_fail(args, stop, command))
 
@@ -59,30 +66,25 @@ def cli(argv: list[str] | None = None) -> int:
 def _run_or_fail(args: PretrainArguments, stop: StopSignals, command: str) -> None:
     from ..data import TooManyBadImages
     from ..evaluation.guard import AccuracyFell
-    from ..training.checkpoint import CheckpointError
 
     try:
         run(args, stop, command)
-    except (TooManyBadImages, AccuracyFell, CheckpointError) as error:
+    except (TooManyBadImages, AccuracyFell) as error:
         raise RunFailed(str(error)) from error
 
 
 def pretrain_from_python(config: str | None = None, **settings: Any) -> Path:
     """What `eqcohvit.pretrain` does."""
-    known = PretrainArguments.__dataclass_fields__
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"unknown setting {name!r}{settings_cli.did_you_mean(name, known)}")
+    settings_cli.check_names(settings, PretrainArguments.__dataclass_fields__)
     values = settings_cli.load_recipe(config, PretrainArguments) if config else {}
     values |= {name: value for name, value in settings.items() if value is not None}
     values |= {name: os.fspath(value) for name, value in values.items() if isinstance(value, os.PathLike)}
     args = PretrainArguments(**values)
     args.given = frozenset(values)
-    shown = {"config": config, **values} if config else values
-    command = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+    command = settings_cli.as_call("pretrain", {"config": config, **values} if config else values)
     try:
         with StopSignals() as stop:
-            return run(args, stop, f"eqcohvit.pretrain({command})")
+            return run(args, stop, command)
     except StopRequested:  # a notebook was interrupted; all finished steps are saved
         raise KeyboardInterrupt from None
     finally:

@@ -24,22 +24,17 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
+from ..cli import CommandParser
 from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER
-from ..publish.card import read_run, read_template, rename_card, render_card
-from ..publish.folder import check_model_folder, files_of, model_folder_of
 from ..publish.spaces import ROOT, demo_files, metric_files, metric_names
-from ..publish.upload import check_repo_id, push_files
 
+_USAGE = "python -m eqcohvit.commands.push_to_hub --folder FOLDER --repo_id USER/NAME [settings]"
 _RELEASED = ROOT / "model_cards" / "eqcohvit-micro-cifar10"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of the command line; `SystemExit` with code 2 for flags that do not fit."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    """The flags of the command line; a `ValueError` for flags that do not fit."""
+    parser = CommandParser(__doc__, _USAGE)
 
     def path(text: str) -> Path:
         return Path(text).expanduser()
@@ -72,6 +67,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def model_files(args: argparse.Namespace, folder: Path) -> Mapping[str, Path | bytes]:
     """The files of the model repository, by path: those of the folder, with the card and the training state."""
+    from ..publish.card import read_run, read_template, rename_card, render_card
+    from ..publish.folder import check_model_folder, files_of
+
     if args.training_state is not None and not (args.training_state / STATE_FILE).is_file():
         raise ValueError(
             f"no checkpoint at {args.training_state}: expected a folder such as runs/photos/checkpoints/step-N"
@@ -104,7 +102,14 @@ def describe(files: Mapping[str, Path | bytes], repo_id: str) -> str:
 
 def main(args: argparse.Namespace, new: Path) -> None:
     """Collect the files and upload them. The model of a checkpoint is first written as a model folder to `new`."""
-    transformers_logging.disable_progress_bar()
+    from transformers.utils import logging
+
+    from ..publish.folder import model_folder_of
+    from ..publish.upload import check_repo_id, push_files
+    from ..registration import register
+
+    register()
+    logging.disable_progress_bar()
     check_repo_id(args.repo_id)
     files: Mapping[str, Path | bytes]
     what = "metric" if args.metric else "Space" if args.space else "model"

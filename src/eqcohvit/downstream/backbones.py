@@ -17,11 +17,11 @@ from ..preprocessing import Preprocessing, read_preprocessing
 
 @dataclass(frozen=True)
 class EncoderFolder:
-    """A folder or repository with a ViT: one of ours, or a plain one of the `FAMILIES`.
+    """A folder or repository with a ViT: one of ours, or a plain ViT of a known family (`FAMILIES`).
 
     Args:
         name: the folder or repository as the user wrote it.
-        config: of the model; a plain ViT's is wrapped.
+        config: of the model; the configuration of a plain ViT is wrapped.
         preprocessing: size and normalization of its images.
     """
 
@@ -73,7 +73,7 @@ class EncoderFolder:
         return backbone if image_size is None else _with_image_size(backbone, image_size)
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights, with the names that `EqCohViTBackbone` has for them."""
+        """The trained weights, by their names in `EqCohViTBackbone`."""
         if AutoConfig.from_pretrained(find_model(self.name)).model_type == EqCohViTConfig.model_type:
             return load_whole(EqCohViTBackbone, self.name, dtype=torch.float32).state_dict()
         model = load_whole(AutoModel, self.name, dtype=torch.float32)
@@ -94,12 +94,12 @@ def find_backbone(model: torch.nn.Module) -> EqCohViTBackbone:
     return next(module for module in model.modules() if isinstance(module, EqCohViTBackbone))
 
 
-def spread_stages(num_layers: int, count: int = 4) -> list[int]:
-    """Indices of `count` equally spaced stages, the last one included: 12 layers -> [3, 6, 9, 12].
+def spread_stages(num_layers: int) -> list[int]:
+    """Indices of four equally spaced stages, the last one included: 12 layers -> [3, 6, 9, 12].
 
     Raises:
         ValueError: the backbone has fewer layers.
     """
-    if num_layers < count:
-        raise ValueError(f"this head reads {count} stages, and the backbone has only {num_layers} layers")
-    return [num_layers * (i + 1) // count for i in range(count)]
+    if num_layers < 4:
+        raise ValueError(f"this head reads 4 stages, and the backbone has only {num_layers} layers")
+    return [num_layers * i // 4 for i in (1, 2, 3, 4)]

@@ -19,12 +19,14 @@ from transformers import PreTrainedModel
 from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
 from ..evaluation.rows import Rows, row_errors
+from ..preprocessing import Preprocessing
 from .backbones import EncoderFolder, find_backbone
 from .options import TASK_HEADS, TaskOptions
 
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding more annotations would delay the first message too long
 MAX_TEST_BATCH = 16
+NUM_PICTURES = 6  # of predictions
 _MIN_SAMPLES_OF_BAR = 64  # no progress bar for fewer
 
 Sample = dict[str, Any]
@@ -119,7 +121,7 @@ class DenseTask(ABC):
 
     @classmethod
     def common(cls, options: TaskOptions, encoder: EncoderFolder, multiple_of_patches: int = 1) -> dict[str, Any]:
-        """The fields that do not depend on the columns. The image size must be a multiple of some patches."""
+        """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
         size = options.image_size or encoder.preprocessing.image_size
         unit = encoder.config.square_patch_size * multiple_of_patches
         if size < unit or size % unit:
@@ -140,15 +142,21 @@ class DenseTask(ABC):
         find_backbone(model).load_state_dict(backbone.state_dict())
         return model
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size and normalization of the images."""
+        return Preprocessing(self.image_size, self.mean, self.std)
+
     def normalize(self, image: Image.Image) -> torch.Tensor:
         """RGB image -> float (3, H, W) in normalized pixels."""
-        pixels = np.asarray(image, dtype=np.float32) / 255
-        pixels = (pixels - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+        return self.preprocessing.normalize(pixels.permute(2, 0, 1))
 
     def resize_whole(self, image: Image.Image) -> Image.Image:
-        """Resize the shorter side to `image_size`, the other one in proportion, both to whole patches."""
-        return resize_to_patches(image, self.image_size, self.patch_size)
+        """Resize the shorter side to `image_size`, the other one in proportion, both rounded to whole patches."""
+        scale = self.image_size / min(image.size)
+        width, height = (max(1, round(scale * side / self.patch_size)) * self.patch_size for side in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
     def to_image(self, pixel_values: torch.Tensor) -> Image.Image:
         """The inverse of `normalize`."""
@@ -173,16 +181,11 @@ class DenseTask(ABC):
         (folder / TASK_FILE).write_text(json.dumps({"task": self.name, **dataclasses.asdict(self)}, indent=1) + "\n")
 
 
-def resize_to_patches(image: Image.Image, shorter_side: int, patch_size: int) -> Image.Image:
-    """Resize the shorter side to so many pixels, the other one in proportion, both rounded to whole patches."""
-    scale = shorter_side / min(image.size)
-    width, height = (max(1, round(scale * side / patch_size)) * patch_size for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-
-
 class _TestSamples(Dataset):
     def __init__(self, task: DenseTask, rows: Rows, count: int):
-        self.task, self.rows, self.count = task, rows, count
+        self.task = task
+        self.rows = rows
+        self.count = count
 
     def __len__(self) -> int:
         return self.count
@@ -196,7 +199,7 @@ class _TestSamples(Dataset):
 
 
 def _as_it_is(sample: Any) -> Any:
-    """Without it the loader would turn arrays into tensors."""
+    """The sample unchanged: the default function of the loader would turn arrays into tensors."""
     return sample
 
 
@@ -226,14 +229,15 @@ def evaluate_task(
     rows: Rows,
     max_samples: int | None = None,
     num_workers: int = 0,
-    num_pictures: int = 6,
 ) -> tuple[dict[str, float], list[list[Image.Image]]]:
     """Score the model on the first `max_samples` rows: metric values, and pictures of evenly spread predictions."""
     model.eval()
     device = next(model.parameters()).device
-    score, pictures, seen = task.start_score(), [], 0
+    score = task.start_score()
+    pictures = []
+    seen = 0
     total = len(rows) if max_samples is None else min(len(rows), max_samples)
-    shown = set(spread(total, num_pictures))
+    shown = set(spread(total, NUM_PICTURES))
     bar = (
         progress(f"testing {task.name.replace('_', ' ')}", total, unit="img") if total >= _MIN_SAMPLES_OF_BAR else None
     )

@@ -10,9 +10,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-# Deviation of annotators from each other, per keypoint of COCO's 17 (https://cocodataset.org/#keypoints-eval).
+# How much annotators deviate from each other, for each of COCO's 17 keypoints (https://cocodataset.org/#keypoints-eval).
 COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
-OTHER_SIGMA = 0.025  # for keypoints of other data: COCO's of the eyes
+OTHER_SIGMA = 0.025  # for keypoints of other data: the value of COCO's eyes
 
 
 def average_precision(
@@ -35,7 +35,7 @@ def average_precision(
         return dict.fromkeys(names, 0.0)
     numbered = [{"iscrowd": 0, **annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints tables
-        truth: Any = COCO()  # its annotations are too narrow
+        truth: Any = COCO()  # its type annotations are too narrow
         truth.dataset = {
             "images": images,
             "annotations": numbered,

@@ -35,13 +35,15 @@ class SpriteRows:
     is_rendered = True
 
     def __init__(self, count: int, offset: int = 0, size: int = 128):
-        self.count, self.offset, self.size = count, offset, size
+        self.count = count
+        self.offset = offset
+        self.size = size
 
     def __len__(self) -> int:
         return self.count
 
     def select(self, indices: range) -> SpriteRows:
-        """The first of them, as of a dataset."""
+        """The first of these rows, as in a dataset."""
         return SpriteRows(len(indices), self.offset, self.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -50,7 +52,7 @@ class SpriteRows:
 
 
 def sprite_rows() -> tuple[SpriteRows, SpriteRows]:
-    """Training and test rows without a common scene."""
+    """Training and test rows that share no scene."""
     return SpriteRows(4096), SpriteRows(256, TEST_SPRITES)
 
 
@@ -58,7 +60,7 @@ def scale_invariant_loss(predicted: torch.Tensor, true: torch.Tensor, valid: tor
     """Root of mean(d^2) - 0.85 mean(d)^2 with d = log predicted - log true over the valid pixels: three (B, H, W) ->
     scalar.
 
-    Without a valid pixel it is 0.
+    0 if no pixel is valid.
     """
     error = torch.where(valid, predicted.clamp_min(MIN_DEPTH).log() - true.clamp_min(MIN_DEPTH).log(), 0.0).float()
     count = valid.sum().clamp_min(1)
@@ -115,7 +117,8 @@ class Depth(DenseTask):
         return DepthAnythingForDepthEstimation
 
     def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        stages, width = spread_stages(encoder.config.num_hidden_layers), encoder.config.hidden_size
+        stages = spread_stages(encoder.config.num_hidden_layers)
+        width = encoder.config.hidden_size
         backbone = encoder.backbone(random_weights, out_indices=stages, reshape_hidden_states=False)
         config = DepthAnythingConfig(
             backbone_config=backbone.config,
@@ -141,7 +144,8 @@ class Depth(DenseTask):
         return depth
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        image, depth = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        depth = self.read_target(row)
         check_size(depth, image, "depth map")
         return image, depth
 
@@ -149,11 +153,13 @@ class Depth(DenseTask):
         image, depth = self._read(row)
         side = rng.uniform(*_CROP_RANGE) * min(image.size)
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
-        box, size = (left, top, left + side, top + side), (self.image_size, self.image_size)
+        box = (left, top, left + side, top + side)
+        size = (self.image_size, self.image_size)
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         depth = np.array(Image.fromarray(depth).resize(size, Image.Resampling.NEAREST, box=box))
         if rng.random() < 0.5:
-            image, depth = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), depth[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            depth = depth[:, ::-1]
         return {"pixel_values": self.normalize(image), "depth": torch.from_numpy(np.ascontiguousarray(depth))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:

@@ -76,7 +76,8 @@ class Detection(DenseTask):
         return RTDetrForObjectDetection
 
     def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
+        layers = encoder.config.num_hidden_layers
+        width = encoder.config.hidden_size
         if layers < 3:
             raise ValueError(f"this head reads 3 stages, and the backbone has only {layers} layers")
         scales = [1, 0.5, 0.25] if self.patch_size <= 8 else [2, 1, 0.5]
@@ -140,7 +141,8 @@ class Detection(DenseTask):
             raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an object")
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        image, (boxes, classes) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        boxes, classes = self.read_target(row)
         outside = np.flatnonzero(((boxes[:, :2] >= image.size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1))
         if len(outside):
             raise ValueError(
@@ -161,7 +163,8 @@ class Detection(DenseTask):
         kept = (high - low).clip(0).prod(axis=1) >= _MIN_VISIBLE * boxes[:, 2:].prod(axis=1)
         centers, sizes = ((low + high) / 2 - start) / sides, (high - low) / sides
         if rng.random() < 0.5:
-            crop, centers[:, 0] = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 1 - centers[:, 0]
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            centers[:, 0] = 1 - centers[:, 0]
         targets = torch.from_numpy(np.concatenate([centers, sizes], axis=1)[kept].astype(np.float32))
         return {"pixel_values": self.normalize(crop), "boxes": targets, "class_labels": torch.from_numpy(classes[kept])}
 
@@ -218,7 +221,8 @@ class Detection(DenseTask):
     def _draw(
         self, image: Image.Image, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray | None = None
     ) -> Image.Image:
-        canvas, colors = image.copy(), palette(len(self.label_names))
+        canvas = image.copy()
+        colors = palette(len(self.label_names))
         draw = ImageDraw.Draw(canvas)
         for number, (box, label) in enumerate(zip(boxes, classes, strict=True)):
             color = tuple(colors[label].tolist())

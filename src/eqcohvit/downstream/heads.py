@@ -48,7 +48,8 @@ class LinearSegmentation(_DenseHeadModel):
         super().__init__(config)
         self.backbone = load_backbone(config)
         width = self.backbone.channels[-1]
-        self.norm, self.classifier = nn.BatchNorm2d(width), nn.Conv2d(width, config.num_labels, kernel_size=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
         self.post_init()
 
     def forward(
@@ -72,7 +73,8 @@ class HomographyRegressor(_DenseHeadModel):
     def __init__(self, config: DenseHeadConfig):
         super().__init__(config)
         self.backbone = load_backbone(config)
-        width, hidden = self.backbone.channels[-1], config.hidden_dim
+        width = self.backbone.channels[-1]
+        hidden = config.hidden_dim
         side = config.image_size // self.backbone.config.square_patch_size
         side = math.ceil(math.ceil(side / 2) / 2)
         self.head = nn.Sequential(
@@ -87,8 +89,8 @@ class HomographyRegressor(_DenseHeadModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """pixel_values (B, 6, S, S), the two patches -> displacements (B, 4, 2) as fractions of the largest one in
-        training."""
+        """pixel_values (B, 6, S, S), the two patches -> displacements (B, 4, 2) as fractions of the largest
+        displacement in training."""
         first, second = pixel_values.chunk(2, dim=1)
         features = self.backbone(torch.cat([first, second])).feature_maps[-1]
         return self.head(torch.cat(features.chunk(2), dim=1)).reshape(-1, 4, 2)

@@ -1,8 +1,8 @@
 """Homography estimation by the S-COCO protocol (DeTone et al., arXiv:1606.03798), on any images.
 
 An image is resized to 320 x 240. A patch of 128 x 128 is chosen at random, and each of its corners is moved by up to 32
-pixels along x and y. The second patch is what the same frame shows after the image is warped back by the homography of
-the corners. The four displacements are to be estimated from the two patches.
+pixels along x and y. The second patch is the content of the same frame after the image is warped back by the homography
+of the corners. The model estimates the four displacements from the two patches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64) * PATCH_S
 
 def homography_from_corners(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The homography (3, 3) that maps four points (4, 2) to four others. Its last entry is 1."""
-    rows, values = [], []
+    rows = []
+    values = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
@@ -92,7 +93,7 @@ class Homography(DenseTask):
         )
 
     def read_target(self, row: dict[str, Any]) -> None:
-        """There are no annotations: the pairs are made."""
+        """None: the pairs are generated, so the data need no annotations."""
 
     def _pair(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image = read_image(row, self.image_column).resize(IMAGE_SIZE, Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -130,7 +131,8 @@ class Homography(DenseTask):
 
     def picture(self, sample: Sample, prediction: np.ndarray) -> list[Image.Image]:
         canvas = sample["image"].copy()
-        draw, corners = ImageDraw.Draw(canvas), CORNERS + sample["place"]
+        draw = ImageDraw.Draw(canvas)
+        corners = CORNERS + sample["place"]
         for displacements, color in (
             (np.zeros((4, 2)), "white"),
             (sample["displacements"], "lime"),

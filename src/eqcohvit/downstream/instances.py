@@ -23,10 +23,10 @@ from .base import DenseTask, Sample
 from .coco import average_precision
 from .options import TaskOptions
 
-MAX_INSTANCES = 100  # found per image, as COCO counts
+MAX_INSTANCES = 100  # predictions per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
 _CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
-_MIN_PIXELS = 4  # of an instance in a training crop; smaller ones are left out
+_MIN_PIXELS = 4  # of an instance in a training crop; smaller instances are left out
 
 
 class SpriteGrids:
@@ -37,13 +37,15 @@ class SpriteGrids:
     is_rendered = True
 
     def __init__(self, count: int, offset: int = 0, size: int = 64):
-        self.count, self.offset, self.size = count, offset, size
+        self.count = count
+        self.offset = offset
+        self.size = size
 
     def __len__(self) -> int:
         return self.count
 
     def select(self, indices: range) -> SpriteGrids:
-        """The first of them, as of a dataset."""
+        """The first of these rows, as in a dataset."""
         return SpriteGrids(len(indices), self.offset, self.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class SpriteGrids:
 
 
 def sprite_grids() -> tuple[SpriteGrids, SpriteGrids]:
-    """Training and test rows without a common scene."""
+    """Training and test rows that share no scene."""
     return SpriteGrids(4096), SpriteGrids(128, TEST_SPRITES)
 
 
@@ -70,7 +72,8 @@ class _MaskScore:
         self.found: list[dict] = []
 
     def add(self, prediction: dict[str, Any], sample: Sample) -> None:
-        number, instances = len(self.images) + 1, sample["instances"]
+        number = len(self.images) + 1
+        instances = sample["instances"]
         self.images.append({"id": number, "height": instances.shape[0], "width": instances.shape[1]})
         for index, label in enumerate(sample["classes"].tolist(), start=1):
             mask = coco_masks.encode(np.asfortranarray(instances == index, dtype=np.uint8))
@@ -162,7 +165,8 @@ class InstanceSegmentation(DenseTask):
             raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an instance")
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        image, (instances, classes) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        instances, classes = self.read_target(row)
         check_size(instances, image)
         return image, instances, classes
 
@@ -170,11 +174,13 @@ class InstanceSegmentation(DenseTask):
         image, instances, classes = self._read(row)
         sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
         start = rng.uniform(0, np.array(image.size) - sides)
-        box, size = (*start, *(start + sides)), (self.image_size, self.image_size)
+        box = (*start, *(start + sides))
+        size = (self.image_size, self.image_size)
         image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         numbers = np.array(Image.fromarray(instances).resize(size, Image.Resampling.NEAREST, box=box))
         if rng.random() < 0.5:
-            image, numbers = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), numbers[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            numbers = numbers[:, ::-1]
         masks = numbers == np.arange(1, len(classes) + 1)[:, None, None]
         kept = masks.sum(axis=(1, 2)) >= _MIN_PIXELS
         targets = {
@@ -236,7 +242,7 @@ class InstanceSegmentation(DenseTask):
             for mask, score in zip(prediction["masks"], prediction["scores"], strict=True)
             if score >= _MIN_SCORE_SHOWN
         ]
-        for number, mask in reversed(list(enumerate(shown, start=1))):  # the surest on top
+        for number, mask in reversed(list(enumerate(shown, start=1))):  # the most certain on top
             found[coco_masks.decode(mask) > 0] = number
         maps = (
             overlay(sample["image"], numbers, max(int(numbers.max()), 1) + 1)

@@ -1,4 +1,5 @@
-"""Keypoints of one instance per row: an image, its keypoints in pixels, and the box of the instance if there is one.
+"""Keypoints of one instance per row: an image, its keypoints in pixels, and the box of the instance if the data have
+one.
 
 Images with several people need one row per person, as in top-down pose estimation.
 """
@@ -32,7 +33,7 @@ _SHIFT = 0.1
 
 @dataclass(frozen=True)
 class Crop:
-    """A square piece of an image, turned: center (x, y) and side in pixels, angle in radians, `size` cells after the
+    """A square piece of an image, rotated: center (x, y) and side in pixels, angle in radians, `size` cells after the
     crop."""
 
     center: np.ndarray
@@ -45,7 +46,7 @@ class Crop:
         return np.array([[np.cos(self.angle), -np.sin(self.angle)], [np.sin(self.angle), np.cos(self.angle)]])
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The crop of an image. Places outside of the image are black."""
+        """The crop of an image; places outside the image are black."""
         factor = max(1, int(self.side / self.size))  # averaged first, so that bilinear reading does not skip pixels
         reduced = image.reduce(factor) if factor > 1 else image
         linear = self._turn * self.side / self.size
@@ -74,9 +75,8 @@ def draw_heatmaps(points: np.ndarray, side: int, sigma: float) -> torch.Tensor:
 def find_peaks(heatmaps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Heat maps (..., K, h, w) -> points (..., K, 2) in cells and heights (..., K).
 
-    Between cells the logarithm is taken for a parabola, which is exact for a Gaussian (as arXiv:1910.06278, along x and
-    y alone).
-    """
+    Between cells the logarithm is treated as a parabola, which is exact for a Gaussian (as in arXiv:1910.06278, but
+    along x and y only)."""
     height, width = heatmaps.shape[-2:]
     flat = heatmaps.flatten(-2)
     best = flat.argmax(dim=-1)
@@ -104,7 +104,10 @@ class _KeypointScore:
         self.found: list[dict] = []
 
     def add(self, prediction: tuple[np.ndarray, np.ndarray], sample: Sample) -> None:
-        (points, heights), true, visible, box = prediction, sample["points"], sample["visible"], sample["box"]
+        points, heights = prediction
+        true = sample["points"]
+        visible = sample["visible"]
+        box = sample["box"]
         for threshold, correct in self.correct.items():
             correct.append(correct_keypoints(points, true, visible, max(box[2:]), threshold))
         number = len(self.images) + 1
@@ -178,7 +181,7 @@ class Keypoints(DenseTask):
         """Points (K, 2) in pixels, which of them are labeled (K,), and the box x, y, width, height.
 
         Raises:
-            ValueError: another number of keypoints, none that is labeled, or a box without area.
+            ValueError: a wrong number of keypoints, no labeled keypoint, or a box without area.
         """
         values = _read_points(row, self.target_column)
         if len(values) != self.num_keypoints:
@@ -212,7 +215,8 @@ class Keypoints(DenseTask):
         return Crop(np.array(image.size) / 2, float(max(image.size)), 0.0, self.image_size)
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image, (points, visible, box) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        points, visible, box = self.read_target(row)
         whole = self._whole(image, box)
         center = whole.center + rng.uniform(-_SHIFT, _SHIFT, 2) * whole.side
         crop = Crop(
@@ -232,7 +236,8 @@ class Keypoints(DenseTask):
         }
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, (points, visible, box) = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        points, visible, box = self.read_target(row)
         crop = self._whole(image, box)
         geometry = {
             "points": points,
@@ -260,7 +265,8 @@ class Keypoints(DenseTask):
         return _KeypointScore()
 
     def picture(self, sample: Sample, prediction: tuple[np.ndarray, np.ndarray]) -> list[Image.Image]:
-        image, zoom = self.to_image(sample["pixel_values"]), max(1, 256 // self.image_size)
+        image = self.to_image(sample["pixel_values"])
+        zoom = max(1, 256 // self.image_size)
         pictures = [image]
         for points, color in ((sample["points"][sample["visible"]], "lime"), (prediction[0], "red")):
             canvas = image.resize((image.width * zoom, image.height * zoom))

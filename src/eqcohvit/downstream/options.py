@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import os
+from dataclasses import MISSING, dataclass
+from typing import ClassVar
+
+from ..cli import RunSettings, setting
+from ..files import FINETUNE_SETTINGS_FILE
+from ..training.arguments import PRECISIONS
 
 # Task -> its heads, the default first.
 TASK_HEADS: dict[str, tuple[str, ...]] = {
@@ -17,89 +20,88 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
     "depth": ("depth_anything",),
 }
 TRAINABLE = ("head", "all", "lora")
+_HEADS = "; ".join(f"{task}: {', '.join(heads)}" for task, heads in TASK_HEADS.items())
+_POSITIVE = ("max_steps", "learning_rate", "lora_rank", "logging_steps", "save_steps")
+_NOT_NEGATIVE = ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers")
 
 
-def _option(default: Any, text: str, kind: type = str) -> Any:
-    return field(default=default, metadata={"help": text, "type": kind})
-
-
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class TaskOptions:
-    """Options of the tasks, which are flags of the commands. Each task reads its own.
+    """Options of the tasks; each task reads those that concern it."""
 
-    `head`: default: the first one of the task.
-    """
-
-    head: str | None = None
-    image_size: int | None = _option(None, "side of the model's input in pixels; default: the encoder's", int)
-    image_column: str | None = _option(None, "column of the photographs; default: image")
-    target_column: str | None = _option(None, "column of the annotations; default: the task's usual names")
-    num_labels: int | None = _option(
-        None, "number of classes (both segmentations, and detection if the data do not name them)", int
+    head: str | None = setting(None, f"{_HEADS}; by default the first one")
+    image_size: int | None = setting(None, "side of the model's input in pixels; by default the encoder's")
+    image_column: str | None = setting(None, "column of the photographs; by default image")
+    target_column: str | None = setting(None, "column of the annotations; by default the task's usual names")
+    num_labels: int | None = setting(
+        None, "number of classes (both segmentations, and detection if the data do not name them)"
     )
-    ignore_label: int | None = _option(None, "segmentation: label of pixels that do not count, in addition to 255", int)
-    reduce_labels: bool = _option(False, "both segmentations: classes count from 1, 0 means no class (ADE20K)", bool)
-    max_depth: int = _option(10, "depth: largest depth that counts (KITTI: 80); default: 10", int)
-    depth_scale: float = _option(
-        1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimeters: 1000); default: 1", float
+    ignore_label: int | None = setting(None, "segmentation: label of pixels that do not count, in addition to 255")
+    reduce_labels: bool = setting(False, "both segmentations: classes count from 1, 0 means no class (ADE20K)")
+    max_depth: int = setting(10, "depth: largest depth that counts (KITTI: 80)")
+    depth_scale: float = setting(1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimeters: 1000)")
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(TaskOptions, RunSettings):
+    """All settings of fine-tuning; each field is a flag with the field's name."""
+
+    file_name: ClassVar[str] = FINETUNE_SETTINGS_FILE
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        ("resume_from_checkpoint", "output_dir", "max_test_samples", "num_workers", "logging_steps", "save_steps")
     )
 
-    @classmethod
-    def add_flags(cls, parser: Any, leave_out: Sequence[str] = ()) -> None:
-        """Add a flag for each option that has a help text."""
-        for option in dataclasses.fields(cls):
-            if not option.metadata or option.name in leave_out:
-                continue
-            kind = option.metadata["type"]
-            how = {"action": "store_true"} if kind is bool else {"type": kind, "default": option.default}
-            parser.add_argument(f"--{option.name}", help=option.metadata["help"], **how)
+    task: str = setting(MISSING, "what to learn", tuple(TASK_HEADS), common=True)
+    model: str = setting(MISSING, "folder or repository of the encoder: ours, or a transformers ViT", common=True)
+    train: str = setting("all", "head: frozen backbone; lora: adapters in it", TRAINABLE, common=True)
+    random_weights: bool = setting(False, "control: the backbone without its trained weights", common=True)
+    output_dir: str = setting("outputs/finetune", "folder of the run", common=True)
+    resume_from_checkpoint: str | None = setting(
+        None, "'latest' of output_dir, or the path of a checkpoint folder", common=True
+    )
 
+    # Data
+    dataset_name: str | None = setting(None, "Hub id, local folder or builder")
+    dataset_config_name: str | None = setting(None, "configuration of the dataset")
+    dataset_split: str = setting("train", "split to train on")
+    test_split: str | None = setting(None, "split of dataset_name to test on; by default every tenth row is held out")
+    data_files: str | None = setting(None, "files to train on: a glob, or several separated by commas")
+    test_data_files: str | None = setting(None, "files to test on; by default every tenth row is held out")
+    train_dir: str | None = setting(None, "folder tree of images, for tasks without annotations")
+    max_test_samples: int | None = setting(None, "test on at most this many rows, the first ones")
+    num_workers: int = setting(0, "processes that decode images")
 
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How to train.
+    # Training
+    per_device_train_batch_size: int = setting(16, "images per step and device")
+    max_steps: int = setting(500, "optimizer steps")
+    learning_rate: float = setting(1e-3, "peak learning rate of the head")
+    backbone_lr_scale: float = setting(0.1, "learning rate of the backbone divided by the one of the head")
+    weight_decay: float = setting(0.05, "weight decay of matrices")
+    warmup_steps: int = setting(25, "steps of linear warm-up")
+    lora_rank: int = setting(8, "rank of the adapters")
+    mixed_precision: str | None = setting(
+        None, "by default the launcher's, else bf16 on GPUs that support it, else no", PRECISIONS
+    )
+    logging_steps: int = setting(25, "steps between progress lines")
+    save_steps: int = setting(250, "steps between checkpoints")
+    seed: int = setting(0, "seed of weights, order and augmentation")
 
-    train: `"head"` (the backbone is frozen), `"all"`, or `"lora"` (head, and adapters in the backbone).
-    backbone_lr_scale: learning rate of the backbone's parameters over that of the head's. batch_size: per device.
-    """
-
-    train: str = "all"
-    max_steps: int = 500
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    backbone_lr_scale: float = 0.1
-    weight_decay: float = 0.05
-    warmup_steps: int = 25
-    max_grad_norm: float = 1.0
-    lora_rank: int = 8
-    seed: int = 0
-    mixed_precision: str | None = None
-    num_workers: int = 0
-    logging_steps: int = 25
-    save_steps: int = 250
-    save_total_limit: int = 2
+    def __post_init__(self) -> None:
+        self.output_dir = os.path.expanduser(self.output_dir)
 
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
-        if self.train not in TRAINABLE:
-            raise ValueError(f"train must be one of {', '.join(TRAINABLE)}, got {self.train}")
-        for name in (
-            "max_steps",
-            "learning_rate",
-            "max_grad_norm",
-            "lora_rank",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-        ):
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
-        if self.batch_size < 2:
-            raise ValueError(
-                f"per_device_train_batch_size must be at least 2, because heads have batch norms, got {self.batch_size}"
-            )
+        if self.per_device_train_batch_size < 2:
+            size = self.per_device_train_batch_size
+            reason = "because heads have batch norms"
+            raise ValueError(f"per_device_train_batch_size must be at least 2, {reason}, got {size}")
+        if self.max_test_samples is not None and self.max_test_samples < 1:
+            raise ValueError(f"max_test_samples must be at least 1, got {self.max_test_samples}")

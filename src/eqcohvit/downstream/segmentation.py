@@ -13,14 +13,13 @@ from PIL import Image
 from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
 from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
-from ..evaluation.pictures import color_labels
+from ..evaluation.pictures import IGNORED, color_labels
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
 from .backbones import EncoderFolder, spread_stages
 from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, LinearSegmentation
 from .options import TaskOptions
 
-IGNORED = 255
 _CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
 
 
@@ -40,7 +39,8 @@ class _IoUScore:
 class Segmentation(DenseTask):
     """UPerNet (arXiv:1807.10221, as wide as the backbone) or a linear head.
 
-    num_labels: number of classes. ignore_label: value of pixels that do not count, besides 255. reduce_labels: 0 means
+    num_labels: number of classes. ignore_label: value of pixels that do not count, in addition to 255. reduce_labels: 0
+        means
     "no class", and the classes 1 .. num_labels become 0 .. num_labels - 1, as in ADE20K.
     """
 
@@ -94,7 +94,7 @@ class Segmentation(DenseTask):
         """Class of each pixel, int64 (H, W), 255 if the pixel does not count.
 
         Raises:
-            ValueError: a value is no class, or no pixel counts.
+            ValueError: a value is not a class, or no pixel counts.
         """
         labels = read_labels(row, self.target_column)
         ignored = labels == IGNORED
@@ -116,7 +116,8 @@ class Segmentation(DenseTask):
         return np.where(ignored, IGNORED, labels)
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        image, labels = read_image(row, self.image_column), self.read_target(row)
+        image = read_image(row, self.image_column)
+        labels = self.read_target(row)
         check_size(labels, image)
         return image, labels
 
@@ -126,7 +127,7 @@ class Segmentation(DenseTask):
         side = rng.uniform(*_CROP_RANGE) * min(image.size)
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
         rows, columns = np.nonzero(labels[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1] != IGNORED)
-        if len(rows) == 0:  # a crop without any labeled pixel teaches nothing: take one round a labeled pixel
+        if len(rows) == 0:  # a crop without labeled pixels teaches nothing: take one around a labeled pixel
             rows, columns = np.nonzero(labels != IGNORED)
             at = rng.integers(len(rows))
             left, top = (
@@ -139,7 +140,8 @@ class Segmentation(DenseTask):
             Image.fromarray(labels.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST, box=box)
         )
         if rng.random() < 0.5:
-            image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            labels = labels[:, ::-1]
         return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:

@@ -1,7 +1,8 @@
-"""The supervised tasks of scripts/evaluate.py: fine-tuned models as they are, and heads fitted on a frozen backbone."""
+"""The supervised tasks of an evaluation: scores of fine-tuned models, and of heads fitted on a frozen backbone."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -18,18 +19,19 @@ from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
 from ..evaluation.video_tasks import picture_figure, title_of
 from ..loading import find_model
 from . import task_class
-from .backbones import EncoderFolder, find_backbone
+from .backbones import EncoderFolder
 from .base import TASK_FILE, DenseTask, evaluate_task
-from .options import TASK_HEADS, FinetuneSettings, TaskOptions
+from .options import TASK_HEADS, FinetuneArguments, TaskOptions
 from .saved import load_finetuned
 
 
 def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
-    """Scores of fine-tuned models as they are.
+    """Scores of fine-tuned models and of encoders.
 
-    For an encoder, and for its random weights, a head is fitted on the frozen backbone.
+    For an encoder, and for its random weights, heads are fitted on the frozen backbone first.
     """
-    settings, rows = evaluation.settings, []
+    settings = evaluation.settings
+    rows = []
     sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
     train, test = open_train_and_test(**sources, default=task_class(name).default_rows)
     train = train.select(range(min(len(train), settings["max_samples"])))
@@ -57,38 +59,34 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
 def fit_head(
     task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int
 ) -> PreTrainedModel:
-    """A head trained on the frozen backbone with the default settings of scripts/finetune.py."""
+    """A head trained on the frozen backbone with the default settings of fine-tuning."""
     from ..training.signals import StopSignals
-    from .finetune import Finetuning, make_accelerator
+    from .finetune import open_accelerator, train
 
     torch.manual_seed(seed)
     model = task.build(encoder, is_random)
-    steps = settings["max_steps"]
-    how = FinetuneSettings(
-        train="head", max_steps=steps, save_steps=steps, seed=seed, num_workers=settings["num_workers"]
-    )
     with tempfile.TemporaryDirectory() as folder:
-        return Finetuning(
-            make_accelerator(None), StopSignals(), task, model, find_backbone(model), rows, how, Path(folder)
-        ).train()
+        args = FinetuneArguments(
+            task=task.name,
+            model=encoder.name,
+            train="head",
+            output_dir=folder,
+            num_workers=settings["num_workers"],
+            max_steps=settings["max_steps"],
+            save_steps=settings["max_steps"],
+            seed=seed,
+        )
+        return train(args, open_accelerator(args), StopSignals(), task, model, rows)
 
 
 def _options(settings: dict[str, Any], head: str) -> TaskOptions:
-    names = (
-        "image_size",
-        "image_column",
-        "target_column",
-        "num_labels",
-        "ignore_label",
-        "reduce_labels",
-        "max_depth",
-        "depth_scale",
-    )
+    names = {field.name for field in dataclasses.fields(TaskOptions)} - {"head"}
     return TaskOptions(head=head, **{name: settings[name] for name in names})
 
 
 def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTrainedModel]], test: Rows) -> list[Row]:
-    rows, settings = [], evaluation.settings
+    rows = []
+    settings = evaluation.settings
     for label, seeds in models.items():
         scores = []
         for model in seeds:

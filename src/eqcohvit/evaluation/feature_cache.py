@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ..files import write_whole
 from .features import Feature
 
 DEFAULT_CACHE = Path(HF_HOME) / "eqcohvit" / "features"
@@ -41,13 +41,6 @@ class Features:
     parameters: torch.Tensor
     labels: torch.Tensor
     keys: torch.Tensor
-
-    @staticmethod
-    def of_chunks(chunks: Sequence[dict[str, torch.Tensor]]) -> Features:
-        """Join the chunks of a cache."""
-        whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        own = {name: whole.pop(name) for name in ("parameters", "labels", "keys")}
-        return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
 
 
 class FeatureCache:
@@ -82,15 +75,17 @@ class FeatureCache:
     def write(self, index: int, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """Write a chunk, whole or not at all. `state` is where the stream is after it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".chunk-{index:05d}-{os.getpid()}.tmp"  # another command may write the same chunk
         contiguous = {name: values.contiguous() for name, values in tensors.items()}
-        save_file(contiguous, temporary, metadata={"state": json.dumps(state)})
-        temporary.replace(self._path(index))
+        with write_whole(self._path(index), is_shared=True) as new:
+            save_file(contiguous, new, metadata={"state": json.dumps(state)})
 
     def read(self) -> Features:
         """All chunks, joined."""
         os.utime(self.folder)  # marks it as used now, see `prune_cache`
-        return Features.of_chunks([load_file(self._path(index)) for index in range(self.num_done()[0])])
+        chunks = [load_file(self._path(index)) for index in range(self.num_done()[0])]
+        whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        own = {name: whole.pop(name) for name in ("parameters", "labels", "keys")}
+        return Features({Feature(*name.split("/")): values for name, values in whole.items()}, **own)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"chunk-{index:05d}.safetensors"

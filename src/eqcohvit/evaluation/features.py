@@ -40,7 +40,7 @@ class Feature(NamedTuple):
         return "/".join(self)
 
 
-class Tokens(NamedTuple):
+class TokenGrid(NamedTuple):
     """prefix: (B, P, d), CLS first, then registers; P may be 0. grid: (B, h, w, d), one token per patch or per cell of
     a feature map."""
 
@@ -94,7 +94,9 @@ class ModelEncoder:
     def __init__(
         self, name: str, model: PreTrainedModel, preprocessing: Preprocessing, layers: Iterable[str] = (LAST,)
     ):
-        self.name, self.preprocessing, self.image_size = name, preprocessing, preprocessing.image_size
+        self.name = name
+        self.preprocessing = preprocessing
+        self.image_size = preprocessing.image_size
         self.is_split = isinstance(model.config, EqCohViTConfig)
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -122,7 +124,7 @@ class ModelEncoder:
         """Weights, preprocessing and layers."""
         return f"{weights_hash(self.model)} {self.preprocessing} {' '.join(self.layers)}"
 
-    def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], Tokens]:
+    def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], TokenGrid]:
         """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32. H, W may differ
         from `image_size`."""
         with torch.no_grad():  # no inference mode: sharded training would go on with weights that were gathered in it
@@ -190,7 +192,7 @@ def resolve_layers(layers: Iterable[str], count: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int | None) -> Tokens:
+def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int | None) -> TokenGrid:
     """A hidden state -> prefix tokens and the grid of the others.
 
     `state` is a feature map (B, d, h, w), or a sequence (B, P + h * w, d) of an image of (height, width) pixels. h and
@@ -198,8 +200,9 @@ def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int
     the aspect ratio of the image.
     """
     if state.ndim == 4:
-        return Tokens(state.new_zeros(len(state), 0, state.shape[1]), state.permute(0, 2, 3, 1))
-    length, (height, width) = state.shape[1], image_size
+        return TokenGrid(state.new_zeros(len(state), 0, state.shape[1]), state.permute(0, 2, 3, 1))
+    length = state.shape[1]
+    height, width = image_size
     if patch_size is not None and (height // patch_size) * (width // patch_size) <= length:
         rows, columns = height // patch_size, width // patch_size
     else:
@@ -208,7 +211,7 @@ def split_tokens(state: torch.Tensor, image_size: Sequence[int], patch_size: int
         if rows * columns != length:
             raise ValueError(f"cannot find the patch grid in {length} tokens of an image of {height} x {width} pixels")
     prefix = length - rows * columns
-    return Tokens(state[:, :prefix], state[:, prefix:].unflatten(1, (rows, columns)))
+    return TokenGrid(state[:, :prefix], state[:, prefix:].unflatten(1, (rows, columns)))
 
 
 def project_grid(grid: torch.Tensor) -> torch.Tensor:
@@ -276,10 +279,10 @@ def load_encoder(
     return ModelEncoder(name or str(name_or_path), model.to(_device()), preprocessing, layers)
 
 
-def random_encoder(like: ModelEncoder, seed: int = 0) -> ModelEncoder:
+def random_encoder(like: ModelEncoder) -> ModelEncoder:
     """Control: the model of `like` with fresh random weights."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         control = like.with_random_weights()
     control.name = RANDOM
     return control

@@ -22,6 +22,9 @@ from .results import Row
 _MAX_COLUMNS = 8
 _NUM_POINTS = 500
 _THUMBNAIL = 48
+_PCA_IMAGES = 4
+_QUERIES = 6
+_NEIGHBORS = 4
 Predictions = dict[tuple[str, str], np.ndarray]
 
 
@@ -56,7 +59,7 @@ def scatter_figure(
     return ReportFigure(f"scatter_{name.replace('+', '_')}", caption, draw)
 
 
-def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> ReportFigure:
+def pca_figure(evaluation: Evaluation, view: PairView) -> ReportFigure:
     """Patch features of test images and of their transformed versions as colors."""
     shown = []
     grids = {}
@@ -64,7 +67,7 @@ def pca_figure(evaluation: Evaluation, view: PairView, num_images: int = 4) -> R
         size = encoder.image_size
         batch, _ = next(evaluation.samples.blocks("test", view.canvas_size(size)))
         # image, transformed, image, transformed ...
-        images = view(batch, size)[0][:, :num_images].transpose(0, 1).flatten(0, 1)
+        images = view(batch, size)[0][:, :_PCA_IMAGES].transpose(0, 1).flatten(0, 1)
         shown.append(images)
         for (part, layer), tokens in encoder.tokens(images).items():
             if layer == LAST and part != "both":
@@ -84,7 +87,8 @@ class _Thumbnails:
     name = "thumbnails"
 
     def __init__(self, image_size: int):
-        self.image_size, self.side = image_size, min(_THUMBNAIL, image_size)
+        self.image_size = image_size
+        self.side = min(_THUMBNAIL, image_size)
         self.fingerprint = f"thumbnails {self.side}"
 
     def __call__(self, images: torch.Tensor) -> dict[Feature, torch.Tensor]:
@@ -97,20 +101,20 @@ class _Thumbnails:
         return pixels.movedim(-3, -1).numpy()
 
 
-def neighbors_figure(evaluation: Evaluation, num_queries: int = 6, k: int = 4) -> ReportFigure:
+def neighbors_figure(evaluation: Evaluation) -> ReportFigure:
     """Test images and their nearest training images by each part of the models, and by raw pixels."""
     thumbnails = _Thumbnails(evaluation.encoders[0].image_size)
     encoders = [encoder for encoder in evaluation.encoders if not encoder.name.startswith(RANDOM)]
     train = evaluation.features("train", CentralView(), [*encoders, thumbnails])
     test = evaluation.features("test", CentralView(), [*encoders, thumbnails])
-    queries = torch.arange(min(num_queries, len(test[thumbnails.name].keys)))
+    queries = torch.arange(min(_QUERIES, len(test[thumbnails.name].keys)))
     pooling = evaluation.settings["pooling"][0]
     found: dict[tuple[str, str], np.ndarray] = {}
     same: dict[tuple[str, str], np.ndarray] = {}
     for encoder, part in _shown_parts(encoders, train):
         x = select(train[encoder].vectors, part, LAST, pooling)[:, 0]
         queried = select(test[encoder].vectors, part, LAST, pooling)[queries, 0]
-        _, index = nearest_neighbors(x, queried, k)
+        _, index = nearest_neighbors(x, queried, _NEIGHBORS)
         found[encoder, part] = thumbnails.show(train[thumbnails.name].vectors, index)
         labels = test[encoder].labels[queries]
         same[encoder, part] = (train[encoder].labels[index] == labels[:, None]).numpy()

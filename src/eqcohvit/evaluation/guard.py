@@ -27,13 +27,12 @@ class KnnGuard:
         num_samples: number of images to use; every other one is a neighbor, and the rest are tested.
         image_size: side in pixels, as in training.
         max_drop: how far the accuracy, between 0 and 1, may fall below `start`.
-        start: accuracy at the start of the run, if it is known.
 
     Raises:
         ValueError: the source has no labels, or fewer than `num_samples` images.
     """
 
-    def __init__(self, source: Source, num_samples: int, image_size: int, max_drop: float, start: float | None = None):
+    def __init__(self, source: Source, num_samples: int, image_size: int, max_drop: float):
         if not source.has_labels:
             raise ValueError(
                 f"the kNN guard needs labeled images, but {source.name} has no label column: give --knn_guard_steps 0"
@@ -49,7 +48,8 @@ class KnnGuard:
                 f"found {found}; lower knn_guard_samples (at most half of the training images are used) "
                 "or give knn_guard_data_files"
             )
-        self.max_drop, self.start = max_drop, start
+        self.max_drop = max_drop
+        self.start: float | None = None  # accuracy at the start of the run
 
     def measure(self, model: EqCohViTModel, image_mean: Sequence[float], image_std: Sequence[float]) -> float:
         """The present accuracy of the model, with its mean and standard deviation; its mode does not change."""

@@ -46,9 +46,9 @@ def half_width(values: Sequence[float], resampled: np.ndarray) -> float:
     return float(np.hypot(seeds, NORMAL * resampled.std(ddof=1)))
 
 
-def resamples(count: int, seed: int = 0) -> np.ndarray:
+def resamples(count: int) -> np.ndarray:
     """How often each of `count` test images comes in each resample: (1000, count)."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
 
 
 def r2_resampled(predictions: ArrayLike, references: ArrayLike) -> np.ndarray:

@@ -58,7 +58,8 @@ def open_latents(evaluation: Evaluation) -> tuple[LatentSamples, LatentSamples]:
         ValueError: the columns cannot be regressed (see `read_latents`), there are too few groups, or the two sources
             share some.
     """
-    settings, samples = evaluation.settings, evaluation.samples
+    settings = evaluation.settings
+    samples = evaluation.samples
     group_column = settings.get("group_column")
 
     def read(source: Source) -> tuple:

@@ -180,7 +180,7 @@ def _numbers(source: DatasetSource, name: str, values: list[Any]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def split_groups(groups: np.ndarray, num_train: int, num_test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split_groups(groups: np.ndarray, num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to fit on and rows to test on, as masks (N,): whole groups, in the ratio of `num_train` to `num_test`.
 
     Raises:
@@ -190,7 +190,7 @@ def split_groups(groups: np.ndarray, num_train: int, num_test: int, seed: int = 
     if len(names) < 2:
         raise ValueError("all rows are of one group, expected at least 2: one to fit on and one to test on")
     held_out = min(max(1, round(len(names) * num_test / (num_train + num_test))), len(names) - 1)
-    order = np.random.default_rng(seed).permutation(len(names))
+    order = np.random.default_rng(0).permutation(len(names))
     is_test = np.isin(number, order[:held_out])
     return ~is_test, is_test
 
@@ -212,22 +212,26 @@ def choose_pairs(groups: np.ndarray, rows: np.ndarray, count: int, seed: int = 0
     pairs = shuffled[order[has_partner]].reshape(-1, 2)
     if not len(pairs):
         raise ValueError(f"a change needs two pictures of one group, and each of the {len(sizes)} groups has one")
-    number, rank = place[has_partner][::2] // 2, first_seen[group[order[has_partner]][::2]]
+    number = place[has_partner][::2] // 2
+    rank = first_seen[group[order[has_partner]][::2]]
     return pairs[np.lexsort((rank, number))[:count]]
 
 
-def choose_pictures(rows: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def choose_pictures(rows: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` rows of the mask, in a shuffled order: (M,)."""
-    return np.random.default_rng(seed).permutation(np.flatnonzero(rows))[:count]
+    return np.random.default_rng(0).permutation(np.flatnonzero(rows))[:count]
 
 
 class RowsOfSource:
     """Some rows of a source, by their keys. It has the shards of the source that hold any of them."""
 
     def __init__(self, source: Source, keys: np.ndarray):
-        self.name, self.cheap_rows = source.name, source.cheap_rows
-        self.has_labels, self.label_names = source.has_labels, source.label_names
-        self.decode_batch, self.where = source.decode_batch, source.where
+        self.name = source.name
+        self.cheap_rows = source.cheap_rows
+        self.has_labels = source.has_labels
+        self.label_names = source.label_names
+        self.decode_batch = source.decode_batch
+        self.where = source.where
         self._source = source
         self._keys = np.sort(keys)
         self._shards = np.unique(self._keys >> 32)

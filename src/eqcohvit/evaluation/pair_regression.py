@@ -139,7 +139,8 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
         ValueError: there are fewer than 10 samples to fit on.
     """
     task = _SeededTask(data, num_seeds)
-    bases, candidates = BASES, list(heads)
+    bases = BASES
+    candidates = list(heads)
     if data.moved is None:
         bases = ("[o]",)
         candidates = list(dict.fromkeys(head.of_one_image() for head in heads))
@@ -214,7 +215,7 @@ def _fit_mlp(
     generators: Sequence[torch.Generator],
     best: _BestEpoch,
 ) -> None:
-    """Train on x (S, n, d) and y (S, n, P), and show `best` the model now and then.
+    """Train on x (S, n, d) and y (S, n, P), and update `best` every few epochs.
 
     Args:
         share: of the steps.
@@ -238,7 +239,7 @@ def _fit_mlp(
             optimizer.step()
             schedule.step()
         if epoch % check_every == 0 or epoch == epochs:
-            best.look()
+            best.update()
 
 
 class _BestEpoch:
@@ -251,13 +252,16 @@ class _BestEpoch:
     """
 
     def __init__(self, mlp: _StackedMLP, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor):
-        self.mlp, self.x, self.y, self.weight = mlp, x, y, weight
+        self.mlp = mlp
+        self.x = x
+        self.y = y
+        self.weight = weight
         self.error = (y.square() * weight).mean(dim=(1, 2))  # of predicting the mean
         self.learned = torch.zeros_like(self.error, dtype=torch.bool)  # whether any epoch is better than that
         self.parameters = [parameter.detach().clone() for parameter in mlp.parameters()]
 
     @torch.no_grad()
-    def look(self) -> None:
+    def update(self) -> None:
         """Keep the heads whose error is lower than before."""
         error = ((self.mlp(self.x) - self.y).square() * self.weight).mean(dim=(1, 2))
         better = error < self.error

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_GAP, _HEADER = 4, 20
+IGNORED = 255  # label of pixels that do not count
+_GAP = 4
+_HEADER = 20
+_CELL_HEIGHT = 200
 
 
 def palette(num_colors: int) -> np.ndarray:
@@ -22,17 +25,17 @@ def palette(num_colors: int) -> np.ndarray:
     return (np.array(colors).reshape(-1, 3) * 255).round().astype(np.uint8)
 
 
-def color_labels(labels: np.ndarray, num_labels: int, ignore_index: int = 255) -> Image.Image:
+def color_labels(labels: np.ndarray, num_labels: int) -> Image.Image:
     """Class indices (H, W) as colors; ignored pixels are black."""
     colors = np.concatenate([palette(num_labels), np.zeros((1, 3), np.uint8)])
-    return Image.fromarray(colors[np.where(labels == ignore_index, num_labels, labels)])
+    return Image.fromarray(colors[np.where(labels == IGNORED, num_labels, labels)])
 
 
 def overlay(image: Image.Image, labels: np.ndarray, num_labels: int) -> Image.Image:
     """Class indices (H, W) as colors over a photograph of the same size; class 0 is transparent."""
     colors = np.asarray(color_labels(labels, num_labels)).astype(np.float32)
     pixels = np.asarray(image).astype(np.float32)
-    mixed = np.where(((labels > 0) & (labels != 255))[..., None], 0.45 * pixels + 0.55 * colors, pixels)
+    mixed = np.where(((labels > 0) & (labels != IGNORED))[..., None], 0.45 * pixels + 0.55 * colors, pixels)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -46,10 +49,10 @@ def color_values(values: np.ndarray, low: float, high: float) -> Image.Image:
     return Image.fromarray(np.where(np.isfinite(values)[..., None], colors, 0).round().astype(np.uint8))
 
 
-def make_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], cell_height: int = 200) -> Image.Image:
+def make_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """A row of pictures per sample under one title per column; all cells have one height."""
     scaled = [
-        [image.resize((max(1, round(image.width * cell_height / image.height)), cell_height)) for image in row]
+        [image.resize((max(1, round(image.width * _CELL_HEIGHT / image.height)), _CELL_HEIGHT)) for image in row]
         for row in rows
     ]
     font = ImageFont.load_default(size=13)
@@ -57,14 +60,14 @@ def make_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]], cel
         max(round(font.getlength(title)), *(row[column].width for row in scaled)) for column, title in enumerate(titles)
     ]
     sheet = Image.new(
-        "RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (cell_height + _GAP) + _GAP), "white"
+        "RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (_CELL_HEIGHT + _GAP) + _GAP), "white"
     )
     draw = ImageDraw.Draw(sheet)
     left = _GAP
     for column, title in enumerate(titles):
         draw.text((left + widths[column] / 2, _HEADER / 2 + 1), title, fill="black", font=font, anchor="mm")
         for line, row in enumerate(scaled):
-            sheet.paste(row[column], (left, _HEADER + _GAP + line * (cell_height + _GAP)))
+            sheet.paste(row[column], (left, _HEADER + _GAP + line * (_CELL_HEIGHT + _GAP)))
         left += widths[column] + _GAP
     return sheet
 

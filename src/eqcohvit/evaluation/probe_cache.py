@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from ..files import write_whole
 from . import pair_regression, probes
 from .pair_regression import PairData
 
@@ -36,9 +36,8 @@ def cached(
     except (OSError, ValueError, EOFError, BadZipFile):  # missing or damaged
         found = probe(*inputs, **settings)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.npz")
-    np.savez(temporary, **found)  # pyrefly: ignore[bad-argument-type]  # any of them could be `allow_pickle`
-    temporary.replace(path)
+    with write_whole(path, is_shared=True) as new, new.open("wb") as file:
+        np.savez(file, **found)  # pyrefly: ignore[bad-argument-type]  # any of them could be `allow_pickle`
     return found
 
 

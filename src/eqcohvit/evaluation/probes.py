@@ -218,6 +218,9 @@ def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return trace + sums_x.sum() * sums_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums_x @ sums_y)
 
 
+_RANK = 32  # principal components in `predictability`
+
+
 def change_under(original: torch.Tensor, transformed: torch.Tensor) -> float:
     """Mean squared distance that g moves features, relative to the distance of two different images: two (N, d).
 
@@ -231,19 +234,18 @@ def predictability(
     train: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     test: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     seed: int = 0,
-    rank: int = 32,
 ) -> float:
     """How linearly g acts on features: the share of the change z(g x) - z(x) that a bilinear map predicts.
 
     Each argument holds z(x) (N, d), z(g x) (N, d) and parameters (N, P). The change is predicted by ridge regression
-    from the parameters, their squares, z(x) and the products of z(x) with both. z(x) stands for its `rank` largest
+    from the parameters, their squares, z(x) and the products of z(x) with both. z(x) stands for its 32 largest
     principal components. This is a linear action rho(g) z to second order in the parameters. 1: g acts linearly; 0: no
     better than the mean change. The result is not clipped.
     """
     z, moved, parameters = train
     test_z, test_moved, test_parameters = test
     mean = z.mean(dim=0)
-    directions = torch.linalg.eigh((z - mean).T.double() @ (z - mean).double()).eigenvectors[:, -rank:].to(z)
+    directions = torch.linalg.eigh((z - mean).T.double() @ (z - mean).double()).eigenvectors[:, -_RANK:].to(z)
     parameters, test_parameters = standardize(parameters, test_parameters)
     inputs = _bilinear((z - mean) @ directions, parameters)
     test_inputs = _bilinear((test_z - mean) @ directions, test_parameters)

@@ -47,7 +47,8 @@ class LabelPropagation:
     """
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, settings: PropagationSettings = DINO_SETTINGS):
-        self.settings, self.grid = settings, tuple(features.shape[:2])
+        self.settings = settings
+        self.grid = tuple(features.shape[:2])
         self.first = (self._unit(features), labels.flatten(0, 1).float())
         self.recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=settings.num_context)
 

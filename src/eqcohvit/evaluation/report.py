@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text_whole
 from ..html_page import facts, page
 from ..transforms import make_path
 from .context import ReportFigure
@@ -83,9 +84,7 @@ def write_report(
         figure.draw().savefig(buffer, format="png", dpi=130)
         (folder / f"{figure.name}.png").write_bytes(buffer.getvalue())
         shown.append((figure, buffer.getvalue()))
-    temporary = page.with_name(f".{page.name}.tmp")
-    temporary.write_text(render_page(results, rows, shown), encoding="utf-8")
-    temporary.replace(page)
+    write_text_whole(page, render_page(results, rows, shown))
     return page
 
 
@@ -132,7 +131,8 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
         for metric in cells[0][2:]
         if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
     }
-    lines, previous = [], None
+    lines = []
+    previous = None
     for encoder, part, *values in cells[1:]:
         marks = [means.get((encoder, part, metric), "") == best.get(metric) for metric in cells[0][2:]]
         name = _breakable(encoder) if encoder != previous else ""
@@ -181,7 +181,8 @@ def suite_table(rows: Sequence[Row]) -> str:
     below = "".join(f"<th>{html.escape(protocol)}</th>" for _, protocol in cells)
     head = f"<tr><th></th><th></th><th>mean</th>{top}</tr>"
     head += f"<tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
-    body, previous = [], None
+    body = []
+    previous = None
     for line in lines:
         encoder, part = line
         mean = f"{means[line]:.3f}" if line in means else ""

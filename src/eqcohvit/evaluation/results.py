@@ -13,11 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from ..files import write_text_whole
-from .intervals import seeds_half_width
 
 INTERVAL = (
     "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for "
@@ -57,6 +53,8 @@ class Row:
     @property
     def half(self) -> float | None:
         """Half of the 95 % interval; None for a single value without `half_width`."""
+        from .intervals import seeds_half_width
+
         return seeds_half_width(self.values) if self.half_width is None else self.half_width
 
     def __str__(self) -> str:
@@ -171,6 +169,9 @@ def wrap(name: str, width: int) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries, and the device."""
+    import torch
+    import transformers
+
     return {
         "eqcohvit": sys.modules[__name__.split(".")[0]].__version__,
         "python": platform.python_version(),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
+from operator import length_hint
 
 from transformers.utils import logging as transformers_logging
 
@@ -32,8 +34,8 @@ FROZEN_TASKS: dict[str, Task] = {
 }
 
 
-def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task]) -> None:
-    """Run the tasks, print their tables, and write results, report and plots.
+def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task]) -> list[Row]:
+    """Run the tasks, print their tables, and write results, report and plots; returns the rows.
 
     Args:
         args: the settings of `commands.evaluate`.
@@ -72,17 +74,26 @@ def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task
         write_results(args.output, results)
         page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
         places = f"\nReport: {page}   Numbers: {args.output}"
-    _print(args, [row for row in shown if row.headline])
+    _print([row for row in shown if row.headline], describe_size(vars(args) | _counts(evaluation)))
     if places:
         print(places)
+    return shown
 
 
-def _print(args: argparse.Namespace, rows: list[Row]) -> None:
-    """Tables, and how they were measured."""
-    print(format_tables(rows))
-    print("\n" + "\n".join([*protocol_notes(rows), describe_size(vars(args))]))
+def _counts(evaluation: Evaluation) -> dict[str, int]:
+    """The numbers of images that a folder has for the settings, if pooled features were read."""
+    protocol = evaluation.facts()["protocol"]
+    names = {"max_samples": "train_images", "max_test_samples": "test_images"}
+    return {setting: protocol[name] for setting, name in names.items() if name in protocol}
+
+
+def _print(rows: list[Row], measured: str) -> None:
+    """Tables, and how they were measured, in 80 columns."""
+    print(f"{format_tables(rows)}\n")
+    notes = [*protocol_notes(rows), *measured.splitlines()]
     if any(row.half is not None for row in rows):
-        print(f"\n{INTERVAL}")
+        notes += ["", INTERVAL]
+    print("\n".join(textwrap.fill(note, 80, subsequent_indent="  ") for note in notes))
 
 
 def open_images(args: argparse.Namespace) -> ProbeImages:
@@ -101,4 +112,16 @@ def open_images(args: argparse.Namespace) -> ProbeImages:
     elif args.test_data_files or args.test_split:
         split = args.test_split or args.dataset_split
         test = open_source(*dataset, split, args.test_data_files or args.data_files, *columns)
-    return ProbeImages(train, test, args.max_samples, args.max_test_samples, args.num_workers)
+    num_train, num_test = args.max_samples, args.max_test_samples
+    num_images = length_hint(train)
+    if test is train and num_images:
+        num_test = num_held_out(num_images, num_test, quick=not (args.full or args.suite))
+        num_train = min(num_train, num_images - num_test)
+    return ProbeImages(train, test, num_train, num_test, args.num_workers)
+
+
+def num_held_out(num_images: int, num_test: int, quick: bool) -> int:
+    """Images of a folder to test on: `num_test`, but at most a third if the evaluation is quick or none were left."""
+    if quick or num_images <= num_test:
+        return min(num_test, max(1, num_images // 3))
+    return num_test

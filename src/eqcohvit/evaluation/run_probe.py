@@ -91,14 +91,17 @@ class RunProbe:
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.image_size, self.world_size = image_size, world_size
+        self.image_size = image_size
+        self.world_size = world_size
         samples = ProbeImages(source, source, num_samples, 0, num_workers, max_bad_fraction)
         views = {protocol: PairView(path, protocol) for protocol in _NAMES}
         if views["strict"].name == views["paper"].name:  # nothing moves
             del views["paper"]
         self.images: dict[str, torch.Tensor] = {}  # by protocol, uint8 (n, 2, 3, H, H): this process's share
         for protocol, view in views.items():
-            images, parameters, labels = [], [], []
+            images = []
+            parameters = []
+            labels = []
             for batch, _ in samples.blocks("train", view.canvas_size(image_size)):
                 rendered, drawn = view(batch, image_size)
                 images.append((rendered.transpose(0, 1) * 255).round().to(torch.uint8))
@@ -111,7 +114,8 @@ class RunProbe:
                 )
             used = found // world_size * world_size  # as many for each process
             self.images[protocol] = torch.cat(images)[rank:used:world_size].clone()
-            self.parameters, self.labels = torch.cat(parameters)[:used], torch.cat(labels)[:used]
+            self.parameters = torch.cat(parameters)[:used]
+            self.labels = torch.cat(labels)[:used]
 
     @property
     def num_test(self) -> int:

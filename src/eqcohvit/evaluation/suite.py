@@ -160,7 +160,8 @@ def rows_beside(results: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     Raises:
         ValueError: two models have one name.
     """
-    rows, taken = [], set(names)
+    rows = []
+    taken = set(names)
     for path, found in results.items():
         models = {model["name"] for model in found["models"]}
         if models & taken:

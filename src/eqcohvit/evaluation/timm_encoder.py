@@ -13,7 +13,7 @@ from transformers.utils.generic import is_timm_local_checkpoint
 
 from ..files import first_line
 from ..preprocessing import Preprocessing
-from .features import LAST, ModelEncoder, Tokens, hash_weights, split_tokens
+from .features import LAST, ModelEncoder, TokenGrid, hash_weights, split_tokens
 
 _HUB_OF_TIMM = "timm/"
 _ANY_HUB = "hf-hub:"
@@ -76,7 +76,7 @@ class TimmEncoder(ModelEncoder):
         model = _create(self.name, self.timm_name, pretrained=False)
         return TimmEncoder(self.name, self.timm_name, model.to(self.device))
 
-    def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], Tokens]:
+    def tokens(self, images: torch.Tensor) -> dict[tuple[str, str], TokenGrid]:
         """Images (B, 3, H, W) in [0, 1] -> tokens by (part, layer), on the model's device, float32.
 
         Raises:
@@ -104,7 +104,7 @@ class TimmEncoder(ModelEncoder):
         patches = split_tokens(state[:, num_prefix:].float(), images.shape[-2:], self.patch_size)
         # If a model has only registers, its first prefix token is not a class token.
         prefix = state[:, : num_prefix if has_class_token else 0].float()
-        return {("backbone", LAST): Tokens(prefix, patches.grid)}
+        return {("backbone", LAST): TokenGrid(prefix, patches.grid)}
 
 
 def load_timm_encoder(name: str, timm_name: str, layers: list[str], device: torch.device) -> TimmEncoder:

@@ -113,7 +113,8 @@ def _reader(
     def frames() -> Iterator[tuple[Image.Image, np.ndarray]]:
         for index in order:
             with row_errors("video", index):
-                image, labels = read_image(rows[index], image_column), read_labels(rows[index], target_column)
+                image = read_image(rows[index], image_column)
+                labels = read_labels(rows[index], target_column)
                 wrong = labels[(labels < 0) | (labels > VOID)]
                 if wrong.size:
                     raise ValueError(
@@ -260,7 +261,8 @@ def propagate_videos(
     Raises:
         ValueError: a first frame has no labeled object.
     """
-    results, scores = VideoResults(), {}
+    results = VideoResults()
+    scores = {}
     for number, video in enumerate(videos):
         for encoder in encoders:
             shown = {0, video.num_frames // 3, 2 * video.num_frames // 3, video.num_frames - 1}
@@ -284,10 +286,12 @@ def _propagate(
 ) -> Iterator[tuple[int, Image.Image, np.ndarray, dict[str, np.ndarray], list[int]]]:
     """Frame number, image, true labels, labels by part (of the first frame the given ones), numbers of the objects."""
     states: dict[str, LabelPropagation] = {}
-    objects, size = [], (0, 0)
+    objects = []
+    size = (0, 0)
     for index, (image, truth) in enumerate(video.frames()):
         if index == 0:
-            objects, size = _find_objects(video, truth), truth.shape
+            objects = _find_objects(video, truth)
+            size = truth.shape
         if truth.shape != size:
             shapes = f"{truth.shape[1]} x {truth.shape[0]} pixels, the first one of {size[1]} x {size[0]}"
             raise ValueError(f"video {video.name}: frame {index} is of {shapes}")

@@ -21,7 +21,8 @@ from .video import PICTURE_TITLES, VIDEO_TASKS, PatchEncoder, PixelPatches, prop
 
 def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
     """Scores of label propagation for each part of the encoders, random weights, and the pixels of the patches."""
-    task, settings = VIDEO_TASKS[name], evaluation.settings
+    task = VIDEO_TASKS[name]
+    settings = evaluation.settings
     split = settings["test_split"] or settings["dataset_split"]
     files = settings["test_data_files"] or settings["data_files"]
     rows = open_rows(settings["dataset_name"], settings["dataset_config_name"], split, files)
@@ -29,9 +30,8 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
     encoders = [PatchEncoder(encoder) for encoder in evaluation.encoders if isinstance(encoder, ModelEncoder)]
     propagation = PropagationSettings(settings["context_frames"], settings["radius"], settings["top_k"])
     controls = [PixelPatches(encoders[0].patch_size)]
-    results = propagate_videos(
-        task, [*encoders, *controls], videos, settings["frame_size"], propagation, report=_print_progress
-    )
+    report = partial(print, file=sys.stderr, flush=True)
+    results = propagate_videos(task, [*encoders, *controls], videos, settings["frame_size"], propagation, report)
     caption = f"{title_of(name)}: labels of the first part of {encoders[0].name} at four times. {task.protocol}."
     evaluation.figures.append(picture_figure(name, caption, PICTURE_TITLES, results.pictures))
     protocol = {"task": name, "frame_size": settings["frame_size"], **vars(propagation)}
@@ -45,10 +45,6 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
 def title_of(task: str) -> str:
     """The name of a task as words."""
     return task.replace("_", " ")
-
-
-def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: list[list[Image.Image]]) -> ReportFigure:

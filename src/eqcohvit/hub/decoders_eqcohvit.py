@@ -51,20 +51,25 @@ class IntermediateDecoders(nn.Module):
 
     def __init__(self, config: EqCohViTConfig):
         super().__init__()
-        patch_size, self.num_decoders = config.square_patch_size, config.num_decoders
-        self.num_prefix_tokens, self.context = config.num_prefix_tokens, config.decoder_context
-        self.num_channels, self.patch_dropout = config.num_channels, config.decoder_patch_dropout
+        patch_size = config.square_patch_size
+        self.num_decoders = config.num_decoders
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.context = config.decoder_context
+        self.num_channels = config.num_channels
+        self.patch_dropout = config.decoder_patch_dropout
         self.num_upsamplings = 0
         while self.num_upsamplings < self.num_layers and patch_size % 2 ** (self.num_upsamplings + 1) == 0:
             self.num_upsamplings += 1
         self.patch_grid = patch_size // 2**self.num_upsamplings
-        groups, width = self.num_decoders, config.decoder_dim
+        groups = self.num_decoders
+        width = config.decoder_dim
         self.from_patches = DecoderLinear(2 * config.equivariant_dim, groups * width * self.patch_grid**2)
         if self.context != "none":
             self.from_context = DecoderLinear(2 * config.equivariant_dim, groups * width * self.num_waves**2)
         self.convs = nn.ModuleList()
         for layer in range(self.num_layers):
-            last, upsamples = layer == self.num_layers - 1, layer < self.num_upsamplings
+            last = layer == self.num_layers - 1
+            upsamples = layer < self.num_upsamplings
             out_width = config.num_channels if last else max(width // 2, 16) if upsamples else width
             self.convs.append(
                 DecoderConv(
@@ -83,7 +88,8 @@ class IntermediateDecoders(nn.Module):
     ) -> torch.Tensor:
         """(B, P + N, d_equi) of both views, patch grid (h, w) -> reconstructions (B, K, C, h * p, w * p)."""
         pairs = torch.cat([equivariant, equivariant_end], dim=-1)
-        patches, batch_size = pairs[:, self.num_prefix_tokens :], pairs.shape[0]
+        patches = pairs[:, self.num_prefix_tokens :]
+        batch_size = pairs.shape[0]
         x = self.from_patches(patches).transpose(1, 2).reshape(batch_size, -1, *grid_size)
         if self.patch_grid > 1:
             x = F.pixel_shuffle(x, self.patch_grid)

@@ -136,14 +136,13 @@ class TeacherOptions(NoOptions):
 class Objective(nn.Module, ABC):
     """Base of the self-supervised objectives.
 
-    A subclass takes `(sizes: ObjectiveSizes, options: Options)`, names its dataclass of options, and declares what it
-    uses: an EMA teacher (of the encoder and of `self.head`), masks of patches, local crops. Local crops are passed only
-    to objectives with `uses_local_crops`.
+    A subclass takes `(sizes: ObjectiveSizes, options: Options)`, names its dataclass of options, and declares whether
+    it uses an EMA teacher (of the encoder and of `self.head`) and local crops. Local crops are passed only to
+    objectives with `uses_local_crops`.
     """
 
     Options: ClassVar[type[NoOptions]] = NoOptions
     uses_teacher: ClassVar[bool] = False
-    uses_masks: ClassVar[bool] = False
     uses_local_crops: ClassVar[bool] = False
     head: nn.Module  # of those with a teacher
 

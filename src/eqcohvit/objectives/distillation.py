@@ -61,7 +61,6 @@ class SelfDistillation(Objective):
 
     Options = DistillationOptions
     uses_teacher = True
-    uses_masks = True
     uses_local_crops = True
 
     def __init__(self, sizes: ObjectiveSizes, options: DistillationOptions):

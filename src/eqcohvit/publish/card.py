@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.results import INTERVAL, Row, tables
-from ..files import METRICS_FILE, MODEL_FOLDER, RESULTS_FILE, SETTINGS_FILE
+from ..files import METRICS_FILE, MODEL_FOLDER, RESULTS_FILE, SETTINGS_FILE, message_of
 from .license import LICENSE_PATTERN, describe_base, hub_id, license_of
 
 _CONTROLS = ("random weights", "raw pixels")
@@ -124,7 +124,7 @@ def check_card(card: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise ValueError(f"the card's front-matter is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"the card's front-matter is not valid YAML: {message_of(error)}") from None
     left = re.search(r"{{.*?}}", card)
     if left:
         raise ValueError(f"the card still holds the placeholder {left[0]}")

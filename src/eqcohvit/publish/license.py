@@ -51,7 +51,8 @@ def license_of(settings: dict[str, Any]) -> License:
     That card is read from its folder or from the Hub. If it cannot be read, or does not name one of the Hub's
     licenses, the license is `other`, and the text asks the owner to name it.
     """
-    base, source = describe_base(settings), settings.get("init_from")
+    base = describe_base(settings)
+    source = settings.get("init_from")
     if base is None:
         return License({"license": "apache-2.0"}, "Apache-2.0.")
     fields = _read_license(source) if source else {}
@@ -70,7 +71,8 @@ def license_of(settings: dict[str, Any]) -> License:
 
 def _read_license(source: str) -> dict[str, str]:
     """The license fields in the card of a model folder, a run's folder or a Hub repository; empty without one."""
-    folder, name = Path(source), hub_id(source)
+    folder = Path(source)
+    name = hub_id(source)
     place = next((path for path in (folder / CARD_FILE, folder / MODEL_FOLDER / CARD_FILE) if path.is_file()), name)
     if place is None:
         return {}

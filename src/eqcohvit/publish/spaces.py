@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import STATE_FOLDER
-from .folder import check_model_folder, files_of
 
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]  # of the repository
@@ -26,6 +25,8 @@ def demo_files(model_folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: the folder is not a model folder, or the demo's page is not there.
     """
+    from .folder import check_model_folder, files_of
+
     page = ROOT / "space_app"
     if not (page / "app.py").is_file():
         raise ValueError(f"the demo needs a clone of the repository: expected {page / 'app.py'}")
@@ -45,6 +46,8 @@ def metric_names() -> list[str]:
 
 def metric_files(name: str) -> dict[str, Path | bytes]:
     """A metric, by path in its Space: its files, with a page and the page's requirements."""
+    from .folder import files_of
+
     requirements = ["evaluate>=0.4.6", "datasets>=5.0", "numpy"]
     files: dict[str, Path | bytes] = dict(files_of(METRICS / name))
     if any("scipy" in path.read_text(encoding="utf-8") for path in (METRICS / name).glob("*.py")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -17,35 +18,15 @@ _STALE_PATTERNS = (".safetensors", ".safetensors.index.json", ".py")
 _PERMANENT_STATUS = (400, 401, 403, 404, 409, 413, 422)
 
 
-def push_hub_folder(
-    folder: str | Path,
-    repo_id: str,
-    private: bool = False,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload model",
-    *,
-    max_attempts: int = 5,
-    wait_seconds: float = 2.0,
-) -> str:
-    """Upload a Hub folder in one commit, and return the URL of the commit. A missing repository is created.
-
-    When the connection breaks, the upload is tried again after a growing pause; files that have arrived are not sent
-    again. The same commit deletes weights and code of an earlier upload that are not in the folder.
-
-    Args:
-        token: default: the environment's (`HF_TOKEN`) or the one of `hf auth login`.
-        revision: a branch, created if it is missing; default: main.
+def push_hub_folder(folder: str | Path, repo_id: str, **options: Any) -> str:
+    """Upload a model folder in one commit, and return the URL of the commit (`push_files`, with its options).
 
     Raises:
-        ValueError: the folder is not a complete Hub folder, the name is not allowed, the Hub refuses, or it is offline.
-        ConnectionError: the last of `max_attempts` failed.
+        ValueError: as `push_files`, or the folder is not a complete model folder.
     """
     folder = Path(folder)
     check_model_folder(folder)
-    return push_files(
-        files_of(folder), repo_id, "model", private, token, revision, commit_message, max_attempts, wait_seconds
-    )
+    return push_files(files_of(folder), repo_id, "model", **options)
 
 
 def push_files(
@@ -55,11 +36,25 @@ def push_files(
     private: bool = False,
     token: str | None = None,
     revision: str | None = None,
-    commit_message: str = "Upload",
+    commit_message: str = "Upload model",
     max_attempts: int = 5,
     wait_seconds: float = 2.0,
 ) -> str:
-    """Upload files by their path in a repository of type `"model"` or `"space"` (Gradio), as `push_hub_folder` does."""
+    """Upload files in one commit, and return its URL. A missing repository is created.
+
+    When the connection breaks, the upload is tried again after a growing pause; files that have arrived are not sent
+    again. The same commit deletes weights and code of an earlier upload that are not among the files.
+
+    Args:
+        files: by their path in the repository.
+        repo_type: `"model"`, or `"space"` (Gradio).
+        token: default: the environment's (`HF_TOKEN`) or the one of `hf auth login`.
+        revision: a branch, created if it is missing; default: main.
+
+    Raises:
+        ValueError: the name is not allowed, the Hub refuses, or it is offline.
+        ConnectionError: the last of `max_attempts` failed.
+    """
     check_repo_id(repo_id)
     api = HfApi(token=token)
     sdk = "gradio" if repo_type == "space" else None

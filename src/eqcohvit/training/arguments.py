@@ -8,13 +8,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import cli
-from ..cli import Registry, setting
-from ..files import write_text_whole
+from ..cli import Registry, RunSettings, setting
+from ..files import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from ..hub.configuration_eqcohvit import EqCohViTConfig
@@ -37,11 +35,21 @@ _GROUPS = {
     "max_steps": "optimization",
     "output_dir": "run",
 }
+# A checkpoint knows which images its run reads, so that they may lie elsewhere when it is resumed.
+_MAY_CHANGE_ON_RESUME = (
+    "dataset_name data_files train_dir knn_guard_data_files resume_from_checkpoint output_dir max_steps "
+    "dataloader_num_workers logging_steps save_steps save_total_limit keep_every_steps sample_steps report_to "
+    "push_to_hub push_training_state hub_model_id max_bad_fraction init_from knn_guard_drop probe_steps compile "
+    "gradient_checkpointing resident"
+)
 
 
 @dataclass
-class PretrainArguments:
+class PretrainArguments(RunSettings):
     """All settings of pretraining; each field is a flag and a key of a recipe, both with the field's name."""
+
+    file_name: ClassVar[str] = SETTINGS_FILE
+    may_change: ClassVar[frozenset[str]] = frozenset(_MAY_CHANGE_ON_RESUME.split())
 
     # Data
     dataset_name: str | None = setting(
@@ -271,10 +279,6 @@ class PretrainArguments:
         check(self)
 
     # ------------------------------------------------------------------------------------------------------- written
-    def to_dict(self) -> dict[str, Any]:
-        """All settings by name."""
-        return dataclasses.asdict(self)
-
     def shareable(self) -> dict[str, Any]:
         """All settings except paths on this machine and decisions of this run's owner."""
         private = {
@@ -294,21 +298,12 @@ class PretrainArguments:
                 private.add(name)
         return {name: value for name, value in self.to_dict().items() if name not in private}
 
-    def save(self, path: Path) -> None:
-        """Write all settings as a recipe."""
-        write_text_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
-
-
-def load_settings(path: str | Path) -> dict[str, Any]:
-    """All settings that a run has written, also those that are None (`cli.load_recipe`)."""
-    return cli.load_recipe(path, PretrainArguments, keep_null=True)
-
 
 def read_arguments(argv: Sequence[str] | None = None, usage: str = "pretrain", text: str = "") -> PretrainArguments:
     """Command line -> settings, not yet checked: defaults, overridden by the recipe, overridden by flags.
 
     Raises:
-        ValueError: the recipe cannot be used. `SystemExit` with code 2 and one line for a malformed command line.
+        ValueError: the recipe cannot be used, or the command line is malformed.
     """
     parser = cli.CommandParser(text, f"{usage} [--config RECIPE] [--train_dir FOLDER] [--output_dir FOLDER] [flags]")
     cli.add_recipe_flags(parser)

@@ -1,11 +1,10 @@
-"""Which settings of a pretraining run can work, alone, together, and when a run is resumed."""
+"""Which settings of a pretraining run work, each and together."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from ..cli import did_you_mean
 from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
@@ -31,14 +30,6 @@ _REGISTRIES: dict[str, Iterable[str]] = {
     "augmentation": AUGMENTATIONS,
     "border": BORDERS,
 }
-# Where the images are; a checkpoint that knows which they are can be resumed after they have moved.
-_DATA_PLACES = {"dataset_name", "data_files", "train_dir", "knn_guard_data_files"}
-# What may differ when a run is resumed: nothing here changes the steps that are already done.
-_MAY_CHANGE_ON_RESUME = set(
-    "resume_from_checkpoint output_dir max_steps dataloader_num_workers logging_steps save_steps save_total_limit "
-    "keep_every_steps sample_steps report_to push_to_hub push_training_state hub_model_id max_bad_fraction init_from "
-    "knn_guard_drop probe_steps compile gradient_checkpointing resident".split()
-)
 
 
 def check(args: PretrainArguments) -> None:
@@ -100,7 +91,8 @@ def _check_numbers(args: PretrainArguments) -> None:
 
 
 def _check_local_crops(args: PretrainArguments) -> None:
-    number, size = args.local_crops_number, args.local_crops_size
+    number = args.local_crops_number
+    size = args.local_crops_size
     if number and not OBJECTIVES[args.objective].uses_local_crops:
         users = ", ".join(name for name, objective in OBJECTIVES.items() if objective.uses_local_crops)
         raise ValueError(
@@ -117,17 +109,3 @@ def _check_probes(args: PretrainArguments) -> None:
         raise ValueError(f"probe_steps must be positive, got {args.probe_steps}; probe_samples 0 turns the probes off")
     if (args.knn_guard_split or args.knn_guard_data_files) and not args.knn_guard_steps:
         raise ValueError("knn_guard_split and knn_guard_data_files need knn_guard_steps, the steps between two checks")
-
-
-def check_resumable(args: PretrainArguments, saved: dict[str, Any], may_move: bool = False) -> None:
-    """Raise a `ValueError` that names each setting in which a resumed run differs from the saved one.
-
-    Args:
-        may_move: whether the places of the images may differ.
-    """
-    free = _MAY_CHANGE_ON_RESUME | (_DATA_PLACES if may_move else set())
-    given = args.to_dict()
-    changed = [name for name in given if name not in free and name in saved and saved[name] != given[name]]
-    if changed:
-        differences = "; ".join(f"{name} was {saved[name]!r}, is {given[name]!r}" for name in changed)
-        raise ValueError(f"cannot resume with other settings: {differences}")

@@ -1,22 +1,25 @@
-"""Settings that follow from the images and the device: the sizes of the views, of their patches and of the model.
+"""Settings that follow from the images and the device: the sizes of views, patches, model and batch.
 
 | shorter side of the images | CPU | GPU |
 |---|---|---|
 | 96 px or more | views of 96 px, patches of 16 px, micro | views of 96 px, patches of 8 px, tiny |
 | less | views of that size, in whole patches; micro | the same |
 
-A setting that a flag, a recipe, a resumed run or `init_from` gives stays as it is. Embedded sprites keep the defaults.
+A batch is at most the largest power of two for which a folder has images. A setting that a flag, a recipe, a resumed
+run or `init_from` gives stays as it is. Embedded sprites keep the defaults.
 """
 
 from __future__ import annotations
 
 import os
+from operator import length_hint
 from statistics import median
 from typing import Any
 
 import torch
 
 from ..data import TooManyBadImages, open_source, sequential
+from .output import say_once
 
 PHOTOGRAPH = 96  # pixels of the shorter side
 _NUM_IMAGES = 32  # the first ones decide
@@ -38,8 +41,13 @@ def sizes_for(shorter_side: float, patch_size: int, on_gpu: bool) -> dict[str, A
     return {"image_size": patches * patch_size, "patch_size": patch_size, "model_preset": "micro"}
 
 
+def batch_for(num_images: int, batch_size: int) -> int:
+    """The batch size, or the largest power of two up to the number of images; `num_images` is 0 where unknown."""
+    return batch_size if num_images == 0 else min(batch_size, max(2, 1 << num_images.bit_length() - 1))
+
+
 def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, Any]:
-    """The sizes that follow from the first images, in place of defaults; says on one line what they are.
+    """The sizes that follow from the images and replace defaults; prints them, one line for each reason.
 
     Args:
         values: all settings.
@@ -48,7 +56,9 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
     places = ("dataset_name", "dataset_config_name", "dataset_split", "data_files", "train_dir", "image_column")
     if not (values["train_dir"] or values["dataset_name"] or values["data_files"]) or values["init_from"]:
         return {}
-    if "image_size" in decided and ("model_preset" in decided or not has_gpu()):
+    has_sizes = "image_size" in decided and ("model_preset" in decided or not has_gpu())
+    has_batch = "per_device_train_batch_size" in decided or not values["train_dir"]
+    if has_sizes and has_batch:
         return {}
     try:
         source = open_source(*(values[name] for name in places), leave_out=values["output_dir"])
@@ -66,7 +76,12 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
     elif found["image_size"] % found["patch_size"]:
         found["image_size"] -= found["image_size"] % found["patch_size"]
     found = {name: value for name, value in found.items() if name not in decided}
-    if os.environ.get("RANK", "0") == "0":
+    if found:
         shown = " ".join(f"--{name} {value}" for name, value in found.items())
-        print(f"images have {shorter:.0f} px (shorter side), so: {shown}; give these flags to choose otherwise")
+        say_once(f"images of {shorter:.0f} px, so {shown}; flags override this")
+    number = length_hint(source)  # 0 for streams
+    batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), values["per_device_train_batch_size"])
+    if not has_batch and batch != values["per_device_train_batch_size"]:
+        found["per_device_train_batch_size"] = batch
+        say_once(f"{number} images, so --per_device_train_batch_size {batch}")
     return found

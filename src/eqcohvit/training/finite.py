@@ -1,4 +1,4 @@
-"""Stops a run at the step whose batch gives a number that is not finite, before that step can change the weights."""
+"""Stop a run at the step whose batch gives a number that is not finite, before that step can change the weights."""
 
 from __future__ import annotations
 
@@ -27,13 +27,11 @@ def check_step(
     batches: Sequence[Batch],
     module: nn.Module,
 ) -> None:
-    """To be called after the backward pass and before the optimizer: raise where a term, or a norm of the gradient, is
-    not finite.
+    """Raise if a term or a gradient norm is not finite. Called after the backward pass and before the optimizer.
 
-    One flag is read in every step. On a GPU that waits until the backward pass is done, but only the launch of the next
-    kernels is
-    late: in return the batch at hand is the culprit, the weights are still those that met it, and no checkpoint can
-        hold broken ones.
+    Each step reads one flag. On a GPU this waits for the backward pass, which only delays the launch of the next
+    kernels. In return the batch at hand is the culprit, the weights are still those that produced the terms, and no
+    checkpoint can hold broken ones.
 
     Args:
         step: number of this step, from 1.
@@ -67,19 +65,19 @@ def check_step(
     else:
         cause = "the weights were still finite"
     raise FloatingPointError(
-        f"{terms_text} not finite at step {step}; {cause}. The batch is in {path}. Go on with --init_from of an "
+        f"{terms_text} not finite at step {step}; {cause}. The batch is in {path}. Start again with --init_from of an "
         "earlier checkpoint and a lower learning_rate or max_grad_norm (with clip_gradients other than none)"
     )
 
 
 def nonfinite_weights(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that hold a number that is not finite, in what this process has of them."""
+    """Names of the parameters and buffers with a number that is not finite, in the part that this process holds."""
     parts = {name: own_part(tensor) for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     return [name for name, part in parts.items() if not part.isfinite().all()]
 
 
 def check_weights(module: nn.Module, step: int) -> None:
-    """Raise a `FloatingPointError`, in all processes, where a checkpoint of this module would be of no use."""
+    """Raise a `FloatingPointError` on all processes if any weight is not finite: its checkpoint would be useless."""
     names = of_all_processes(nonfinite_weights(module))
     if names:
         raise FloatingPointError(

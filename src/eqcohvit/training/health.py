@@ -8,15 +8,17 @@ from collections.abc import Iterator
 import torch
 
 _NEAR = 0.01  # share of a term's uninformed value within which it counts as sitting there
-_LEAST_STD, _LEAST_RANK, _LEAST_ENTROPY = 1e-3, 1.5, 0.02
+_LEAST_STD = 1e-3
+_LEAST_RANK = 1.5
+_LEAST_ENTROPY = 0.02
 
 
 def rankme(features: torch.Tensor) -> torch.Tensor:
     """Effective rank of features (B, d), a scalar between 1 and min(B, d) (RankMe, arXiv:2210.02885, equation 3).
 
-    The exponential of the entropy of the singular values after they were divided by their sum: 1 where all rows are
-    multiples of one vector, r where the features spread evenly over r orthogonal directions. Where all features are 0
-    it is 0, and where one is not finite it is not a number.
+    The exponential of the entropy of the singular values divided by their sum: 1 if all rows are multiples of one
+    vector, r if the features spread evenly over r orthogonal directions. It is 0 if all features are 0, and NaN if one
+    is not finite.
     """
     features = features.float()
     values = torch.linalg.svdvals(features.nan_to_num(0.0, 0.0, 0.0))
@@ -26,19 +28,20 @@ def rankme(features: torch.Tensor) -> torch.Tensor:
 
 
 class HealthWatch:
-    """Reads the logged means and warns, once for each trouble as long as it lasts.
+    """Reads the logged means and warns once per ongoing problem.
 
     Args:
-        uninformed: value of each loss term whose features tell nothing (`Objective.uninformed_values`).
-        first_step: before it nothing is a trouble: all runs start with features that tell nothing.
+        uninformed: value of each loss term for features that carry no information (`Objective.uninformed_values`).
+        first_step: no warnings before this step, because all runs start with such features.
     """
 
     def __init__(self, uninformed: dict[str, float], first_step: int):
-        self.uninformed, self.first_step = uninformed, first_step
+        self.uninformed = uninformed
+        self.first_step = first_step
         self._known: set[str] = set()
 
     def warnings(self, step: int, means: dict[str, float]) -> list[str]:
-        """The troubles that are new at this step, one line each."""
+        """The problems that are new at this step, one line each."""
         found = dict(self._troubles(means)) if step >= self.first_step else {}
         new = [text for name, text in found.items() if name not in self._known]
         self._known = set(found)
@@ -72,6 +75,6 @@ class HealthWatch:
                 "teacher",
                 (
                     f"the teacher puts all images on one prototype (entropy {means['teacher/entropy']:.3g} nats); "
-                    "try a higher teacher_temperature or a slower centre (objective_options center_momentum)"
+                    "try a higher teacher_temperature or a slower center (objective_options center_momentum)"
                 ),
             )

@@ -1,4 +1,4 @@
-"""What a launcher says of a run, in the environment that it starts it in, and which of its settings and ours counts."""
+"""Settings that a launcher passes to a run through the environment, and which of its settings and ours win."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers.utils import logging as transformers_logging
 
 from .arguments import PRECISIONS, PretrainArguments
-from .sharding import check_plugin, set_defaults
-from .trackers import check_tracker
+from .sharding import set_defaults
 
-PRECISION, ACCUMULATION = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
 def launcher_settings() -> dict[str, Any]:
-    """`mixed_precision` and `gradient_accumulation_steps`, where the launcher sets them.
+    """`mixed_precision` and `gradient_accumulation_steps`, if the launcher sets them.
 
     Raises:
-        ValueError: a value is none that a run can have.
+        ValueError: a value is not allowed.
     """
     settings: dict[str, Any] = {}
     if precision := os.environ.get(PRECISION, "").lower():
@@ -37,20 +37,12 @@ def launcher_settings() -> dict[str, Any]:
 
 
 def with_launcher(given: set[str], completed: dict[str, Any]) -> dict[str, Any]:
-    """`completed` with the launcher's settings where neither a flag or recipe (`given`) nor a resumed run (`completed`)
-    has a say."""
+    """`completed` with the launcher's settings that neither a flag or recipe (`given`) nor a resumed run (`completed`)
+    sets."""
     added = {
         name: value for name, value in launcher_settings().items() if name not in given and completed.get(name) is None
     }
     return completed | added
-
-
-def agree_with_launcher(args: PretrainArguments) -> None:
-    """Set the precision where no one has, and let the launcher's environment, which Accelerate prefers, say the same as
-    the run."""
-    args.mixed_precision = precision_of(args.mixed_precision)
-    if ACCUMULATION in os.environ:
-        os.environ[ACCUMULATION] = str(args.gradient_accumulation_steps)
 
 
 def precision_of(mixed_precision: str | None) -> str:
@@ -58,33 +50,35 @@ def precision_of(mixed_precision: str | None) -> str:
     return mixed_precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
 
 
-def make_accelerator(args: PretrainArguments) -> Accelerator:
-    """Precision, accumulation, trackers and data-parallel options of a run; bf16 by default on GPUs that have it.
+def make_accelerator(
+    mixed_precision: str, num_batches: int = 1, uses_all_weights: bool = True, **options: Any
+) -> Accelerator:
+    """The accelerator of a run.
 
-    Raises:
-        ValueError: the tracker is not installed, or the launcher asks for what a run cannot do.
+    Args:
+        num_batches: per step of the optimizer.
+        uses_all_weights: whether each step computes a gradient for all trainable weights.
+        options: of `Accelerator`.
     """
-    check_tracker(args.report_to)
     transformers_logging.disable_progress_bar()
-    logging.getLogger("accelerate.utils.other").setLevel(
-        logging.ERROR
-    )  # lists all weights that a teacher shares with its student
-    agree_with_launcher(args)
+    # At a lower level it lists all weights that a teacher shares with its student.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    if ACCUMULATION in os.environ:  # which Accelerate prefers to its argument
+        os.environ[ACCUMULATION] = str(num_batches)
     set_defaults()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=not uses_all_weights)
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=num_batches,
+        kwargs_handlers=[parallel],
+        **options,
     )
-    check_plugin(accelerator, args.peft)
-    return accelerator
 
 
 def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:
     """Processes, device, precision and accumulation, and where each comes from."""
-    count, device = accelerator.num_processes, accelerator.device.type
+    count = accelerator.num_processes
+    device = accelerator.device.type
     processes = f"{count} x {device} ({'launcher' if count > 1 else 'one process'})"
     precision = f"precision {accelerator.mixed_precision} ({_origin(args, 'mixed_precision')})"
     accumulation = f"accumulation {args.gradient_accumulation_steps} ({_origin(args, 'gradient_accumulation_steps')})"
@@ -94,7 +88,8 @@ def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:
 
 
 def _origin(args: PretrainArguments, name: str) -> str:
-    value, launched = getattr(args, name), launcher_settings()
+    value = getattr(args, name)
+    launched = launcher_settings()
     if name in args.given:
         return "set"
     if name in launched and launched[name] == value:

@@ -57,7 +57,7 @@ def line_chart(
     Args:
         unit: of the values; names the vertical axis.
         series: at most `MAX_SERIES`. A value that is not finite leaves a gap, and the legend says how many do.
-        limits: the least range of the vertical axis; it is widened where values lie outside.
+        limits: the least range of the vertical axis; it is widened if values lie outside.
         max_step: least end of the horizontal axis.
 
     Raises:
@@ -118,9 +118,12 @@ def round_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in at most four digits, as 12.3k where it is large."""
+    """A number in at most four digits: 12.3k if it is large, 2.95e-4 if it is small."""
     if not math.isfinite(value):
         return str(value)
+    if 0 < abs(value) < 1e-3:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= factor:
             return f"{value / (1e3 if letter == 'k' else factor):.4g}{letter}"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 
 def add_lora(backbone: PreTrainedModel, rank: int) -> None:
-    """Adapters, in place, beside all linear layers of the backbone; nothing else of it is trained but a mask token.
+    """Adapters, in place, beside all linear layers of the backbone; everything else is frozen except a mask token.
 
     The adapters are scaled by 2, and start at 0: the backbone's outputs do not change.
     """
@@ -28,8 +28,8 @@ def add_lora(backbone: PreTrainedModel, rank: int) -> None:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy without adapters, their products added to the weights, that computes the same; the model itself where it
-    has none."""
+    """A copy with the adapters merged into the weights, which computes the same; the model itself if it has no
+    adapters."""
     if not any(isinstance(layer, LoraLayer) for layer in model.modules()):
         return model
     model = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: metrics.jsonl, progress lines with a bar, and pictures of reconstructions."""
+"""The visible parts of a run: metrics.jsonl, progress lines with a bar, and pictures of reconstructions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..files import write_text_whole
+from .output import fitted
 from .pretrain_module import PretrainModule
 
 
@@ -32,7 +33,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All whole lines of a metrics file, in their order; none where there is no file."""
+    """All whole lines of a metrics file, in their order; none if the file is missing."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines() if _is_until(line, sys.maxsize)]
 
@@ -57,7 +58,8 @@ class Progress:
         state: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
     ):
-        self.max_steps, self.samples_per_step = max_steps, samples_per_step
+        self.max_steps = max_steps
+        self.samples_per_step = samples_per_step
         self._restart()
         if state is not None:
             self.counts = state["counts"]
@@ -66,7 +68,8 @@ class Progress:
     def _restart(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.waited, self.since = 0.0, time.perf_counter()
+        self.waited = 0.0
+        self.since = time.perf_counter()
 
     def add_wait(self, seconds: float) -> None:
         """Count time that was spent waiting for data."""
@@ -113,8 +116,8 @@ def duration(seconds: float) -> str:
 
 
 class StepBar:
-    """A bar of the finished steps on a terminal; lines that are printed through `say` stay above it. In a log: the
-    lines alone."""
+    """A bar of the finished steps on a terminal; lines that are printed through `say` stay above it. A log
+    has only the lines."""
 
     def __init__(self, max_steps: int, step: int, is_main: bool):
         shows = is_main and sys.stderr.isatty()
@@ -126,18 +129,18 @@ class StepBar:
         self.bar.update()
 
     def say(self, text: str) -> None:
-        """Print a line, on the main process alone."""
+        """Print a text, on the main process only."""
         if self.is_main:
-            self.bar.write(text)
+            self.bar.write(fitted(text))
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.close()
 
 
 def describe_size(module: PretrainModule) -> str:
-    """How large the encoder is, how much of the whole module is trained, and the memory that this takes apart from
+    """The size of the encoder, how much of the whole module is trained, and the memory that this takes without
     activations."""
     encoder = sum(p.numel() for name, p in module.model.eqcohvit.named_parameters() if ".lora_" not in name)
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -146,7 +149,7 @@ def describe_size(module: PretrainModule) -> str:
     return (
         f"encoder of {encoder / 1e6:.2f} M parameters, "
         f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained with heads and decoders "
-        f"({mebibytes:.0f} MiB of weights, gradients and optimizer state)"
+        f"({mebibytes:.0f} MiB with optimizer)"
     )
 
 
@@ -164,7 +167,8 @@ def save_samples(
 
     first, end (B, 3, H, H); intermediates, reconstructions (B, K, 3, H, H); all in normalized pixels.
     """
-    columns, titles = [first, end], ["view 1", "view 2"]
+    columns = [first, end]
+    titles = ["view 1", "view 2"]
     for k, t in enumerate(fractions):
         columns += [intermediates[:, k], reconstructions[:, k]]
         titles += [f"target t={t:.2f}", "reconstruction"]
@@ -173,9 +177,12 @@ def save_samples(
     pixels = (images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
     side = pixels.shape[2]
     zoom = -(-112 // side)  # the titles need the width
-    cell, gap, header = side * zoom, 4, 18
+    cell = side * zoom
+    gap = 4
+    header = 18
     sheet = Image.new("RGB", (len(columns) * (cell + gap) + gap, header + len(pixels) * (cell + gap) + gap), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
     for column, title in enumerate(titles):
         draw.text((gap + column * (cell + gap) + cell / 2, header / 2 + 2), title, fill="black", font=font, anchor="mm")
     for row, sample in enumerate(pixels):

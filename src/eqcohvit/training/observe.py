@@ -1,4 +1,4 @@
-"""What one sees of a pretraining run: progress lines, probes, the kNN guard, pictures and the page."""
+"""What a person sees of a pretraining run: progress lines, probes, the kNN guard, pictures and the page."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .sharding import with_weights
 from .source import Images
 
 _NUM_SAMPLES = 6  # rows of a picture
+_TIMED_STEPS = 5  # after the first one, tell how long the run will take
 
 
 class Observer:
@@ -47,6 +48,7 @@ class Observer:
         self.shown_r2 = run.state.get("shown_r2", "")  # of the newest probe, for the progress lines
         self.shown: Batch | None = None  # the first batch of this process, which the pictures show
         self.watch = self.new_watch()
+        self.first_step_ended = 0.0  # time of this process
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to keep."""
@@ -60,17 +62,20 @@ class Observer:
 
     # --------------------------------------------------------------------------------------------------------- start
     def begin(self) -> None:
-        """Say what is about to run and on what; measure what the model knows before it has learned anything."""
-        args, run, guard = self.args, self.run, self.images.guard
+        """Print what is about to run and on what; measure what the model knows before it has learned anything."""
+        args = self.args
+        run = self.run
+        guard = self.images.guard
         run.open_logs(run.step or -1)
         compared = args.per_device_train_batch_size * self.accelerator.num_processes
         samples = compared * args.gradient_accumulation_steps
-        run.bar.say(f"{args.objective} + {args.path}: {describe_size(self.trained)}")
-        source = self.images.source.name
-        run.bar.say(f"steps {run.step} to {args.max_steps}, {samples} samples a step from {source}")
+        steps = f"steps {run.step} to {args.max_steps}, {samples} samples a step"
+        run.bar.say(f"{args.objective} + {args.path}, {steps} from {self.images.source.name}")
+        run.bar.say(describe_size(self.trained))
         run.bar.say(f"on {describe_launch(args, self.accelerator)}")
-        for name, value in self.trained.objective.start_values(compared).items():
-            run.bar.say(f"expected at the start, with new heads: {name} about {value:.4g}")
+        if run.step == 0:
+            for name, value in self.trained.objective.start_values(compared).items():
+                run.bar.say(f"{name} of new heads begins at about {value:.4g}")
         if guard is not None:
             known = run.state.get("knn_start")
             guard.start = self.knn_accuracy() if known is None else known
@@ -106,8 +111,11 @@ class Observer:
         Raises:
             AccuracyFell: the kNN accuracy has fallen too far.
         """
-        args, run, guard = self.args, self.run, self.images.guard
+        args = self.args
+        run = self.run
+        guard = self.images.guard
         self.shown = self.shown or batch
+        self.tell_time()
         done = run.step == args.max_steps
         figures = self.probe_figures() if run.step % self.probe_interval == 0 or done else {}
         accuracy = None
@@ -127,13 +135,25 @@ class Observer:
         if args.recon_weight > 0 and (run.step % args.sample_steps == 0 or done):
             self.draw_samples()
 
+    def tell_time(self) -> None:
+        """Say after a few steps how long the run will take."""
+        run = self.run
+        done = run.step - run.first_step
+        if done == 1:
+            self.first_step_ended = time.perf_counter()
+        elif done == 1 + _TIMED_STEPS and run.step < run.max_steps:
+            step = (time.perf_counter() - self.first_step_ended) / _TIMED_STEPS
+            seconds = step * (run.max_steps - run.step)
+            minutes = max(1, round(seconds / 60))
+            run.bar.say(f"about {minutes:,} min to go; fewer --max_steps or a smaller --image_size take less")
+
     # ------------------------------------------------------------------------------------------------------ pictures
     @torch.no_grad()
     def draw_samples(self) -> None:
         """Picture of the first samples of the main process's first batch, with the model as it is now."""
         batch, model, renderer = self.shown, self.trained.model, self.renderer
-        assert batch is not None  # a step has been made
-        # All of them: another batch size would be compiled again.
+        assert batch is not None  # at least one step is done
+        # All of them, because another batch size would be compiled again.
         views = renderer(batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs)
         assert views.intermediates is not None
         first = views.first[:_NUM_SAMPLES]
@@ -152,7 +172,9 @@ class Observer:
         """Write report.html with the history of the run so far; the run continues if it cannot be written."""
         if not self.accelerator.is_main_process:
             return
-        args, run, probe = self.args, self.run, self.images.probe
+        args = self.args
+        run = self.run
+        probe = self.images.probe
         about: dict[str, Any] = {"images": self.images.source.name, "model": describe_size(self.trained), **versions()}
         if probe is not None:
             sizes = f"fitted on {probe.num_fit} images, tested on {probe.num_test}"

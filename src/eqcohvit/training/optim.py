@@ -1,5 +1,5 @@
-"""AdamW with the usual rules for weight decay, learning rates per layer and clipping; the values of a step are set from
-outside."""
+"""AdamW with the usual rules for weight decay, learning rates per layer and clipping; `set_step` sets the
+values of each step."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def make_optimizer(
     weight_decay: float,
     layer_decay: float = 1.0,
     patch_embed_lr_scale: float = 1.0,
-    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters; vectors (biases, norms, scales of LayerScale) are not decayed, all else is.
+    """AdamW on the trainable parameters; vectors (biases, norms, scales of LayerScale) are not decayed.
 
-    So are tokens and position embeddings, as in the official code of DINO, iBOT, DINOv2 (`get_params_groups` there) and
-    VICReg (`exclude_bias_and_norm`).
+    All else is, including tokens and position embeddings, as in the official code of DINO, iBOT, DINOv2
+    (`get_params_groups` there) and VICReg (`exclude_bias_and_norm`).
 
     Each group has an `lr_scale` (`learning_rate_scales`), and says whether it `is_backbone`, `is_last_layer` (the
     prototypes of a head) and `is_decayed`, which `set_step` reads.
@@ -54,7 +53,7 @@ def make_optimizer(
         }
         for (is_backbone, is_last_layer, is_decayed, scale), parameters in groups.items()
     ]
-    return torch.optim.AdamW(settings, lr=learning_rate, betas=betas, fused=next(module.parameters()).is_cuda)
+    return torch.optim.AdamW(settings, lr=learning_rate, fused=next(module.parameters()).is_cuda)
 
 
 def learning_rate_scales(module: nn.Module, layer_decay: float, patch_embed_lr_scale: float = 1.0) -> dict[str, float]:
@@ -85,9 +84,8 @@ def _depth(name: str) -> int | None:
 def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
     """Give each parameter group the learning rate and the weight decay of the step.
 
-    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included: a frozen backbone or last layer that
-    needs no other graph, wrapper or checkpoint than a trained one.
-    """
+    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included. So a frozen backbone or last layer
+    needs no other graph, wrapper or checkpoint than a trained one."""
     for group in optimizer.param_groups:
         rate = values.last_layer_learning_rate if group["is_last_layer"] else values.learning_rate
         group["lr"] = rate * group["lr_scale"] * (values.backbone_factor if group["is_backbone"] else 1.0)
@@ -96,14 +94,14 @@ def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
 
 @torch.no_grad()
 def clip_gradients(parts: Mapping[str, nn.Module], clipping: str, max_norm: float) -> dict[str, torch.Tensor]:
-    """Clip the gradients of each part apart, in place; returns `grad_norm/<part>`, its norm before.
+    """Clip the gradients of each part separately, in place; returns `grad_norm/<part>`, its norm before.
 
-    To be called once in a step of the optimizer: after gradients are summed up over batches and processes and, with
-    fp16, unscaled. A part without gradients is left out.
+    Called once per optimizer step, after gradients are summed over batches and processes and, with fp16, unscaled. A
+    part without gradients is left out.
 
-    With parts apart, the decoders' own gradient does not scale that of the encoder or of the objective's heads. The
-    encoder's norm still has the part of the reconstruction's gradient that comes through the features: with `"module"`,
-    a reconstruction with a large weight leaves the SSL gradient in the encoder a smaller share of `max_norm`.
+    So the decoders' gradient does not scale the gradients of the encoder or the objective's heads. The encoder's norm
+    still includes the reconstruction's gradient that flows through the features: with `"module"`, a reconstruction with
+    a large weight leaves the SSL gradient in the encoder a smaller share of `max_norm`.
 
     Args:
         parts: modules that share no parameter (`PretrainModule.parts`).

@@ -1,13 +1,44 @@
-"""Standard output and error that never end a run: a closed pipe, a full disk or a terminal that is gone, or one that
-knows ASCII alone."""
+"""Standard output and error that never end a run, not even with a closed pipe, a full disk, a lost terminal, or one
+that only takes ASCII."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
+
+COLUMNS = 100  # of what a run prints
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+
+
+def fitted(text: str) -> str:
+    """The text on lines of at most `COLUMNS` columns. Words such as paths stay whole."""
+    return "\n".join(textwrap.wrap(text, COLUMNS, subsequent_indent="  ", **_WHOLE_WORDS))
+
+
+def fitted_command(words: Sequence[str]) -> str:
+    """A command line for a shell, indented, with a backslash where it continues; a flag and its value stay together."""
+    text = ""
+    for former, word in zip(["", *words], words, strict=False):
+        is_value = former.startswith("--") and not word.startswith("--")
+        text += ("\0" if is_value else " ") + shlex.quote(word).replace(" ", "\0")
+    lines = textwrap.wrap(text.strip(), COLUMNS - 4, subsequent_indent="    ", **_WHOLE_WORDS)
+    return "  " + " \\\n  ".join(lines).replace("\0", " ")
+
+
+def say_once(text: str) -> None:
+    """Print a text from the main process, before processes know each other."""
+    if os.environ.get("RANK", "0") == "0":
+        print(fitted(text), flush=True)
+
+
+def teller(show: Callable[[str], None]) -> Callable[[str], None]:
+    """`show` for texts of any length."""
+    return lambda text: show(fitted(text))
 
 
 class SafeStream:
@@ -27,7 +58,7 @@ class SafeStream:
             except UnicodeEncodeError:
                 encoding = self._stream.encoding
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError):  # the latter of a closed file
+        except (OSError, ValueError):  # a closed file raises ValueError
             self._give_up()
         return len(text)
 
@@ -39,8 +70,7 @@ class SafeStream:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Send what is still in its buffer, and all that comes, nowhere: the interpreter flushes once more at its
-        end."""
+        """Discard the buffer and all later output: the interpreter flushes once more when it exits."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -50,10 +80,9 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Inside, what is printed cannot fail; also a decorator."""
+    """Inside, printing cannot fail; also a decorator."""
     former = sys.stdout, sys.stderr
-    # Of a closed descriptor there is no stream; a file that is opened now takes its number, which no other file shall
-    # have.
+    # A closed descriptor has no stream. The file that is opened here takes its number, so that no other file gets it.
     safe = [SafeStream(stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")) for stream in former]
     sys.stdout, sys.stderr = safe
     try:

@@ -14,33 +14,36 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import Batch, CanvasStream, ResidentCanvases, describe_data
-from ..files import MODEL_FOLDER, WEIGHTS_FILE, link_model
+from ..files import MODEL_FOLDER, RESULTS_FILE, WEIGHTS_FILE, link_model
 from ..publish.card import read_run, read_template, render_card
 from ..publish.folder import save_hub_folder
 from ..publish.upload import push_hub_folder
 from ..transforms import Draws, ViewRenderer
 from .arguments import PretrainArguments
 from .build import build, build_saved_model
-from .checkpoint import check_output_dir, list_checkpoints, on_main_process, open_run
+from .checkpoint import list_checkpoints, on_main_process
 from .finite import check_step
-from .launcher import make_accelerator
+from .launcher import make_accelerator, precision_of
 from .lora import merged
 from .observe import Observer
 from .optim import clip_gradients, make_optimizer, set_step
+from .output import fitted_command, teller
 from .prefetch import DevicePrefetcher
 from .pretrain_module import PretrainModule
 from .run import Run
+from .run_folder import check_output_dir, open_run
 from .schedules import StepValues, step_values
-from .sharding import connect, is_sharded, save_whole
+from .sharding import check_plugin, connect, is_sharded, save_whole
 from .signals import StopRequested, StopSignals
 from .source import open_images
-from .start import describe_run
-from .trackers import open_trackers
+from .start import write_model_files
+from .trackers import check_tracker, open_trackers
 
 
 @dataclass
 class Parts:
-    """What is trained, as itself (`trained`) and as wrapped for the processes (`module`); and what draws its views."""
+    """The trained module, bare (`trained`) and wrapped for the processes (`module`), its optimizer, and its
+    renderer."""
 
     trained: PretrainModule
     module: torch.nn.Module
@@ -60,11 +63,11 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     # ---------------------------------------------------------------- find what is wrong before anything is written
     output_dir = Path(args.output_dir)
     with stop.interruptible():
-        accelerator = make_accelerator(args)
+        accelerator = open_accelerator(args)
         images = open_images(args, accelerator)
         resident = open_resident(args, images.source, accelerator)
         set_seed(args.seed)
-        built = None if args.resume_from_checkpoint else build(args, report=accelerator.print)
+        built = None if args.resume_from_checkpoint else build(args, report=teller(accelerator.print))
         on_main_process(accelerator, lambda: check_output_dir(output_dir, args))
         on_main_process(accelerator, lambda: open_trackers(accelerator, args.to_dict(), in_folder=False))
     data = on_main_process(accelerator, lambda: describe_data(images.source))
@@ -73,7 +76,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     stop.connect()
 
     # ------------------------------------------- model, objective and optimizer; where the run stands, and its data
-    parts = prepare(args, accelerator, *(built or build(args, checkpoint, report=accelerator.print)))
+    parts = prepare(args, accelerator, *(built or build(args, checkpoint, report=teller(accelerator.print))))
     run = open_at(args, accelerator, stop, parts, checkpoint)
     stream = open_stream(args, run, images.source, resident)
     batches = DevicePrefetcher(iter(stream), accelerator.device, partial(draw, args, parts.renderer))
@@ -84,7 +87,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     # ----------------------------------------------------------------------------------------------------- the loop
     parts.module.train()
     while run.step < args.max_steps:
-        taken = run.take(batches, args.gradient_accumulation_steps)
+        taken = run.next_batches(batches, args.gradient_accumulation_steps)
         if taken is None:  # a signal
             if run.step > run.saved_step:
                 save(args, run, parts, observer, data, position)
@@ -105,7 +108,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     run.bar.close()
     if accelerator.is_main_process:
         export(args, run, parts)
-        print(next_steps(output_dir, args.recon_weight > 0, stream.num_bad))
+        print(next_steps(args, stream.num_bad))
     run.trackers.finish()
     return output_dir / MODEL_FOLDER
 
@@ -113,11 +116,27 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
+def open_accelerator(args: PretrainArguments) -> Accelerator:
+    """The accelerator of these settings, which get their precision if they have none.
+
+    Raises:
+        ValueError: the tracker is not installed, or the launcher asks for something that a run cannot do.
+    """
+    check_tracker(args.report_to)
+    args.mixed_precision = precision_of(args.mixed_precision)
+    log_with = None if args.report_to == "none" else args.report_to
+    accelerator = make_accelerator(
+        args.mixed_precision, args.gradient_accumulation_steps, log_with=log_with, project_dir=args.output_dir
+    )
+    check_plugin(accelerator, args.peft)
+    return accelerator
+
+
 def open_resident(args: PretrainArguments, source: Any, accelerator: Accelerator) -> ResidentCanvases | None:
     """The decoded images in the memory of the device, if the settings ask for them."""
     if not args.resident:
         return None
-    return ResidentCanvases(source, args.canvas_size, accelerator.device, accelerator.print)
+    return ResidentCanvases(source, args.canvas_size, accelerator.device, teller(accelerator.print))
 
 
 def open_stream(args: PretrainArguments, run: Run, source: Any, resident: ResidentCanvases | None) -> CanvasStream:
@@ -167,7 +186,7 @@ def open_at(
 ) -> Run:
     """The run at the step of the checkpoint, or at the beginning."""
     samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    run = Run(
+    return Run(
         accelerator,
         stop,
         Path(args.output_dir),
@@ -177,9 +196,6 @@ def open_at(
         checkpoint,
         keeps=(args.save_total_limit, args.keep_every_steps),
     )
-    if checkpoint is None and args.resume_from_checkpoint:
-        accelerator.print(f"no checkpoint in {args.output_dir} yet: starting from the beginning")
-    return run
 
 
 def optimize(
@@ -194,7 +210,8 @@ def optimize(
 
     Those of the next step are taken from `batches` before this one waits for its results.
     """
-    accelerator, trained = run.accelerator, parts.trained
+    accelerator = run.accelerator
+    trained = parts.trained
     ranks: dict[str, torch.Tensor] = {}
     for batch, draws in taken:
         views = parts.renderer.render(batch.canvases, draws)
@@ -222,14 +239,15 @@ def save(
     args: PretrainArguments, run: Run, parts: Parts, observer: Observer, data: dict[str, Any], position: Any
 ) -> None:
     """Write a checkpoint of all processes, with all that others need to start from it, and the page."""
-    trained, renderer = parts.trained, parts.renderer
+    trained = parts.trained
+    renderer = parts.renderer
 
     def write(folder: str) -> None:
         run.accelerator.save_state(folder)
         if is_sharded(trained):
             save_whole(trained, Path(folder) / WEIGHTS_FILE)
         if run.accelerator.is_main_process:
-            describe_run(Path(folder), args, trained.model.config, renderer.mean, renderer.std)
+            write_model_files(Path(folder), args, trained.model.config, renderer.mean, renderer.std)
 
     state = {**observer.state(), "data": data}
     state |= {"image_mean": list(renderer.mean), "image_std": list(renderer.std)}
@@ -264,20 +282,25 @@ def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = Fal
         print(f"not pushed, the next checkpoint tries again: {error}", file=sys.stderr)
 
 
-def next_steps(output_dir: Path, has_pictures: bool, num_bad: int) -> str:
-    """Where everything is, and three commands to go on with."""
-    places = [f"model: {output_dir / 'model'}", f"page: {output_dir / 'report.html'}"]
-    if has_pictures:
+def next_steps(args: PretrainArguments, num_bad: int) -> str:
+    """Where everything is, and three commands for the next steps: look, evaluate on the same images, publish."""
+    output_dir = Path(args.output_dir)
+    model = str(output_dir / MODEL_FOLDER)
+    page = str(output_dir / "report.html")
+    places = [f"model: {model}", f"page: {page}"]
+    if args.recon_weight > 0:
         places.append(f"pictures: {output_dir / 'samples'}")
     if num_bad:
         places.append(f"unreadable images, skipped: {num_bad} (bad_images.jsonl)")
-    command = "python -m eqcohvit.commands."
-    return "\n".join(
-        [
-            *places,
-            "next:",
-            f"  python -m webbrowser {output_dir / 'report.html'}",
-            f"  {command}evaluate --model {output_dir / 'model'} --output {output_dir / 'results.json'}",
-            f"  {command}push_to_hub --folder {output_dir / 'model'} --run_dir {output_dir} --repo_id USER/NAME",
-        ]
-    )
+    data = []
+    for name in ("dataset_name", "dataset_config_name", "data_files", "train_dir", "image_column"):
+        if getattr(args, name):
+            data += [f"--{name}", str(getattr(args, name))]
+    evaluate = ["--model", model, *data, "--output", str(output_dir / RESULTS_FILE)]
+    push = ["--folder", model, "--run_dir", str(output_dir), "--repo_id", "USER/NAME", "--dry_run"]
+    commands = [
+        ["python", "-m", "webbrowser", page],
+        ["python", "-m", "eqcohvit.commands.evaluate", *evaluate],
+        ["python", "-m", "eqcohvit.commands.push_to_hub", *push],
+    ]
+    return "\n".join([*places, "next:", *map(fitted_command, commands)])

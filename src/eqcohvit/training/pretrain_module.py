@@ -30,8 +30,8 @@ class PretrainModule(nn.Module):
         model: encoder with its split head and decoders; what is exported in the end.
         objective: the SSL loss on the invariant part, with its own heads.
         recon_weight: lambda. At 0 the decoders are left out: the pure SSL baseline.
-        recon_from: where patches are hidden from the student, the decoders read the features of a second pass over the
-            `"unmasked"` views, or those of the `"masked"` ones. Why the first: scripts/recipes/README.md.
+        recon_from: if patches are hidden from the student, the decoders read the features of a second pass over the
+            `"unmasked"` views, or those of the `"masked"` ones. scripts/recipes/README.md gives the reason.
         invariant_rank: number of directions of the tokens that the invariant part reads, those most alike in both views
             (`objectives.separation`); 0 leaves the part as the SSL loss makes it, as in the paper.
         separation_start: optimizer steps before this restriction begins.
@@ -51,7 +51,10 @@ class PretrainModule(nn.Module):
             raise ValueError(f"recon_weight must not be negative, got {recon_weight}")
         if recon_from not in ("masked", "unmasked"):
             raise ValueError(f"recon_from must be masked or unmasked, got {recon_from!r}")
-        self.model, self.objective, self.recon_weight, self.recon_from = model, objective, recon_weight, recon_from
+        self.model = model
+        self.objective = objective
+        self.recon_weight = recon_weight
+        self.recon_from = recon_from
         self.teacher = Teacher(model.eqcohvit, objective.head) if objective.uses_teacher else None
         if invariant_rank > model.config.invariant_dim:
             raise ValueError(
@@ -81,14 +84,13 @@ class PretrainModule(nn.Module):
     def forward(self, views: Views, values: StepValues) -> dict[str, torch.Tensor]:
         """The views of B images and the values of the step -> terms.
 
-        `loss` is what to minimise; `ssl/...` sum up to the SSL loss; `recon/u_k` (`recon/v2` for the final state) are
+        `loss` is what to minimize; `ssl/...` sum up to the SSL loss; `recon/u_k` (`recon/v2` for the final state) are
         the mean squared errors before the weight; `std/...` are the parts' mean standard deviations over the batch,
         near 0 when a part has collapsed. In a step that is logged also `rank/...`, the effective ranks of the parts of
         this process's images (`health.rankme`).
         """
-        temperature = torch.full(
-            (), values.teacher_temperature, device=views.first.device
-        )  # of each number a graph would be compiled
+        # A tensor, because a graph would be compiled for each number.
+        temperature = torch.full((), values.teacher_temperature, device=views.first.device)
         terms, pooled, tokens = self._compute(views, temperature)
         if self.separation is not None and self.training:
             assert tokens is not None
@@ -100,7 +102,7 @@ class PretrainModule(nn.Module):
         return terms
 
     def compile(self, **kwargs: Any) -> None:
-        """Compile what every step computes by `torch.compile`, in place; logged steps need no graph of their own."""
+        """Compile what every step computes by `torch.compile`, in place; logged steps share the graph."""
         self._compute = torch.compile(self._compute, **kwargs)
 
     def _compute(
@@ -181,13 +183,11 @@ class PretrainModule(nn.Module):
         reconstructions = self.model.reconstruct(first, end, (height, width))
         errors = reconstruction_losses(reconstructions, views.intermediates).mean(dim=0)
         names = [f"recon/u_{k}" for k in range(1, config.num_intermediates + 1)] + ["recon/v2"] * config.include_final
-        return {
-            name: error.clone() for name, error in zip(names, errors, strict=True)
-        }  # no views, which sharding warns of
+        # Copies, because sharding warns about views of tensors.
+        return {name: error.clone() for name, error in zip(names, errors, strict=True)}
 
     def after_step(self, step: int, teacher_momentum: float) -> None:
-        """Separate the parts and move the teacher; `step` counts the optimizer steps from 0, and this one has just been
-        made."""
+        """Separate the parts and move the teacher; `step` is the one that was just finished, counted from 0."""
         if self.separation is not None:
             weight = self.model.eqcohvit.feature_head.weight.detach()
             every_row = whole(weight)

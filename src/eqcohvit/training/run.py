@@ -24,11 +24,12 @@ class Run:
     """One process of a run: the steps that are done, logged and saved.
 
     Args:
-        max_steps: at which the run ends.
+        max_steps: the step at which the run ends.
         samples_per_step: over all processes.
-        model: whose weights are checked before they are saved.
+        model: the module whose weights are checked before they are saved.
         checkpoint: to continue from; its state is loaded into what the accelerator has prepared.
-        keeps: newest checkpoints to keep, and the multiple of steps whose checkpoints are kept too (0 for none).
+        keeps: how many of the newest checkpoints to keep, and the interval of steps whose checkpoints are kept as well
+            (0 for none).
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Run:
         self.trackers = Trackers(self.accelerator, self.bar.say)
 
     # --------------------------------------------------------------------------------------------------------- steps
-    def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
+    def next_batches(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
         """The next batches, all for one step; None if a signal asks the processes to stop."""
         waiting = time.perf_counter()
-        taken = self.stop.take(batches, count)
+        taken = self.stop.next_batches(batches, count)
         self.progress.add_wait(time.perf_counter() - waiting)
         return taken
 
@@ -83,7 +84,7 @@ class Run:
         self.bar.advance()
 
     def stopped(self) -> NoReturn:
-        """Say after which step a signal has ended the run."""
+        """Print after which step a signal ended the run, and raise `StopRequested`."""
         self.bar.close()
         self.accelerator.print(self.stop.message(self.step))
         self.trackers.finish()
@@ -104,7 +105,7 @@ class Run:
         Args:
             extra_terms: terms of this step only, averaged over the processes.
             figures: more figures for metrics.jsonl.
-            shown: text for the line.
+            shown: more text for the line.
         """
         terms = self.accelerator.reduce({**self.progress.means(), **extra_terms}, reduction="mean")
         means = {name: value.item() for name, value in terms.items()}
@@ -122,8 +123,8 @@ class Run:
         """Write a checkpoint of all processes.
 
         Args:
-            state: what is the same on all processes.
-            of_this_process: what is not.
+            state: values that are the same on all processes.
+            of_this_process: values that differ between them.
             write: fills the checkpoint's folder; by default with the accelerator's state.
         """
         check_weights(self.model, self.step)

@@ -1,7 +1,6 @@
-"""One writer for the folder of a run: a file that its process holds locked, and that says which process this is.
+"""One writer per run folder: a lock file that names the process that holds it.
 
-The system lets go of the lock when the process ends, however it ends. Where the file system knows no locks there is
-none.
+The system releases the lock when the process ends, for any reason. A file system without locks offers no protection.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _held: dict[str, IO[str]] = {}
 
 
 def lock_run(output_dir: Path) -> None:
-    """Hold the folder, which is made where it is missing, until `release_runs`.
+    """Lock the folder until `release_runs`; it is created if it is missing.
 
     Raises:
         ValueError: another process holds it; the message says which.
@@ -35,7 +34,7 @@ def lock_run(output_dir: Path) -> None:
         return
     file = (output_dir / LOCK_FILE).open("a+")
     try:
-        # Of this kind a forked process has none: workers that outlive a killed run do not hold its folder.
+        # A forked process does not inherit this kind of lock: workers that outlive a killed run do not hold its folder.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
@@ -52,7 +51,7 @@ def lock_run(output_dir: Path) -> None:
 
 
 def release_runs() -> None:
-    """Let go of all folders that this process holds; the files stay."""
+    """Release all folders that this process holds; the lock files stay."""
     while _held:
         _, file = _held.popitem()
         with contextlib.suppress(OSError):

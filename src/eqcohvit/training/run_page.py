@@ -141,7 +141,7 @@ _STYLE = """
 
 
 def _charts(spec: _Chart, history: Sequence[dict[str, float]], max_step: int) -> Iterator[str]:
-    """The charts of its metrics, none where there are none; of more than eight lines, several."""
+    """The charts of its metrics: none without metrics, several for more than eight lines."""
     names = list(
         dict.fromkeys(
             name for line in history for name in line if name == spec.prefix or name.startswith(f"{spec.prefix}/")
@@ -174,7 +174,7 @@ def _others(history: Sequence[dict[str, float]]) -> list[_Chart]:
 
 
 def _warnings(output_dir: Path, history: Sequence[dict[str, float]], watch: HealthWatch) -> list[str]:
-    """What the run has warned of, from its history, and the images that could not be read."""
+    """The run's warnings, from its history, and the images that could not be read."""
     found = [text for line in history if "loss" in line for text in watch.warnings(int(line["step"]), line)]
     bad = output_dir / "bad_images.jsonl"
     lines = bad.read_text(encoding="utf-8", errors="replace").splitlines() if bad.is_file() else []

@@ -1,4 +1,4 @@
-"""What changes in the course of a run, as values indexed by the step: a resumed run needs the step alone."""
+"""Schedules of a run, as values indexed by the step: a resumed run needs nothing but its step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from .arguments import PretrainArguments
 class StepValues:
     """The values of one step.
 
-    `last_layer_learning_rate` is that of the prototypes of a head, 0 while they are frozen; `backbone_factor` scales
-    the learning rate of the backbone. `is_logged`: whether a progress line comes after it, so that what is costly to
-    measure is measured.
+    `last_layer_learning_rate` is for the prototypes of a head, 0 while they are frozen; `backbone_factor` scales the
+    learning rate of the backbone. `is_logged`: whether a progress line follows, so that costly measures are taken.
     """
 
     learning_rate: float
@@ -42,14 +41,14 @@ def warmup_cosine(step: int, max_steps: int, warmup_steps: int, peak: float, fin
 def linear_warmup(step: int, num_steps: int, start: float, end: float) -> float:
     """Linear from `start` at step 0 to `end` at step `num_steps` - 1, where it stays.
 
-    So it is in https://github.com/facebookresearch/dinov2. https://github.com/bytedance/ibot takes the same values by
-    the epoch in place of the step.
+    As in https://github.com/facebookresearch/dinov2. https://github.com/bytedance/ibot takes the same values per epoch
+    instead of per step.
     """
     return end if step >= num_steps else start + (end - start) * step / max(1, num_steps - 1)
 
 
 def backbone_warmup(step: int, head_warmup_steps: int, warmup_steps: int) -> float:
-    """Factor of the backbone's learning rate: 0 while the heads warm up alone, then linear to 1 over `warmup_steps`."""
+    """Factor of the backbone's learning rate: 0 while only the heads warm up, then linear to 1 over `warmup_steps`."""
     if step < head_warmup_steps:
         return 0.0
     return min(1.0, (step - head_warmup_steps + 1) / warmup_steps) if head_warmup_steps and warmup_steps else 1.0

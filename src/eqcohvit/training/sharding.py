@@ -1,7 +1,8 @@
 """Sharded training: FSDP2 through Accelerate, with the numbers of unsharded training.
 
 Weights, gradients, optimizer states and the teacher are dealt out over the processes; a layer's weights are whole while
-it computes. Here is what differs for the rest of a run. Unless it says so, a function also takes what is not sharded.
+it computes. This file has what differs for the rest of a run. Unless stated otherwise, its functions also take modules
+and tensors that are not sharded.
 """
 
 from __future__ import annotations
@@ -28,18 +29,17 @@ _Result = TypeVar("_Result")
 
 
 def set_defaults() -> None:
-    """Settings of Accelerate's that are not the user's to find out; to be called before its `Accelerator` reads
-    them."""
+    """Set defaults of Accelerate that a user should not have to know; called before its `Accelerator` reads them."""
     from accelerate.utils import disable_fsdp_ram_efficient_loading
 
-    # Its own default makes one group of all weights, which would be whole on every process throughout the step.
+    # Accelerate's default makes one group of all weights, which would be whole on every process during the step.
     os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
-    # It hands out what the first process has read, as if all were sharded; centers and batch-norm statistics are not.
+    # It would hand out all that the first process has read as shards, but centers and batch-norm statistics are whole.
     disable_fsdp_ram_efficient_loading()
 
 
 def check_plugin(accelerator: Accelerator, peft: str | None = None) -> None:
-    """Refuse what would not train as it should, and leave precision to autocast, as without shards: losses and
+    """Refuse options that would change the training, and leave precision to autocast, as without shards: losses and
     gradients are float32.
 
     Raises:
@@ -88,7 +88,7 @@ def save_whole(module: nn.Module, path: Path) -> None:
     state: dict[str, Any] = get_model_state_dict(
         module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-    if state:  # on the main process alone
+    if state:  # on the main process only
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
 
 
@@ -98,7 +98,7 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_shards(values: torch.Tensor, like: DTensor) -> torch.Tensor:
-    """Values of this process's part of `like`, summed up in place over the processes that hold the other parts."""
+    """Values of this process's part of `like`, summed up in place, over the processes that hold the other parts."""
     for dim, placement in enumerate(like.placements):
         if placement.is_shard():
             dist.all_reduce(values, group=like.device_mesh.get_group(dim))

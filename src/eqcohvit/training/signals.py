@@ -19,6 +19,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ..files import message_of
 from .output import safe_output
 from .run_lock import release_runs
 
@@ -34,17 +35,15 @@ _SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGXCPU") if hasattr(signal, name)
 ]
 _Item = TypeVar("_Item")
-_kept: list[Any] = []  # whose destructors must not run: see `leave`
+_kept: list[Any] = []  # objects whose destructors must not run: see `leave`
 
 
 def leave(code: int) -> NoReturn:
     """End the process with this exit code.
 
     The destructor of a gloo group waits for its threads while it holds the lock that they need
-    (https://github.com/pytorch/pytorch/issues/56297),
-    so that a run of several processes could hang where it has finished or failed. Such a process goes without
-    destructors.
-    """
+    (https://github.com/pytorch/pytorch/issues/56297), so that a run of several processes could hang after it has
+    finished or failed. Such a process exits without running destructors."""
     if not _kept:
         sys.exit(code)
     sys.stdout.flush()
@@ -53,17 +52,16 @@ def leave(code: int) -> NoReturn:
 
 
 class StopRequested(BaseException):
-    """A signal asks the run to stop. No `Exception`, so that code which survives broken images does not survive
-    this."""
+    """A signal asks the run to stop. Not an `Exception`, so that code that skips broken images does not catch it."""
 
 
 class StopSignals:
-    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU are kept for the next call of `take`, instead of
-    ending the process.
+    """Context in which SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGXCPU make the next call of `next_batches` return None
+    instead of ending the process.
 
-    SIGHUP is left alone where it is ignored (`nohup`). Where nothing is half done (`interruptible`), such as while
-    waiting for data, the signal raises `StopRequested` at once. Outside the main thread, where Python does not allow to
-    handle signals, it does nothing.
+    An ignored SIGHUP (`nohup`) stays ignored. While nothing is half done (`interruptible`), such as during a wait for
+    data, the signal raises `StopRequested` at once. Outside the main thread, where Python cannot handle signals, the
+    context does nothing.
     """
 
     def __init__(self) -> None:
@@ -81,9 +79,7 @@ class StopSignals:
 
     def __exit__(self, _kind: type | None, error: BaseException | None, _traceback: object) -> None:
         if self._group is not None and error is not None:
-            _kept.append(
-                error
-            )  # with the frames of its traceback, and what these hold of the groups and their unfinished work
+            _kept.append(error)  # the frames of its traceback hold the groups and their unfinished work
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -93,9 +89,10 @@ class StopSignals:
             if time.monotonic() - self._since > REPEAT_SECONDS and signal.Signals(number).name != "SIGXCPU":
                 os._exit(128 + number)
             return
-        self.name, self._since = signal.Signals(number).name, time.monotonic()
+        self.name = signal.Signals(number).name
+        self._since = time.monotonic()
         # Not print: the signal may have come in the middle of one.
-        with contextlib.suppress(OSError):  # of a terminal that is gone
+        with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, f"{self.name}: finishing the step and saving; a second signal ends the run at once\n".encode())
         if self._interruptible:
             raise StopRequested
@@ -116,19 +113,18 @@ class StopSignals:
         import torch.distributed as dist
 
         if dist.is_initialized() and dist.get_world_size() > 1:
-            group = dist.new_group(backend="gloo", timeout=PATIENCE)  # of its own: asking must not wait for a GPU
+            group = dist.new_group(backend="gloo", timeout=PATIENCE)  # a separate group: asking must not wait for a GPU
             assert isinstance(group, dist.ProcessGroup)  # all processes belong to it
             self._group = group
             _kept.extend((dist.group.WORLD, self._group))
 
     def message(self, step: int) -> str:
-        """What a run says that was stopped after `step`."""
+        """What a run says when it was stopped after `step`."""
         reason = self.name or "a signal to another process"
         return f"stopped by {reason} after step {step}; --resume_from_checkpoint latest goes on from there"
 
-    def take(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
-        """The next `count` batches, with which one step is computed; None on all processes if one of them was asked to
-        stop.
+    def next_batches(self, batches: Iterator[_Item], count: int) -> list[_Item] | None:
+        """The next `count` batches, for one step; None on all processes if one of them was asked to stop.
 
         Raises:
             ConnectionError: another process has died.
@@ -145,7 +141,7 @@ class StopSignals:
         try:
             dist.all_reduce(stop, op=dist.ReduceOp.MAX, group=self._group)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error, 200)
             raise ConnectionError(f"another process of this run has ended or does not answer ({reason})") from None
         return None if stop.item() else taken
 
@@ -159,15 +155,8 @@ class RunFailed(Exception):
 
 
 @safe_output()
-def exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception], ...] = ()) -> int:
-    """Run, print what went wrong in one line, and return the exit code; `failures` also mean that a run had to stop."""
-    try:
-        return _exit_code(run, failures)
-    finally:
-        release_runs()
-
-
-def _exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception], ...]) -> int:
+def exit_code(run: Callable[[StopSignals], Any]) -> int:
+    """Run, print what went wrong in one line, and return the exit code."""
     try:
         with StopSignals() as stop:
             run(stop)
@@ -176,12 +165,12 @@ def _exit_code(run: Callable[[StopSignals], Any], failures: tuple[type[Exception
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (*failures, RunFailed, FloatingPointError, OSError) as error:
+    except (RunFailed, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (
-        Exception
-    ):  # such as another process that has died in the middle of a step; `leave` must be reached all the same
+    except Exception:  # such as another process that has died during a step; `leave` must be reached anyway
         traceback.print_exc()
         return 1
+    finally:
+        release_runs()
     return 0

@@ -14,12 +14,13 @@ from ..evaluation.guard import KnnGuard
 from ..evaluation.run_probe import RunProbe, open_probe
 from ..transforms import make_path
 from .arguments import PretrainArguments
+from .output import teller
 
 _FEW_BATCHES = 5  # fewer than this many batches of different images are worth a warning
 
 
 class Images(NamedTuple):
-    """The images to train on; a probe and a guard have images that are not among them."""
+    """The images to train on; the images of the probe and the guard are not trained on."""
 
     source: Source
     probe: RunProbe | None
@@ -33,12 +34,13 @@ def open_images(args: PretrainArguments, accelerator: Accelerator) -> Images:
         ValueError: there are none, or none that can be read.
     """
     columns = (args.train_dir, args.image_column, args.label_column)
-    source = open_training_source(args, columns, accelerator.num_processes, accelerator.print)
+    report = teller(accelerator.print)
+    source = open_training_source(args, columns, accelerator.num_processes, report)
     probe = None
     if args.probe_samples:
         path = make_path(args.path, args.path_magnitude)
         how = (args.max_bad_fraction, args.dataloader_num_workers, accelerator.process_index, accelerator.num_processes)
-        source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=accelerator.print)
+        source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=report)
     if args.knn_guard_steps == 0:
         return Images(source, probe, None)
     files = args.knn_guard_data_files
@@ -66,7 +68,7 @@ def open_training_source(
     Args:
         columns: `train_dir`, `image_column` and `label_column` of `open_source`.
         num_processes: of the run.
-        report: is told how many images a folder has, what is left out, and where they do not fill a batch.
+        report: called with the number of images in a folder, what is left out, and a warning about few images.
 
     Raises:
         ValueError: there are none, or none that can be read.
@@ -78,7 +80,7 @@ def open_training_source(
         places = {"train_dir", "data_files", "dataset_name"}
         moved = args.resume_from_checkpoint and not places & args.given and any(getattr(args, name) for name in places)
         raise ValueError(
-            f"{error}; where the images have moved, give --train_dir or --data_files anew" if moved else str(error)
+            f"{error}; if the images have moved, give --train_dir or --data_files again" if moved else str(error)
         ) from None
     if isinstance(source, FolderSource):
         report(source.summary)
@@ -87,6 +89,6 @@ def open_training_source(
     if 0 < number < batch:
         report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
     elif 0 < number < _FEW_BATCHES * batch:
-        report(f"warning: {number} images are few for batches of {batch}; a smaller batch or more images learn more")
+        report(f"warning: {number} images are few for batches of {batch}; more images learn more")
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source

@@ -27,7 +27,7 @@ from ..files import (
 )
 from ..hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
 from ..preprocessing import Preprocessing, read_preprocessing, side_of
-from .arguments import PretrainArguments, load_settings
+from .arguments import PretrainArguments
 from .checkpoint import list_checkpoints
 
 Weights = dict[str, torch.Tensor]
@@ -79,7 +79,7 @@ class Start:
 
     @property
     def backbone_config(self) -> PreTrainedConfig:
-        """The configuration of the ViT: part of a split model's, or all there is."""
+        """The configuration of the ViT: part of a split model's configuration, or the whole one."""
         return self.config.backbone_config if self.is_split else self.config
 
     @property
@@ -90,7 +90,7 @@ class Start:
     @property
     def objective(self) -> str | None:
         """Name of the objective whose heads are in the training state; None without a training state."""
-        return None if self.state is None else load_settings(self.state / SETTINGS_FILE).get("objective")
+        return None if self.state is None else PretrainArguments.saved(self.state / SETTINGS_FILE).get("objective")
 
     def state_weights(self, prefix: str) -> Weights:
         """The tensors of the training state whose names begin with `prefix`, without it."""
@@ -129,9 +129,10 @@ def open_start(name: str) -> Start:
 
 
 def _newest_of_run(run: Path) -> Path:
-    """Its newest checkpoint, which also has the objective's heads; of a LoRA run the model, with merged adapters."""
+    """The newest checkpoint of a run, which has the objective's heads; the model of a LoRA run, with merged
+    adapters."""
     checkpoints = list_checkpoints(run)
-    is_lora = load_settings(run / SETTINGS_FILE).get("peft") is not None
+    is_lora = PretrainArguments.saved(run / SETTINGS_FILE).get("peft") is not None
     return checkpoints[-1] if checkpoints and not is_lora else run / MODEL_FOLDER
 
 
@@ -154,7 +155,7 @@ def find_training_state(source: str, files: str = "*") -> Path | None:
     return state if (state / STATE_FILE).is_file() else None
 
 
-def describe_run(
+def write_model_files(
     folder: Path,
     args: PretrainArguments,
     config: EqCohViTConfig,

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..files import SETTINGS_FILE, STATE_FILE
 from ..preprocessing import side_of
-from .arguments import PretrainArguments, load_settings
-from .checks import check_resumable
+from .arguments import PretrainArguments
 from .launcher import with_launcher
 from .start import find_training_state, open_start
 
@@ -51,16 +50,14 @@ def _settings_of_checkpoint(values: dict[str, Any], given: set[str]) -> dict[str
     """The settings of the run to resume, empty if it has not begun, with `resume_from_checkpoint` as a folder."""
     resume = values["resume_from_checkpoint"]
     if resume == "latest":
-        own = Path(values["output_dir"]) / SETTINGS_FILE
-        saved = load_settings(own) if own.is_file() else {}
-        return {name: value for name, value in saved.items() if name not in ("output_dir", "resume_from_checkpoint")}
+        return PretrainArguments.of_run(values["output_dir"])
     state = Path(resume)
     if not (state / STATE_FILE).is_file() and (state.is_dir() or _REPO_ID.fullmatch(resume)):
         state = find_training_state(resume) or state
     if not (state / SETTINGS_FILE).is_file():
         return {}  # `find_checkpoint` says what is wrong with it
-    saved = load_settings(state / SETTINGS_FILE)
-    check_resumable(PretrainArguments(**saved | {name: values[name] for name in given}), saved)
+    saved = PretrainArguments.saved(state / SETTINGS_FILE)
+    PretrainArguments(**saved | {name: values[name] for name in given}).check_resumable(saved)
     places = {"dataset_name", "data_files", "train_dir"}
     if not places <= saved.keys() and not places & given:
         raise ValueError(
@@ -82,7 +79,7 @@ def _settings_of_start(values: dict[str, Any], given: set[str]) -> dict[str, Any
             hint = "; --no-init_heads begins with new heads" if key in _HEAD_SETTINGS else ""
             raise ValueError(f"expected {key}={values[key]!r}, found {value!r} in init_from={name}{hint}")
     if start.state is not None and values["init_heads"]:
-        saved = load_settings(start.state / SETTINGS_FILE)
+        saved = PretrainArguments.saved(start.state / SETTINGS_FILE)
         if "objective" not in given or saved.get("objective") == values["objective"]:
             found |= {key: saved[key] for key in _OBJECTIVE_SETTINGS if key in saved}
     defaults = {"image_size": start.preprocessing.image_size, "model_preset": None}

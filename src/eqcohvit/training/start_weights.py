@@ -41,7 +41,8 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], Preproce
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no weights at {source}: {first_line(error)}") from None
     check_loaded(model, info, source)
-    weights, report = {}, [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
+    weights = {}
+    report = [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
     for key, tensor in model.state_dict().items():
         kept = not key.startswith("pooler.")
         report.append(Entry("copied" if kept else "dropped", key, (key,) if kept else (), tuple(tensor.shape)))
@@ -56,10 +57,11 @@ def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] |
     Raises:
         ValueError: names the first tensor that does not fit, with the expected and the found shape.
     """
-    weights, report = dict(weights), [] if report is None else report
+    weights = dict(weights)
+    report = [] if report is None else report
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     for key in [key for key in weights if key not in expected and key.endswith("mask_token")]:
-        weights.pop(key)  # a backbone that was made without masking
+        weights.pop(key)  # the backbone was made without masking
         for index, entry in enumerate(report):
             if key in entry.targets:
                 report[index] = dataclasses.replace(entry, action="dropped", targets=())

@@ -1,4 +1,4 @@
-"""The EMA teacher: encoder and objective head that follow the student's, without a graph."""
+"""The EMA teacher: an encoder and an objective head that follow the student's, without gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Teacher(nn.Module):
     def __init__(self, encoder: EqCohViTModel, head: nn.Module):
         super().__init__()
         shared = {id(p): p for part in (encoder, head) for p in part.parameters() if not p.requires_grad}
-        self.encoder, self.head = copy.deepcopy(encoder, dict(shared)), copy.deepcopy(head, dict(shared))
+        self.encoder = copy.deepcopy(encoder, dict(shared))
+        self.head = copy.deepcopy(head, dict(shared))
         self.requires_grad_(False)
         self.train(False)
 

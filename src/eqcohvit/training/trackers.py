@@ -1,4 +1,4 @@
-"""Accelerate's experiment trackers: a run hands them its figures and pictures, and goes on where one of them fails."""
+"""Accelerate's experiment trackers: a run hands them its figures and pictures, and continues if one of them fails."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import LoggerType
 from PIL import Image
 
+from ..files import message_of
+
 
 def check_tracker(name: str) -> None:
     """Raise a `ValueError` unless it is `"none"`, `"all"`, or a tracker of Accelerate whose library is installed."""
-    known, installed = list(map(str, LoggerType.list())), list(map(str, get_available_trackers()))
+    known = list(map(str, LoggerType.list()))
+    installed = list(map(str, get_available_trackers()))
     if name in ("none", "all") or name in installed:
         return
     problem = "is not installed" if name in known else "is unknown"
@@ -26,14 +29,15 @@ def check_tracker(name: str) -> None:
 
 
 def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder: bool) -> None:
-    """Open the trackers where one of them writes into the run's folder, or where none does and so all can be tried
-    before there is one.
+    """Open the trackers at one of two points of a run: before its folder exists if none of them writes into it, so that
+    a failure leaves nothing behind; otherwise once the folder exists.
 
     Args:
+        in_folder: whether the folder exists.
         settings: of the run, for its page; those that are None are left out.
 
     Raises:
-        ValueError: one cannot be opened, as without an account's key.
+        ValueError: a tracker cannot be opened, for example because the key of an account is missing.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     trackers: list[Any] = []
@@ -43,21 +47,22 @@ def open_trackers(accelerator: Accelerator, settings: dict[str, Any], in_folder:
         return
     try:
         accelerator.init_trackers("eqcohvit", config=settings)
-    except Exception as error:  # each library has errors of its own
+    except Exception as error:  # each library raises different errors
         accelerator.trackers = []
         names = ", ".join(str(tracker.name) for tracker in trackers)
-        raise ValueError(f"cannot open the tracker {names}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"cannot open the tracker {names}: {message_of(error, 300)}") from None
 
 
 class Trackers:
-    """The trackers of an accelerator; each is told of by `say` once, when it first fails.
+    """The trackers of an accelerator; `say` reports only the first failure of each.
 
     Args:
         say: prints a line.
     """
 
     def __init__(self, accelerator: Accelerator, say: Callable[[str], None]):
-        self.accelerator, self.say = accelerator, say
+        self.accelerator = accelerator
+        self.say = say
         self._failed: set[str] = set()
 
     def log(self, figures: dict[str, float], step: int) -> None:
@@ -78,9 +83,9 @@ class Trackers:
         self._each(send)
 
     def finish(self) -> None:
-        """End them, and the training of the accelerator."""
+        """Close the trackers and end the training of the accelerator."""
         self._each(lambda tracker: tracker.finish())
-        self.accelerator.trackers = []  # which it would end once more
+        self.accelerator.trackers = []  # or it would close them again
         self.accelerator.end_training()
 
     def _each(self, send: Callable[[Any], None]) -> None:
@@ -89,8 +94,8 @@ class Trackers:
         for tracker in self.accelerator.trackers:
             try:
                 send(tracker)
-            except Exception as error:  # of a library or a network; the figures are in metrics.jsonl all the same
+            except Exception as error:  # from a library or a network; metrics.jsonl has the figures anyway
                 if tracker.name not in self._failed:
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                    reason = f"{type(error).__name__}: {message_of(error, 200)}"
                     self.say(f"the tracker {tracker.name} failed, the run goes on without it ({reason})")
                 self._failed.add(tracker.name)
