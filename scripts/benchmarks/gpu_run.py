@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent / "src")]
+sys.path.insert(0, str(SCRIPTS.parent / "src"))
+sys.path.append(str(SCRIPTS))  # last: it has an evaluate.py
 
 TEACHER = (
     "--local_crops_number 2 --local_crops_size 32 --augmentation dinov2 "

@@ -60,4 +60,4 @@ def test_prefetcher_stops_waiting_when_a_signal_comes():
         started = time.monotonic()
         DevicePrefetcher(silent(), torch.device("cpu"), draw).fetch(stop)
         assert time.monotonic() - started < 30
-        assert stop.take(iter([1]), 1) is None
+        assert stop.next_batches(iter([1]), 1) is None
