@@ -79,6 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
     parser.add_argument("--device", help="device to measure on; default: cuda if available")
     parser.add_argument("--output", type=os.path.expanduser, help="JSON file for results, device and versions")
+    parser.add_argument("--peers", type=Path, help="suite peers: folder with the official repositories ibot and vicreg")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:
@@ -113,6 +114,7 @@ def main(args: argparse.Namespace) -> int:
         args.seconds or (12.0 if args.quick else 20.0),
         args.compile,
         args.profile,
+        args.peers,
     )
     settings = {
         "suites": args.suite,
@@ -124,7 +126,8 @@ def main(args: argparse.Namespace) -> int:
     environment = versions()
     print(f"{environment['device']}; torch {environment['torch']}, transformers {environment['transformers']}")
     results: list[Result] = []
-    for suite in SUITES if "all" in args.suite else dict.fromkeys(args.suite):
+    every = [name for name in SUITES if name != "peers" or args.peers]
+    for suite in every if "all" in args.suite else dict.fromkeys(args.suite):
         started = time.perf_counter()
         print(f"\n{suite}: {' '.join((SUITES[suite].__doc__ or '').split())}", flush=True)
         torch.manual_seed(0)

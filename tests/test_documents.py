@@ -110,7 +110,7 @@ def test_commands_name_scripts_and_flags_that_exist(command, monkeypatch):
     script, flags = words[0], words[1:]
     assert Path(script).is_file()
     if script.startswith("scripts/") and script.endswith(".py") and flags != ["--help"]:
-        module = load_script(Path(script).stem)
+        module = load_script(script.removeprefix("scripts/").removesuffix(".py"))
         (module.parse if hasattr(module, "parse") else parse_arguments)(flags)
 
 

@@ -108,7 +108,7 @@ class IntermediateDecoders(nn.Module):
 
 def reconstruction_losses(reconstructions: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each state of each image, in float32: two (B, K, C, H, W) -> (B, K)."""
-    return (reconstructions.float() - states.float()).square().mean(dim=(2, 3, 4))
+    return F.mse_loss(reconstructions.float(), states.float(), reduction="none").mean(dim=(2, 3, 4))
 
 
 __all__ = ["DecoderConv", "DecoderLinear", "IntermediateDecoders", "reconstruction_losses"]

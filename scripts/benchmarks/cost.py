@@ -254,18 +254,19 @@ def _count_as(part: torch.nn.Module, counter: Counter, phase: Callable[..., str]
 
 
 def _render(args: PretrainArguments, counter: Counter) -> tuple[Views, Cost, int]:
-    """The views, an estimate of their compiled rendering, and the launches of the random draws."""
+    """The views, an estimate of their compiled rendering, and the copies of what the host has drawn."""
     batch = args.per_device_train_batch_size
     renderer = build_renderer(args)
+    keys = torch.arange(batch)
+    sizes = torch.full((batch, 2), args.canvas_size)  # larger images are reduced to it, smaller ones cost less
     with torch.device("meta"):
-        keys = torch.zeros(batch, dtype=torch.long)
         canvases = torch.zeros(batch, 3, args.canvas_size, args.canvas_size, dtype=torch.uint8)
-        samples = {"sizes": torch.zeros(batch, 2, dtype=torch.long), "keys": keys, "epochs": keys}
+    drawn = renderer.draw(sizes, keys, torch.zeros_like(keys), with_intermediates=args.recon_weight > 0)
     with counter, counter.within("render"), torch.no_grad():
-        drawn = renderer.draw(**samples, with_intermediates=args.recon_weight > 0)
+        drawn = drawn.to(canvases.device)
         draw_launches = counter.phases["render"].launches
         counter.fusion = Fusion()
-        views = renderer.render(canvases, samples["sizes"], drawn)
+        views = renderer.render(canvases, drawn)
     outputs = [views.first, views.end, views.intermediates, views.local]
     compiled = Cost()
     for flop, moved in counter.fusion.kernels([tensor for tensor in outputs if tensor is not None]):

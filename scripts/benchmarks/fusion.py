@@ -1,8 +1,9 @@
 """An estimate of the kernels that a compiler makes of a sequence of operations, without compiling them.
 
-Operations element by element are computed inside of the kernel that needs their result. Only products, interpolation,
-gathers and reductions write their results to memory, and what they read must be there, except that a reduction computes
-its input itself.
+Operations element by element, and gathers of what is in memory, are computed inside of the kernel that needs their
+result. Products, reductions and interpolation write their results to memory, and what a product reads must be there. A
+reduction and an interpolation compute their input themselves: Inductor of torch 2.13 makes one kernel of a conversion,
+`grid_sample` and what follows.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
-_REDUCTIONS = {_aten.sum, _aten.mean, _aten.amin, _aten.amax, _aten.argmax, _aten.all, _aten.any, _aten.max, _aten.min}
-_READS_MEMORY = {_aten.grid_sampler_2d, _aten.index_select, _aten.gather, _aten.sort, _aten.unfold}
+_REDUCTIONS = {
+    _aten.sum, _aten.mean, _aten.amin, _aten.amax, _aten.argmax, _aten.all, _aten.any, _aten.max, _aten.min,
+    _aten.grid_sampler_2d,
+}  # fmt: skip
+_GATHERS = {_aten.index_select, _aten.index, _aten.gather}
 
 
 class Fusion:
@@ -41,10 +45,13 @@ class Fusion:
             for output in outputs:
                 self._root[id(output)] = roots[0]
             return
+        if packet in _GATHERS:
+            for root in roots:
+                self._write(root)
         sources = frozenset().union(*(self._sources[root] for root in roots))
         for output in outputs:
             self._add(output, sources)
-        if packet in flop_registry or packet in _READS_MEMORY:
+        if packet in flop_registry or packet is _aten.sort:
             for root in roots:
                 self._write(root)
             self._launch(flop, frozenset(roots), outputs)

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -31,6 +32,7 @@ class Setup:
         seconds: time of one suite's measurements, without building and warm-up.
         compile: whether our step runs through `torch.compile`.
         profile: whether a case also prints its most expensive operations.
+        peers: folder with the official repositories, for the suite that compares with them.
     """
 
     device: torch.device
@@ -38,6 +40,7 @@ class Setup:
     seconds: float
     compile: bool = False
     profile: bool = False
+    peers: Path | None = None
 
     @property
     def is_cuda(self) -> bool:

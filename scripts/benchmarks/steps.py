@@ -35,13 +35,13 @@ class Step:
         self.renderer.compile_on_gpu(setup.device)
         self.optimizer = make_optimizer(self.module, args.learning_rate, args.weight_decay)
         batch = args.per_device_train_batch_size
-        keys = torch.arange(batch, device=setup.device)
+        keys = torch.arange(batch)
         canvases = torch.randint(0, 256, (batch, 3, args.canvas_size, args.canvas_size), device=setup.device).to(
             torch.uint8
         )
         self.batch = {
             "canvases": canvases,
-            "sizes": torch.full((batch, 2), 2 * args.image_size, device=setup.device),
+            "sizes": torch.full((batch, 2), 2 * args.image_size),
             "keys": keys,
             "epochs": torch.zeros_like(keys),
         }

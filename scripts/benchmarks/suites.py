@@ -15,12 +15,13 @@ import torch
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqcohvit.data import CanvasStream, ResidentCanvases, open_source
+from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, open_source
 from eqcohvit.data.decode import decode_image
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build_model, build_renderer
 from eqcohvit.training.prefetch import DevicePrefetcher
-from eqcohvit.transforms import Views
+from eqcohvit.training.signals import StopSignals
+from eqcohvit.transforms import Draws, ViewRenderer, Views
 
 from .cost import step_cost
 from .measure import (
@@ -35,6 +36,7 @@ from .measure import (
     print_operations,
     take_turns,
 )
+from .peers import ibot_step, vicreg_step
 from .photos import photo, write_photos
 from .reference import PlainViews, plain_views
 from .steps import PlainStep, Step, in_processes
@@ -163,13 +165,19 @@ def _resident(setup: Setup, seconds: float) -> list[Result]:
         source = open_source(train_dir=folder)
         kept = {"decoded": None, "resident": ResidentCanvases(source, size, setup.device)}
         streams = {name: CanvasStream(source, size, batch_size, resident=resident) for name, resident in kept.items()}
-        batches = {name: DevicePrefetcher(iter(stream), setup.device) for name, stream in streams.items()}
+        renderer = build_renderer(_settings("small", batch_size))
+        draw = partial(_draw, renderer)
+        batches = {name: DevicePrefetcher(iter(stream), setup.device, draw) for name, stream in streams.items()}
         for _ in range(count // batch_size):
             next(batches["resident"])
         functions = {name: partial(next, iterator) for name, iterator in batches.items()}
         times = take_turns(functions, setup.device, seconds)
     figures = {**milliseconds(times, per=batch_size), **paired_ratio(times["decoded"], times["resident"])}
     return [Result("data", f"JPEG 500 x 375 to a canvas of {size} px, after the first epoch", figures)]
+
+
+def _draw(renderer: ViewRenderer, batch: Batch) -> Draws:
+    return renderer.draw(batch.sizes, batch.keys, batch.epochs)
 
 
 def _kind(image_format: str, width: int, height: int, image_size: int, augmentation: str) -> str:
@@ -184,11 +192,11 @@ def _data(
     args = _settings("small", count, image_size, augmentation=augmentation)
     renderer, content = build_renderer(args), photo(0, width, height, image_format)
     decoded = decode_image(content, args.canvas_size)
-    keys = torch.arange(count, device=setup.device)
-    sizes = torch.tensor([decoded.size], device=setup.device).expand(count, 2)
+    keys = torch.arange(count)
+    sizes = torch.tensor([decoded.size]).expand(count, 2)
     canvases = torch.from_numpy(decoded.canvas).to(setup.device).expand(count, -1, -1, -1).contiguous()
     few_keys = torch.arange(number)
-    few_sizes = sizes[:number].cpu()
+    few_sizes = sizes[:number]
     first, second, path = renderer.sample(sizes=few_sizes, keys=few_keys, epochs=torch.zeros_like(few_keys))
     samples = [(first[rows], second[rows], path[rows]) for rows in (slice(i, i + 1) for i in range(number))]
     functions = {
@@ -256,12 +264,14 @@ def _our_loop(step: Step, folder: str) -> Iterator[float]:
         args.per_device_train_batch_size,
         num_workers=args.dataloader_num_workers,
     )
-    batches = DevicePrefetcher(iter(stream), device)
+    batches = DevicePrefetcher(iter(stream), device, partial(_draw, step.renderer))
+    signals = StopSignals()
     while True:
         started = clock(device)
-        batch = next(batches)
+        batch, draws = next(batches)
         waited = clock(device) - started
-        step.train(step.renderer(batch.canvases, sizes=batch.sizes, keys=batch.keys, epochs=batch.epochs))
+        step.train(step.renderer.render(batch.canvases, draws))
+        waited += batches.fetch(signals)
         yield waited
 
 
@@ -351,6 +361,37 @@ def _cost(name: str, batch_size: int, task: str) -> list[Result]:
     return [Result("cost", f"{name}, batch {batch_size}, task {task}", figures, ("render_share", "<=", 0.03))]
 
 
+def peers(setup: Setup) -> list[Case]:
+    """Our step beside the official one on the same views, task off and on: needs --peers FOLDER (peers.py)."""
+    batch_size = 64 if setup.is_cuda else 2
+    names = {"ibot": "imagenet1k_ibot_vits16", "vicreg": "imagenet1k_vicreg_vits16"}
+    if setup.quick:
+        names = {"ibot": "cifar10_ibot", "vicreg": "cifar10_vicreg"}
+    cases = {objective: _recipe(name, batch_size) for objective, name in names.items()}
+    return [
+        Case(_name(args), partial(_peers, setup, objective, args, setup.seconds / len(cases)))
+        for objective, args in cases.items()
+    ]
+
+
+def _peers(setup: Setup, objective: str, args: PretrainArguments, seconds: float) -> list[Result]:
+    if setup.peers is None:
+        raise ValueError("--peers FOLDER is needed, with the official repositories in it")
+    steps = {name: Step(replace(args, recon_weight=weight), setup) for name, weight in (("on", 1.0), ("off", 0.0))}
+    views, config = steps["on"].render(), steps["on"].module.model.config
+    if objective == "ibot":
+        options = args.parsed_objective_options()
+        official = ibot_step(setup.peers, config, options, args.projector_dim, views, setup.autocast)
+    else:
+        widths = "-".join([str(args.projector_dim)] * 3)
+        official = vicreg_step(setup.peers, config, widths, views, setup.autocast)
+    functions = {f"task_{name}": partial(step.train, views) for name, step in steps.items()}
+    times = take_turns({**functions, "official": official}, setup.device, seconds)
+    ratios = {name: paired_ratio(times[name], times["official"])["ratio"] for name in functions}
+    figures = {**milliseconds(times), **{f"{name}_ratio": ratio for name, ratio in ratios.items()}}
+    return [Result("peers", _name(args), figures, ("task_on_ratio", "<=", 0.95))]
+
+
 SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "inference": inference,
     "overhead": overhead,
@@ -358,4 +399,5 @@ SUITES: dict[str, Callable[[Setup], list[Case]]] = {
     "train": train,
     "scaling": scaling,
     "cost": cost,
+    "peers": peers,
 }

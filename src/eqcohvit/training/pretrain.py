@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..files import MODEL_FOLDER, RESULTS_FILE, WEIGHTS_FILE, link_model
 from ..publish.card import read_run, read_template, render_card
 from ..publish.folder import save_hub_folder
 from ..publish.upload import push_hub_folder
-from ..transforms import ViewRenderer
+from ..transforms import Draws, ViewRenderer
 from .arguments import PretrainArguments
 from .build import build, build_saved_model
 from .checkpoint import list_checkpoints, on_main_process
@@ -78,7 +79,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     parts = prepare(args, accelerator, *(built or build(args, checkpoint, report=teller(accelerator.print))))
     run = open_at(args, accelerator, stop, parts, checkpoint)
     stream = open_stream(args, run, images.source, resident)
-    batches = DevicePrefetcher(iter(stream), accelerator.device)
+    batches = DevicePrefetcher(iter(stream), accelerator.device, partial(draw, args, parts.renderer))
     position = stream.position
     observer = Observer(args, run, parts.trained, parts.renderer, images, command)
     observer.begin()
@@ -93,11 +94,11 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
             run.stopped()
         values = step_values(run.step, args)
         set_step(parts.optimizer, values)
-        ranks = optimize(args, run, parts, taken, values)
+        ranks = optimize(args, run, parts, taken, values, batches)
         parts.trained.after_step(run.step, values.teacher_momentum)
-        position = taken[-1].position
+        position = taken[-1][0].position
         run.advance()
-        observer.after_step(taken[0], values, ranks)
+        observer.after_step(taken[0][0], values, ranks)
         if run.step % args.save_steps == 0 or run.step == args.max_steps:
             save(args, run, parts, observer, data, position)
             if accelerator.is_main_process and args.push_to_hub and run.step < args.max_steps:
@@ -155,6 +156,11 @@ def open_stream(args: PretrainArguments, run: Run, source: Any, resident: Reside
     )
 
 
+def draw(args: PretrainArguments, renderer: ViewRenderer, batch: Batch) -> Draws:
+    """All that is random about the views of a batch."""
+    return renderer.draw(batch.sizes, batch.keys, batch.epochs, with_intermediates=args.recon_weight > 0)
+
+
 def prepare(
     args: PretrainArguments, accelerator: Accelerator, trained: PretrainModule, renderer: ViewRenderer
 ) -> Parts:
@@ -193,20 +199,22 @@ def open_at(
 
 
 def optimize(
-    args: PretrainArguments, run: Run, parts: Parts, taken: Sequence[Batch], values: StepValues
+    args: PretrainArguments,
+    run: Run,
+    parts: Parts,
+    taken: Sequence[tuple[Batch, Draws]],
+    values: StepValues,
+    batches: DevicePrefetcher,
 ) -> dict[str, torch.Tensor]:
-    """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features if measured."""
+    """One step of the optimizer on the batches `taken`; returns the ranks of the parts' features if measured.
+
+    Those of the next step are taken from `batches` before this one waits for its results.
+    """
     accelerator = run.accelerator
     trained = parts.trained
     ranks: dict[str, torch.Tensor] = {}
-    for batch in taken:
-        views = parts.renderer(
-            batch.canvases,
-            sizes=batch.sizes,
-            keys=batch.keys,
-            epochs=batch.epochs,
-            with_intermediates=args.recon_weight > 0,
-        )
+    for batch, draws in taken:
+        views = parts.renderer.render(batch.canvases, draws)
         with accelerator.accumulate(parts.module):
             with accelerator.autocast():
                 terms = parts.module(views, values)
@@ -217,7 +225,9 @@ def optimize(
                 if accelerator.mixed_precision == "fp16":  # with an infinite norm the scaler skips the step
                     norms = {name: norm.nan_to_num(0.0, 0.0, 0.0) for name, norm in norms.items()}
                 terms |= norms
-            check_step(accelerator, run.output_dir, run.step + 1, terms, taken, trained)
+            if run.step + 1 < args.max_steps:
+                run.progress.add_wait(batches.fetch(run.stop))
+            check_step(accelerator, run.output_dir, run.step + 1, terms, [batch for batch, _ in taken], trained)
             parts.optimizer.step()
             parts.optimizer.zero_grad()
         ranks = {name: terms.pop(name) for name in list(terms) if name.startswith("rank/")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -55,6 +54,14 @@ class Augmentation:
     def recolors(self) -> bool:
         """Whether it can change colors."""
         return self.color_probability > 0 or self.grey_probability > 0
+
+    def most_blurred(self, number: int) -> int:
+        """How many of so many images are blurred at most: the mean and 8 standard deviations.
+
+        More are with a probability below 1e-8 a batch.
+        """
+        share = self.blur_probability
+        return min(number, math.ceil(number * share + 8 * math.sqrt(number * share * (1 - share))))
 
 
 # What the recipes share.
@@ -123,7 +130,7 @@ class ViewParameters:
     solarize: torch.Tensor
 
     def __getitem__(self, rows: slice | torch.Tensor) -> ViewParameters:
-        return ViewParameters(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+        return ops.mapped(self, lambda values: values[rows])
 
 
 def random_resized_crop(
@@ -202,17 +209,20 @@ def recolor(
     drawn: ViewParameters,
     sigma: torch.Tensor,
     pivots: torch.Tensor | None = None,
+    num_states: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Color, blur and solarization of images (N, 3, h, w), and the pivots (N, 6) of the contrast (`ops.jitter_color`).
 
-    sigma: (N,), of the blur in pixels of the images. The pivots are None if the augmentation never changes colors.
+    sigma: (N,), of the blur in pixels of the images. The pivots are None if the augmentation never changes colors. Each
+    draw decides about `num_states` images.
     """
     images = images.clamp(0, 1)
     if augmentation.recolors:
         images, pivots = ops.jitter_color(images, drawn.color, drawn.order, pivots)
         images = ops.adjust_saturation(images, 1 - drawn.grey.to(images.dtype))
     if augmentation.blur_probability:
-        images = ops.gaussian_blur(images, sigma)
+        most = num_states * augmentation.most_blurred(len(images) // num_states)
+        images = ops.gaussian_blur(images, sigma, most)
     if augmentation.solarize_probability:
         images = ops.solarize(images, drawn.solarize)
     return images, pivots

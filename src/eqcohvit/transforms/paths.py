@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops import affine, compose, constant, luminance
+from .ops import affine, compose, constant, luminance, mapped
 from .render import render
 
 _PARTS = ("matrix", "color", "sigma")
@@ -38,10 +38,7 @@ class Transformation:
     projective: bool = False
 
     def __getitem__(self, rows: slice) -> Transformation:
-        parts = {name: getattr(self, name) for name in _PARTS}
-        return Transformation(
-            **{name: part if part is None else part[rows] for name, part in parts.items()}, projective=self.projective
-        )
+        return mapped(self, lambda values: values[rows])
 
     @staticmethod
     def stack(steps: list[Transformation]) -> Transformation:

@@ -8,7 +8,7 @@ resized in the same way to twice as many points along each axis; each state read
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -67,8 +67,9 @@ def bicubic_filter(
     if groups > 1:
         max_step, max_width = bounds
         reads = min(num_pixels, math.ceil((group - 1) * max_step + 6 * max_width) + 2)
-    index = torch.arange(groups * group, device=centers.device).clamp_max(number - 1)
-    centers = centers[:, index].unflatten(1, (groups, group))
+    if groups * group > number:
+        centers = torch.cat([centers, centers[:, -1:].expand(-1, groups * group - number)], dim=1)
+    centers = centers.unflatten(1, (groups, group))
     amount, distance = [values[:, None, None, None] for values in sharpening]
     low, high = [values[:, None, None, None] for values in limits]
     scale = width[:, None, None, None]
@@ -123,9 +124,8 @@ def by_lines(canvases: torch.Tensor) -> torch.Tensor:
 def resized_crop(lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, size: int) -> torch.Tensor:
     """Canvases (B, S, 3, S) from `by_lines`, sizes (B * L, 2) and L views of each -> crops (B * L, 3, size, size) in
     [0, 1]."""
-    num_pixels = lines.shape[1]
     filters = []
-    for begin, length, content, is_reduced, sign in _axes(sizes, drawn, num_pixels):
+    for num_pixels, begin, length, content, is_reduced, sign in _axes(sizes, drawn, lines):
         centers = _on_axis(begin, length, sign, _pixel_centers(size, lines.device))
         # Only pixels of the crop count. The edges of a crop in a reduced canvas may lie within pixels; those count too.
         limits = (begin + 1e-3).floor(), torch.minimum((begin + length - 1e-3).ceil(), content)
@@ -144,11 +144,10 @@ def resized_region(
     The region has the detail of views of `size` pixels. Point i has the coordinate (2 i + 1 - n) / n of the region.
     Beyond the image its mirror image continues.
     """
-    num_pixels = lines.shape[1]
     points = torch.arange(num_points, device=lines.device)
     places = (points + (0.5 - num_points / 2 + OFF_CENTER)) * (2 / (size * DENSITY))
     filters = []
-    for begin, length, content, is_reduced, sign in _axes(sizes, drawn, num_pixels):
+    for num_pixels, begin, length, content, is_reduced, sign in _axes(sizes, drawn, lines):
         centers = torch.remainder(_on_axis(begin, length, sign, places), 2 * content[:, None])
         centers = content[:, None] - (centers - content[:, None]).abs()
         width = (length / size).clamp_min(1)
@@ -161,18 +160,19 @@ def resized_region(
     return _filtered(lines, filters, num_points)
 
 
-def _axes(sizes: torch.Tensor, drawn: ViewParameters, num_pixels: int) -> list[tuple[torch.Tensor, ...]]:
-    """For y and x: begin and length of the crops, length of the content, all in pixels of the canvas; whether the
-    content is reduced; the sign of the flip."""
+def _axes(sizes: torch.Tensor, drawn: ViewParameters, lines: torch.Tensor) -> list[tuple[Any, ...]]:
+    """For y and x of canvases (B, S, 3, S): number of pixels; begin and length of the crops and length of the content,
+    in pixels; whether the content is reduced; the sign of the flip."""
     original = sizes.to(drawn.box.dtype)
-    content = original.clamp_max(num_pixels)
+    num_pixels = lines.shape[1], lines.shape[3]
+    content = torch.stack([original[:, axis].clamp_max(num_pixels[axis]) for axis in range(2)], dim=-1)
     box = drawn.box * (content / original)[:, [1, 0, 1, 0]]
     sign = 1 - 2 * drawn.flip.to(box.dtype)
     left, top, width, height = box.unbind(dim=-1)
     is_reduced = content < original
     return [
-        (top, height, content[:, 0], is_reduced[:, 0], torch.ones_like(sign)),
-        (left, width, content[:, 1], is_reduced[:, 1], sign),
+        (num_pixels[0], top, height, content[:, 0], is_reduced[:, 0], torch.ones_like(sign)),
+        (num_pixels[1], left, width, content[:, 1], is_reduced[:, 1], sign),
     ]
 
 

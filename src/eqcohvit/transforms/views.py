@@ -10,6 +10,7 @@ All states of u share the parameters of their colors, blur and solarization, so 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,8 @@ class Draws:
     """All that is random about the views of B samples.
 
     first: of v1. second: of u. moves: (B, V, ...), from u to the targets and v2. parameters: (B, P) of g. local: (B *
-    L, ...) or None. masks: (B, 2, N) booleans or None.
+    L, ...) or None. masks: (B, 2, N) booleans or None. sizes: (B, 2) of the original images. largest: the longest side
+    of them in pixels.
     """
 
     first: ViewParameters
@@ -66,6 +68,18 @@ class Draws:
     parameters: torch.Tensor
     local: ViewParameters | None
     masks: torch.Tensor | None
+    sizes: torch.Tensor
+    largest: int
+
+    def map(self, function: Callable[[torch.Tensor], Any]) -> Draws:
+        """`function` of each tensor."""
+        return ops.mapped(self, function)
+
+    def to(self, device: torch.device) -> Draws:
+        """On a device, without waiting for a copy to a GPU."""
+        if device.type == "cuda" and self.sizes.device.type == "cpu":
+            return self.map(lambda values: values.pin_memory().to(device, non_blocking=True))
+        return self.map(lambda values: values.to(device))
 
 
 @dataclass(frozen=True)
@@ -155,8 +169,8 @@ class ViewRenderer:
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the rendering by `torch.compile`, in place: one graph for the global views, one for local crops."""
-        self._render_global = torch.compile(self._global_views, **kwargs)
-        self._render_local = torch.compile(self._local_views, **kwargs)
+        self._render_global = torch.compile(self._global_views, dynamic=False, **kwargs)
+        self._render_local = torch.compile(self._local_views, dynamic=False, **kwargs)
 
     def compile_on_gpu(self, device: torch.device) -> None:
         """Compile if `device` is a GPU, where launching the many small operations takes longer than their work.
@@ -214,7 +228,7 @@ class ViewRenderer:
         epochs: torch.Tensor,
         with_intermediates: bool = True,
     ) -> Views:
-        """Render a batch, all tensors on one device.
+        """Render a batch on the device of its canvases; all else is on the host.
 
         Args:
             canvases: uint8 (B, 3, S, S).
@@ -222,14 +236,16 @@ class ViewRenderer:
             keys, epochs: int64 (B,); together with the seed they decide all that is random.
             with_intermediates: whether to render the targets.
         """
-        drawn = self.draw(sizes=sizes, keys=keys, epochs=epochs, with_intermediates=with_intermediates)
-        return self.render(canvases, sizes, drawn)
+        return self.render(canvases, self.draw(sizes, keys, epochs, with_intermediates))
 
     @torch.no_grad()
     def draw(
-        self, *, sizes: torch.Tensor, keys: torch.Tensor, epochs: torch.Tensor, with_intermediates: bool = True
+        self, sizes: torch.Tensor, keys: torch.Tensor, epochs: torch.Tensor, with_intermediates: bool = True
     ) -> Draws:
-        """All random parameters of a batch, on the device of the arguments; these are as in a call."""
+        """All random parameters of a batch, on the host as its arguments, which are those of a call.
+
+        They are hundreds of operations on a few numbers a sample, which a GPU would take longer to launch.
+        """
         first, second, path = self.sample(sizes=sizes, keys=keys, epochs=epochs)
         fractions = intermediate_fractions(self.num_intermediates) if with_intermediates else []
         masks = None
@@ -243,11 +259,16 @@ class ViewRenderer:
             parameters=path.parameters,
             local=self.sample_local(sizes=sizes, keys=keys, epochs=epochs) if self.local_crops else None,
             masks=masks,
+            sizes=sizes,
+            largest=int(sizes.max()),
         )
 
     @torch.no_grad()
-    def render(self, canvases: torch.Tensor, sizes: torch.Tensor, drawn: Draws) -> Views:
-        """The views that `draw` has decided on, from uint8 canvases (B, 3, S, S) of images with sizes (B, 2)."""
+    def render(self, canvases: torch.Tensor, drawn: Draws) -> Views:
+        """The views that `draw` has decided on, from uint8 canvases (B, 3, S, S)."""
+        drawn = drawn.to(canvases.device)
+        canvases = _without_empty(canvases, drawn.largest)
+        sizes = drawn.sizes
         first, states = self._render_global(canvases, sizes, drawn.first, drawn.second, drawn.moves)
         return Views(
             first=first,
@@ -284,7 +305,7 @@ class ViewRenderer:
         moves: Transformation,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 canvases (B, 3, S, S), moves (B, V, ...) -> v1 (B, 3, H, H) and the states of u (B, V, 3, H, H)."""
-        lines = by_lines(canvases)
+        lines = by_lines(_content(canvases, sizes))
         images = resized_crop(lines, sizes, first, self.image_size)
         images, _ = recolor(images, self.augmentations[0], first, first.sigma)
         return self.normalize(images), self.normalize(self._states(lines, sizes, second, moves))
@@ -314,7 +335,7 @@ class ViewRenderer:
         owner = torch.arange(len(lines), device=lines.device).repeat_interleave(number)
 
         def recolor_states(states: torch.Tensor) -> torch.Tensor:
-            return recolor(states, augmentation, drawn[owner], sigma.flatten(), shared_pivots)[0]
+            return recolor(states, augmentation, drawn[owner], sigma.flatten(), shared_pivots, number)[0]
 
         return render(picture, crop, moves, self.border, self.image_size, pivot, recolor_states)
 
@@ -331,7 +352,8 @@ class ViewRenderer:
         parts = []
         for rows in _parts(canvases, 3 * canvases.shape[-1] * (number * size + canvases.shape[-1])):
             of_rows = drawn[slice(rows.start * number, rows.stop * number)]
-            crops = resized_crop(by_lines(canvases[rows]), sizes[rows].repeat_interleave(number, dim=0), of_rows, size)
+            lines = by_lines(_content(canvases[rows], sizes[rows]))
+            crops = resized_crop(lines, sizes[rows].repeat_interleave(number, dim=0), of_rows, size)
             crops, _ = recolor(crops, self.local_augmentation, of_rows, of_rows.sigma)
             parts.append(self.normalize(crops))
         return torch.cat(parts).unflatten(0, (-1, number))
@@ -362,6 +384,22 @@ def path_reach(path: TransformationPath) -> float:
         places = (moved[..., :2] / moved[..., 2:]).abs().masked_fill(behind, _MAX_REACH).nan_to_num(_MAX_REACH)
         reach = torch.maximum(reach, places.max())
     return min(reach.item(), _MAX_REACH)
+
+
+def _without_empty(canvases: torch.Tensor, largest: int) -> torch.Tensor:
+    """Canvases cut at the first quarter of their side that the largest image ends in; at most four sizes to compile."""
+    side = canvases.shape[-1]
+    quarter = math.ceil(side / 4)
+    kept = min(side, math.ceil(largest / quarter) * quarter)
+    return canvases[..., :kept, :kept]
+
+
+def _content(canvases: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """On a CPU, the part of canvases (B, 3, S, S) that the images cover."""
+    if canvases.device.type != "cpu" or torch.compiler.is_compiling():
+        return canvases
+    height, width = sizes.amax(dim=0).tolist()
+    return canvases[..., :height, :width]
 
 
 def _parts(canvases: torch.Tensor, values_per_sample: int) -> list[slice]:
