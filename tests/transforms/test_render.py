@@ -11,7 +11,7 @@ from eqcohvit.evaluation.pairs import render_pair
 from eqcohvit.transforms import BlockMasking, MultiCrop, Transformation, ViewRenderer, make_path, ops
 from eqcohvit.transforms.render import render, still_view
 
-STORED = Path(__file__).with_name("stored_views.json")  # written by the code before the renderers were joined
+STORED = Path(__file__).with_name("stored_views.json")  # written by earlier code (commit 6ec2931)
 BATCH = 4
 SETTINGS = {
     "vicreg, zeros": {"path": "se2+color_jitter", "augmentation": "vicreg", "border": "zeros"},
@@ -23,13 +23,14 @@ SETTINGS = {
 
 
 def patterns(size):
-    """uint8 (BATCH, 3, size, size), smooth and with steps, by integer arithmetic only."""
+    """uint8 (BATCH, 3, size, size) by integer arithmetic only. Waves without steps: at a step of 200 gray levels the
+    rounding of a coordinate is a difference of 1e-5, and processors round differently."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     image = torch.arange(BATCH)[:, None, None, None]
     channel = torch.arange(3)[:, None, None]
-    ramp = (5 + image) * x + (3 + 2 * channel) * y + 40 * channel
-    blocks = 60 * ((x // 7 + y // (5 + channel) + image) % 3)
-    return ((ramp % 180) + blocks).clamp(0, 255).to(torch.uint8)
+    wave = (((2 + image) * x + (3 + channel) * y + 40 * channel) % 240 - 120).abs()
+    other = ((3 * x - 2 * y + 60 * image) % 180 - 90).abs()
+    return (wave + other).to(torch.uint8)
 
 
 def views_of(path, **settings):
