@@ -1,6 +1,6 @@
+import importlib
 import json
 import statistics
-import sys
 import time
 
 import pytest
@@ -12,7 +12,7 @@ from tests.conftest import load_script
 def benchmark(monkeypatch):
     """The script with models that take no time."""
     module = load_script("benchmark")
-    suites = sys.modules["benchmarks.suites"]
+    suites = importlib.import_module("benchmarks.suites")
     sized, recipe = suites._settings, suites._recipe
     monkeypatch.setattr(
         suites, "_settings", lambda preset, batch, size=224, **changes: sized("micro", 4, 16, **changes)
@@ -23,7 +23,7 @@ def benchmark(monkeypatch):
 
 @pytest.fixture
 def measure(benchmark):
-    return sys.modules["benchmarks.measure"]
+    return importlib.import_module("benchmarks.measure")
 
 
 def burn(seconds):
@@ -75,7 +75,7 @@ def test_a_case_that_fails_is_named_and_the_others_are_measured(benchmark, measu
         """Two cases."""
         return cases
 
-    monkeypatch.setitem(benchmark.SUITES, "inference", suite)
+    monkeypatch.setitem(importlib.import_module("benchmarks.suites").SUITES, "inference", suite)
     output = tmp_path / "result.json"
     assert benchmark.cli(["--suite", "inference", "--device", "cpu", "--output", str(output)]) == 1
     printed = capsys.readouterr()

@@ -100,7 +100,7 @@ def test_page_is_one_file_that_says_how_the_run_was_made(probed):
 
 
 def test_trackers_get_figures_and_pictures_and_their_failures_end_no_run(pretrain, tmp_path, monkeypatch, capsys):
-    make, tracker, broken = loop.make_accelerator, Tiny(), Tiny("broken", broken=True)
+    make, tracker, broken = loop.open_accelerator, Tiny(), Tiny("broken", broken=True)
 
     def make_with_trackers(args):
         args.report_to = "none"
@@ -108,7 +108,7 @@ def test_trackers_get_figures_and_pictures_and_their_failures_end_no_run(pretrai
         accelerator.log_with, args.report_to = [tracker, broken], "tiny"
         return accelerator
 
-    monkeypatch.setattr(loop, "make_accelerator", make_with_trackers)
+    monkeypatch.setattr(loop, "open_accelerator", make_with_trackers)
     assert pretrain.cli([*PROBED, "--output_dir", str(tmp_path / "run")]) == 0
     assert [(note[0], *note[2:3]) for note in tracker.noted] == [
         ("log", 0), ("log", 2), ("log", 3), ("log", 4), ("images", 4), ("finish",),

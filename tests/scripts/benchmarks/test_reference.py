@@ -1,5 +1,5 @@
+import importlib
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from eqcohvit.transforms import ViewRenderer, make_path
 @pytest.fixture(scope="module")
 def reference():
     load_script("benchmark")
-    return sys.modules["benchmarks.reference"]
+    return importlib.import_module("benchmarks.reference")
 
 
 def photo(seed, width=150, height=110):
