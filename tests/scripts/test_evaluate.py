@@ -57,6 +57,7 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     printed = printed.replace("\n  ", " ")
     images = "at most 40 images to fit on and 20 to test on"
     assert f"Measured: strict protocol, pooling cls_mean, 1 seed, {images}.\n" in printed
+    assert "\n40 images are few to fit a probe on: expect wide intervals below 500.\n" in printed
     full = "paper and strict protocol, pooling cls_mean and grid, 3 seeds, at most 4,096 images to fit on and 2,048"
     assert f"With --full: {full} to test on.\n" in printed
     results = json.loads((tmp_path / "r.json").read_text())

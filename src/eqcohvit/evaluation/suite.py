@@ -70,6 +70,7 @@ class Size:
     alone: str
 
 
+_FEW = 500  # images to fit on; the released model's R2 is 0.22 with 200, 0.80 with 1,000 (scripts/guides/uses.md)
 # Without --full: about a minute for a model on a laptop.
 QUICK = Size(("strict",), ("cls_mean",), seeds=1, max_samples=1024, max_test_samples=512, alone="pixels")
 FULL = Size(("paper", "strict"), ("cls_mean", "grid"), seeds=3, max_samples=4096, max_test_samples=2048, alone="all")
@@ -86,6 +87,8 @@ def apply_size(settings: dict[str, Any]) -> None:
 def describe_size(settings: Mapping[str, Any]) -> str:
     """One line: how the figures of these settings were measured, and what `--full` would add."""
     text = f"Measured: {_in_words(settings)}."
+    if settings["max_samples"] < _FEW:
+        text += f"\n{settings['max_samples']} images are few to fit a probe on: expect wide intervals below {_FEW}."
     if settings["full"] or settings["suite"]:
         return text
     return f"{text}\nWith --full: {_in_words(asdict(FULL))}."
