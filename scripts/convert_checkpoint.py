@@ -201,7 +201,7 @@ def official_config(weights: Weights, layout: str, num_heads: int | None) -> dic
 
 
 def _dinov3_config(weights: Weights) -> dict:
-    """Rotary positions do not determine an image size: it is that of the released models."""
+    """Rotary positions do not determine an image size: the released models decide it."""
     gated = any(key.endswith("mlp.w1.weight") for key in weights)
     hidden = next(tensor for key, tensor in weights.items() if key.endswith(("mlp.w1.weight", "mlp.fc1.weight")))
     registers = weights["storage_tokens"].shape[1] if "storage_tokens" in weights else 0

@@ -39,7 +39,7 @@ _WIDTH = 860  # of the animation, in pixels
 
 
 def start_page(model: str | None) -> tuple[subprocess.Popen, str]:
-    """The page in a process of its own, and its address once it answers."""
+    """The page in a separate process, and its address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

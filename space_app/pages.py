@@ -145,7 +145,7 @@ def _row(part: str, question: str, result: str, choice: Choice, found: Neighbors
 
 
 def _pose(choice: Choice, distance: float) -> str:
-    """A distance in pose, in the slider's units if there is one slider, else in percent of the ranges."""
+    """A distance in pose, in the slider's units for a single slider, else in percent of the ranges."""
     controls = list(choice.controls.values())
     if len(controls) > 1 or controls[0].unit.sign == "×":
         return f"{100 * distance:.0f} % of the range"

@@ -29,7 +29,7 @@ ALLOWED = {
     "commands": {path.stem for path in ROOT.iterdir()} - {"__init__"},
     "__init__": {"hub", "registration", "commands", "evaluation"},
 }
-# Libraries that a room may import, besides the standard library.
+# Libraries that a room may import, apart from the standard library.
 LIBRARIES = {
     "hub": {"torch", "transformers", "huggingface_hub", "numpy", "PIL"},
     "transforms": {"torch"},

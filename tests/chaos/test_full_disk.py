@@ -14,7 +14,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own."""
+    """A separate file system."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(

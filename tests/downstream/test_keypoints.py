@@ -15,7 +15,7 @@ POINTS = [[10.0, 8.0], [30.0, 12.0], [20.0, 33.0]]
 
 
 def dots(points, size=40):
-    """A white square round each point, in a color of its own."""
+    """A white square round each point, each in another color."""
     image = np.zeros((size, size, 3), dtype=np.uint8)
     for channel, (x, y) in enumerate(points):
         image[int(y) - 2 : int(y) + 2, int(x) - 2 : int(x) + 2, channel] = 255

@@ -159,7 +159,7 @@ def test_without_a_processor_the_configuration_decides_and_a_warning_says_so(tmp
 
 def test_a_text_model_is_refused(tmp_path):
     AutoModel.from_config(AutoConfig.for_model("bert", **TEXT)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no vision model: expected one that takes pixel_values, got BertModel"):
+    with pytest.raises(ValueError, match="is not a vision model: expected one that takes pixel_values, got BertModel"):
         load_encoder(str(tmp_path))
 
 

@@ -205,7 +205,7 @@ def test_lora_run_resumes_exactly_and_exports_a_plain_model(pretrain, vit, photo
     assert base and all(torch.equal(tensor, source[name.replace(".base_layer", "")]) for name, tensor in base.items())
     assert any(name.endswith("lora_B.default.weight") and tensor.abs().sum() > 0 for name, tensor in state.items())
 
-    # The teacher has adapters of its own, which follow the student's, beside the same weights.
+    # The teacher has separate adapters, which follow the student's, beside the same weights.
     adapters = [name for name in state if name.startswith("teacher.encoder.") and ".lora_B." in name]
     assert adapters and not any(
         torch.equal(state[name], state[name.replace("teacher.encoder.", "model.eqcohvit.")]) for name in adapters

@@ -14,7 +14,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture
 def open_page(browser, server):
-    """Open the page in a window of its own, wait for its first pictures; collects what it asks of other machines and
+    """Open the page in a new window, wait for its first pictures; collects what it asks of other machines and
     what breaks."""
     contexts = []
 

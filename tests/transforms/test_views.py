@@ -39,7 +39,7 @@ def canvases():
 
 
 def samples(rows=slice(None), epoch=0, sizes=None):
-    """What the views of the batch depend on besides the canvases."""
+    """What the views of the batch depend on, except the canvases."""
     keys = torch.arange(BATCH)[rows]
     sizes = torch.full((BATCH, 2), CANVAS) if sizes is None else sizes
     return {"sizes": sizes[rows], "keys": keys, "epochs": torch.full_like(keys, epoch)}

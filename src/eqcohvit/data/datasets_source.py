@@ -73,7 +73,7 @@ class DatasetSource(ImageSource):
         )
         columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
         if dataset.info.builder_name == "parquet":
-            # Read only these columns. The default block size is that of the first block, which may be 0.
+            # Read only these columns. The default block size is taken from the first block, which may be empty.
             check_columns(self._local_files(), columns)
             dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
         if dataset.features:

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-# How much annotators deviate from each other, for each of COCO's 17 keypoints (https://cocodataset.org/#keypoints-eval).
+# How far annotators differ, for each of COCO's 17 keypoints (https://cocodataset.org/#keypoints-eval).
 COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 OTHER_SIGMA = 0.025  # for keypoints of other data: the value of COCO's eyes
 

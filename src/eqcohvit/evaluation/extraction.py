@@ -25,7 +25,7 @@ from .images import BLOCK_SIZE, ProbeImages
 from .pairs import canvas_size, moves, render_pair
 
 BLOCKS_PER_CHUNK = 8
-# The code that turns an image file into features, besides the model. If it changes, cached features are not used.
+# The code that turns an image file into features, apart from the model. If it changes, cached features are not used.
 _PIPELINE = (
     image_reading_eqcohvit,
     decode,

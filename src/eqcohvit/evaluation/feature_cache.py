@@ -47,7 +47,7 @@ class FeatureCache:
     """Chunks of the features of one encoder, in files chunk-00000.safetensors, chunk-00001.safetensors ...
 
     Args:
-        identity: all that the features depend on, besides the versions of the libraries and the device.
+        identity: all that the features depend on, except the versions of the libraries and the device.
     """
 
     def __init__(self, root: str | Path, *identity: str):

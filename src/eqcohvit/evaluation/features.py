@@ -265,7 +265,7 @@ def load_encoder(
     `timm/NAME`, `hf-hub:USER/REPO` and folders in timm's format are models of timm (see `timm_encoder`).
 
     Raises:
-        ValueError: there is no model under this name, it lacks weights, or it is no vision model.
+        ValueError: there is no model under this name, it lacks weights, or it is not a vision model.
     """
     from .timm_encoder import find_timm_name, load_timm_encoder
 
@@ -312,7 +312,9 @@ def _vision_tower(model: PreTrainedModel, name: str) -> PreTrainedModel:
     if drops_patches(model.config):
         model.config.mask_ratio = 0.0  # an encoder of whole images
     if getattr(model, "main_input_name", None) != "pixel_values":
-        raise ValueError(f"{name} is no vision model: expected one that takes pixel_values, got {type(model).__name__}")
+        raise ValueError(
+            f"{name} is not a vision model: expected one that takes pixel_values, got {type(model).__name__}"
+        )
     if getattr(model.config, "num_channels", 3) != 3:
         raise ValueError(f"{name} takes images of {model.config.num_channels} channels, expected 3")
     return model

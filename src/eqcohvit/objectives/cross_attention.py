@@ -22,7 +22,7 @@ from .vicreg import VICReg, VICRegOptions
 
 @dataclass(frozen=True)
 class CrossAttentionOptions(VICRegOptions):
-    """VICReg's weights, and that of the reconstruction, as large as the invariance's; `num_heads` of the attention."""
+    """VICReg's weights, and the reconstruction's weight, as large as the invariance's; `num_heads` of the attention."""
 
     reconstruction_weight: float = 25.0
     num_heads: int = 4

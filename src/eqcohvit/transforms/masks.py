@@ -1,6 +1,6 @@
 """Block-wise masks of patches, drawn by the counter-based generator like everything random about a sample.
 
-Blocks are those of BEiT (arXiv:2106.08254, algorithm 1); the share of hidden patches is that of iBOT (arXiv:2111.07832,
+Blocks as in BEiT (arXiv:2106.08254, algorithm 1); the share of hidden patches as in iBOT (arXiv:2111.07832,
 section 4.1). Each view is masked or left whole independently, so at a probability of 1/2 an image has 0, 1 or 2 masked
 views in 25, 50 and 25 % of the cases, as in https://github.com/bytedance/ibot.
 https://github.com/facebookresearch/dinov2 balances a batch instead: exactly half of its views are masked, and their

@@ -28,7 +28,7 @@ from .resize import DENSITY, OFF_CENTER, by_lines, resized_crop, resized_region
 _FIRST, _SECOND, _PATH, _MASKS = range(4)
 _LOCAL = 16
 
-_MIN_CANVAS = 1.5  # least side of the canvas over that of the view; details lost in a smaller one cannot be restored
+_MIN_CANVAS = 1.5  # least canvas side, in sides of the view; details lost in a smaller one cannot be restored
 _MARGIN = 4  # points of the region beyond those that the views read
 _MAX_REACH = 3.0  # of a region, in halves of the side of u
 _PIVOT_SIZE = 64  # side in pixels of the small u on which the contrast's pivots are measured

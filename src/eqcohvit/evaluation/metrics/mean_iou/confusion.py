@@ -17,7 +17,7 @@ def confusion_matrix(predicted: np.ndarray, true: np.ndarray, num_labels: int, i
     """Pixel counts, int64 (num_labels, num_labels): row the true class, column the predicted one.
 
     Raises:
-        ValueError: shapes differ, or a value is no class.
+        ValueError: shapes differ, or a value is not a class.
     """
     predicted, true = np.asarray(predicted), np.asarray(true)
     if predicted.shape != true.shape:
