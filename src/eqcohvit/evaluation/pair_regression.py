@@ -20,9 +20,9 @@ from .probes import linear_regression, split_rows, standardize
 BASES = ("[o, g]", "[o, g - o]")  # inputs of ridge regression
 WHITENED = "whitened [o, g]"
 _BATCH_SIZE = 256
-_STEPS = 168  # of the chosen head, at least
-_EPOCHS = 10  # of the chosen head, at least
-_SCREENED = 1 / 3  # share of the steps that each head gets before the choice
+_STEPS = 336  # of the chosen head, at least
+_EPOCHS = 20  # of the chosen head, at least
+_SCREENED = 1 / 2  # share of the steps that each head gets before the choice; after a third, a worse one may lead
 _SHRINKAGE = 0.1  # of the covariance toward the identity, before whitening
 
 
