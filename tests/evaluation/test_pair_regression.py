@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
-from eqcohvit.evaluation.pair_regression import PairData, regress_pair
+from eqcohvit.evaluation.pair_regression import Head, PairData, regress_pair
 
 
 def make(num=1200, seed=0, dim=12):
@@ -81,6 +81,18 @@ def test_each_seed_has_the_draw_of_its_index():
     found = regress_pair(PairData(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:]), 2)
     for seed in range(2):
         assert (r2_per_parameter(found["linear"][seed].numpy(), targets[seed, 300:].numpy()) > 0.999).all()
+
+
+def test_all_seeds_choose_the_head():
+    """The targets of the first seed are noise, of which no head learns anything. Those of the others are o1 g1."""
+    generator = torch.Generator().manual_seed(0)
+    o, g = torch.randn(2, 1000, 2, generator=generator)
+    product = o[:, :1] * g[:, :1]
+    targets = torch.stack([torch.randn(1000, 1, generator=generator), product, product])
+    data = PairData(o, g, targets, o[:2], g[:2])
+    slow, fast = Head("[o, g]", (64, 64), learning_rate=1e-5), Head("[o, g]", (128, 128, 128))
+    assert str(fast) not in regress_pair(data, 1, (slow, fast))["chosen"]
+    assert regress_pair(data, 3, (slow, fast))["chosen"][1:] == [str(fast)] * 2
 
 
 @pytest.mark.parametrize("num, dim, targets", [(10, 1, 1), (12, 40, 8), (60, 700, 3)])

@@ -20,9 +20,9 @@ from .probes import linear_regression, split_rows, standardize
 BASES = ("[o, g]", "[o, g - o]")  # inputs of ridge regression
 WHITENED = "whitened [o, g]"
 _BATCH_SIZE = 256
-_STEPS = 336  # of the chosen head, at least
-_EPOCHS = 20  # of the chosen head, at least
-_SCREENED = 1 / 2  # share of the steps that each head gets before the choice; after a third, a worse one may lead
+_STEPS = 252  # of the chosen head, at least
+_EPOCHS = 15  # of the chosen head, at least
+_SCREENED = 1 / 2  # share of the steps that each head gets before the choice
 _SHRINKAGE = 0.1  # of the covariance toward the identity, before whitening
 
 
@@ -124,9 +124,9 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
     """Predict targets with S probes, one for each seed.
 
     Held-out samples (`split_rows`, different ones for each seed) make all choices, in the same way for every encoder:
-    the inputs and the penalty of a ridge regression; the best of `heads`, each trained for a part of the steps with
-    the first seed; and for each seed the epoch of that head, or the ridge regression if no epoch is better. The test
-    samples choose nothing.
+    the inputs and the penalty of a ridge regression; the best of `heads` on average over the seeds, each trained for a
+    part of the steps; and for each seed the epoch of that head, or the ridge regression if no epoch is better. The
+    test samples choose nothing.
 
     Args:
         heads: to choose from. Without any, `"mlp"` is the ridge regression too, which takes a fraction of the time.
@@ -153,7 +153,7 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
         return {"mlp": linear, "linear": linear, "chosen": [f"ridge of {basis}"] * num_seeds}
     chosen = candidates[0]
     if len(candidates) > 1:
-        chosen = min(candidates, key=lambda head: task.train(head, [0], _SCREENED)[1].item())
+        chosen = min(candidates, key=lambda head: task.train(head, range(num_seeds), _SCREENED)[1].mean().item())
     predicted, error = task.train(chosen, range(num_seeds))
     better = error < ridge_error
     names = [str(chosen) if is_better else f"ridge of {basis}" for is_better in better.tolist()]
