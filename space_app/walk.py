@@ -110,7 +110,7 @@ class SplitModel:
         try:
             model, info = AutoModelForPreTraining.from_pretrained(place, output_loading_info=True)
             processor = AutoImageProcessor.from_pretrained(place)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"no model at {name_or_path}: {first_line(error)}") from None
         if model.config.model_type != "eqcohvit":
             raise ValueError(f"expected an EqCohViT model, {name_or_path} is of model_type {model.config.model_type!r}")

@@ -169,6 +169,31 @@ def test_an_upright_image_is_not_turned_again():
     )
 
 
+# 16 bits over 257, to the nearest: 257 k is k, and k ends half a step above, at 257 k + 128.5.
+SIXTEEN_BITS = {0: 0, 128: 0, 129: 1, 257: 1, 32767: 127, 32768: 128, 32896: 128, 65406: 254, 65407: 255, 65535: 255}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(lambda numbers: file_of(Image.fromarray(numbers.astype(np.uint16)), "PNG"), id="I;16 PNG"),
+        pytest.param(lambda numbers: file_of(Image.fromarray(numbers.astype(np.uint16)), "TIFF"), id="I;16 TIFF"),
+        pytest.param(lambda numbers: file_of(Image.fromarray(numbers.astype(np.int32)), "TIFF"), id="I TIFF"),
+        pytest.param(lambda numbers: numbers.astype(np.uint16), id="array"),
+        pytest.param(lambda numbers: np.stack([numbers.astype(np.uint16)] * 3, axis=-1), id="array of colors"),
+        pytest.param(lambda numbers: torch.from_numpy(numbers.astype(np.int32)), id="tensor"),
+    ],
+)
+def test_sixteen_bits_are_scaled_by_their_full_range_exactly(source):
+    numbers = np.array([[*SIXTEEN_BITS, *range(0, 65536, 257)]])
+    expected = np.array([*SIXTEEN_BITS.values(), *range(256)])
+    given_as = source(numbers)
+    assert (np.asarray(read_image(given_as)) == expected[None, :, None]).all()
+    assert (processed(given_as) == expected[None, :, None]).all()
+    whole = decode_image(given_as, len(expected)).canvas[:, 0]
+    assert (whole == expected).all()
+
+
 # ----------------------------------------------------------------------------------------------------- generated images
 
 MODES = {
@@ -184,6 +209,7 @@ MODES = {
     "F": (np.float32, 1),
 }
 PALETTE = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
+EXACT = {"1", "L", "P", "RGB", "I;16"}  # their numbers are copied, or scaled by one division
 CONTAINERS = {
     "PNG": {*MODES} - {"I", "F", "CMYK"},
     "TIFF": {*MODES} - {"1"},
@@ -220,8 +246,9 @@ def stored_images(draw):
         image.putpalette(PALETTE.tobytes())
     assert image.mode == mode
     expected = turned(reference(pixels, mode), orientation if orientation in range(1, 9) else 1)
+    tolerance = 3 if container == "JPEG" else 0 if mode in EXACT else 1
     if container == "memory":
-        return draw(st.sampled_from([image] if mode in ("LA", "CMYK", "P") else [image, squeezed])), expected, 1
+        return draw(st.sampled_from([image] if mode in ("LA", "CMYK", "P") else [image, squeezed])), expected, tolerance
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
@@ -232,7 +259,7 @@ def stored_images(draw):
     wrap = draw(
         st.sampled_from([bytes, memoryview, io.BytesIO, text_of, lambda content: Image.open(io.BytesIO(content))])
     )
-    return wrap(content), expected, 3 if container == "JPEG" else 1
+    return wrap(content), expected, tolerance
 
 
 def reference(pixels: np.ndarray, mode: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -64,11 +63,40 @@ def test_a_run_is_its_model_once_it_has_finished_and_its_newest_checkpoint_befor
     shutil.copytree(run, unfinished)
     (unfinished / "config.yaml").write_text((run / "config.yaml").read_text().replace("max_steps: 2", "max_steps: 3"))
     assert find_model(unfinished) == str(unfinished / "checkpoints" / "step-2")
-    shutil.rmtree(unfinished / "checkpoints")
-    (unfinished / "checkpoints").mkdir()
-    shutil.rmtree(unfinished / "model")
-    with pytest.raises(ValueError, match="holds no model yet: expected .*model, or a checkpoint of a pretraining run"):
-        find_model(unfinished)
+
+
+@pytest.mark.parametrize("settings_file", ["config.yaml", "finetune.yaml"])
+def test_every_command_says_that_a_run_has_saved_no_model_yet(
+    run, photos, settings_file, tmp_path, monkeypatch, capsys
+):
+    """A run that was killed before its first checkpoint has no folder of checkpoints, and later ones lose theirs."""
+    young = tmp_path / "young"
+    young.mkdir()
+    shutil.copy(run / "config.yaml", young / settings_file)
+    (young / "config.json").symlink_to("model/config.json")  # of a model that was deleted
+    said = f"{young} holds no model yet: expected {young / 'model'}, or a checkpoint of a pretraining run"
+    with pytest.raises(ValueError) as raised:
+        find_model(young)
+    assert str(raised.value) == said
+    common = ["--train_dir", str(photos), "--output_dir", str(tmp_path / "new")]
+    commands = {
+        "evaluate": ["--model", str(young), "--cache_dir", str(tmp_path / "cache")],
+        "finetune": ["--model", str(young), "--task", "segmentation", *common[2:]],
+        "push_to_hub": ["--folder", str(young), "--repo_id", "user/name", "--dry_run"],
+        "pretrain": ["--init_from", str(young), *common],
+    }
+    for command, flags in commands.items():
+        assert load_script(command).cli(flags) == 2, command
+        assert capsys.readouterr().err == f"error: {said}\n", command
+    monkeypatch.syspath_prepend(SCRIPTS.parent / "space_app")
+    from walk import SplitModel
+
+    with pytest.raises(ValueError) as raised:
+        SplitModel(str(young))
+    assert str(raised.value) == said
+    (young / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="holds no model yet"):
+        find_model(young)
 
 
 def test_every_door_gives_the_weights_of_a_checkpoint(run, tmp_path):
@@ -123,17 +151,14 @@ def test_the_pipeline_and_auto_classes_take_a_run_a_checkpoint_and_a_model(photo
     assert_is(moved, moved / "checkpoints" / "step-9")
 
 
-def test_the_space_takes_a_run_and_a_checkpoint(run):
-    sys.path.insert(0, str(SCRIPTS.parent / "space_app"))
-    try:
-        from walk import SplitModel
+def test_the_space_takes_a_run_and_a_checkpoint(run, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS.parent / "space_app")
+    from walk import SplitModel
 
-        wanted = load_file(run / "checkpoints" / "step-1" / "model.safetensors")
-        model = SplitModel(str(run / "checkpoints" / "step-1")).model
-        assert all(torch.equal(tensor, wanted[f"model.{key}"]) for key, tensor in model.state_dict().items())
-        SplitModel(str(run))
-    finally:
-        sys.path.remove(str(SCRIPTS.parent / "space_app"))
+    wanted = load_file(run / "checkpoints" / "step-1" / "model.safetensors")
+    model = SplitModel(str(run / "checkpoints" / "step-1")).model
+    assert all(torch.equal(tensor, wanted[f"model.{key}"]) for key, tensor in model.state_dict().items())
+    SplitModel(str(run))
 
 
 @pytest.mark.parametrize("damage", ["missing", "other", "longer"])

@@ -1,6 +1,7 @@
 """The wheel and the source archive: what is in them, and that the wheel with its few dependencies does inference."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -104,10 +105,15 @@ def floors(requirements):
     return found
 
 
+def floors_to_train():
+    """The floors of the project with its extra [train]."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return floors(project["dependencies"] + project["optional-dependencies"]["train"])
+
+
 def test_floors_are_high_enough_for_one_another():
     """Of the libraries that are installed as old as allowed; scripts/test_floors.sh installs them all."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ours = floors(project["dependencies"] + project["optional-dependencies"]["train"])
+    ours = floors_to_train()
     checked = 0
     for name, oldest in ours.items():
         if Version(metadata.version(name)).release[: len(oldest.release)] == oldest.release:
@@ -116,3 +122,15 @@ def test_floors_are_high_enough_for_one_another():
                 assert needed not in ours or ours[needed] >= version, f"{name} {oldest} needs {needed} {version}"
     if not checked:
         pytest.skip("every library is newer than its floor")
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "pycocotools"])
+def test_numpy_s_floor_is_what_compiled_libraries_of_training_are_built_for(library):
+    """Their metadata name no version of numpy, so that pip installs them beside any. The version is in the text of the
+    error that they raise at import beside an older one."""
+    assert "numpy" not in floors(metadata.requires(library) or [])
+    modules = [Path(file.locate()) for file in metadata.files(library) or [] if ".so" in file.suffixes]
+    texts = [re.findall(rb"C-API version 0x%x \(NumPy ([\d.]+)\)", module.read_bytes()) for module in modules]
+    needed = max(Version(text.decode()) for found in texts for text in found)
+    oldest = floors_to_train()["numpy"]
+    assert oldest >= needed, f"{library} needs numpy {needed}, [train] allows {oldest}"

@@ -41,9 +41,7 @@ def find_model(name: str | Path) -> str:
         ValueError: the folder does not exist, the run has saved nothing yet, or the checkpoint holds adapters.
     """
     folder = Path(name).expanduser()
-    if (folder / CHECKPOINTS).is_dir() and any(
-        (folder / file).is_file() for file in (SETTINGS_FILE, FINETUNE_SETTINGS_FILE)
-    ):
+    if is_run(folder):
         folder = _model_of_run(folder)
     if (folder / STATE_FILE).is_file() and _settings(folder).get("peft"):
         raise ValueError(
@@ -54,6 +52,18 @@ def find_model(name: str | Path) -> str:
     if not folder.exists() and _is_path(str(name)):
         raise ValueError(f"no such folder: {name}")
     return str(name)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it is the folder of a run, also of one that has saved nothing but its settings."""
+    has_settings = any((folder / file).is_file() for file in (SETTINGS_FILE, FINETUNE_SETTINGS_FILE))
+    is_model = (folder / CONFIG_FILE).is_file() and not (folder / CHECKPOINTS).is_dir()
+    return has_settings and not is_model and not (folder / STATE_FILE).is_file()
+
+
+def nothing_saved(run: Path) -> ValueError:
+    """The error for the folder of a run without checkpoint and model."""
+    return ValueError(f"{run} holds no model yet: expected {run / MODEL_FOLDER}, or a checkpoint of a pretraining run")
 
 
 def _is_path(name: str) -> bool:
@@ -70,7 +80,7 @@ def _model_of_run(run: Path) -> Path:
     if (model / CONFIG_FILE).is_file() and is_newest:
         return model
     if not steps or not (run / SETTINGS_FILE).is_file():
-        raise ValueError(f"{run} holds no model yet: expected {model}, or a checkpoint of a pretraining run")
+        raise nothing_saved(run)
     return run / CHECKPOINTS / f"step-{max(steps)}"
 
 

@@ -167,5 +167,6 @@ def test_reading_features_counts_as_using_them(tmp_path):
     run(tmp_path, PixelEncoder(16), num=8)
     folder = next(tmp_path.iterdir())
     os.utime(folder, (0, 0))
+    before = time.time()
     run(tmp_path, PixelEncoder(16), num=8)
-    assert time.time() - folder.stat().st_mtime < 60
+    assert folder.stat().st_mtime > before - 1  # a file system may keep whole seconds

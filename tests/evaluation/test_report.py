@@ -47,4 +47,4 @@ def test_g_alone_is_never_the_best_and_names_may_break(tmp_path):
     rows.append(Row("a", "backbone, g alone", "R2 zoom, strict", [0.7], False, settings | {"transform": "zoom"}))
     page = render_page({}, rows, [])
     assert "<td class=best>0.500</td>" in page and "<td>0.900</td>" in page
-    assert "<td>a_<wbr>long/<wbr>name</td>" in page
+    assert "<th rowspan=2>a_<wbr>long/<wbr>name</th>" in page

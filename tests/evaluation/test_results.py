@@ -56,6 +56,15 @@ def test_tables_on_a_terminal_have_80_columns_and_whole_names():
         assert lines[heading + 3][column:].startswith("0.600 ± 1.271")
 
 
+def test_a_table_on_a_terminal_leaves_out_parts_that_it_measures_nothing_of():
+    metrics = [f"{name} of a long name" for name in ("first", "second", "third", "fourth")]
+    rows = [Row("model", "backbone", metric, [0.5]) for metric in metrics]
+    rows.append(Row("model", "backbone, g alone", metrics[0], [0.25]))
+    first, second = (text.splitlines() for text in format_tables(rows).split("\n\n"))
+    assert [line.split()[:3] for line in first[2:]] == [["model", "backbone", "0.500"], ["backbone,", "g", "alone"]]
+    assert [line.split() for line in second[2:]] == [["model", "backbone", "0.500", "0.500"]]
+
+
 def test_long_names_are_broken_behind_their_separators():
     assert wrap("vit_small_patch16_224.augreg_in1k", 14) == "vit_small_\npatch16_224.\naugreg_in1k"
     assert wrap("raw pixels", 26) == "raw pixels"

@@ -14,6 +14,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.patience import PATIENCE
+
 TOKEN = "hf_" + "a" * 34
 
 
@@ -49,6 +51,8 @@ class LoopbackHub:
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_ETAG_TIMEOUT": str(int(PATIENCE)),  # 10 s otherwise, as the next one
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(int(PATIENCE)),
             "NO_PROXY": "*",
         }
         return kept | hub | ({"HF_TOKEN": token} if token else {}) | {key: str(value) for key, value in more.items()}

@@ -81,9 +81,9 @@ def test_models_of_an_earlier_run_stand_in_the_same_table(evaluate, encoder_fold
     capsys.readouterr()
     flags = ["--output", str(second), "--beside", str(first)]
     assert evaluate.cli(command([encoder_folder], tmp_path / "cache", *flags)) == 0
-    assert "| vit " in capsys.readouterr().out
+    assert "\nvit " in capsys.readouterr().out
     page = (tmp_path / "second.html").read_text()
-    assert "<td>vit</td>" in page and "<td>tiny</td>" in page
+    assert ">vit</th>" in page and ">tiny</th>" in page
     assert {row["encoder"] for row in read(second)["rows"]} == {"tiny", "random weights", "raw pixels"}
 
 

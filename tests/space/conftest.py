@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.patience import PATIENCE
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 pytest.importorskip("gradio", reason="the tests of the page need the extra 'space'")
@@ -96,7 +97,9 @@ def browser(tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("the browser tests need chromium: apt-get install chromium")
     with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split())
+        opened = running.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=FLAGS.split(), timeout=1000 * PATIENCE
+        )
         yield opened
         opened.close()
 

@@ -31,13 +31,15 @@ def test_progress_gives_means_since_the_last_line():
     assert progress.means()["loss"] == 9.0
 
 
-def test_progress_lines_fit_100_columns():
+def test_progress_lines_fit_100_columns(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("eqcohvit.training.monitor.time.perf_counter", lambda: now)
     progress = Progress(max_steps=1_250_000, samples_per_step=2048)
-    progress.since -= 100 * 0.35
+    now = 100 * 0.35
     means = {"loss": 12.345, **{f"ssl/{name}": 1.0 for name in "abcdef"}, "grad_norm/encoder": 3.0}
     text, figures = progress.line(124_950, means, num_steps=100, shown="R2 equi -0.123 inv -0.012")
-    assert text.startswith("step  124950/1250000  loss 12.35  R2 equi -0.123 inv -0.012  58")
-    assert text.endswith(" samples/s  wait 0%  ETA 109 h 22")
+    assert text.startswith("step  124950/1250000  loss 12.35  R2 equi -0.123 inv -0.012  5851 samples/s")
+    assert text.endswith("  wait 0%  ETA 109 h 22")  # 1,125,050 steps of 0.35 s
     assert len(text) <= 100 and set(means) < set(figures)
 
 

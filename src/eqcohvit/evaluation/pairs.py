@@ -85,7 +85,8 @@ def band_limited(canvases: torch.Tensor, sides: torch.Tensor, view_side: float, 
         view_side: side of a canvas in pixels of the views. It is the frequency of which half is left.
     """
     num_pixels = canvases.shape[-1]
-    waves = torch.arange(num_pixels, dtype=torch.float64)
+    num_waves = min(num_pixels, math.ceil(sides.max().item()))  # none of the others is within a circle
+    waves = torch.arange(num_waves, dtype=torch.float64)
     sides = sides[:, None].double()
     frequency = torch.hypot(waves[:, None], waves)
     beyond = (frequency / sides[..., None] - _PASSED) / (1 - _PASSED)

@@ -68,7 +68,7 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
         axis.tick_params(axis="y", length=0)
     middles = [np.mean([place for line, place in places.items() if line[0] == encoder]) for encoder in encoders]
     axes[0][0].set_yticks(middles, list(labels.values()), fontsize=8)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(max(places.values()) + 0.8, min(places.values()) - 0.8)  # the first encoder is on top
     for axis in axes[-1]:
         axis.set_xlabel("R2", fontsize=9)
     _part_legend(figure, list(dict.fromkeys(part for _, part in lines)))

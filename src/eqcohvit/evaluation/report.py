@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from .pairs import PROTOCOLS, given_away, moves
 from .results import ALONE, INTERVAL, LOWER, Row, tables
 
 _STYLE = """
-td { vertical-align: top; }
-td:first-child, th:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 17rem; }
+tbody th { background: none; font-weight: 400; vertical-align: top; text-align: left; white-space: nowrap; }
+tbody td:nth-child(n) { vertical-align: top; text-align: right; }
+thead th:first-child, tbody th[rowspan] { white-space: normal; overflow-wrap: anywhere; }
+thead th:first-child, tbody th[rowspan] { min-width: 8rem; max-width: 17rem; }
+tr.first th { border-top: 2px solid var(--line); }
 figure img { width: 100%; }
 small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
 table.suite th[colspan] { text-align: center; }
@@ -132,17 +136,24 @@ def _table(cells: list[list[str]], rows: Sequence[Row]) -> str:
         if not metric.startswith(("change", "CKA")) and not metric.endswith("shuffled")
     }
     lines = []
-    previous = None
-    for encoder, part, *values in cells[1:]:
+    starts = _starts([line[0] for line in cells[1:]])
+    for start, (encoder, part, *values) in zip(starts, cells[1:], strict=True):
         marks = [means.get((encoder, part, metric), "") == best.get(metric) for metric in cells[0][2:]]
-        name = _breakable(encoder) if encoder != previous else ""
         numbers = "".join(
             f"<td{' class=best' if mark else ''}>{value}</td>" for value, mark in zip(values, marks, strict=True)
         )
-        lines.append(f"<tr{' class=first' if name else ''}><td>{name}</td><td>{html.escape(part)}</td>{numbers}</tr>")
-        previous = encoder
+        lines.append(f"{start}<th>{html.escape(part)}</th>{numbers}</tr>")
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
     return f"<div class='wide'><table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _starts(encoders: Sequence[str]) -> list[str]:
+    """How the line of each part begins: the name of an encoder is in its first line, and spans all of them."""
+    starts = []
+    for encoder, group in itertools.groupby(encoders):
+        count = len(list(group))
+        starts += [f"<tr class=first><th rowspan={count}>{_breakable(encoder)}</th>", *["<tr>"] * (count - 1)]
+    return starts
 
 
 def _breakable(name: str) -> str:
@@ -182,9 +193,7 @@ def suite_table(rows: Sequence[Row]) -> str:
     head = f"<tr><th></th><th></th><th>mean</th>{top}</tr>"
     head += f"<tr><th>encoder</th><th>part</th><th>{protocols[0]}</th>{below}</tr>"
     body = []
-    previous = None
-    for line in lines:
-        encoder, part = line
+    for start, line in zip(_starts([encoder for encoder, _ in lines]), lines, strict=True):
         mean = f"{means[line]:.3f}" if line in means else ""
         is_best = (
             line in contenders and line in means and means[line] == max(means.get(other, -1e9) for other in contenders)
@@ -196,10 +205,7 @@ def suite_table(rows: Sequence[Row]) -> str:
             small = f"<br><small>{html.escape(spread)}</small>" if spread else ""
             mark = " class=best" if row and line in contenders and row.mean == best[cell] else ""
             numbers.append(f"<td{mark}>{value}{small}</td>")
-        name = _breakable(encoder) if encoder != previous else ""
-        start = " class=first" if name else ""
-        body.append(f"<tr{start}><td>{name}</td><td>{html.escape(part)}</td>{''.join(numbers)}</tr>")
-        previous = encoder
+        body.append(f"{start}<th>{html.escape(line[1])}</th>{''.join(numbers)}</tr>")
     return f"<div class='wide'><table class=suite><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
 
 

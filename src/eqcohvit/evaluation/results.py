@@ -122,7 +122,10 @@ def format_table(cells: list[list[str]]) -> str:
 
 
 def format_tables(rows: Sequence[Row], width: int = 80) -> str:
-    """All tables as text for a terminal, with at most `width` columns wherever one column of numbers fits."""
+    """All tables as text for a terminal, with at most `width` columns wherever one column of numbers fits.
+
+    A table has no line for a part without a number in its columns.
+    """
     texts = []
     for cells in tables(rows):
         names = [line[:2] for line in cells]
@@ -143,7 +146,8 @@ def _text_table(names: Sequence[list[str]], columns: Sequence[tuple[str, ...]]) 
     lower = [text.partition(", ")[2] for text in heading]
     lines = [upper, lower] if any(lower) else [upper]
     numbers = [list(line) for line in zip(*(column[1:] for column in columns), strict=True)]
-    for encoder, group in itertools.groupby(zip(names[1:], numbers, strict=True), key=lambda line: line[0][0]):
+    measured = [(name, own) for name, own in zip(names[1:], numbers, strict=True) if any(own)]
+    for encoder, group in itertools.groupby(measured, key=lambda line: line[0][0]):
         parts = [[part, *own] for (_, part), own in group]
         pieces = wrap(encoder, _NAME_WIDTH).split("\n")
         count = max(len(parts), len(pieces))

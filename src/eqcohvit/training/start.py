@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..files import (
-    CHECKPOINTS,
     CONFIG_FILE,
     MODEL_FOLDER,
     PROCESSOR_FILE,
@@ -26,6 +25,7 @@ from ..files import (
     first_line,
 )
 from ..hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
+from ..loading import is_run, nothing_saved
 from ..preprocessing import Preprocessing, read_preprocessing, side_of
 from .arguments import PretrainArguments
 from .checkpoint import list_checkpoints
@@ -108,7 +108,7 @@ def open_start(name: str) -> Start:
         ValueError: nothing of this kind was found, or its image size does not fit its patches.
     """
     folder = Path(name)
-    if (folder / SETTINGS_FILE).is_file() and (folder / CHECKPOINTS).is_dir():
+    if is_run(folder):
         folder = _newest_of_run(folder)
     source = str(folder) if folder.is_dir() else name
     if (folder / STATE_FILE).is_file():
@@ -130,10 +130,18 @@ def open_start(name: str) -> Start:
 
 def _newest_of_run(run: Path) -> Path:
     """The newest checkpoint of a run, which has the objective's heads; the model of a LoRA run, with merged
-    adapters."""
-    checkpoints = list_checkpoints(run)
-    is_lora = PretrainArguments.saved(run / SETTINGS_FILE).get("peft") is not None
-    return checkpoints[-1] if checkpoints and not is_lora else run / MODEL_FOLDER
+    adapters, and of a fine-tuning run.
+
+    Raises:
+        ValueError: the run has saved neither.
+    """
+    if (run / SETTINGS_FILE).is_file() and PretrainArguments.saved(run / SETTINGS_FILE).get("peft") is None:
+        checkpoints = list_checkpoints(run)
+        if checkpoints:
+            return checkpoints[-1]
+    if not (run / MODEL_FOLDER / CONFIG_FILE).is_file():
+        raise nothing_saved(run)
+    return run / MODEL_FOLDER
 
 
 def read_checkpoint_config(checkpoint: Path) -> EqCohViTConfig:

@@ -1,0 +1,99 @@
+"""What the split is good for (scripts/guides/uses.md): with the released model, and in the figures of the guide."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.tiny import SCRIPTS
+
+from eqcohvit.data import FolderSource
+from eqcohvit.evaluation.context import Evaluation
+from eqcohvit.evaluation.features import RANDOM
+from eqcohvit.evaluation.images import ProbeImages
+from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
+from eqcohvit.evaluation.pair_regression import PairData
+from eqcohvit.evaluation.r2_tasks import DrawsView, draws, regress
+from eqcohvit.evaluation.retrieval import found_itself
+from eqcohvit.transforms import make_path
+
+ROOT = SCRIPTS.parent
+NAME = "eqcohvit-micro-cifar10"
+NUM_FITTED, NUM_TESTED = 500, 300
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """Of the released model, on parts of the demo's paintings: other places and scales, half of them mirrored."""
+    folder = tmp_path_factory.mktemp("uses")
+    paintings = [Image.open(path).convert("RGB") for path in sorted((ROOT / "space_app" / "examples").glob("*.jpg"))]
+    draw = np.random.default_rng(0)
+    for index in range(NUM_FITTED + NUM_TESTED):
+        painting = paintings[index % len(paintings)]
+        side = draw.uniform(0.3, 0.9) * painting.width
+        left, top = draw.uniform(0, painting.width - side, 2)
+        part = painting.resize((91, 91), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else part
+        part.save(folder / f"{index:04}.png")
+    source = FolderSource(folder)
+    samples = ProbeImages(source, source, NUM_FITTED, NUM_TESTED)
+    models = [str(ROOT / "model_cards" / NAME)]
+    return Evaluation(models, lambda: samples, seeds=1, cache_dir=folder / "cache")
+
+
+def pairs(evaluation, images, transform):
+    """encoder, part -> features of the images (N, d), of their transformed versions (N, d), parameters (N, P)."""
+    found = evaluation.features(images, DrawsView(make_path(transform), "strict", 1))
+    which = [(NAME, "invariant"), (NAME, "equivariant"), (RANDOM, "backbone"), ("raw pixels", "pixels")]
+    drawn = {key: draws(found[key[0]], key[1], "last", "cls_mean", 1) for key in which}
+    return {key: (original, moved[0], parameters[0]) for key, (original, moved, parameters) in drawn.items()}
+
+
+def test_the_invariant_part_finds_a_turned_and_shifted_picture(evaluation):
+    found = pairs(evaluation, "test", "se2")
+    recall = {key: found_itself(*vectors[:2]).float().mean().item() for key, vectors in found.items()}
+    invariant = recall.pop((NAME, "invariant"))
+    assert invariant > max(recall.values()) + 0.02, (invariant, recall)
+
+
+def test_the_equivariant_part_reads_the_angle_and_the_invariant_part_does_not(evaluation):
+    fitted, tested = (pairs(evaluation, images, "rotation") for images in ("train", "test"))
+    r2 = {}
+    for key in ((NAME, "invariant"), (NAME, "equivariant"), (RANDOM, "backbone")):
+        x, y, angles = fitted[key]
+        test_x, test_y, test_angles = tested[key]
+        read = regress(PairData(x, y[None], angles[None], test_x, test_y[None]), num_seeds=1)["mlp"][0]
+        r2[key] = r2_per_parameter(read, test_angles.numpy())[0]
+    equivariant = r2.pop((NAME, "equivariant"))
+    assert equivariant > 0.4 and max(r2.values()) < equivariant - 0.25, (equivariant, r2)
+
+
+# ------------------------------------------------------------------------------------------------------------ the guide
+
+
+def table(title):
+    """Line -> the numbers in its cells, of the first table below a title of the guide."""
+    text = (ROOT / "scripts" / "guides" / "uses.md").read_text().split(f"## {title}")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    return {cells[0].strip("*"): [float(re.search(r"-?\d\.\d+", cell)[0]) for cell in cells[1:]] for cells in lines}
+
+
+def test_the_guide_s_figures_say_what_its_titles_say():
+    recall = table("Find the same picture after it was turned or shifted: the invariant part")
+    assert len(recall) == 5
+    for column in range(2):
+        assert max(recall, key=lambda name: recall[name][column]) == "invariant part"
+    pose = table("Read the pose: the equivariant part")
+    for column in range(2):
+        assert pose["equivariant part"][column] > pose["invariant part"][column] + 0.2
+        assert pose["equivariant part"][column] > pose["raw pixels"][column]
+
+
+def test_the_guide_s_pose_is_that_of_the_released_results():
+    results = json.loads((ROOT / "scripts" / "reproduction" / "released" / "results.json").read_text())
+    rows = [row for row in results["rows"] if row["metric"] == "R2 rotation, strict" and row["encoder"] == NAME]
+    measured = {row["part"]: round(sum(row["values"]) / len(row["values"]), 3) for row in rows}
+    pose = table("Read the pose: the equivariant part")
+    for name, part in (("equivariant part", "equivariant"), ("invariant part", "invariant"), ("backbone", "backbone")):
+        assert pose[name][0] == measured[part]
