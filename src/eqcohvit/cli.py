@@ -10,8 +10,7 @@ import ast
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -23,20 +22,12 @@ PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
 
 
-@dataclasses.dataclass(frozen=True)
-class Registry:
-    """The names in a registry of the package, which stand in one place: its dict literal or tuple."""
+def registered(folder: str, variable: str) -> tuple[str, ...]:
+    """The names in a registry of the package, a dict literal or a tuple, read from its source.
 
-    folder: str
-    variable: str
-
-    def names(self) -> tuple[str, ...]:
-        """The names, read from the source."""
-        return _registered(self.folder, self.variable)
-
-
-@cache
-def _registered(folder: str, variable: str) -> tuple[str, ...]:
+    Raises:
+        LookupError: there is none in the folder.
+    """
     for path in sorted((PACKAGE / folder).glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if variable not in text:
@@ -47,31 +38,51 @@ def _registered(folder: str, variable: str) -> tuple[str, ...]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if not any(isinstance(target, ast.Name) and target.id == variable for target in targets):
                 continue
-            items = getattr(node.value, "keys", None) or getattr(node.value, "elts", [])
-            return tuple(item.value for item in items)
+            items = getattr(node.value, "keys", None) or getattr(node.value, "elts", None)
+            if items:
+                return tuple(item.value for item in items)
     raise LookupError(f"no dict or tuple {variable} in {folder}")
 
 
-def setting(default: Any, text: str, choices: Sequence[str] | Registry | None = None, common: bool = False) -> Any:
+def setting(default: Any, text: str, choices: Sequence[str] = (), common: bool = False) -> Any:
     """A field of a dataclass of settings: a flag and a key of a recipe with the field's name.
 
     Args:
         default: `dataclasses.MISSING` if the setting must be given.
-        choices: allowed values, or the registry that has them.
+        choices: allowed values; none if all are.
         common: whether `--help` shows it first.
     """
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "common": common})
 
 
 def kind_of(field: dataclasses.Field) -> type:
-    """The type of a setting: bool, int, float or str."""
+    """The type of a setting, or of each value of a list: bool, int, float or str."""
     return next(kind for kind in (bool, int, float, str) if kind.__name__ in field.type)
+
+
+def is_list(field: dataclasses.Field) -> bool:
+    """Whether a setting takes several values."""
+    return str(field.type).startswith("list")
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
     """The values that a setting allows; empty if it allows any."""
-    choices = field.metadata["choices"] or ()
-    return choices.names() if isinstance(choices, Registry) else tuple(choices)
+    return tuple(field.metadata.get("choices", ()))
+
+
+def check_choices(settings: Any, registries: Mapping[str, Iterable[str]] | None = None) -> None:
+    """Raise a `ValueError` for the first setting that has a value it does not allow; None is always allowed.
+
+    Args:
+        registries: the allowed values of some settings, as they are now instead of as in the source.
+    """
+    for field in dataclasses.fields(settings):
+        known = tuple((registries or {}).get(field.name, choices_of(field)))
+        value = getattr(settings, field.name)
+        for item in value if isinstance(value, list) else [value]:
+            if known and item is not None and item not in known:
+                hint = did_you_mean(str(item), known)
+                raise ValueError(f"{field.name} must be one of {', '.join(known)}, got {item!r}{hint}")
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
@@ -93,16 +104,6 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
 def as_call(function: str, settings: dict[str, Any]) -> str:
     """A call of a function of the package as text."""
     return f"eqcohvit.{function}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
-
-
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    """The command line that gives these settings: a list becomes several values, and None or False leaves a default."""
-    flags = []
-    for name, value in settings.items():
-        if value is not None and value is not False:
-            values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
-            flags += [f"--{name}", *map(str, values)]
-    return flags
 
 
 def _initials(name: str) -> str:
@@ -171,14 +172,17 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[s
     """A flag for each field of a dataclass; flags that are not given leave no value.
 
     Args:
-        groups: title of the group that begins with each of these fields; fields marked as common come first.
+        groups: title of the group that begins with each of these fields, in the order of `--help`; fields marked as
+            common come first.
     """
     common = parser.add_argument_group("common settings")
+    made = {title: parser.add_argument_group(title) for title in dict.fromkeys(groups.values())}
     group: Any = parser
     for field in dataclasses.fields(settings):
         if field.name in groups:
-            group = parser.add_argument_group(groups[field.name])
-        add_setting(common if field.metadata["common"] else group, field)
+            group = made[groups[field.name]]
+        if "help" in field.metadata:
+            add_setting(common if field.metadata["common"] else group, field)
 
 
 def add_setting(group: Any, field: dataclasses.Field) -> None:
@@ -194,13 +198,14 @@ def add_setting(group: Any, field: dataclasses.Field) -> None:
         group.add_argument(f"--{field.name}", action=action, default=argparse.SUPPRESS, help=text)
         return
     is_required = field.default is dataclasses.MISSING
-    if field.default not in (None, "") and not is_required:
-        text += f" (default: {field.default})"
+    if field.default not in (None, "", ()) and not is_required:
+        default: Any = field.default
+        text += f" (default: {' '.join(default) if is_list(field) else default})"
     group.add_argument(
         f"--{field.name}",
         type=kind,
+        nargs="+" if is_list(field) else None,
         default=argparse.SUPPRESS,
-        choices=None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"],
         metavar=kind.__name__.upper(),
         required=is_required,
         help=text,

@@ -23,7 +23,7 @@ from ..training.signals import StopSignals, exit_code, leave
 
 _USAGE = "python -m eqcohvit.commands.finetune --task TASK --model MODEL [settings]"
 # Titles in --help, by the first setting below each.
-_GROUPS = {"head": "task", "dataset_name": "data", "per_device_train_batch_size": "training"}
+_GROUPS = {"image_size": "task", "dataset_name": "data", "per_device_train_batch_size": "training"}
 
 
 def parse(argv: list[str] | None = None) -> FinetuneArguments:

@@ -20,8 +20,9 @@ from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
 from ..evaluation.rows import Rows, row_errors
 from ..preprocessing import Preprocessing
+from . import DENSE_TASKS
 from .backbones import EncoderFolder, find_backbone
-from .options import TASK_HEADS, TaskOptions
+from .options import TaskOptions
 
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding more annotations would delay the first message too long
@@ -113,7 +114,7 @@ class DenseTask(ABC):
     @classmethod
     def choose_head(cls, options: TaskOptions) -> str:
         """The head that the options name, or the task's first."""
-        heads = TASK_HEADS[cls.name]
+        heads = DENSE_TASKS[cls.name].heads
         head = options.head or heads[0]
         if head not in heads:
             raise ValueError(f"head of {cls.name} must be one of {', '.join(heads)}, got {head}")

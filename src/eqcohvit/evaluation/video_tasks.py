@@ -23,18 +23,18 @@ def video_rows(evaluation: Evaluation, name: str) -> list[Row]:
     """Scores of label propagation for each part of the encoders, random weights, and the pixels of the patches."""
     task = VIDEO_TASKS[name]
     settings = evaluation.settings
-    split = settings["test_split"] or settings["dataset_split"]
-    files = settings["test_data_files"] or settings["data_files"]
-    rows = open_rows(settings["dataset_name"], settings["dataset_config_name"], split, files)
-    videos = read_videos(rows, settings["image_column"], settings["target_column"], settings["max_frames"])
+    split = settings.test_split or settings.dataset_split
+    files = settings.test_data_files or settings.data_files
+    rows = open_rows(settings.dataset_name, settings.dataset_config_name, split, files)
+    videos = read_videos(rows, settings.image_column, settings.target_column, settings.max_frames)
     encoders = [PatchEncoder(encoder) for encoder in evaluation.encoders if isinstance(encoder, ModelEncoder)]
-    propagation = PropagationSettings(settings["context_frames"], settings["radius"], settings["top_k"])
+    propagation = PropagationSettings(settings.context_frames, settings.radius, settings.top_k)
     controls = [PixelPatches(encoders[0].patch_size)]
     report = partial(print, file=sys.stderr, flush=True)
-    results = propagate_videos(task, [*encoders, *controls], videos, settings["frame_size"], propagation, report)
+    results = propagate_videos(task, [*encoders, *controls], videos, settings.frame_size, propagation, report)
     caption = f"{title_of(name)}: labels of the first part of {encoders[0].name} at four times. {task.protocol}."
     evaluation.figures.append(picture_figure(name, caption, PICTURE_TITLES, results.pictures))
-    protocol = {"task": name, "frame_size": settings["frame_size"], **vars(propagation)}
+    protocol = {"task": name, "frame_size": settings.frame_size, **vars(propagation)}
     return [
         Row(encoder, part, f"{title_of(name)} {metric}", [value], headline="recall" not in metric, settings=protocol)
         for (encoder, part), values in results.values.items()

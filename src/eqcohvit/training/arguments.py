@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import cli
-from ..cli import Registry, RunSettings, setting
+from ..cli import RunSettings, registered, setting
 from ..files import SETTINGS_FILE
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ class PretrainArguments(RunSettings):
 
     # Model; with init_from the checkpoint decides the sizes
     model_preset: str | None = setting(
-        "micro", "size of the ViT; larger for photographs on a GPU", Registry("hub", "PRESETS"), common=True
+        "micro", "size of the ViT; larger for photographs on a GPU", registered("hub", "PRESETS"), common=True
     )
-    backbone: str = setting("dinov2", "transformers model type of the ViT", Registry("hub", "FAMILIES"))
+    backbone: str = setting("dinov2", "transformers model type of the ViT", registered("hub", "FAMILIES"))
     image_size: int = setting(
         32, "side of the views in pixels; with your own images it follows from their size", common=True
     )
@@ -126,27 +126,26 @@ class PretrainArguments(RunSettings):
     # Views
     path: str = setting(
         "rotation",
-        "transformation of the second view: rotation, translation, se2, color_jitter, gaussian_blur, perspective, "
-        "zoom; join several with +",
+        f"transformation of the second view: {', '.join(registered('transforms', 'PATHS'))}; join several with +",
         common=True,
     )
     path_magnitude: float = setting(1.0, "scales the ranges of the path's parameters")
     augmentation: str = setting(
         "path_only",
         "base augmentation of both views; path_only is the paper's 'rot'",
-        Registry("transforms", "AUGMENTATIONS"),
+        registered("transforms", "AUGMENTATIONS"),
     )
     border: str = setting(
         "zeros",
         "fills the area outside a moved view: the rest of the photograph, black, or a mirror image",
-        Registry("transforms", "BORDERS"),
+        registered("transforms", "BORDERS"),
     )
     local_crops_number: int = setting(0, "number of small crops that only the student sees (ibot, dinov2)")
     local_crops_size: int = setting(16, "side of the local crops in pixels")
 
     # Objective
     objective: str = setting(
-        "vicreg", "SSL loss on the invariant part", Registry("objectives", "OBJECTIVES"), common=True
+        "vicreg", "SSL loss on the invariant part", registered("objectives", "OBJECTIVES"), common=True
     )
     recon_weight: float = setting(
         100.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline", common=True

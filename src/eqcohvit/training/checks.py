@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 
-from ..cli import did_you_mean
+from ..cli import check_choices
 from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
 from ..hub.configuration_eqcohvit import FAMILIES, PRESETS
 from ..objectives import OBJECTIVES
@@ -34,7 +33,7 @@ _REGISTRIES: dict[str, Iterable[str]] = {
 
 def check(args: PretrainArguments) -> None:
     """Raise a one-line `ValueError` for the first setting that cannot work."""
-    _check_choices(args)
+    check_choices(args, _REGISTRIES)
     if args.model_preset is not None or (args.init_from is None and args.resume_from_checkpoint is None):
         args.model_config()
     make_path(args.path, args.path_magnitude)
@@ -55,15 +54,6 @@ def check(args: PretrainArguments) -> None:
         raise ValueError("resident needs train_dir, dataset_name or data_files: embedded sprites never repeat")
     if args.push_to_hub and not args.hub_model_id:
         raise ValueError("push_to_hub needs hub_model_id, for example user/name")
-
-
-def _check_choices(args: PretrainArguments) -> None:
-    for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        known = _REGISTRIES.get(field.name, field.metadata["choices"])
-        if value is not None and known is not None and value not in known:
-            hint = did_you_mean(str(value), known)
-            raise ValueError(f"{field.name} must be one of {', '.join(known)}, got {value!r}{hint}")
 
 
 def _check_numbers(args: PretrainArguments) -> None:
