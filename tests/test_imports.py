@@ -34,7 +34,7 @@ LIBRARIES = {
     "hub": {"torch", "transformers", "huggingface_hub", "numpy", "PIL"},
     "transforms": {"torch"},
     "objectives": {"torch"},
-    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow"},
+    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow", "psutil"},
 }
 
 
