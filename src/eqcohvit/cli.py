@@ -9,6 +9,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,21 @@ def check_choices(settings: Any, registries: Mapping[str, Iterable[str]] | None 
                 raise ValueError(f"{field.name} must be one of {', '.join(known)}, got {item!r}{hint}")
 
 
+def check_numbers(settings: Any, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+    """Raise a `ValueError` for the first setting of type float that is not finite, or of `positive` that is not above
+    0, or of `not_negative` that is below; None is always allowed."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, got {value}")
+    for name in positive:
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    for name in not_negative:
+        if (value := getattr(settings, name)) is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+
+
 def did_you_mean(text: str, known: Iterable[str]) -> str:
     """A suggestion to append to an error message, or nothing: the nearest name, or all with these initials."""
     names = {name.lstrip("-"): name for name in known}
@@ -133,7 +149,7 @@ class RunSettings:
 
     @classmethod
     def of_run(cls, output_dir: str | Path) -> dict[str, Any]:
-        """The settings of the run in a folder, which `latest` goes on with; empty if it has not begun."""
+        """The settings of the run in a folder, which `latest` resumes; empty if it has not started."""
         path = Path(output_dir).expanduser() / cls.file_name
         settings = cls.saved(path) if path.is_file() else {}
         return {name: value for name, value in settings.items() if name not in ("output_dir", "resume_from_checkpoint")}

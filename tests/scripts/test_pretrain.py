@@ -54,7 +54,7 @@ def test_run_folder_holds_metrics_checkpoints_pictures_and_a_model(finished):
     assert terms <= set(metrics(finished)[0])
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-3", "step-6"]
     assert sorted(p.name for p in (finished / "samples").iterdir()) == ["step-3.png", "step-6.png"]
-    assert Image.open(finished / "samples" / "step-6.png").size == (6 * 116 + 4, 18 + 6 * 116 + 4)
+    assert Image.open(finished / "samples" / "step-6.png").size == (6 * 116 + 4, 20 + 6 * 116 + 4)
 
 
 def test_model_folder_loads_through_the_auto_classes(finished):

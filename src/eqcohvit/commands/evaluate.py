@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import CommandParser, add_settings, as_call, check_choices, check_names, registered
+from ..cli import CommandParser, add_settings, as_call, check_choices, check_names, check_numbers, registered
 from ..evaluation.settings import DENSE_TASKS, FROZEN_TASKS, VIDEO_TASKS, EvaluationSettings
 from ..files import message_of
 from ..training.output import safe_output
@@ -46,7 +46,10 @@ _GROUPS = {
     "dataset_name": "data",
     "label_column": "data",
 }
-_AT_LEAST_ONE = ("max_samples", "max_test_samples", "seeds", "k", "max_steps", "frame_size", "max_frames", "top_k")
+_POSITIVE = (
+    "max_samples max_test_samples seeds k temperature max_steps frame_size max_frames top_k image_size max_depth "
+    "depth_scale"
+)
 _NOT_NEGATIVE = ("cache_gb", "radius", "context_frames", "num_workers")
 
 
@@ -112,14 +115,7 @@ def _check(settings: EvaluationSettings) -> None:
 
     if not settings.model:
         raise ValueError("model is missing: give at least one folder or repository")
-    for name in _AT_LEAST_ONE:
-        if getattr(settings, name) is not None and getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    for name in _NOT_NEGATIVE:
-        if getattr(settings, name) < 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(settings, name)}")
-    if settings.temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {settings.temperature}")
+    check_numbers(settings, _POSITIVE.split(), _NOT_NEGATIVE)
     if settings.beside and not settings.suite:
         raise ValueError("beside needs a suite, so that all files have the same settings: give --suite r2")
     _check_columns(settings)

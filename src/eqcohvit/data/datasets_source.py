@@ -20,7 +20,7 @@ from .dataset_files import (
 )
 from .decode import one_line
 from .fingerprint import content_mark, digest, file_mark
-from .retry import ReadError, passes
+from .retry import ReadError, is_transient
 from .sources import ROWS_PER_VIRTUAL_SHARD, FolderSource, ImageSource, Record, Source, SpritesSource
 
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
@@ -181,7 +181,7 @@ class DatasetSource(ImageSource):
             for row, (payload, label) in enumerate(rows):
                 yield Record(shard << 32 | row, payload, label)
         except Exception as error:
-            if passes(error):
+            if is_transient(error):
                 raise
             place = f"{self.name}, shard {shard} of {self.num_shards}{self._broken()}"
             raise ReadError(f"cannot read {place}: {one_line(error, 400)}") from error

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from .decode import one_line
-from .retry import Patience, ReadError, passes
+from .retry import Patience, ReadError, is_transient
 from .sources import Record, Source
 
 MAX_GROUP_SHARDS = 8
@@ -234,6 +234,6 @@ def _read_shard(source: Source, shard: int, epoch: int) -> Iterator[Record]:
             raise
         except Exception as error:
             what = f"reading shard {shard} of {source.num_shards} of {source.name} from row {num_read} on"
-            if not passes(error):
+            if not is_transient(error):
                 raise ReadError(f"{what} failed: {one_line(error)}") from error
             patience.failed(what, error)

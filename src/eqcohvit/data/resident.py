@@ -63,7 +63,7 @@ class ResidentCanvases:
         return Chunk(canvases, sizes, chunk.meta, chunk.good, chunk.bad, torch.zeros_like(chunk.kept))
 
     def _keep(self, keys_labels: list[list[int]], canvases: torch.Tensor, sizes: torch.Tensor) -> None:
-        # Decoded again, while it was on its way here, or twice in a chunk: kept once.
+        # An image may come twice, in one chunk or in two that were handed out before it was kept.
         new = {key: index for index, (key, _) in enumerate(keys_labels) if key not in self._held}
         if self._is_full or not new:
             return
@@ -74,8 +74,8 @@ class ResidentCanvases:
             self._report(f"resident: no room for more than {kept} on {self.device}; the others are decoded each epoch")
             return
         rows = list(new.values())
-        copies = canvases[rows], sizes[rows]  # what comes from a worker lies in shared memory, of which there is little
-        for key, index, canvas, size in zip(new, rows, *copies, strict=True):
+        # Copies, because a worker's result is in shared memory, which is scarce.
+        for key, index, canvas, size in zip(new, rows, canvases[rows], sizes[rows], strict=True):
             self._held[key] = canvas, size, keys_labels[index][1]
 
 

@@ -20,7 +20,7 @@ from .decode import BadImage
 from .fingerprint import content_mark, digest
 from .order import MAX_GROUP_SHARDS, START, Order, in_order
 from .resident import ResidentCanvases
-from .retry import ReadError, passes
+from .retry import ReadError, is_transient
 from .sources import Source
 from .workers import EPOCH, KEY, Chunk, decoded, regroup
 
@@ -177,7 +177,7 @@ class CanvasStream:
                 f"max_bad_fraction={self.max_bad_fraction:g} allows; {self._bad_images.summary()}"
             )
         if first_pass_done and num_bad == num_seen:
-            raise TooManyBadImages(f"not one of {num_seen} images could be decoded; {self._bad_images.summary()}")
+            raise TooManyBadImages(f"none of {num_seen} images could be decoded; {self._bad_images.summary()}")
 
 
 def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0) -> None:
@@ -190,7 +190,7 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
     try:
         records = [sample.record for sample in islice(in_order(source), FIRST_ROWS)]
     except ReadError as error:
-        if not isinstance(error.__cause__, Exception) or passes(error.__cause__):
+        if not isinstance(error.__cause__, Exception) or is_transient(error.__cause__):
             raise
         raise ValueError(str(error)) from error
     if not records:
@@ -198,7 +198,7 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
     decoded = source.decode_batch([record.payload for record in records], canvas_size)
     if max_bad_fraction < 1 and all(isinstance(item, BadImage) for item in decoded):
         first = f"{printable(source.where(records[0]))}: {printable(str(decoded[0]))}"
-        raise ValueError(f"not one of the first {len(records)} images of {source.name} can be read; first: {first}")
+        raise ValueError(f"none of the first {len(records)} images of {source.name} can be read; first: {first}")
 
 
 def describe_data(source: Source) -> dict[str, Any]:

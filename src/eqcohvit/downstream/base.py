@@ -179,7 +179,7 @@ class DenseTask(ABC):
             with row_errors(what, index):
                 self.read_target(rows[index])
         if self.counted and not any(len(self.read_target(rows[index])[1]) for index in range(len(rows))):
-            raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an {self.counted}")
+            raise ValueError(f"the {what} rows are empty: none of {len(rows)} images has an {self.counted}")
 
     def save(self, folder: Path) -> None:
         """Write the task into a model folder."""

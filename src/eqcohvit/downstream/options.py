@@ -6,7 +6,7 @@ import os
 from dataclasses import MISSING, dataclass
 from typing import ClassVar
 
-from ..cli import RunSettings, check_choices, setting
+from ..cli import RunSettings, check_choices, check_numbers, setting
 from ..evaluation.settings import AnnotationSettings, DataSettings
 from ..files import FINETUNE_SETTINGS_FILE
 from ..training.arguments import PRECISIONS
@@ -14,7 +14,7 @@ from . import DENSE_TASKS
 
 TRAINABLE = ("head", "all", "lora")
 _HEADS = "; ".join(f"{name}: {', '.join(task.heads)}" for name, task in DENSE_TASKS.items())
-_POSITIVE = ("max_steps", "learning_rate", "lora_rank", "logging_steps", "save_steps")
+_POSITIVE = ("max_steps", "learning_rate", "lora_rank", "logging_steps", "save_steps", "max_test_samples")
 _NOT_NEGATIVE = ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers")
 
 
@@ -65,17 +65,10 @@ class FinetuneArguments(TaskOptions, DataSettings, RunSettings):
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
         check_choices(self)
-        for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_numbers(self, _POSITIVE, _NOT_NEGATIVE)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
         if self.per_device_train_batch_size < 2:
             size = self.per_device_train_batch_size
             reason = "because heads have batch norms"
             raise ValueError(f"per_device_train_batch_size must be at least 2, {reason}, got {size}")
-        if self.max_test_samples is not None and self.max_test_samples < 1:
-            raise ValueError(f"max_test_samples must be at least 1, got {self.max_test_samples}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import torch
 
-from ..evaluation.pictures import save_sheet
+from ..evaluation.pictures import save_sheet, with_height
 from ..evaluation.results import format_table, versions, write_results
 from ..evaluation.rows import Rows, open_train_and_test
 from ..files import MODEL_FOLDER, RESULTS_FILE
@@ -96,6 +96,7 @@ def picture_drawer(task: DenseTask, test_rows: Rows, output_dir: Path) -> Callab
 
     def draw(step: int, model: torch.nn.Module) -> None:
         _, pictures = evaluate_task(task, model, shown)
-        save_sheet(output_dir / "pictures" / f"step-{step}.png", task.picture_titles, pictures)
+        rows = [[with_height(picture) for picture in row] for row in pictures]
+        save_sheet(output_dir / "pictures" / f"step-{step}.png", task.picture_titles, rows)
 
     return draw

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .context import Evaluation, ReportFigure
 from .features import ModelEncoder
-from .pictures import make_sheet
+from .pictures import make_sheet, with_height
 from .propagation import PropagationSettings
 from .results import Row
 from .rows import open_rows
@@ -53,7 +53,7 @@ def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: l
     def draw() -> Any:
         from matplotlib.figure import Figure as Canvas
 
-        pixels = np.asarray(make_sheet(titles, pictures))
+        pixels = np.asarray(make_sheet(titles, [[with_height(picture) for picture in row] for row in pictures]))
         canvas = Canvas(figsize=(pixels.shape[1] / 100, pixels.shape[0] / 100), dpi=100)
         axis = canvas.add_axes((0, 0, 1, 1))
         axis.imshow(pixels)

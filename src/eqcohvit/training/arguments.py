@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import cli
 from ..cli import RunSettings, registered, setting
-from ..files import SETTINGS_FILE
+from ..files import LOCAL_DATA_SETTINGS, OWN_SETTINGS, SETTINGS_FILE
 
 if TYPE_CHECKING:
     from ..hub.configuration_eqcohvit import EqCohViTConfig
@@ -35,7 +35,7 @@ _GROUPS = {
     "max_steps": "optimization",
     "output_dir": "run",
 }
-# A checkpoint knows which images its run reads, so that they may lie elsewhere when it is resumed.
+# A checkpoint knows which images its run reads, so they may be elsewhere when it is resumed.
 _MAY_CHANGE_ON_RESUME = (
     "dataset_name data_files train_dir knn_guard_data_files resume_from_checkpoint output_dir max_steps "
     "dataloader_num_workers logging_steps save_steps save_total_limit keep_every_steps sample_steps report_to "
@@ -281,22 +281,10 @@ class PretrainArguments(RunSettings):
     # ------------------------------------------------------------------------------------------------------- written
     def shareable(self) -> dict[str, Any]:
         """All settings except paths on this machine and decisions of this run's owner."""
-        private = {
-            "output_dir",
-            "resume_from_checkpoint",
-            "report_to",
-            "push_to_hub",
-            "push_training_state",
-            "hub_model_id",
-        }
-        private |= {"train_dir", "data_files", "knn_guard_data_files"} & {
-            name for name, value in self.to_dict().items() if value is not None
-        }
-        for name in ("dataset_name", "init_from"):
-            place = getattr(self, name)
-            if place is not None and Path(place).exists():
-                private.add(name)
-        return {name: value for name, value in self.to_dict().items() if name not in private}
+        settings = self.to_dict()
+        private = {*OWN_SETTINGS, *(name for name in LOCAL_DATA_SETTINGS if settings[name] is not None)}
+        private |= {name for name in ("dataset_name", "init_from") if settings[name] and Path(settings[name]).exists()}
+        return {name: value for name, value in settings.items() if name not in private}
 
 
 def read_arguments(argv: Sequence[str] | None = None, usage: str = "pretrain", text: str = "") -> PretrainArguments:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-from ..cli import check_choices
+from ..cli import check_choices, check_numbers
 from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
 from ..hub.configuration_eqcohvit import FAMILIES, PRESETS
 from ..objectives import OBJECTIVES
@@ -19,7 +18,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "recon_weight layerscale_value warmup_steps head_warmup_steps weight_decay min_learning_rate "
-    "dataloader_num_workers keep_every_steps knn_guard_steps probe_samples local_crops_number"
+    "dataloader_num_workers keep_every_steps knn_guard_steps probe_samples local_crops_number weight_decay_end"
 )
 _SHARES = "max_bad_fraction drop_path_rate knn_guard_drop invariant_rank_start"
 _REGISTRIES: dict[str, Iterable[str]] = {
@@ -57,20 +56,10 @@ def check(args: PretrainArguments) -> None:
 
 
 def _check_numbers(args: PretrainArguments) -> None:
-    for name, value in args.to_dict().items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}")
-    for name in _POSITIVE.split():
-        if getattr(args, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(args, name)}")
-    for name in _NOT_NEGATIVE.split():
-        if getattr(args, name) < 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
+    check_numbers(args, _POSITIVE.split(), _NOT_NEGATIVE.split())
     for name in _SHARES.split():
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {getattr(args, name)}")
-    if args.weight_decay_end is not None and args.weight_decay_end < 0:
-        raise ValueError(f"weight_decay_end must not be negative, got {args.weight_decay_end}")
     if args.invariant_rank < 0:
         raise ValueError(f"invariant_rank must not be negative, got {args.invariant_rank}; 0 turns the separation off")
     if not 0 < args.layer_decay <= 1:
