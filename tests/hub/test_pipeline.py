@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.hub.hub_tools import seeded, tiny_config
+from tests.tiny import png
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -61,12 +62,6 @@ def server(tmp_path_factory, photo):
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_address[1]}"
         running.shutdown()
-
-
-def png(photo):
-    buffer = io.BytesIO()
-    photo.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 KINDS = ["path", "str", "url", "pil", "hwc", "chw", "tensor", "float", "base64", "data-url", "bytes", "rgba", "exif"]

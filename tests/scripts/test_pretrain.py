@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (
-    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} --patch_size 4 "
     "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 "
     "--sample_steps 3 --probe_samples 0"
 ).split()

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
+from .base import Objective, ObjectiveInputs, ObjectiveOptions, ObjectiveSizes
 from .distributed import gather
 from .functional import covariance_penalty, variance_penalty
 from .heads import projector
 
 
 @dataclass(frozen=True)
-class SIEOptions(NoOptions):
+class SIEOptions(ObjectiveOptions):
     """The weights of that command; its `--equi-factor 0.45` (the default there is 4.5) is a factor on the weight of the
     invariance.
 

@@ -16,7 +16,7 @@ from ..files import LOCAL_DATA_SETTINGS, OWN_SETTINGS, SETTINGS_FILE
 
 if TYPE_CHECKING:
     from ..hub.configuration_eqcohvit import EqCohViTConfig
-    from ..objectives import NoOptions
+    from ..objectives import ObjectiveOptions
     from ..transforms import BlockMasking, MultiCrop
 
 Completion = Callable[[dict[str, Any], set[str]], dict[str, Any]]
@@ -248,7 +248,7 @@ class PretrainArguments(RunSettings):
 
         return training_canvas_size(self.augmentation, self.image_size, self.multi_crop())
 
-    def parsed_objective_options(self) -> NoOptions:
+    def parsed_objective_options(self) -> ObjectiveOptions:
         """The options of the chosen objective, as its dataclass."""
         from ..objectives import OBJECTIVES, parse_options
 
