@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqcohvit.cli import CommandParser
+from eqcohvit.cli import CommandParser, exit_code_of
 from eqcohvit.files import first_line
 
 if TYPE_CHECKING:
@@ -340,8 +340,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(lambda: main(parse())))

@@ -11,7 +11,9 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -314,6 +316,28 @@ def settings_of_command(settings: type, parser: argparse.ArgumentParser, argv: S
         raise SystemExit(0)
     recipe = flags.pop("config")
     return (load_recipe(recipe, settings) if recipe else {}) | flags
+
+
+def typed(module: str, argv: Sequence[str] | None) -> str:
+    """The command line of a module of ours as text; `argv` is None for what this process was started with."""
+    return shlex.join(["python", "-m", f"eqcohvit.commands.{module}", *(sys.argv[1:] if argv is None else argv)])
+
+
+def exit_code_of(function: Callable[[], Any], *failures: type[Exception]) -> int:
+    """Run a function, print what went wrong in one line, and return the exit code.
+
+    It is 2 for bad input (`ValueError`, or a file that does not exist), and 1 for an error of the network, of the disk,
+    or of the kinds `failures`.
+    """
+    try:
+        function()
+        return 0
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
+        return 2
+    except (OSError, *failures) as error:
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
+        return 1
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

@@ -18,15 +18,23 @@ an evaluation is quick, about a minute for a model on a laptop; --full takes lon
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import CommandParser, add_settings, as_call, check_choices, check_names, check_numbers, registered
+from ..cli import (
+    CommandParser,
+    add_settings,
+    as_call,
+    check_choices,
+    check_names,
+    check_numbers,
+    exit_code_of,
+    registered,
+    typed,
+)
 from ..evaluation.settings import DENSE_TASKS, FROZEN_TASKS, VIDEO_TASKS, EvaluationSettings
-from ..files import message_of
 from ..training.output import safe_output
 
 if TYPE_CHECKING:
@@ -198,16 +206,8 @@ def cli(argv: list[str] | None = None) -> int:
 
     The exit code is 2 for bad input, 1 if data cannot be read, and 130 after an interruption.
     """
-    command = shlex.join(["python", "-m", "eqcohvit.commands.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
-        run(parse(argv), command)
-        return 0
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
-        return 2
-    except OSError as error:  # of the network or the disk
-        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
-        return 1
+        return exit_code_of(lambda: run(parse(argv), typed("evaluate", argv)))
     except KeyboardInterrupt:
         print("interrupted: finished features are kept, and the same command continues from there", file=sys.stderr)
         return 130

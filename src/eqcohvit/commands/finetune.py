@@ -13,11 +13,9 @@ control: the same run on the same backbone without its pretraining.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import NoReturn
 
-from ..cli import CommandParser, add_settings
+from ..cli import CommandParser, add_settings, typed
 from ..downstream.options import FinetuneArguments
 from ..training.signals import StopSignals, exit_code, leave
 
@@ -47,8 +45,7 @@ def _run(argv: list[str] | None, stop: StopSignals) -> None:
     from ..registration import register
 
     register()
-    command = shlex.join(["python", "-m", "eqcohvit.commands.finetune", *(sys.argv[1:] if argv is None else argv)])
-    finetune(args, stop, command)
+    finetune(args, stop, typed("finetune", argv))
 
 
 def cli(argv: list[str] | None = None) -> int:
