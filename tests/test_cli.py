@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from eqcohvit.cli import check_choices, check_numbers, did_you_mean, exit_code_of, setting
+from eqcohvit.cli import check_choices, check_numbers, did_you_mean, exit_code_of, given_settings, setting
 
 FLAGS = ["--help", "--learning_rate", "--lora_rank", "--max_steps"]
 
@@ -34,6 +34,12 @@ def test_the_first_number_or_choice_that_cannot_work_is_named():
     with pytest.raises(ValueError, match="kinds must be one of round, square, got 'squar'; did you mean 'square'?"):
         check_choices(Settings(kinds=["round", "squar"]))
     check_choices(Settings(kinds=["flat"]), {"kinds": {"flat": 1}})  # a registry as it is now
+
+
+def test_settings_of_a_python_caller_have_paths_as_text_and_no_unknown_names(tmp_path):
+    assert given_settings({"kinds": tmp_path, "rate": None}, Settings) == {"kinds": str(tmp_path)}
+    with pytest.raises(ValueError, match="unknown setting 'kind'; did you mean 'kinds'?"):
+        given_settings({"kind": 1}, Settings)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import os
 import re
 import shlex
 import sys
@@ -111,12 +112,18 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
-def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a `ValueError` for the first name that is not among the known settings."""
-    known = tuple(known)
-    for name in names:
+def given_settings(values: Mapping[str, Any], settings: type) -> dict[str, Any]:
+    """The settings that a Python caller gives, with paths as text; None leaves a default.
+
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    known = [field.name for field in dataclasses.fields(settings) if "help" in field.metadata]
+    for name in values:
         if name not in known:
             raise ValueError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
 
 
 def as_call(function: str, settings: dict[str, Any]) -> str:

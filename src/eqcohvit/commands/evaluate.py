@@ -28,9 +28,9 @@ from ..cli import (
     add_settings,
     as_call,
     check_choices,
-    check_names,
     check_numbers,
     exit_code_of,
+    given_settings,
     registered,
     typed,
 )
@@ -195,8 +195,7 @@ def run(settings: EvaluationSettings, command: str) -> list[Row]:
 
 def evaluate_from_python(**settings: Any) -> list[Row]:
     """What `eqcohvit.evaluate` does."""
-    check_names(settings, EvaluationSettings.__dataclass_fields__)
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = given_settings(settings, EvaluationSettings)
     return run(completed(EvaluationSettings(**given), given), as_call("evaluate", settings))
 
 

@@ -62,10 +62,8 @@ def _run_or_fail(argv: list[str] | None, stop: StopSignals) -> None:
 
 def pretrain_from_python(config: str | None = None, **settings: Any) -> Path:
     """What `eqcohvit.pretrain` does."""
-    settings_cli.check_names(settings, PretrainArguments.__dataclass_fields__)
-    values = settings_cli.load_recipe(config, PretrainArguments) if config else {}
-    values |= {name: value for name, value in settings.items() if value is not None}
-    values |= {name: os.fspath(value) for name, value in values.items() if isinstance(value, os.PathLike)}
+    given = settings_cli.given_settings(settings, PretrainArguments)
+    values = (settings_cli.load_recipe(config, PretrainArguments) if config else {}) | given
     args = PretrainArguments(**values)
     args.given = frozenset(values)
     command = settings_cli.as_call("pretrain", {"config": config, **values} if config else values)
