@@ -65,6 +65,5 @@ def picture_figure(name: str, caption: str, titles: tuple[str, ...], pictures: l
 
 # Task -> function of an `Evaluation` that returns rows.
 VIDEO_ROWS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    "video_segmentation": partial(video_rows, name="video_segmentation"),
-    "part_propagation": partial(video_rows, name="part_propagation"),
+    name: partial(video_rows, name=name) for name in VIDEO_TASKS
 }
