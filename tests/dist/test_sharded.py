@@ -45,7 +45,7 @@ def farthest(one, two):
     makes whole steps."""
     one, two = load_file(one), load_file(two)
     assert one.keys() == two.keys()
-    # Before a softmax or a batch normalisation.
+    # Before a softmax or a batch normalization.
     blind = ("key.bias", "k_proj.bias", "feature_head.bias", "backbone.layernorm.bias")
     parts = {
         name: (one[name].double() - two[name].double()).abs().max().item() for name in one if not name.endswith(blind)

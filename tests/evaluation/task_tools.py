@@ -23,7 +23,7 @@ class Encoder:
 
 
 def rings(images):
-    """Means over three rings about the centre: nothing in them changes when the image turns."""
+    """Means over three rings about the center: nothing in them changes when the image turns."""
     axis = (torch.arange(16) - 7.5) / 8
     radius = torch.hypot(axis[:, None], axis[None, :])
     masks = torch.stack([(radius >= low) & (radius < low + 0.3) for low in (0.0, 0.3, 0.6)]).float().flatten(1)
