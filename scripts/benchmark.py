@@ -21,13 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqcohvit.cli import CommandParser, Registry
+from eqcohvit.cli import CommandParser, registered
 from eqcohvit.training.output import safe_output
 
 if TYPE_CHECKING:
     from benchmarks.measure import Result
 
-_SUITES = Registry(str(Path(__file__).parent / "benchmarks"), "SUITES")
+_SUITES = registered(str(Path(__file__).parent / "benchmarks"), "SUITES")
 
 
 def make_table(results: list[Result], stored: dict[tuple[str, str], dict[str, float]] | None = None) -> str:
@@ -66,7 +66,7 @@ def read_stored(path: str) -> dict[tuple[str, str], dict[str, float]]:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__, "python scripts/benchmark.py --suite SUITE [SUITE ...] [settings]")
-    parser.add_argument("--suite", nargs="+", required=True, choices=[*_SUITES.names(), "all"], help="what to measure")
+    parser.add_argument("--suite", nargs="+", required=True, choices=[*_SUITES, "all"], help="what to measure")
     parser.add_argument(
         "--quick", action="store_true", help="smaller cases and fewer rounds: each suite within 60 s on two CPU cores"
     )

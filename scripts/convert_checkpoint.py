@@ -18,17 +18,17 @@ import json
 import pickle
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eqcohvit.cli import CommandParser
+from eqcohvit.cli import CommandParser, exit_code_of
 from eqcohvit.files import first_line
 
 if TYPE_CHECKING:
     from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
     from eqcohvit.preprocessing import Preprocessing
     from eqcohvit.training.start import Weights
-    from eqcohvit.training.start_weights import Entry
 
 # ------------------------------------------------------------------------------------------------ official state dicts
 # Source key without the number of the block -> target keys; several targets share the rows of the source equally.
@@ -125,10 +125,18 @@ def guess_layout(weights: Weights) -> str:
     return "dinov2" if "pos_embed" in weights else "dinov3"  # DINOv3 has rotary positions
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What happened to one key of the source, or where one key of the target came from."""
+
+    action: str  # "copied", "split", "dropped" or "new"
+    source: str | None
+    targets: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
 def map_official(weights: Weights, layout: str) -> tuple[Weights, list[Entry]]:
     """The tensors with the backbone's own names, and the report."""
-    from eqcohvit.training.start_weights import Entry
-
     stem, block, layers = _LAYOUTS[layout]
     mapped: Weights = {}
     report = []
@@ -225,8 +233,8 @@ def convert(
     """The EqCohViT model with the source's backbone, the report, and the preprocessing of the source."""
     from eqcohvit.hub.configuration_eqcohvit import EqCohViTConfig
     from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
-    from eqcohvit.preprocessing import Preprocessing
-    from eqcohvit.training.start_weights import Entry, fill, read_transformers
+    from eqcohvit.preprocessing import Preprocessing, read_preprocessing
+    from eqcohvit.training.start_weights import backbone_weights, fill, load_vit
 
     preprocessing = None
     if Path(source).is_file():
@@ -240,16 +248,32 @@ def convert(
         backbone = official_config(official, layout, num_heads)
         weights, report = map_official(official, layout)
     else:
-        backbone, weights, report, preprocessing = read_transformers(source)
+        vit, unexpected = load_vit(source)
+        backbone = vit.config.to_dict()
+        weights = backbone_weights(vit)
+        report = [Entry("dropped", key, (), ()) for key in unexpected]
+        for key, tensor in vit.state_dict().items():
+            report.append(Entry("copied", key, (key,), tuple(tensor.shape)))
+        preprocessing = read_preprocessing(source, vit.config)
     model = EqCohViTForPreTraining(EqCohViTConfig(backbone_config=backbone, **head))
-    fill(model.eqcohvit.backbone, weights, source, report)
-    prefix = "eqcohvit.backbone."
-    report += [
-        Entry("new", None, (key,), tuple(t.shape))
-        for key, t in model.state_dict().items()
-        if not key.startswith(prefix)
+    fill(model.eqcohvit.backbone, weights, source)
+    return (
+        model.eval(),
+        complete(report, weights, model),
+        preprocessing or Preprocessing(model.config.square_image_size),
+    )
+
+
+def complete(report: list[Entry], weights: Weights, model: EqCohViTForPreTraining) -> list[Entry]:
+    """The report with what has no place in the model as dropped, and with the tensors that are new."""
+    own = model.eqcohvit.backbone.state_dict()
+    entries = [
+        entry if set(entry.targets) <= own.keys() else dataclasses.replace(entry, action="dropped", targets=())
+        for entry in report
     ]
-    return model.eval(), report, preprocessing or Preprocessing(model.config.square_image_size)
+    new = {key: tensor for key, tensor in own.items() if key not in weights}
+    new |= {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("eqcohvit.backbone.")}
+    return entries + [Entry("new", None, (key,), tuple(tensor.shape)) for key, tensor in new.items()]
 
 
 def format_report(report: list[Entry]) -> str:
@@ -316,8 +340,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code_of(lambda: main(parse())))

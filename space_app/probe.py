@@ -46,7 +46,7 @@ class Probe:
     """One network for each part and kind of border.
 
     Args:
-        tensors: by "border.part.name": weights of the network, mean and std of its inputs, and the part's centre.
+        tensors: by "border.part.name": weights of the network, mean and std of its inputs, and the part's center.
         limits: (P, 2) of the parameters; read-outs stay between them.
         r2: by "border.part", of each parameter, on the example pictures, which no network was fitted on.
         error: the mean absolute error likewise, in units of the path.

@@ -98,7 +98,7 @@ class RunServer:
         """Start a run of one or several processes; `record` is a folder that all lives of a run share.
 
         `environment`: further variables, such as `SHARDED`.
-        `stall`: say "stalled" and wait for ever, before the batch of this number, or instead of writing a "checkpoint".
+        `stall`: say "stalled" and wait forever, before the batch of this number, or instead of writing a "checkpoint".
         """
         record.mkdir(parents=True, exist_ok=True)
         common = environment or {}

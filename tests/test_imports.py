@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"hub"},  # the one reader of images travels with the checkpoints
     "html_page": set(),
     "cli": {"files"},
-    "evaluation": {"hub", "transforms", "data", "loading", "files", "preprocessing", "html_page"},
+    "evaluation": {"hub", "transforms", "data", "loading", "files", "preprocessing", "html_page", "cli"},
     "publish": {"hub", "evaluation", "loading", "files", "preprocessing"},
     "training": {
         *("files", "cli", "html_page", "hub", "loading", "preprocessing", "objectives", "transforms", "data"),
@@ -34,7 +34,7 @@ LIBRARIES = {
     "hub": {"torch", "transformers", "huggingface_hub", "numpy", "PIL"},
     "transforms": {"torch"},
     "objectives": {"torch"},
-    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow"},
+    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow", "psutil"},
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import SCRIPTS, load_script
+from tests.tiny import SIZES
 from transformers import AutoModel, AutoModelForPreTraining, Dinov2Config, Dinov2Model, pipeline
 
 from eqcohvit import EqCohViTForPreTraining
@@ -18,7 +19,7 @@ from eqcohvit.publish.upload import push_hub_folder
 from eqcohvit.training import pretrain as pretrain_loop
 
 SMALL = (
-    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} --patch_size 4 "
     "--objective ibot --per_device_train_batch_size 4 --max_steps 2 --warmup_steps 1 --logging_steps 1 --save_steps 1 "
     "--sample_steps 9 --probe_samples 0 "
     "--objective_options num_prototypes=16"

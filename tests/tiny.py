@@ -2,17 +2,27 @@
 
 import importlib
 import importlib.util
+import io
 import sys
 from pathlib import Path
 from types import ModuleType
 
+from PIL import Image
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 COMMANDS = ("pretrain", "evaluate", "finetune", "push_to_hub")
-# A run of seconds on a CPU: a tiny model on views of 16 pixels; the number of steps is the test's.
-TINY = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
-    "--per_device_train_batch_size 4 --warmup_steps 2 --probe_samples 0"
-).split()
+# A tiny model on views of 16 pixels.
+SIZES = "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16"
+# A run of seconds on a CPU; the number of steps is the test's.
+TINY = f"{SIZES} --per_device_train_batch_size 4 --warmup_steps 2 --probe_samples 0".split()
+TWO_PROCESSES = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as the content of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def load_script(name: str) -> ModuleType:

@@ -54,7 +54,7 @@ def _augment(image: Image.Image, view: ViewParameters, size: int) -> Image.Image
         operations = (_brightness, _contrast, _saturation, _turn_hue)
         for operation in view.order[0].tolist():
             out = operations[operation](out, factors[operation])
-    if view.grey.item():
+    if view.gray.item():
         out = out.convert("L").convert("RGB")
     if view.sigma.item() > 0:
         out = out.filter(ImageFilter.GaussianBlur(view.sigma.item()))

@@ -302,20 +302,21 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
         ValueError: the results of tables A to C were measured with different versions of the protocol.
     """
     results = Results(folder)
-    names = dict.fromkeys(run.name for name in "ABC" if name in tables for run in TABLES[name])
+    chosen = [name for name in "ABC" if name in tables]
+    names = dict.fromkeys(run.name for name in chosen for run in TABLES[name])
     check_same_version((name, found) for name in names for found in results.read(name))
-    sections: list[str] = []
-    for name in (name for name in "ABC" if name in tables):
-        runs = [run for run in TABLES[name] if results.read(run.name)]
-        missing = [run.label for run in TABLES[name] if run not in runs]
-        if name == "A" and runs:
-            sections += _table_a(results, runs)
-        elif name != "A" and len(runs) > 1:  # more than the run that the others vary
-            sections += _ablation(results, name, _ABLATIONS[name], runs)
-        else:
-            continue
-        if missing:
-            sections.append(f"Not run: {', '.join(missing)}.")
+    sections = [section for name in chosen for section in _sections(results, name)]
     if "D" in tables:
         sections += _table_d(results)
     return "\n\n".join(sections) + "\n"
+
+
+def _sections(results: Results, name: str) -> list[str]:
+    """Table A, B or C; empty if it has no numbers of its own."""
+    runs = [run for run in TABLES[name] if results.read(run.name)]
+    least = 1 if name == "A" else 2  # one of B and C is the run that the others vary
+    if len(runs) < least:
+        return []
+    sections = _table_a(results, runs) if name == "A" else _ablation(results, name, _ABLATIONS[name], runs)
+    missing = [run.label for run in TABLES[name] if run not in runs]
+    return [*sections, f"Not run: {', '.join(missing)}."] if missing else sections

@@ -9,9 +9,12 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import math
+import os
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -23,20 +26,12 @@ PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
 
 
-@dataclasses.dataclass(frozen=True)
-class Registry:
-    """The names in a registry of the package, which stand in one place: its dict literal or tuple."""
+def registered(folder: str, variable: str) -> tuple[str, ...]:
+    """The names in a registry of the package, a dict literal or a tuple, read from its source.
 
-    folder: str
-    variable: str
-
-    def names(self) -> tuple[str, ...]:
-        """The names, read from the source."""
-        return _registered(self.folder, self.variable)
-
-
-@cache
-def _registered(folder: str, variable: str) -> tuple[str, ...]:
+    Raises:
+        LookupError: there is none in the folder.
+    """
     for path in sorted((PACKAGE / folder).glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if variable not in text:
@@ -47,31 +42,66 @@ def _registered(folder: str, variable: str) -> tuple[str, ...]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if not any(isinstance(target, ast.Name) and target.id == variable for target in targets):
                 continue
-            items = getattr(node.value, "keys", None) or getattr(node.value, "elts", [])
-            return tuple(item.value for item in items)
+            items = getattr(node.value, "keys", None) or getattr(node.value, "elts", None)
+            if items:
+                return tuple(item.value for item in items)
     raise LookupError(f"no dict or tuple {variable} in {folder}")
 
 
-def setting(default: Any, text: str, choices: Sequence[str] | Registry | None = None, common: bool = False) -> Any:
+def setting(default: Any, text: str, choices: Sequence[str] = (), common: bool = False) -> Any:
     """A field of a dataclass of settings: a flag and a key of a recipe with the field's name.
 
     Args:
         default: `dataclasses.MISSING` if the setting must be given.
-        choices: allowed values, or the registry that has them.
+        choices: allowed values; none if all are.
         common: whether `--help` shows it first.
     """
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "common": common})
 
 
 def kind_of(field: dataclasses.Field) -> type:
-    """The type of a setting: bool, int, float or str."""
+    """The type of a setting, or of each value of a list: bool, int, float or str."""
     return next(kind for kind in (bool, int, float, str) if kind.__name__ in field.type)
+
+
+def is_list(field: dataclasses.Field) -> bool:
+    """Whether a setting takes several values."""
+    return str(field.type).startswith("list")
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
     """The values that a setting allows; empty if it allows any."""
-    choices = field.metadata["choices"] or ()
-    return choices.names() if isinstance(choices, Registry) else tuple(choices)
+    return tuple(field.metadata.get("choices", ()))
+
+
+def check_choices(settings: Any, registries: Mapping[str, Iterable[str]] | None = None) -> None:
+    """Raise a `ValueError` for the first setting that has a value it does not allow; None is always allowed.
+
+    Args:
+        registries: the allowed values of some settings, as they are now instead of as in the source.
+    """
+    for field in dataclasses.fields(settings):
+        known = tuple((registries or {}).get(field.name, choices_of(field)))
+        value = getattr(settings, field.name)
+        for item in value if isinstance(value, list) else [value]:
+            if known and item is not None and item not in known:
+                hint = did_you_mean(str(item), known)
+                raise ValueError(f"{field.name} must be one of {', '.join(known)}, got {item!r}{hint}")
+
+
+def check_numbers(settings: Any, positive: Iterable[str] = (), not_negative: Iterable[str] = ()) -> None:
+    """Raise a `ValueError` for the first setting of type float that is not finite, or of `positive` that is not above
+    0, or of `not_negative` that is below; None is always allowed."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, got {value}")
+    for name in positive:
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    for name in not_negative:
+        if (value := getattr(settings, name)) is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
@@ -82,27 +112,23 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(names[name]) for name in near)}?" if near else ""
 
 
-def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a `ValueError` for the first name that is not among the known settings."""
-    known = tuple(known)
-    for name in names:
+def given_settings(values: Mapping[str, Any], settings: type) -> dict[str, Any]:
+    """The settings that a Python caller gives, with paths as text; None leaves a default.
+
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    known = [field.name for field in dataclasses.fields(settings) if "help" in field.metadata]
+    for name in values:
         if name not in known:
             raise ValueError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
 
 
 def as_call(function: str, settings: dict[str, Any]) -> str:
     """A call of a function of the package as text."""
     return f"eqcohvit.{function}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
-
-
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    """The command line that gives these settings: a list becomes several values, and None or False leaves a default."""
-    flags = []
-    for name, value in settings.items():
-        if value is not None and value is not False:
-            values = value if isinstance(value, (list, tuple)) else [] if value is True else [value]
-            flags += [f"--{name}", *map(str, values)]
-    return flags
 
 
 def _initials(name: str) -> str:
@@ -132,7 +158,7 @@ class RunSettings:
 
     @classmethod
     def of_run(cls, output_dir: str | Path) -> dict[str, Any]:
-        """The settings of the run in a folder, which `latest` goes on with; empty if it has not begun."""
+        """The settings of the run in a folder, which `latest` resumes; empty if it has not started."""
         path = Path(output_dir).expanduser() / cls.file_name
         settings = cls.saved(path) if path.is_file() else {}
         return {name: value for name, value in settings.items() if name not in ("output_dir", "resume_from_checkpoint")}
@@ -171,14 +197,17 @@ def add_settings(parser: argparse.ArgumentParser, settings: type, groups: dict[s
     """A flag for each field of a dataclass; flags that are not given leave no value.
 
     Args:
-        groups: title of the group that begins with each of these fields; fields marked as common come first.
+        groups: title of the group that begins with each of these fields, in the order of `--help`; fields marked as
+            common come first.
     """
     common = parser.add_argument_group("common settings")
+    made = {title: parser.add_argument_group(title) for title in dict.fromkeys(groups.values())}
     group: Any = parser
     for field in dataclasses.fields(settings):
         if field.name in groups:
-            group = parser.add_argument_group(groups[field.name])
-        add_setting(common if field.metadata["common"] else group, field)
+            group = made[groups[field.name]]
+        if "help" in field.metadata:
+            add_setting(common if field.metadata["common"] else group, field)
 
 
 def add_setting(group: Any, field: dataclasses.Field) -> None:
@@ -194,13 +223,14 @@ def add_setting(group: Any, field: dataclasses.Field) -> None:
         group.add_argument(f"--{field.name}", action=action, default=argparse.SUPPRESS, help=text)
         return
     is_required = field.default is dataclasses.MISSING
-    if field.default not in (None, "") and not is_required:
-        text += f" (default: {field.default})"
+    if field.default not in (None, "", ()) and not is_required:
+        default: Any = field.default
+        text += f" (default: {' '.join(default) if is_list(field) else default})"
     group.add_argument(
         f"--{field.name}",
         type=kind,
+        nargs="+" if is_list(field) else None,
         default=argparse.SUPPRESS,
-        choices=None if isinstance(field.metadata["choices"], Registry) else field.metadata["choices"],
         metavar=kind.__name__.upper(),
         required=is_required,
         help=text,
@@ -293,6 +323,28 @@ def settings_of_command(settings: type, parser: argparse.ArgumentParser, argv: S
         raise SystemExit(0)
     recipe = flags.pop("config")
     return (load_recipe(recipe, settings) if recipe else {}) | flags
+
+
+def typed(module: str, argv: Sequence[str] | None) -> str:
+    """The command line of a module of ours as text; `argv` is None for what this process was started with."""
+    return shlex.join(["python", "-m", f"eqcohvit.commands.{module}", *(sys.argv[1:] if argv is None else argv)])
+
+
+def exit_code_of(function: Callable[[], Any], *failures: type[Exception]) -> int:
+    """Run a function, print what went wrong in one line, and return the exit code.
+
+    It is 2 for bad input (`ValueError`, or a file that does not exist), and 1 for an error of the network, of the disk,
+    or of the kinds `failures`.
+    """
+    try:
+        function()
+        return 0
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
+        return 2
+    except (OSError, *failures) as error:
+        print(f"error: {message_of(error, 2000)}", file=sys.stderr)
+        return 1
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,17 @@ PROCESSOR_FILE = "preprocessor_config.json"
 CARD_FILE = "README.md"
 STATE_FOLDER = "training_state"  # the checkpoint from which the model was exported
 
+# Settings that are places on the machine of a run, or decisions of its owner: cards and published settings omit them.
+OWN_SETTINGS = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "report_to",
+    "push_to_hub",
+    "push_training_state",
+    "hub_model_id",
+)
+LOCAL_DATA_SETTINGS = ("train_dir", "data_files", "knn_guard_data_files")
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its type when the message is empty."""

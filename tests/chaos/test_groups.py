@@ -1,10 +1,8 @@
 """Groups of two processes over gloo: uneven data, and data or a process that end on one side only."""
 
-import io
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,22 +11,17 @@ import pytest
 from PIL import Image
 from tests.patience import PATIENCE
 from tests.run_server import SCRIPTS, samples_seen
+from tests.tiny import SIZES, TWO_PROCESSES, png
 
 from eqcohvit.training.checkpoint import list_checkpoints
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--num_intermediates 1 "
     "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 5 --sample_steps 1000"
 ).split()
 
 pytestmark = pytest.mark.chaos
-
-
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 20), (value, 255 - value, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("sizes", [(5, 40, 11), (56,), (1, 55)])
@@ -37,7 +30,10 @@ def test_uneven_shards_give_equal_steps_and_disjoint_samples(run_server, tmp_pat
 
     features = datasets.Features({"image": datasets.Image()})
     for shard, size in enumerate(sizes):
-        rows = {"image": [{"bytes": png(shard * 60 + row), "path": None} for row in range(size)]}
+        pictures = [
+            Image.new("RGB", (20, 20), (value, 255 - value, 0)) for value in range(shard * 60, shard * 60 + size)
+        ]
+        rows = {"image": [{"bytes": png(picture), "path": None} for picture in pictures]}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{shard}.parquet"))
     argv = [
         *SETTINGS,
@@ -103,8 +99,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_torchrun_ends_and_leaves_no_process_where_one_is_killed(photos, tmp_path):
-    launch = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
-    command = [sys.executable, *launch, str(SCRIPTS / "pretrain.py"), *SETTINGS]
+    command = [*TWO_PROCESSES, str(SCRIPTS / "pretrain.py"), *SETTINGS]
     command += [
         "--train_dir",
         str(photos),

@@ -27,6 +27,7 @@ from accelerate.utils import load
 from safetensors.torch import load_file
 from tests.patience import PATIENCE
 from tests.run_server import Run, samples_seen
+from tests.tiny import SIZES
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
 
@@ -35,7 +36,7 @@ SEED = int(os.environ.get("EQCOHVIT_CHAOS_SEED", "0"))
 SAVE_STEPS = 3
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--num_intermediates 1 "
     "--per_device_train_batch_size 4 --warmup_steps 4 --logging_steps 4 --sample_steps 1000 --max_bad_fraction 0.3 "
     "--augmentation small --objective ibot --recon_weight 5"

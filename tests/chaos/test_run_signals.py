@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from tests.patience import PATIENCE
 from tests.run_server import Run
-from tests.tiny import SCRIPTS
+from tests.tiny import SCRIPTS, SIZES
 
 from eqcohvit.training.checkpoint import list_checkpoints, verify_checkpoint
 from eqcohvit.training.signals import EXIT_STOPPED, REPEAT_SECONDS
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--num_intermediates 1 "
     "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 5 --save_steps 1000 --sample_steps 1000 "
     "--max_steps 12"

@@ -77,10 +77,13 @@ def test_evaluate_does_what_the_command_does(encoder_folder, tmp_path, capsys):
     ("settings", "message"),
     [
         ({"modle": "x"}, "unknown setting 'modle'; did you mean 'model'?"),
-        ({"task": "r2"}, "the following arguments are required: --model"),
+        ({"task": "r2"}, "model is missing: give at least one folder or repository"),
         ({"model": "runs/none/model"}, "no such folder: runs/none/model"),
-        ({"model": "x", "task": "r3"}, "argument --task: invalid choice: 'r3'"),
-        ({"model": "x", "seeds": 0}, "seeds must be at least 1, got 0"),
+        (
+            {"model": "x", "task": "r3"},
+            "task must be one of r2, knn, linear, disentanglement, retrieval, ",
+        ),
+        ({"model": "x", "seeds": 0}, "seeds must be positive, got 0"),
     ],
 )
 def test_what_evaluate_cannot_do_is_a_value_error_of_one_line(settings, message):

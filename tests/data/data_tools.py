@@ -1,11 +1,11 @@
 """What the tests of the data room share: a source of numbers, streams of it and their batches, pictures as files."""
 
-import io
 from itertools import islice
 
 import numpy as np
 import torch
 from PIL import Image
+from tests import tiny
 
 from eqcohvit.data import BadImage, CanvasStream, Decoded, Record
 
@@ -62,6 +62,4 @@ def assert_same(batches, others):
 
 def png(value):
     """A picture of one gray as the content of a file."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 5), (value, value, value)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return tiny.png(Image.new("RGB", (9, 5), (value, value, value)))

@@ -69,10 +69,10 @@ class Deadly(Numbers):
 @pytest.mark.parametrize("keep", [False, True], ids=["decoded", "resident"])
 def test_a_dead_worker_is_replaced_and_nothing_is_lost_or_doubled(tmp_path, capfd, keep):
     handler = signal.getsignal(signal.SIGCHLD)
-    whole = take(make_stream(Numbers([60]), shuffle=False), 20)
+    whole = take(make_stream(Numbers([60]), shuffle_window=1), 20)
     source = Deadly([60], folder=tmp_path, times=2)
     kept = ResidentCanvases(source, 2, torch.device("cpu")) if keep else None
-    assert_same(whole, take(make_stream(source, shuffle=False, num_workers=2, resident=kept), 20))
+    assert_same(whole, take(make_stream(source, num_workers=2, resident=kept, shuffle_window=1), 20))
     assert len(os.listdir(tmp_path)) == 2
     assert (
         signal.getsignal(signal.SIGCHLD) is handler
@@ -89,7 +89,7 @@ def test_a_worker_that_always_dies_is_named(tmp_path, monkeypatch):
         r"at last with RuntimeError: DataLoader worker"
     )
     with pytest.raises(ReadError, match=message):
-        take(make_stream(Deadly([60], folder=tmp_path, times=99), shuffle=False, num_workers=2), 20)
+        take(make_stream(Deadly([60], folder=tmp_path, times=99), num_workers=2, shuffle_window=1), 20)
 
 
 class Stuck(Deadly):
@@ -105,8 +105,8 @@ class Stuck(Deadly):
 
 def test_a_worker_that_never_ends_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "WAIT_SECONDS", 5.0)  # far more than the others take on a busy machine
-    whole = take(make_stream(Numbers([60]), shuffle=False), 20)
-    assert_same(whole, take(make_stream(Stuck([60], folder=tmp_path, times=1), shuffle=False, num_workers=2), 20))
+    whole = take(make_stream(Numbers([60]), shuffle_window=1), 20)
+    assert_same(whole, take(make_stream(Stuck([60], folder=tmp_path, times=1), num_workers=2, shuffle_window=1), 20))
     assert len(os.listdir(tmp_path)) == 1
 
 

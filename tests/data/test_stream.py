@@ -28,16 +28,15 @@ def test_batch_fields_belong_together():
 
 
 @pytest.mark.parametrize("cheap_rows", [True, False])
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(
     "shard_sizes", [[53], [20, 1, 40], [10] * 6, [0, 5, 0, 2], [3, 50, 7, 1, 9, 2, 30, 8, 1, 4, 6, 12]]
 )
-def test_each_epoch_has_each_sample_once_over_all_ranks(shard_sizes, world_size, shuffle, cheap_rows):
+def test_each_epoch_has_each_sample_once_over_all_ranks(shard_sizes, world_size, cheap_rows):
     source, num_epochs = Numbers(shard_sizes, cheap_rows=cheap_rows), 3
     seen = []
     for rank in range(world_size):
-        stream, own = make_stream(source, rank=rank, world_size=world_size, shuffle=shuffle), []
+        stream, own = make_stream(source, rank=rank, world_size=world_size), []
         for batch in stream:
             own += flat([batch])
             if own[-1][0] >= num_epochs:
@@ -79,7 +78,7 @@ def test_order_depends_on_epoch_and_seed_only():
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == list(range(90))
     assert flat(take(make_stream(source), 20)) == flat(take(make_stream(source, batch_size=10), 10))
     assert flat(take(make_stream(source), 20)) != flat(take(make_stream(source, seed=2), 20))
-    assert [key for _, key in flat(take(make_stream(source, shuffle=False), 18))] == list(range(90))
+    assert [key for _, key in flat(sequential(source, 2, batch_size=7))] == list(range(90))
 
 
 def test_shuffle_mixes_shards_and_moves_rows_far():
@@ -226,7 +225,7 @@ def test_a_small_source_is_judged_after_its_first_pass(num_workers):
 
 
 def test_only_bad_images_end_even_if_all_may_be_bad():
-    with pytest.raises(TooManyBadImages, match="not one"):
+    with pytest.raises(TooManyBadImages, match="none of 5 images could be decoded"):
         take(make_stream(Numbers([3], bad=range(3)), max_bad_fraction=1.0), 1)
 
 
@@ -287,12 +286,11 @@ def test_sprites_stream_fresh_scenes_with_labels():
 # One pass
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_sequential_is_one_ordered_pass_with_a_short_last_batch(num_workers):
+def test_sequential_is_one_ordered_pass_with_a_short_last_batch():
     source = Numbers([8, 5])
-    batches = list(sequential(source, 2, 5, num_workers=num_workers))
+    batches = list(sequential(source, 2, 5))
     assert flat(batches) == [(0, number) for number in range(13)] and [len(batch) for batch in batches] == [5, 5, 3]
-    assert [len(batch) for batch in sequential(source, 2, 5, max_samples=7, num_workers=num_workers)] == [5, 2]
+    assert [len(batch) for batch in sequential(source, 2, 5, max_samples=7)] == [5, 2]
 
 
 def test_sequential_leaves_bad_images_out_with_a_warning():
@@ -315,6 +313,6 @@ def test_fit_reaches_the_decoder_in_every_way_of_reading(tmp_path, num_workers):
     source = FolderSource(tmp_path)
     for fit, size, white in (("native", [8, 24], 1 / 3), ("square", [8, 8], 1.0)):
         stream = CanvasStream(source, 8, 4, num_workers=num_workers, fit=fit)
-        for batch in (take(stream, 1)[0], next(sequential(source, 8, 4, num_workers=num_workers, fit=fit))):
+        for batch in (take(stream, 1)[0], next(sequential(source, 8, 4, fit=fit))):
             assert batch.sizes.tolist() == [size] * 4
             assert batch.canvases.float().mean().item() / 255 == pytest.approx(white, abs=0.02)

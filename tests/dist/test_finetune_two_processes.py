@@ -16,7 +16,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory, encoder_folder):
-    """Eight images with three keypoints so near to the centre that no crop loses one."""
+    """Eight images with three keypoints so near to the center that no crop loses one."""
     folder, generator = tmp_path_factory.mktemp("keypoints"), np.random.default_rng(0)
     images = list(generator.integers(0, 255, (8, 40, 40, 3), dtype=np.uint8))
     points = generator.uniform(14, 26, (8, 3, 2)).tolist()

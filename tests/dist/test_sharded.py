@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.patience import PATIENCE
 from tests.run_server import SHARDED
+from tests.tiny import SIZES
 
 from eqcohvit import EqCohViTForPreTraining
 from eqcohvit.training.checkpoint import verify_checkpoint
@@ -16,7 +17,7 @@ from eqcohvit.training.start import open_start
 from eqcohvit.training.start_weights import fill_model
 
 FLAGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--max_steps 4 "
     "--per_device_train_batch_size 4 --warmup_steps 1 --learning_rate 1e-4 --logging_steps 1 --sample_steps 2 "
     "--save_steps 2 "
@@ -44,7 +45,7 @@ def farthest(one, two):
     makes whole steps."""
     one, two = load_file(one), load_file(two)
     assert one.keys() == two.keys()
-    # Before a softmax or a batch normalisation.
+    # Before a softmax or a batch normalization.
     blind = ("key.bias", "k_proj.bias", "feature_head.bias", "backbone.layernorm.bias")
     parts = {
         name: (one[name].double() - two[name].double()).abs().max().item() for name in one if not name.endswith(blind)

@@ -1,34 +1,29 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from tests.patience import PATIENCE
+from tests.tiny import SIZES, TWO_PROCESSES
 
 from eqcohvit.objectives import OBJECTIVES
 
 SCRIPT = Path(__file__).with_name("run_two_processes.py")
 
 
+def run_two(words, **environment):
+    """What a script prints that `torchrun` runs in two processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([*TWO_PROCESSES, *words], capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
     """With DDP, and sharded with FSDP2: loss, gradients, teacher and centers."""
     output = tmp_path / "two.pt"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(SCRIPT),
-        str(output),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two([str(SCRIPT), str(output)])
     namespace: dict = {"__name__": "loaded"}
     exec(compile(SCRIPT.read_text(), SCRIPT, "exec"), namespace)
     results = torch.load(output, weights_only=True)
@@ -50,34 +45,14 @@ def test_two_processes_of_half_the_batch_make_the_step_of_one(tmp_path):
 def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
     script = SCRIPT.parents[2] / "scripts" / "pretrain.py"
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        f"{SIZES} "
         "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 4 "
         "--objective ibot --local_crops_number 2 --local_crops_size 8 --objective_options num_prototypes=16"
     ).split()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-        *flags,
-    ]
-    command += [
-        "--train_dir",
-        str(photos),
-        "--output_dir",
-        str(tmp_path / "run"),
-        "--resume_from_checkpoint",
-        "latest",
-        "--max_steps",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    flags += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest"]
     for max_steps in ("3", "5"):
-        done = subprocess.run([*command, max_steps], capture_output=True, text=True, timeout=PATIENCE, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "on 2 x cpu" in done.stdout and "resuming from" in done.stdout
+        output = run_two([str(script), *flags, "--max_steps", max_steps], ACCELERATE_USE_CPU="true")
+    assert "on 2 x cpu" in output and "resuming from" in output
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 4, 5]
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
@@ -85,7 +60,7 @@ def test_pretraining_in_two_processes_and_its_resume(photos, tmp_path):
 
 def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, photos, tmp_path):
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        f"{SIZES} "
         "--learning_rate 1e30 "
         "--per_device_train_batch_size 4 --warmup_steps 1 --max_steps 9 --save_steps 1 --logging_steps 9 "
         "--sample_steps 9"
@@ -99,7 +74,7 @@ def test_two_processes_stop_together_where_a_term_is_not_finite(run_server, phot
 
 def test_accumulated_batches_exchange_their_gradients_once_a_step(run_server, photos, tmp_path):
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        f"{SIZES} "
         "--max_steps 2 "
         "--per_device_train_batch_size 4 --gradient_accumulation_steps 3 --warmup_steps 1 --logging_steps 9 "
         "--sample_steps 9 --save_steps 9"

@@ -63,7 +63,8 @@ def test_crop_and_flip_keep_image_and_depth_together(encoder_folder):
 
 
 def test_head_learns_and_is_scored_at_the_size_of_the_reference(encoder_folder):
-    rows = SpriteRows(4, size=48)
+    rows = SpriteRows(4)
+    rows.size = 48
     task = make_task(encoder_folder, rows)
     torch.manual_seed(0)
     model = task.build(EncoderFolder.open(encoder_folder), random_weights=False)

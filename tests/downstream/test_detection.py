@@ -107,7 +107,7 @@ def test_detector_learns_with_an_empty_image_in_the_batch(encoder, rows):
         ([[[1, 1, 0, 5]]], [[0]], r"train row 0: the box \[1.0, 1.0, 0.0, 5.0\] has no area"),
         ([[[1, 1, 4, -5]]], [[0]], "has no area"),
         ([[[1, 1, 4, 5]]], [[0, 1]], "the row has 1 boxes and 2 categories"),
-        ([[], []], [[], []], "the train rows are empty: not one of 2 images has an object"),
+        ([[], []], [[], []], "the train rows are empty: none of 2 images has an object"),
         ([[[1, 1, 5]]], [[0]], r"the bbox of each object must be the numbers x, y, width, height, got \[\[1"),
         ([[[1, 1, 5, 5]]], [[None]], r"the category of each object must be a whole number, got \[None\]"),
     ],

@@ -124,7 +124,7 @@ def test_sprites_are_four_scenes_with_their_masks(encoder):
             {},
             "instance 1 of column annotation has the classes 0 and 1",
         ),
-        ([annotated([])], {}, "the train rows are empty: not one of 1 images has an instance"),
+        ([annotated([])], {}, "the train rows are empty: none of 1 images has an instance"),
         (
             [(annotated([])[0], np.zeros((48, 64), np.uint8))],
             {},

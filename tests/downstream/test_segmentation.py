@@ -131,7 +131,7 @@ def test_random_weights_are_not_the_trained_ones(encoder_folder):
         ({"image_processor_type": "ViTImageProcessor", "rescale_factor": 1 / 127.5}, (0.25,) * 3, (0.1,) * 3),
     ],
 )
-def test_normalisation_is_what_any_image_processor_says(tmp_path, fields, mean, std):
+def test_normalization_is_what_any_image_processor_says(tmp_path, fields, mean, std):
     layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**layers, image_size=32, patch_size=8)).save_pretrained(tmp_path)
     settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.2] * 3, **fields}

@@ -7,6 +7,7 @@ from eqcohvit.evaluation import r2_tasks
 from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.features import LAST, Feature
 from eqcohvit.evaluation.images import ProbeImages
+from eqcohvit.evaluation.settings import EvaluationSettings
 
 
 class Encoder:
@@ -22,7 +23,7 @@ class Encoder:
 
 
 def rings(images):
-    """Means over three rings about the centre: nothing in them changes when the image turns."""
+    """Means over three rings about the center: nothing in them changes when the image turns."""
     axis = (torch.arange(16) - 7.5) / 8
     radius = torch.hypot(axis[:, None], axis[None, :])
     masks = torch.stack([(radius >= low) & (radius < low + 0.3) for low in (0.0, 0.3, 0.6)]).float().flatten(1)
@@ -39,7 +40,9 @@ def make(tmp_path, encoders, samples=None, seeds=2, **settings):
         "k": 3,
         "temperature": 0.07,
         "alone": "pixels",
+        "seeds": seeds,
+        "cache_dir": tmp_path,
     }
-    evaluation = Evaluation([], lambda: samples, seeds=seeds, cache_dir=tmp_path, settings=defaults | settings)
+    evaluation = Evaluation(EvaluationSettings(**defaults | settings), lambda: samples)
     evaluation.encoders = encoders
     return evaluation

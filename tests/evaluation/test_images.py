@@ -10,6 +10,7 @@ from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.extraction import CentralView
 from eqcohvit.evaluation.features import PixelEncoder
 from eqcohvit.evaluation.images import ProbeImages, check_test_data, missing_classes
+from eqcohvit.evaluation.settings import DataSettings, EvaluationSettings
 
 
 def keys(samples, part):
@@ -38,7 +39,7 @@ def test_the_same_file_for_fitting_and_testing_is_refused(tmp_path):
     a, b, c = (str(tmp_path / f"{name}.parquet") for name in "abc")
 
     def check(data_files, test_data_files, dataset_name=None, train_dir=None):
-        check_test_data(dataset_name, "train", None, data_files, test_data_files, train_dir)
+        check_test_data(DataSettings(**locals()))
 
     check(f"{a},{b}", c)
     check("hf://one.parquet", "hf://two.parquet")
@@ -102,7 +103,8 @@ def test_an_evaluation_warns_once_of_a_part_without_some_classes(tmp_path):
     train = sorted_files(tmp_path, 2, 100)
     sorted_files(tmp_path / "some", 5, 20)
     test = DatasetSource("parquet", data_files=[str(tmp_path / "some" / f"{file}.parquet") for file in range(2)])
-    evaluation = Evaluation([], lambda: ProbeImages(train, test, 100, 40), cache_dir=tmp_path / "cache")
+    settings = EvaluationSettings(cache_dir=tmp_path / "cache")
+    evaluation = Evaluation(settings, lambda: ProbeImages(train, test, 100, 40))
     view, encoders = CentralView(), [PixelEncoder(8)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -9,6 +9,7 @@ from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
 from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.evaluation.latent_tasks import latent_r2, open_latents
 from eqcohvit.evaluation.metrics.r2.coefficients import pooled_r2
+from eqcohvit.evaluation.settings import EvaluationSettings
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ class Moments:
 def make(path, tmp_path, columns, encoders, test_path=None, num_train=240, num_test=80, **settings):
     source = DatasetSource("parquet", data_files=path)
     test = source if test_path is None else DatasetSource("parquet", data_files=test_path)
-    defaults = {"pooling": ["cls_mean"], "head": ["linear"], "target_columns": columns}
+    defaults = {"pooling": ["cls_mean"], "head": ["linear"], "alone": "all", "seeds": 1, "target_columns": columns}
     samples = ProbeImages(source, test, num_train, num_test)
-    evaluation = Evaluation([], lambda: samples, seeds=1, cache_dir=tmp_path, settings=defaults | settings)
+    evaluation = Evaluation(EvaluationSettings(cache_dir=tmp_path, **defaults | settings), lambda: samples)
     evaluation.encoders = encoders
     return evaluation
 

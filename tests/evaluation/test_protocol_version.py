@@ -18,6 +18,7 @@ from eqcohvit.evaluation.extraction import PairView
 from eqcohvit.evaluation.features import LAST, Feature, select
 from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.evaluation.latent_tasks import latent_r2
+from eqcohvit.evaluation.settings import EvaluationSettings
 from eqcohvit.evaluation.suite import PROTOCOL_VERSION, SUITES
 from eqcohvit.transforms import make_path
 
@@ -35,7 +36,8 @@ class Blocks:
 
 
 def evaluation_of(samples, cache_dir, **settings):
-    evaluation = Evaluation([], lambda: samples, seeds=1, cache_dir=cache_dir, settings=settings)
+    settings = EvaluationSettings(**{**settings, "seeds": 1, "cache_dir": cache_dir, "alone": "all"})
+    evaluation = Evaluation(settings, lambda: samples)
     evaluation.encoders = [Blocks()]
     return evaluation
 

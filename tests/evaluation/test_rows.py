@@ -13,6 +13,7 @@ from eqcohvit.evaluation.rows import (
     read_image,
     read_labels,
 )
+from eqcohvit.evaluation.settings import DataSettings
 
 
 def save(path, count):
@@ -22,29 +23,29 @@ def save(path, count):
 
 
 def test_every_tenth_row_is_held_out(tmp_path):
-    train, test = open_train_and_test(data_files=save(tmp_path / "a.parquet", 25))
+    train, test = open_train_and_test(DataSettings(data_files=save(tmp_path / "a.parquet", 25)))
     assert test["number"][:] == [9, 19] and train["number"][:] == [i for i in range(25) if i not in (9, 19)]
-    train, test = open_train_and_test(data_files=save(tmp_path / "b.parquet", 3))
+    train, test = open_train_and_test(DataSettings(data_files=save(tmp_path / "b.parquet", 3)))
     assert test["number"][:] == [2] and train["number"][:] == [0, 1]
     with pytest.raises(ValueError, match="only one row"):
-        open_train_and_test(data_files=save(tmp_path / "c.parquet", 1))
+        open_train_and_test(DataSettings(data_files=save(tmp_path / "c.parquet", 1)))
 
 
 def test_test_files_are_taken_where_they_are_given(tmp_path):
     files = {"data_files": save(tmp_path / "a.parquet", 3), "test_data_files": save(tmp_path / "b.parquet", 2)}
-    train, test = open_train_and_test(**files)
+    train, test = open_train_and_test(DataSettings(**files))
     assert (len(train), len(test)) == (3, 2) and read_image(test[1], "image").getpixel((0, 0)) == (1, 1, 1)
 
 
 def test_a_folder_of_images_needs_no_dataset(photos):
-    train, test = open_train_and_test(train_dir=str(photos))
+    train, test = open_train_and_test(DataSettings(train_dir=str(photos)))
     assert len(train) + len(test) == 24 and read_image(train[0], "image").mode == "RGB"
 
 
 def test_default_rows_stand_where_nothing_is_named():
-    assert open_train_and_test(default=lambda: ([1], [2])) == ([1], [2])
+    assert open_train_and_test(DataSettings(), lambda: ([1], [2])) == ([1], [2])
     with pytest.raises(ValueError, match="this task needs data"):
-        open_train_and_test()
+        open_train_and_test(DataSettings())
 
 
 @pytest.mark.parametrize(
@@ -65,13 +66,13 @@ def test_default_rows_stand_where_nothing_is_named():
             {"dataset_name": "a/b", "test_split": "train"},
             "test_split must be another split than dataset_split, got 'train' for both",
         ),
-        ({"test_data_files": "a.parquet", "default": lambda: ([1], [2])}, "test_data_files needs data to fit on"),
-        ({"test_split": "test", "default": lambda: ([1], [2])}, "test_split needs data to fit on"),
+        ({"test_data_files": "a.parquet"}, "test_data_files needs data to fit on"),
+        ({"test_split": "test"}, "test_split needs data to fit on"),
     ],
 )
 def test_data_that_are_not_there(flags, message):
     with pytest.raises(ValueError, match=message) as error:
-        open_train_and_test(**flags)
+        open_train_and_test(DataSettings(**flags), lambda: ([1], [2]))
     assert "\n" not in str(error.value)
 
 

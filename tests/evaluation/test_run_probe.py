@@ -8,6 +8,7 @@ from eqcohvit.evaluation.context import Evaluation
 from eqcohvit.evaluation.features import load_encoder
 from eqcohvit.evaluation.images import TEST_SPRITES, ProbeImages
 from eqcohvit.evaluation.run_probe import RunProbe, open_probe
+from eqcohvit.evaluation.settings import EvaluationSettings
 from eqcohvit.evaluation.tasks import knn, r2
 from eqcohvit.transforms import make_path
 
@@ -28,10 +29,8 @@ def test_probe_agrees_with_the_evaluation_of_the_same_model_and_images(encoder_f
         encoder.model, preprocessing.mean, preprocessing.std
     )
     settings = {"transform": ["rotation"], "protocol": ["strict", "paper"], "pooling": ["cls_mean"], "head": ["kernel"]}
-    settings |= {"k": 20, "temperature": 0.07, "alone": "none"}
-    evaluation = Evaluation(
-        [encoder_folder], lambda: ProbeImages(source, source, 96, 48), seeds=1, cache_dir=tmp_path, settings=settings
-    )
+    settings |= {"model": encoder_folder, "seeds": 1, "cache_dir": tmp_path, "alone": "none"}
+    evaluation = Evaluation(EvaluationSettings(**settings), lambda: ProbeImages(source, source, 96, 48))
     own = {(row.part, row.settings["protocol"]): row.mean for row in r2(evaluation) if row.encoder == "tiny"}
     for part in PARTS:  # up to the rounding of the rendered pixels to 8 bits
         for name, protocol in (("probe/r2", "strict"), ("probe/r2_paper", "paper")):

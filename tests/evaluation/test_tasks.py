@@ -33,17 +33,17 @@ def test_knn_and_linear_of_labeled_folders(photos, tmp_path):
 
 
 def test_disentanglement_tells_what_moves_and_how(tmp_path):
-    """Of two parts, the equivariant one turns with the image (its centre of mass), the invariant one does not."""
+    """Of two parts, the equivariant one turns with the image (its center of mass), the invariant one does not."""
     axis = ((torch.arange(16) - 7.5) / 8).expand(16, 16)
 
-    def centre(images):
+    def center(images):
         weight = 1 - images.mean(dim=1)
         return torch.stack([(weight * axis).mean(dim=(1, 2)), (weight * axis.T).mean(dim=(1, 2))], dim=1)
 
     class Split(Encoder):
         def __call__(self, images):
             return {
-                Feature("equivariant", LAST, "mean"): centre(images),
+                Feature("equivariant", LAST, "mean"): center(images),
                 Feature("invariant", LAST, "mean"): rings(images),
             }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.hub.hub_tools import seeded, tiny_config
+from tests.tiny import png
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -63,12 +64,6 @@ def server(tmp_path_factory, photo):
         running.shutdown()
 
 
-def png(photo):
-    buffer = io.BytesIO()
-    photo.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 KINDS = ["path", "str", "url", "pil", "hwc", "chw", "tensor", "float", "base64", "data-url", "bytes", "rgba", "exif"]
 KINDS += ["file", "bytesio", "bytearray", "memoryview"]
 
@@ -114,18 +109,18 @@ def test_transparency_lies_on_white_as_in_training(kind, extract, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pil", "bytes", "path"])
-def test_grey_of_16_bits_is_that_of_8(kind, extract, photo, tmp_path):
-    grey = photo.convert("L")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+def test_gray_of_16_bits_is_that_of_8(kind, extract, photo, tmp_path):
+    gray = photo.convert("L")
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
     images = {"pil": deep, "bytes": png(deep), "path": tmp_path / "deep.png"}
-    close(extract(images[kind])["invariant"], torch.tensor(extract(grey)["invariant"]))
+    close(extract(images[kind])["invariant"], torch.tensor(extract(gray)["invariant"]))
 
 
-def test_grey_images_are_read_as_rgb(extract, photo):
-    grey = photo.convert("L")
-    close(extract(np.asarray(grey))["invariant"], torch.tensor(extract(grey.convert("RGB"))["invariant"]))
-    close(extract(np.asarray(grey)[..., None])["invariant"], torch.tensor(extract(grey)["invariant"]))
+def test_gray_images_are_read_as_rgb(extract, photo):
+    gray = photo.convert("L")
+    close(extract(np.asarray(gray))["invariant"], torch.tensor(extract(gray.convert("RGB"))["invariant"]))
+    close(extract(np.asarray(gray)[..., None])["invariant"], torch.tensor(extract(gray)["invariant"]))
 
 
 @pytest.mark.parametrize("kind", ["list", "tuple", "generator", "key-dataset", "column", "streamed-column"])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.hub.hub_tools import run_python
 from tests.hub.loopback_hub import TOKEN, LoopbackHub
 from tests.patience import PATIENCE
+from tests.tiny import SIZES
 from transformers import AutoModel
 
 PUSH = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
@@ -107,7 +108,7 @@ def test_range_requests_are_answered_with_the_asked_bytes(hub):
 
 def test_pretraining_pushes_its_model_card_and_training_state_and_another_run_goes_on_from_there(hub, tmp_path):
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        f"{SIZES} "
         "--warmup_steps 1 --per_device_train_batch_size 4 --max_steps 2 --save_steps 1 --push_to_hub "
         "--push_training_state --hub_model_id user/tiny"
     ).split()

@@ -14,8 +14,8 @@ def test_hyper_predictor_is_linear_in_embeddings_and_parameters_and_starts_at_th
     torch.manual_seed(0)
     predictor = HyperPredictor(3, ((-2.0, 2.0), (0.0, 10.0)))
     z = torch.randn(2, 3)
-    centre = torch.tensor([[0.0, 5.0]] * 2)
-    assert torch.allclose(predictor(z, centre), z)
+    center = torch.tensor([[0.0, 5.0]] * 2)
+    assert torch.allclose(predictor(z, center), z)
     maps = predictor.hypernetwork.weight.view(3, 3, 2)
     expected = z[0] + (0.5 * maps[..., 0] + 1.0 * maps[..., 1]) @ z[0]  # (1, 10) is (0.5, 1) in units of the range
     assert torch.allclose(predictor(z, torch.tensor([[1.0, 10.0]] * 2))[0], expected, atol=1e-6)

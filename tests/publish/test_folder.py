@@ -99,7 +99,7 @@ def test_places_that_hold_something_else_are_left_alone(tmp_path):
         save_hub_folder(tmp_path / "file", make())
 
 
-def test_wrong_models_and_normalisations_are_named(tmp_path):
+def test_wrong_models_and_normalizations_are_named(tmp_path):
     vit = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
     with pytest.raises(ValueError, match="expected an EqCohViT model, got ViTModel"):
         save_hub_folder(tmp_path / "model", vit)

@@ -19,8 +19,6 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from eqcohvit.training.start_weights import Entry
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 HEAD = {"feature_dim": 24, "equivariant_dim": 10, "num_intermediates": 2}
@@ -238,8 +236,8 @@ def test_official_state_dict_keeps_the_backbone_outputs(name, tmp_path):
 
 
 def test_report_names_what_became_of_each_key():
-    entry = Entry("split", "blocks.0.attn.qkv.weight", ("a.q", "a.k", "a.v"), (96, 32))
-    new = Entry("new", None, ("feature_head.bias",), (24,))
+    entry = script.Entry("split", "blocks.0.attn.qkv.weight", ("a.q", "a.k", "a.v"), (96, 32))
+    new = script.Entry("new", None, ("feature_head.bias",), (24,))
     assert script.format_report([entry, new]).splitlines() == [
         "split    blocks.0.attn.qkv.weight -> a.q, a.k, a.v [96, 32]",
         "new      - -> feature_head.bias [24]",

@@ -134,7 +134,7 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
     ("flags", "message"),
     [
         ("--transform spin", "unknown path 'spin'"),
-        ("--seeds 0", "seeds must be at least 1"),
+        ("--seeds 0", "seeds must be positive, got 0"),
         ("--train_dir nowhere", "nowhere"),
         ("--test_data_files a.parquet", "test_data_files needs data to fit on"),
         ("--data_files a.parquet --test_split test", "test_split needs dataset_name without data_files"),
@@ -145,7 +145,7 @@ def test_foreign_vit_has_the_backbone_as_its_only_part(evaluate, tmp_path, capsy
         ("--radius -1", "radius must not be negative, got -1"),
         ("--context_frames -1", "context_frames must not be negative, got -1"),
         ("--num_workers -1", "num_workers must not be negative, got -1"),
-        ("--max_frames 0", "max_frames must be at least 1, got 0"),
+        ("--max_frames 0", "max_frames must be positive, got 0"),
         ("--cache_dir /dev/null/cache", "cache_dir /dev/null/cache cannot be written"),
         ("--output .", "output must be a file such as results.json, got the folder ."),
     ],

@@ -115,7 +115,7 @@ def test_frozen_backbone_does_not_change(finetune, encoder_folder, segmentation_
         (["--model", "nowhere"], "no model at nowhere"),
         (["--target_column", "mask"], "no column mask for the annotations; its columns: image, annotation"),
         (["--data_files", "nothing-*.parquet"], "no file matches nothing-*.parquet"),
-        (["--max_test_samples", "0"], "max_test_samples must be at least 1, got 0"),
+        (["--max_test_samples", "0"], "max_test_samples must be positive, got 0"),
         (["--seed", "-1"], "seed must lie between 0 and 2**32 - 1, got -1"),
         (["--per_device_train_batch_size", "1"], "per_device_train_batch_size must be at least 2"),
         (["--resume_from_checkpoint", "elsewhere"], "no checkpoint at elsewhere"),

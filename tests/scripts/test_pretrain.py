@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 SMALL = (
-    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} --patch_size 4 "
     "--per_device_train_batch_size 6 --max_steps 6 --warmup_steps 2 --logging_steps 2 --save_steps 3 "
     "--sample_steps 3 --probe_samples 0"
 ).split()
@@ -54,7 +54,7 @@ def test_run_folder_holds_metrics_checkpoints_pictures_and_a_model(finished):
     assert terms <= set(metrics(finished)[0])
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step-3", "step-6"]
     assert sorted(p.name for p in (finished / "samples").iterdir()) == ["step-3.png", "step-6.png"]
-    assert Image.open(finished / "samples" / "step-6.png").size == (6 * 116 + 4, 18 + 6 * 116 + 4)
+    assert Image.open(finished / "samples" / "step-6.png").size == (6 * 116 + 4, 20 + 6 * 116 + 4)
 
 
 def test_model_folder_loads_through_the_auto_classes(finished):

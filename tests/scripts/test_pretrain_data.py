@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from accelerate.utils import LoggerType
 from tests.data.data_tools import png
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 
 from eqcohvit.data import retry
 from eqcohvit.training import trackers
 
 SMALL = (
-    "--image_size 16 --patch_size 4 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} --patch_size 4 "
     "--per_device_train_batch_size 6 --max_steps 2 --warmup_steps 1 --logging_steps 1 --sample_steps 9 "
     "--probe_samples 0"
 ).split()

@@ -42,7 +42,7 @@ def pretrain():
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """A randomly initialized DINOv2 folder, with a normalisation and a license of its own."""
+    """A randomly initialized DINOv2 folder, with a normalization and a license of its own."""
     folder = tmp_path_factory.mktemp("hub") / "dinov2"
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**VIT)).save_pretrained(folder)
@@ -78,7 +78,7 @@ def metrics(output_dir):
 # ----------------------------------------------------------------------------------------------------------- warm start
 
 
-def test_run_from_a_vit_keeps_its_sizes_and_normalisation(continued):
+def test_run_from_a_vit_keeps_its_sizes_and_normalization(continued):
     model = AutoModel.from_pretrained(continued / "model")
     backbone = model.config.backbone_config
     assert (backbone.hidden_size, backbone.num_hidden_layers, model.config.square_patch_size) == (32, 2, 4)

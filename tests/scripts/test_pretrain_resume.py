@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tests.image_kinds import file_of
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 
 from eqcohvit.training.checkpoint import list_checkpoints, read_state
 
 SMALL = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--probe_samples 0 "
     "--per_device_train_batch_size 4 --warmup_steps 0 --logging_steps 1 --save_steps 1 --sample_steps 1"
 ).split()

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 from tests.training.test_trackers import Tiny
 
 from eqcohvit.training import pretrain as loop
 
 SMALL = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--per_device_train_batch_size 4 --max_steps 4 --warmup_steps 2 --logging_steps 2 --save_steps 3 --sample_steps 4"
 ).split()
 PROBED = [*SMALL, "--probe_samples", "96", "--probe_steps", "3"]

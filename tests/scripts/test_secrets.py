@@ -6,10 +6,10 @@ import sys
 
 from tests.hub.loopback_hub import TOKEN, LoopbackHub
 from tests.patience import PATIENCE
-from tests.tiny import SCRIPTS
+from tests.tiny import SCRIPTS, SIZES
 
 SETTINGS = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--num_intermediates 1 "
     "--per_device_train_batch_size 4 --warmup_steps 2 --logging_steps 2 --save_steps 2 --sample_steps 2 --max_steps 4 "
     "--push_to_hub --hub_model_id user/name"

@@ -108,7 +108,7 @@ def test_impossible_settings_are_refused_in_one_line(flags, message):
 @pytest.mark.parametrize(
     ("flags", "known"),
     [
-        ("--decoder_context max", "'cls', 'mean'"),
+        ("--decoder_context max", "decoder_context must be one of none, cls, mean, got 'max'"),
         ("--nope 1", "--nope"),
         ("--max_step 1", "did you mean '--max_steps'?"),
     ],

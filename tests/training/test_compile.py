@@ -3,7 +3,7 @@ step."""
 
 import pytest
 import torch
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
@@ -123,7 +123,7 @@ def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
     monkeypatch.setattr(pretrain, "prepare", prepare_and_compile)
     torch._dynamo.reset()
     flags = (
-        "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+        f"{SIZES} "
         "--max_steps 5 "
         "--warmup_steps 1 --logging_steps 2 --save_steps 9 --sample_steps 2 --probe_samples 0 --drop_path_rate 0.1 "
         f"--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --objective {objective} --output_dir "

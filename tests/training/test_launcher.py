@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.tiny import load_script
+from tests.tiny import SIZES, load_script
 
 from eqcohvit.downstream.finetune import open_accelerator
 from eqcohvit.downstream.options import FinetuneArguments
@@ -12,7 +12,7 @@ from eqcohvit.training.launcher import ACCUMULATION, PRECISION
 from eqcohvit.training.start_settings import complete_settings
 
 SMALL = (
-    "--image_size 16 --patch_size 8 --feature_dim 16 --equivariant_dim 8 --decoder_dim 16 --projector_dim 16 "
+    f"{SIZES} "
     "--probe_samples 0 "
     "--per_device_train_batch_size 2 --max_steps 2 --warmup_steps 0 --logging_steps 1 --save_steps 1 --sample_steps 9"
 ).split()

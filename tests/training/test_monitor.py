@@ -126,7 +126,7 @@ def test_save_samples_shows_the_pixels(tmp_path):
     normalized = [(x - 0.5) / 0.25 for x in (red, red, blue, blue)]
     save_samples(tmp_path / "samples" / "step-1.png", *normalized, mean, std, [0.5])
     sheet = Image.open(tmp_path / "samples" / "step-1.png")
-    cell, gap, header = 112, 4, 18
+    cell, gap, header = 112, 4, 20
     assert sheet.size == (4 * (cell + gap) + gap, header + 2 * (cell + gap) + gap)
     centers = [sheet.getpixel((gap + column * (cell + gap) + 50, header + gap + 50)) for column in range(4)]
     assert centers == [(255, 0, 0), (255, 0, 0), (0, 0, 255), (0, 0, 255)]

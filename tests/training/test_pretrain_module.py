@@ -157,7 +157,7 @@ def test_final_state_is_one_more_target():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_training_on_one_batch_lowers_both_losses(objective):
-    # A centre that moves changes the targets, so that the loss need not fall.
+    # A center that moves changes the targets, so that the loss need not fall.
     module = make_module(objective, options="center_momentum=1" if objective == "ibot" else "")
     views = views_for(module)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)

@@ -79,7 +79,7 @@ def test_model_of_another_image_size_computes_what_the_source_computes_there(mod
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
-def test_sizes_and_normalisation_come_from_the_checkpoint(tmp_path):
+def test_sizes_and_normalization_come_from_the_checkpoint(tmp_path):
     save_vit(tmp_path)
     args, start = settings("--init_from", tmp_path), open_start(str(tmp_path))
     assert (args.backbone, args.patch_size, args.image_size, args.model_preset) == ("dinov2", 8, 16, None)

@@ -43,7 +43,7 @@ def test_color_factors_agree_with_pil(images, operation, enhancer):
     result = operation(images, factors)
     for image, factor, ours in zip(images, factors.tolist(), result, strict=True):
         theirs = from_pil(enhancer(to_pil(image)).enhance(factor))
-        assert (ours - theirs).abs().max() <= 2.1 / 255  # PIL rounds the grey level and the result
+        assert (ours - theirs).abs().max() <= 2.1 / 255  # PIL rounds the gray level and the result
 
 
 def test_adjust_hue_turns_primary_colors_into_each_other():

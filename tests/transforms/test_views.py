@@ -230,7 +230,7 @@ def test_orders_flips_and_probabilities_are_those_of_the_augmentation():
     drawn = sample_view(AUGMENTATIONS["vicreg"][1], draws, torch.full((len(keys), 2), 50), 224)
     orders, counts = drawn.order.unique(dim=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 700 and (orders.sort(dim=1).values == torch.arange(4)).all()
-    for chosen, share in [(drawn.flip, 0.5), (drawn.grey, 0.2), (drawn.sigma > 0, 0.1), (drawn.solarize, 0.2)]:
+    for chosen, share in [(drawn.flip, 0.5), (drawn.gray, 0.2), (drawn.sigma > 0, 0.1), (drawn.solarize, 0.2)]:
         assert chosen.float().mean().item() == pytest.approx(share, abs=0.015)
     assert (drawn.color[:, 0] != 1).float().mean().item() == pytest.approx(0.8, abs=0.015)
     assert drawn.color.amin(dim=0).tolist() == pytest.approx([0.6, 0.6, 0.8, -0.1], abs=0.01)
@@ -266,7 +266,7 @@ def boxed(left, top, width, height):
     no, one = torch.zeros(1, dtype=torch.bool), torch.tensor([[1.0, 1, 1, 0]])
     box = torch.tensor([[left, top, width, height]]).float()
     return ViewParameters(
-        box, flip=no, color=one, order=torch.arange(4)[None], grey=no, sigma=torch.zeros(1), solarize=no
+        box, flip=no, color=one, order=torch.arange(4)[None], gray=no, sigma=torch.zeros(1), solarize=no
     )
 
 
@@ -448,9 +448,9 @@ def test_local_crop_shows_the_drawn_part_of_the_image():
             sample_view(AUGMENTATIONS["path_only"][2], draws, torch.full((BATCH, 2), CANVAS), SIZE).box.T / CANVAS
         )
         assert (width * height < 0.45).all() and (width * height > 0.07).all()
-        centre, half = left + width / 2, width / 2
+        center, half = left + width / 2, width / 2
         row = pixels[:, i, 0, 8]
-        assert torch.allclose(row.mean(dim=-1), centre, atol=0.02)
+        assert torch.allclose(row.mean(dim=-1), center, atol=0.02)
         assert torch.allclose(row[:, -1] - row[:, 0], 2 * half * 15 / 16, atol=0.03)
 
 

@@ -13,17 +13,15 @@ control: the same run on the same backbone without its pretraining.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import NoReturn
 
-from ..cli import CommandParser, add_settings
+from ..cli import CommandParser, add_settings, typed
 from ..downstream.options import FinetuneArguments
 from ..training.signals import StopSignals, exit_code, leave
 
 _USAGE = "python -m eqcohvit.commands.finetune --task TASK --model MODEL [settings]"
 # Titles in --help, by the first setting below each.
-_GROUPS = {"head": "task", "dataset_name": "data", "per_device_train_batch_size": "training"}
+_GROUPS = {"image_size": "task", "dataset_name": "data", "per_device_train_batch_size": "training"}
 
 
 def parse(argv: list[str] | None = None) -> FinetuneArguments:
@@ -47,8 +45,7 @@ def _run(argv: list[str] | None, stop: StopSignals) -> None:
     from ..registration import register
 
     register()
-    command = shlex.join(["python", "-m", "eqcohvit.commands.finetune", *(sys.argv[1:] if argv is None else argv)])
-    finetune(args, stop, command)
+    finetune(args, stop, typed("finetune", argv))
 
 
 def cli(argv: list[str] | None = None) -> int:

@@ -13,14 +13,12 @@ metrics.jsonl, samples/, checkpoints/ and model/.
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import cli as settings_cli
 from ..training.arguments import PretrainArguments, completed, read_arguments
-from ..training.output import safe_output, say_once
+from ..training.output import say_once
 from ..training.run_lock import release_runs
 from ..training.signals import RunFailed, StopRequested, StopSignals, exit_code, leave
 
@@ -28,11 +26,6 @@ from ..training.signals import RunFailed, StopRequested, StopSignals, exit_code,
 def parse(argv: list[str] | None = None) -> PretrainArguments:
     """The settings of a command line, not yet checked."""
     return read_arguments(argv, "pretrain", __doc__ or "")
-
-
-def say_start(args: PretrainArguments) -> None:
-    """The first words of a run, before anything heavy is imported."""
-    say_once(f"starting a run in {args.output_dir}: loading torch and transformers")
 
 
 def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
@@ -49,36 +42,28 @@ def run(args: PretrainArguments, stop: StopSignals, command: str) -> Path:
     return pretrain(completed(args, complete_settings, settings_of_images), stop, command)
 
 
-@safe_output()
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments; the exit code is 2 for bad input, 1 for a run that had to stop, 75 after a
     signal (`signals`)."""
-    try:
-        args = parse(argv)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    say_start(args)
-    command = shlex.join(["python", "-m", "eqcohvit.commands.pretrain", *(sys.argv[1:] if argv is None else argv)])
-    return exit_code(lambda stop: _run_or_fail(args, stop, command))
+    return exit_code(lambda stop: _run_or_fail(argv, stop))
 
 
-def _run_or_fail(args: PretrainArguments, stop: StopSignals, command: str) -> None:
+def _run_or_fail(argv: list[str] | None, stop: StopSignals) -> None:
+    args = parse(argv)
+    say_once(f"starting a run in {args.output_dir}: loading torch and transformers")
     from ..data import TooManyBadImages
     from ..evaluation.guard import AccuracyFell
 
     try:
-        run(args, stop, command)
+        run(args, stop, settings_cli.typed("pretrain", argv))
     except (TooManyBadImages, AccuracyFell) as error:
         raise RunFailed(str(error)) from error
 
 
 def pretrain_from_python(config: str | None = None, **settings: Any) -> Path:
     """What `eqcohvit.pretrain` does."""
-    settings_cli.check_names(settings, PretrainArguments.__dataclass_fields__)
-    values = settings_cli.load_recipe(config, PretrainArguments) if config else {}
-    values |= {name: value for name, value in settings.items() if value is not None}
-    values |= {name: os.fspath(value) for name, value in values.items() if isinstance(value, os.PathLike)}
+    given = settings_cli.given_settings(settings, PretrainArguments)
+    values = (settings_cli.load_recipe(config, PretrainArguments) if config else {}) | given
     args = PretrainArguments(**values)
     args.given = frozenset(values)
     command = settings_cli.as_call("pretrain", {"config": config, **values} if config else values)

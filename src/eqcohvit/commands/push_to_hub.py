@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..cli import CommandParser
+from ..cli import CommandParser, exit_code_of
 from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER
 from ..publish.spaces import ROOT, demo_files, metric_files, metric_names
 
@@ -130,16 +130,8 @@ def main(args: argparse.Namespace, new: Path) -> None:
 
 def cli(argv: list[str] | None = None) -> int:
     """Run with command-line arguments. The exit code is 2 for bad input and 1 for a failed upload."""
-    try:
-        with tempfile.TemporaryDirectory() as new:
-            main(parse(argv), Path(new) / "model")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ConnectionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with tempfile.TemporaryDirectory() as new:
+        return exit_code_of(lambda: main(parse(argv), Path(new) / "model"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class BadImages:
         self._first = ""
 
     def add(self, key: int, epoch: int, reason: str, where: str) -> None:
-        """List an image once; `where` it lies and the `reason` are shown to people."""
+        """List an image once; `where` it is and the `reason` are for people to read."""
         self._first = self._first or f"{printable(where)}: {printable(reason)}"
         if self.path is None or (self.source_name, key) in self._listed:
             return

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from .dataset_files import (
 )
 from .decode import one_line
 from .fingerprint import content_mark, digest, file_mark
-from .retry import ReadError, passes
+from .retry import ReadError, is_transient
 from .sources import ROWS_PER_VIRTUAL_SHARD, FolderSource, ImageSource, Record, Source, SpritesSource
 
 ROWS_PER_READ = 64  # of undecoded images, held once per open shard
@@ -52,67 +51,67 @@ class DatasetSource(ImageSource):
         image_column: str | None = None,
         label_column: str | None = None,
     ):
-        import datasets
-
         self.name = " ".join(str(part) for part in (path, name, split) if part)
-        if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):  # what `save_to_disk` writes
-            saved = json.loads(Path(path, SAVED_STATE).read_text())["_data_files"]
-            path, data_files = "arrow", [os.path.join(path, file["filename"]) for file in saved]
+        if data_files is None and os.path.isfile(os.path.join(path, SAVED_STATE)):
+            path, data_files = _saved_files(path)
         if data_files is None and path in LOCAL_BUILDERS and not os.path.exists(path):
             raise ValueError(f"dataset_name={path} reads files: say which with data_files")
         files = None if data_files is None else expand_data_files(path, data_files, split)
         self._opened = (path, name, split, files)
-        dataset = self._load(path, name, split, files)
+        dataset = self._load()
         # Some builders learn their columns only from the rows.
-        features = dataset.features or dict.fromkeys(self._first_row(dataset))
-        self._image_column = find_image_column(features, image_column, self.name)
-        self._label_column = find_label_column(features, label_column, self.name)
-        self.has_labels = self._label_column is not None
-        self.label_names = (
-            getattr(features[self._label_column], "names", None) if self._label_column is not None else None
-        )
-        columns = [self._image_column] + ([self._label_column] if self._label_column is not None else [])
-        if dataset.info.builder_name == "parquet":
-            # Read only these columns. The default block size is taken from the first block, which may be empty.
-            check_columns(self._local_files(), columns)
-            dataset = self._load(path, name, split, files, columns=columns, batch_size=ROWS_PER_READ)
-        if dataset.features:
-            dataset = dataset.cast_column(self._image_column, datasets.Image(decode=False))
-        dataset = dataset.select_columns(columns)
-
-        self.features = features
+        self.features = dataset.features or dict.fromkeys(self._first_row(dataset))
+        self._image_column = find_image_column(self.features, image_column, self.name)
+        self._label_column = find_label_column(self.features, label_column, self.name)
+        self.label_names = getattr(self.features.get(self._label_column or ""), "names", None)
+        self._dataset = self._only_these_columns(dataset)
         self._records: list[tuple[Any, int]] | None = None
-        self._dataset = dataset
         if dataset.info.builder_name == "imagefolder":  # one shard, sorted by class, whose rows are only paths
-            try:
-                self._records = list(self._read(dataset))
-            except ValueError as error:
-                if "class label" not in str(error):
-                    raise
-                # For an archive, the builder mistakes the folder that contains it for the class.
-                undecoded = datasets.Image(decode=False)
-                dataset = self._load(path, name, split, files, drop_labels=True).cast_column(
-                    self._image_column, undecoded
-                )
-                self._label_column = None
-                self.has_labels = False  # while the images are read
-                images = [image for image, _ in self._read(dataset)]
-                self._records, self.label_names = _labeled_by_folder(images)
-                self.has_labels = True
+            self._records = self._list_images()
             self.num_shards = max(1, -(-len(self._records) // ROWS_PER_VIRTUAL_SHARD))
         else:
-            self._dataset = self._naming_files(lambda: _split_further(dataset))
-            self.num_shards = min(self._dataset.num_shards, max(dataset.num_shards, MAX_VIRTUAL_SHARDS))
+            num_shards = self._dataset.num_shards
+            self._dataset = self._naming_files(lambda: _split_further(self._dataset))
+            self.num_shards = min(self._dataset.num_shards, max(num_shards, MAX_VIRTUAL_SHARDS))
         self.cheap_rows = self._records is not None
+        self.has_labels = self._label_column is not None or self.label_names is not None
 
-    def _load(self, path: str, name: str | None, split: str, data_files: Any, **options: Any) -> Any:
+    def _only_these_columns(self, dataset: Any) -> Any:
+        """The dataset with undecoded images, and labels if there are any; other columns are not read."""
         import datasets
 
-        open_it = partial(
-            datasets.load_dataset, path, name, split=split, data_files=data_files, streaming=True, **options
-        )
+        columns = [column for column in (self._image_column, self._label_column) if column is not None]
+        if dataset.info.builder_name == "parquet":
+            # The default block size is taken from the first block, which may be empty.
+            check_columns(self._local_files(), columns)
+            dataset = self._load(columns=columns, batch_size=ROWS_PER_READ)
+        if dataset.features:
+            dataset = dataset.cast_column(self._image_column, datasets.Image(decode=False))
+        return dataset.select_columns(columns)
+
+    def _list_images(self) -> list[tuple[str, int]]:
+        """Path and class of each image below a folder or in an archive, whose classes are the folders."""
+        import datasets
+
+        try:
+            return list(self._read(self._dataset))
+        except ValueError as error:
+            if "class label" not in str(error):
+                raise
+        # For an archive, the builder mistakes the folder that contains it for the class.
+        undecoded = datasets.Image(decode=False)
+        self._dataset = self._load(drop_labels=True).cast_column(self._image_column, undecoded)
+        self._label_column = None
+        images, self.label_names = _labeled_by_folder([image for image, _ in self._read(self._dataset)])
+        return images
+
+    def _load(self, **options: Any) -> Any:
+        import datasets
+
+        path, name, split, files = self._opened
+        options |= {"split": split, "data_files": files, "streaming": True}
         # Errors: not found, gated, no connection, no such configuration or split, broken files.
-        return self._naming_files(open_it)
+        return self._naming_files(lambda: datasets.load_dataset(path, name, **options))
 
     def _naming_files(self, function: Callable[[], Any]) -> Any:
         """The result of the function; an error becomes one line that names the dataset, and the file if it is
@@ -182,7 +181,7 @@ class DatasetSource(ImageSource):
             for row, (payload, label) in enumerate(rows):
                 yield Record(shard << 32 | row, payload, label)
         except Exception as error:
-            if passes(error):
+            if is_transient(error):
                 raise
             place = f"{self.name}, shard {shard} of {self.num_shards}{self._broken()}"
             raise ReadError(f"cannot read {place}: {one_line(error, 400)}") from error
@@ -196,13 +195,14 @@ class DatasetSource(ImageSource):
 
     def _columns(self, dataset: Any) -> Iterator[tuple[list[Any], list[Any]]]:
         """(images, labels) of some rows at a time, in the way that is several times faster for the kind of file."""
+        label_column = self._label_column
         if dataset.info.builder_name in _ARROW_BUILDERS:
             for table in dataset.with_format("arrow").iter(batch_size=ROWS_PER_READ):
                 images = table[self._image_column].to_pylist()
-                yield images, table[self._label_column].to_pylist() if self.has_labels else [None] * len(images)
+                yield images, [None] * len(images) if label_column is None else table[label_column].to_pylist()
         else:
             for row in dataset:
-                yield [row[self._image_column]], [row[self._label_column] if self.has_labels else None]
+                yield [row[self._image_column]], [None if label_column is None else row[label_column]]
 
     def read_columns(self, names: Sequence[str]) -> tuple[np.ndarray, dict[str, list[Any]]]:
         """Columns of all rows, without the images: the keys of the records, int64 (N,), and N values for each column.
@@ -216,7 +216,7 @@ class DatasetSource(ImageSource):
         columns = list(names)
         parquet = self._dataset.info.builder_name == "parquet"
         options: dict[str, Any] = {"columns": columns, "batch_size": ROWS_PER_COLUMN_READ} if parquet else {}
-        dataset = self._load(*self._opened, **options).select_columns(columns)
+        dataset = self._load(**options).select_columns(columns)
         values: dict[str, list[Any]] = {name: [] for name in columns}
         if self._records is not None:
             for row in dataset:
@@ -240,6 +240,12 @@ class DatasetSource(ImageSource):
             return record.payload
         place = f"{self.name}, shard {record.key >> 32} of {self.num_shards}, row {record.key & 0xFFFFFFFF}"
         return f"{place} ({record.payload[:24]}...)" if isinstance(record.payload, str) else place
+
+
+def _saved_files(folder: str) -> tuple[str, list[str]]:
+    """Builder and files of what `save_to_disk` of `datasets` has written."""
+    saved = json.loads(Path(folder, SAVED_STATE).read_text())["_data_files"]
+    return "arrow", [os.path.join(folder, file["filename"]) for file in saved]
 
 
 def _labeled_by_folder(images: list[str]) -> tuple[list[tuple[str, int]], list[str]]:

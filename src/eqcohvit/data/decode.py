@@ -122,7 +122,7 @@ def _resized(image: Image.Image, height: int, width: int) -> torch.Tensor:
     """Modes RGB, L, RGBa -> (3, height, width), as Pillow's bicubic `resize` up to rounding; transparency lies on
     white.
 
-    For the interleaved 8-bit channels that Pillow gives, torch has vectorised kernels; it holds more copies, so large
+    For the interleaved 8-bit channels that Pillow gives, torch has vectorized kernels; it holds more copies, so large
     images come smaller.
     """
     if image.width * image.height > 16 * width * height:

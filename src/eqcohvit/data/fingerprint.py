@@ -21,8 +21,8 @@ def file_mark(path: str, whole_bytes: int = WHOLE_BYTES, sample_bytes: int = SAM
     """Name, size and a digest of the content of a local file; the address of a remote one, which holds its commit.
 
     A file of more than `whole_bytes` is not read whole: the digest is of 64 samples of `sample_bytes`, and the time of
-    its last change is part of the mark. So a copy with another time counts as another file. What is missed is a change
-    between the samples after which size and time are the same as before, as where a tool restores the time.
+    its last change is part of the mark. So a copy with another time counts as another file. A change between the
+    samples is missed only if size and time stay the same, for example because a tool restores the time.
     """
     if "://" in path:
         return (path,)
@@ -42,7 +42,7 @@ def file_mark(path: str, whole_bytes: int = WHOLE_BYTES, sample_bytes: int = SAM
 def content_mark(files: Sequence[str]) -> str:
     """Digest of the sizes and of the first and last bytes of local files, at most 1024 of them, spread evenly.
 
-    It is the same wherever the files are. Remote files and files that cannot be read are passed over.
+    It does not depend on where the files are. Remote and unreadable files are skipped.
     """
     step = -(-len(files) // MARKED_FILES) or 1
     parts = []

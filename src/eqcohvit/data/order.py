@@ -1,8 +1,8 @@
 """The order in which a stream reads its source. A position (epoch, group, row) is its whole state.
 
 epoch   a seeded permutation of the shards, dealt into groups of up to `MAX_GROUP_SHARDS`
-group   its shards are read round-robin; the rows of this rank pass through windows, and each window is permuted
-row     how many rows of the group this rank has emitted
+group   its shards are read in turn, one row each; the rows of this rank pass through windows, each of them permuted
+row     how many rows of the group this rank has read
 
 Ranks share the rows of each shard (row % world_size) if dropping a row is cheap or the shards do not divide well; then
 no rank runs ahead of another. Otherwise each rank reads its own shards. The order never ends on any rank, so no rank
@@ -12,6 +12,7 @@ When a run continues with another number of ranks, the new ranks first share wha
 Until that is done, positions also hold the former positions (`handover`).
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, takewhile
@@ -20,11 +21,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from .decode import one_line
-from .retry import Patience, ReadError, passes
+from .retry import Patience, ReadError, is_transient
 from .sources import Record, Source
 
 MAX_GROUP_SHARDS = 8
 _Item = TypeVar("_Item")
+_END = object()
 HANDOVER = -1  # takes the place of the group while the rest of a former group's epoch is read
 START = {"epoch": 0, "group": 0, "row": 0, "num_seen": 0, "num_bad": 0}
 
@@ -47,7 +49,6 @@ class Order:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    shuffle: bool = True
     shuffle_window: int = 2048
     group_shards: int = MAX_GROUP_SHARDS
     handover: tuple[dict[str, Any], ...] = ()
@@ -64,7 +65,7 @@ class Order:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a position to be valid."""
-        names = ("seed", "rank", "world_size", "shuffle", "shuffle_window")
+        names = ("seed", "rank", "world_size", "shuffle_window")
         return {name: getattr(self, name) for name in names} | {"num_shards": self.source.num_shards}
 
     def resumed_at(self, position: dict[str, Any] | list[dict[str, Any]] | None) -> tuple["Order", dict[str, int]]:
@@ -74,7 +75,7 @@ class Order:
             position: of this rank; or the positions of all ranks of a group of another size; or None for the beginning.
 
         Raises:
-            ValueError: not a position, or one of another source, seed, shuffle or window.
+            ValueError: not a position, or one of another source, seed or window.
         """
         if position is None:
             return self, START
@@ -121,11 +122,11 @@ class Order:
             epoch = _last_epoch(self.handover) + 1
             group = 0
             row = 0
-        empty_epochs = 0
+        empty_epochs = 0  # in a row
         for current_epoch in count(epoch):
             empty_epochs += 1
-            for current_group in range(group, self.num_groups(current_epoch)):
-                for sample in self.group_samples(current_epoch, current_group, skip=row):
+            for current_group in range(group, len(self._groups(current_epoch))):
+                for sample in self._group_samples(current_epoch, current_group, skip=row):
                     empty_epochs = 0
                     yield sample
                 row = 0
@@ -142,45 +143,32 @@ class Order:
             order, start = replace(self, rank=rank, world_size=len(self.handover), handover=()).resumed_at(position)
             samples = order.samples(start["epoch"], start["group"], start["row"])
             rests.append(takewhile(lambda sample: sample.epoch <= last_epoch, samples))
-        own = islice(_round_robin(rests), self.rank, None, self.world_size)
+        own = islice(_in_turn(rests), self.rank, None, self.world_size)
         for row, sample in enumerate(islice(own, skip, None), start=skip + 1):
             yield sample._replace(group=HANDOVER, row=row)
 
-    def num_groups(self, epoch: int) -> int:
-        """Number of groups of shards that this rank reads in the epoch."""
-        return len(self._groups(epoch))
-
     def _groups(self, epoch: int) -> list[list[int]]:
+        """The groups of shards that this rank reads in the epoch."""
         num_shards = self.source.num_shards
-        shards = self._generator(epoch).permutation(num_shards).tolist() if self.shuffle else list(range(num_shards))
+        shards = self._generator(epoch).permutation(num_shards).tolist()
         if not self.splits_rows:
             shards = shards[(self.rank + epoch) % self.world_size :: self.world_size]
-        size = max(1, min(self.group_shards, num_shards // self.world_size)) if self.shuffle else 1
+        size = max(1, min(self.group_shards, num_shards // self.world_size))
         return [shards[start : start + size] for start in range(0, len(shards), size)]
 
-    def group_samples(self, epoch: int, group: int, skip: int = 0) -> Iterator[Sample]:
-        """The samples of a group from the row `skip` on."""
-        rows = _round_robin([_read_shard(self.source, shard, epoch) for shard in self._groups(epoch)[group]])
-        if self.splits_rows and self.world_size > 1:
-            # Ranks take turns in getting one row more if the rows do not divide evenly.
-            first = (self.rank - group - epoch) % self.world_size
-            rows = islice(rows, first, None, self.world_size)
-        if not self.shuffle:
-            for row, record in enumerate(islice(rows, skip, None), start=skip + 1):
-                yield Sample(record, epoch, group, row)
-            return
-        start = 0
-        for index, window in enumerate(self._windows(rows, epoch, group)):
-            end = start + len(window)
-            if end > skip:
-                order = self._generator(epoch, group, index).permutation(len(window)).tolist()
-                for row in range(max(start, skip), end):
-                    yield Sample(window[order[row - start]], epoch, group, row + 1)
-            start = end
+    def _group_samples(self, epoch: int, group: int, skip: int) -> Iterator[Sample]:
+        """The samples of a group after the first `skip` rows."""
+        row = 0
+        for index, window in enumerate(self._windows(epoch, group)):
+            for place in self._generator(epoch, group, index).permutation(len(window)).tolist():
+                row += 1
+                if row > skip:
+                    yield Sample(window[place], epoch, group, row)
 
-    def _windows(self, rows: Iterator[Record], epoch: int, group: int) -> Iterator[list[Record]]:
+    def _windows(self, epoch: int, group: int) -> Iterator[list[Record]]:
         """Lists of `shuffle_window` records. The first is cut at random unless it holds all, so that the windows differ
         by epoch."""
+        rows = self._rows(epoch, group)
         window = list(islice(rows, self.shuffle_window))
         if len(window) == self.shuffle_window:
             cut = int(self._generator(epoch, group).integers(1, self.shuffle_window + 1))
@@ -190,27 +178,45 @@ class Order:
             yield window
             window = list(islice(rows, self.shuffle_window))
 
+    def _rows(self, epoch: int, group: int) -> Iterator[Record]:
+        """This rank's records of a group, before they are permuted."""
+        rows = _in_turn([_read_shard(self.source, shard, epoch) for shard in self._groups(epoch)[group]])
+        if self.splits_rows and self.world_size > 1:
+            # Ranks take turns in getting one row more if the rows do not divide evenly.
+            first = (self.rank - group - epoch) % self.world_size
+            rows = islice(rows, first, None, self.world_size)
+        return rows
+
     def _generator(self, *counters: int) -> np.random.Generator:
         # The length is part of the seed because a seed sequence ignores trailing zeros: (epoch 3) must differ from
         # (epoch 3, group 0).
         return np.random.default_rng([len(counters), self.seed, *counters])
 
 
+def in_order(source: Source) -> Iterator[Sample]:
+    """All records of a source once, shard by shard, as samples of the first epoch."""
+    for shard in range(source.num_shards):
+        for row, record in enumerate(_read_shard(source, shard, epoch=0), start=1):
+            yield Sample(record, 0, shard, row)
+
+
 def _last_epoch(positions: Sequence[dict[str, Any]]) -> int:
+    """The last epoch that any of the positions has begun, or that they were handed."""
     last = 0
     for position in positions:
         last = max(last, position["epoch"], _last_epoch(position.get("handover", ())))
     return last
 
 
-def _round_robin(iterators: list[Iterator[_Item]]) -> Iterator[_Item]:
-    while iterators:
-        alive = []
-        for iterator in iterators:
-            for item in islice(iterator, 1):
-                yield item
-                alive.append(iterator)
-        iterators = alive
+def _in_turn(iterators: list[Iterator[_Item]]) -> Iterator[_Item]:
+    """One item of each iterator, then the next of each, until all have ended."""
+    waiting = deque(iterators)
+    while waiting:
+        iterator = waiting.popleft()
+        item: Any = next(iterator, _END)
+        if item is not _END:
+            yield item
+            waiting.append(iterator)
 
 
 def _read_shard(source: Source, shard: int, epoch: int) -> Iterator[Record]:
@@ -224,10 +230,10 @@ def _read_shard(source: Source, shard: int, epoch: int) -> Iterator[Record]:
                 patience.succeeded()
                 yield record
             return
+        except ReadError:
+            raise
         except Exception as error:
             what = f"reading shard {shard} of {source.num_shards} of {source.name} from row {num_read} on"
-            if isinstance(error, ReadError):
-                raise
-            if not passes(error):
+            if not is_transient(error):
                 raise ReadError(f"{what} failed: {one_line(error)}") from error
             patience.failed(what, error)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from operator import length_hint
-from pathlib import Path
 
+import psutil
 import torch
 
 from .order import Sample
 from .sources import Record, Source
-from .workers import KEPT, Chunk
+from .workers import KEPT, KEY, LABEL, Chunk
 
 RESERVE = 1 / 8  # of the device's memory, left free for whatever else grows
 
@@ -17,18 +17,17 @@ class ResidentCanvases:
     """Canvas, size and label of each decoded image by its key. `CanvasStream` yields the same batches without it.
 
     It stops keeping images, with one line to `report`, when less than an eighth of the device's memory (on a CPU, of
-    the machine's or its container's) would stay free; the other images are decoded in each epoch. The shards of a
+    the machine's) would stay free; the other images are decoded in each epoch. The shards of a
     process change by epoch, so in the end each process keeps all images. The keys of the source must identify the same
     image in each epoch, which those of `SpritesSource` do not.
-
-    Raises:
-        ValueError: the free memory is unknown, as on a CPU without Linux.
     """
 
     def __init__(self, source: Source, canvas_size: int, device: torch.device, report: Callable[[str], None] = print):
-        self.device, self._report = device, report
-        self._held: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
-        self._canvas_bytes, self._is_full = 3 * canvas_size**2, False
+        self.device = device
+        self._report = report
+        self._held: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}  # canvas, size and label by key
+        self._canvas_bytes = 3 * canvas_size**2
+        self._is_full = False
         free, total = free_memory(device)
         room = max(0, int(free - RESERVE * total)) // self._canvas_bytes
         number = length_hint(source)  # 0 if only reading would show it
@@ -52,18 +51,19 @@ class ResidentCanvases:
 
     def with_kept(self, chunk: Chunk) -> Chunk:
         """The chunk on the device, completed by the kept canvases and sizes; new ones are kept."""
-        canvases, sizes = chunk.canvases.to(self.device, non_blocking=True), chunk.sizes
-        self._keep(chunk.meta[chunk.good & ~chunk.kept, :2].tolist(), canvases, sizes)
+        canvases = chunk.canvases.to(self.device, non_blocking=True)
+        sizes = chunk.sizes
+        self._keep(chunk.meta[chunk.good & ~chunk.kept, : LABEL + 1].tolist(), canvases, sizes)
         if chunk.kept.any():
             fresh = zip(canvases, sizes, strict=True)
-            good = chunk.meta[chunk.good, 0].tolist()
+            good = chunk.meta[chunk.good, KEY].tolist()
             kept = chunk.kept[chunk.good].tolist()
             rows = [self._held[key][:2] if is_kept else next(fresh) for key, is_kept in zip(good, kept, strict=True)]
             canvases, sizes = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
         return Chunk(canvases, sizes, chunk.meta, chunk.good, chunk.bad, torch.zeros_like(chunk.kept))
 
     def _keep(self, keys_labels: list[list[int]], canvases: torch.Tensor, sizes: torch.Tensor) -> None:
-        # Decoded again, while it was on its way here, or twice in a chunk: kept once.
+        # An image may come twice, in one chunk or in two that were handed out before it was kept.
         new = {key: index for index, (key, _) in enumerate(keys_labels) if key not in self._held}
         if self._is_full or not new:
             return
@@ -74,38 +74,14 @@ class ResidentCanvases:
             self._report(f"resident: no room for more than {kept} on {self.device}; the others are decoded each epoch")
             return
         rows = list(new.values())
-        copies = canvases[rows], sizes[rows]  # what comes from a worker lies in shared memory, of which there is little
-        for key, index, canvas, size in zip(new, rows, *copies, strict=True):
+        # Copies, because a worker's result is in shared memory, which is scarce.
+        for key, index, canvas, size in zip(new, rows, canvases[rows], sizes[rows], strict=True):
             self._held[key] = canvas, size, keys_labels[index][1]
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of a GPU; otherwise of the machine, or of the control group with the least left that this
-    process is in."""
+    """(free, total) bytes of a GPU; otherwise of the machine, whatever limit a container may have."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    try:
-        lines = (line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        kibibytes = {name: int(value.split()[0]) for name, value in lines}
-        own = next(
-            (
-                line[3:].strip("/")
-                for line in Path("/proc/self/cgroup").read_text().splitlines()
-                if line.startswith("0::")
-            ),
-            "",
-        )
-    except OSError:
-        raise ValueError(
-            f"resident needs a CUDA device, or Linux, to know how much memory is free; got {device.type}"
-        ) from None
-    limits = [(kibibytes["MemAvailable"] * 1024, kibibytes["MemTotal"] * 1024)]
-    root = Path("/sys/fs/cgroup")
-    for group in (root / own, *(root / own).parents):
-        try:
-            limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            limits.append((limit - used + int(statistics["inactive_file"]), limit))
-        except (OSError, ValueError):  # no such group seen from here, or none that is limited ("max")
-            continue
-    return min(limits)
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total

@@ -1,5 +1,5 @@
-"""What fails may be a passing trouble of a network or a machine: it is tried again a few times, with growing pauses,
-then named."""
+"""Retry what a network or a machine may have failed at only for a while, with growing pauses; then raise an error that
+names it."""
 
 import sys
 import time
@@ -10,26 +10,15 @@ RETRY_SECONDS = (1.0, 4.0, 16.0, 60.0)
 
 
 class ReadError(OSError):
-    """The data cannot be read or decoded, although it was tried several times; the message says what and why."""
+    """The data cannot be read or decoded, even after several attempts; the message says what and why."""
 
 
-# Of these, too, networks' errors come, not all of which are an OSError.
-_NETWORK_LIBRARIES = {
-    "aiohttp",
-    "botocore",
-    "fsspec",
-    "http",
-    "httpcore",
-    "httpx",
-    "httpx2",
-    "huggingface_hub",
-    "requests",
-    "urllib3",
-}
+# Some of their errors are not an OSError.
+_NETWORK_LIBRARIES = "aiohttp botocore fsspec http httpcore httpx httpx2 huggingface_hub requests urllib3".split()
 
 
-def passes(error: Exception) -> bool:
-    """Whether an error may be over when the same is tried again: those of the network and of the operating system."""
+def is_transient(error: Exception) -> bool:
+    """Whether another attempt may succeed: after an error of the network or of the operating system."""
     if isinstance(error, ReadError):
         return False
     return isinstance(error, OSError) or any(
@@ -44,11 +33,11 @@ class Patience:
         self._failures = 0
 
     def succeeded(self) -> None:
-        """The next failure is the first again."""
+        """Start counting again."""
         self._failures = 0
 
     def failed(self, what: str, error: Exception) -> None:
-        """Say so and pause, `RETRY_SECONDS` by the number of failures.
+        """Print the failure and pause for as many seconds as `RETRY_SECONDS` says.
 
         Raises:
             ReadError: there have been too many.

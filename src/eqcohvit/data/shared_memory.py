@@ -1,5 +1,5 @@
-"""Results of worker processes in shared memory, whose lack is an error in the worker and not a result that never
-comes."""
+"""Results of worker processes in shared memory. If it is full, the worker says so; otherwise its result would never
+come."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-WAIT_SECONDS = 1800.0  # how long one waits for the next result of a worker, which may read from a network
+WAIT_SECONDS = 1800.0  # to wait for the next result of a worker, which may read from a network
 
 
 class NoSharedMemory(OSError):
@@ -17,8 +17,8 @@ class NoSharedMemory(OSError):
 
 
 def share(result: Any) -> Any:
-    """The same nested result, its tensors in shared memory where this is a worker of a `DataLoader`; `NoSharedMemory`
-    in its place.
+    """The same nested result; in a worker of a `DataLoader` its tensors are in shared memory, or `NoSharedMemory` is
+    returned instead.
 
     The loader itself would move them in a thread of the worker, where an error is only printed.
     """
@@ -34,7 +34,7 @@ def share(result: Any) -> Any:
 
 
 def check_result(result: Any) -> Any:
-    """The result of a worker, or the `NoSharedMemory` that came in its place, raised."""
+    """The result of a worker; raises the `NoSharedMemory` that was returned instead."""
     if isinstance(result, NoSharedMemory):
         raise result
     return result

@@ -19,7 +19,7 @@ import numpy as np
 from ..hub.image_reading_eqcohvit import content_of
 from .decode import BadImage, Decoded, decode_image, image_extensions, one_line
 from .fingerprint import content_mark, digest
-from .retry import Patience, passes
+from .retry import Patience, is_transient
 
 ROWS_PER_VIRTUAL_SHARD = 512
 MAX_ENDINGS = 5  # of files that are left out, named each
@@ -50,23 +50,22 @@ class Source(Protocol):
 
     @property
     def identity(self) -> str:
-        """Changes where a key would name another record; from the names of the images or files, which may lie
-        anywhere."""
+        """Changes if a key would name another record; from the names of the images or files, not from their place."""
         return self.fingerprint
 
     @property
     def content(self) -> str:
-        """Changes where local files of the same names hold other images; from samples (`content_mark`)."""
+        """Changes if local files of the same names hold other images; from samples (`content_mark`)."""
         return ""
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
-        """The records of a shard, in the same order each time; `epoch` matters to sources without end."""
+        """The records of a shard, in the same order each time; `epoch` matters only to endless sources."""
 
     def decode_batch(self, payloads: Sequence[Any], canvas_size: int, fit: str = "native") -> list[Decoded | BadImage]:
         """Payloads of records -> canvases of S x S pixels, or what is wrong with them. `fit` as in `decode_image`."""
 
     def where(self, record: Record) -> str:
-        """Where a bad record lies, for the list of bad images."""
+        """Where a bad record is, for the list of bad images."""
         ...
 
 
@@ -102,7 +101,7 @@ def _read_file(text: str) -> bytes:
         except BadImage:
             raise
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise BadImage(one_line(error)) from None
             patience.failed(f"reading {text[:200]}", error)  # an image is not bad because the network is
 
@@ -112,8 +111,8 @@ class FolderSource(ImageSource):
     are left out.
 
     No labels are needed; `labels=True` takes the name of the parent folder as the class. Images below the folder
-    `leave_out` are none of them, unless all are. Shards are strided (`files[i::n]`), so that
-    each of them mixes all folders.
+    `leave_out` are ignored, unless all of them are there. Shards are strided (`files[i::n]`), so that each of them
+    mixes all folders.
     """
 
     cheap_rows = True
@@ -138,7 +137,7 @@ class FolderSource(ImageSource):
 
     @property
     def summary(self) -> str:
-        """How many images there are, and which files are none by their names, in one line."""
+        """How many images there are, and which files are left out because of their names, in one line."""
         return f"{len(self._files)} images in {self.name}{self._what_is_left_out()}"
 
     def _what_is_left_out(self) -> str:
@@ -175,7 +174,7 @@ def _parent(path: str) -> str:
 
 
 def _outside(folder: str | os.PathLike | None, files: set[str], root: str) -> set[str]:
-    """The files that do not lie below the folder; all of them where the root does."""
+    """The files that are not below the folder; all files if the root itself is."""
     if folder is None:
         return files
     left_out = os.path.join(os.path.realpath(os.path.expanduser(os.fspath(folder))), "")
@@ -229,7 +228,9 @@ class SpritesSource(Source):
     def __init__(self, num_samples: int = 16384, seed: int = 0, offset: int = 0):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        self.num_samples, self.seed, self.offset = num_samples, seed, offset
+        self.num_samples = num_samples
+        self.seed = seed
+        self.offset = offset
         self.num_shards = -(-num_samples // ROWS_PER_VIRTUAL_SHARD)
 
     def __len__(self) -> int:
@@ -239,16 +240,9 @@ class SpritesSource(Source):
     def fingerprint(self) -> str:
         from . import sprite_scenes, sprite_shapes, sprites
 
-        modules = (sprites, sprite_scenes, sprite_shapes)  # what draws them is what they are
-        return digest(
-            [
-                "sprites",
-                self.num_samples,
-                self.seed,
-                self.offset,
-                *(Path(module.__file__).read_bytes() for module in modules),
-            ]
-        )
+        # What draws them is what they are.
+        code = [Path(module.__file__).read_bytes() for module in (sprites, sprite_scenes, sprite_shapes)]
+        return digest(["sprites", self.num_samples, self.seed, self.offset, *code])
 
     @property
     def identity(self) -> str:
@@ -271,15 +265,37 @@ class SpritesSource(Source):
         return f"sprite {record.key}"
 
 
-class _PartOfSource:
-    """Some rows of each shard of a source, `num_rows` of them held out (at most 1 / `share`), or all the others; keys
-    stay the same."""
+class SourceView(Source):
+    """Some records of a source, with the same keys; a subclass says which."""
+
+    def __init__(self, source: Source):
+        self.name = source.name
+        self.num_shards = source.num_shards
+        self.cheap_rows = source.cheap_rows
+        self.has_labels = source.has_labels
+        self.label_names = source.label_names
+        self._source = source
+
+    @property
+    def content(self) -> str:
+        """As in the whole source."""
+        return self._source.content
+
+    def decode_batch(self, payloads: Sequence[Any], canvas_size: int, fit: str = "native") -> list[Decoded | BadImage]:
+        return self._source.decode_batch(payloads, canvas_size, fit)
+
+    def where(self, record: Record) -> str:
+        return self._source.where(record)
+
+
+class _PartOfSource(SourceView):
+    """Some rows of each shard of a source, `num_rows` of them held out (at most 1 / `share`), or all the others."""
 
     def __init__(self, source: Source, num_rows: int, share: int, held_out: bool):
-        self.name, self.num_shards, self.cheap_rows = source.name, source.num_shards, source.cheap_rows
-        self.has_labels, self.label_names = source.has_labels, source.label_names
-        self.decode_batch, self.where = source.decode_batch, source.where
-        self._source, self._num_rows, self._share, self._held_out = source, num_rows, share, held_out
+        super().__init__(source)
+        self._num_rows = num_rows
+        self._share = share
+        self._held_out = held_out
 
     @property
     def fingerprint(self) -> str:
@@ -289,11 +305,6 @@ class _PartOfSource:
     def identity(self) -> str:
         """As in the whole source."""
         return digest([self._source.identity, self._num_rows, self._share, self._held_out])
-
-    @property
-    def content(self) -> str:
-        """As in the whole source."""
-        return self._source.content
 
     def __length_hint__(self) -> int:
         """How many images there are, up to what short shards have less; 0 where the source does not say."""
@@ -306,9 +317,8 @@ class _PartOfSource:
         if self.cheap_rows:
             first = list(records)
             num_rows = min(self._num_rows, len(first) // self._share)
-            rows = {
-                i * len(first) // num_rows for i in range(num_rows)
-            }  # evenly spread: paths are often sorted by class
+            # Evenly spread, because paths are often sorted by class.
+            rows = {index * len(first) // num_rows for index in range(num_rows)}
         else:  # the beginning of the shard, so that no more than that has to be read for the few
             first = list(islice(records, self._share * self._num_rows))
             rows = range(min(self._num_rows, len(first) // self._share))

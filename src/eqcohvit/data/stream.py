@@ -18,11 +18,11 @@ import torch
 from .bad_images import BadImages, printable
 from .decode import BadImage
 from .fingerprint import content_mark, digest
-from .order import MAX_GROUP_SHARDS, START, Order, Sample
+from .order import MAX_GROUP_SHARDS, START, Order, in_order
 from .resident import ResidentCanvases
-from .retry import ReadError, passes
+from .retry import ReadError, is_transient
 from .sources import Source
-from .workers import Chunk, decoded, regroup
+from .workers import EPOCH, KEY, Chunk, decoded, regroup
 
 FIRST_ROWS = 8  # read before a run begins
 MIN_SEEN = 200  # images after which the share of bad ones is judged; a smaller dataset is judged after its first pass
@@ -68,8 +68,8 @@ class CanvasStream:
     """Iterating yields `Batch`es forever. A new iterator continues after the last batch that the stream has yielded.
 
     To resume, `position` is the `position` of a batch of this rank, or the list of the positions of all ranks if their
-    number has changed. Source, `seed`, `shuffle` and `shuffle_window` must be the same as before; batch size and number
-    of workers can differ. Bad images are skipped, counted (`num_bad` of `num_seen`, up to the last yielded batch) and
+    number has changed. Source, `seed` and `shuffle_window` must be the same as before; batch size and number of workers
+    can differ. Bad images are skipped, counted (`num_bad` of `num_seen`, up to the last yielded batch) and
     listed once each in `bad_images_path` (JSON lines). `fit` is that of `decode_image`. Images are mixed from up to
     `group_shards` shards at a time. With `resident` the canvases are on its device, and each image is decoded once if
     there is room.
@@ -84,7 +84,6 @@ class CanvasStream:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        shuffle: bool = True,
         shuffle_window: int = 2048,
         max_bad_fraction: float = 0.01,
         bad_images_path: str | Path | None = None,
@@ -115,7 +114,7 @@ class CanvasStream:
         self.max_bad_fraction = max_bad_fraction
         self.fit = fit
         self._resident = resident
-        order = Order(source, seed, rank, world_size, shuffle, shuffle_window, group_shards)
+        order = Order(source, seed, rank, world_size, shuffle_window, group_shards)
         self._order, start = order.resumed_at(position)
         self._bad_images = BadImages(source.name, bad_images_path)
         self.position = self._order.position(start)
@@ -134,7 +133,7 @@ class CanvasStream:
         start = dict(self.position)
         good_chunks = self._without_bad(self._decoded_from(start), start["num_seen"], start["num_bad"])
         for chunk in regroup(good_chunks, self.batch_size):
-            state = dict(zip(START, chunk.meta[-1, 2:].tolist(), strict=True))
+            state = dict(zip(START, chunk.meta[-1, EPOCH:].tolist(), strict=True))
             self.position = self._order.position(state)
             yield _to_batch(chunk, dict(self.position))
 
@@ -154,24 +153,31 @@ class CanvasStream:
         return chunks if resident is None else map(resident.with_kept, chunks)
 
     def _without_bad(self, chunks: Iterable[Chunk], num_seen: int, num_bad: int) -> Iterator[Chunk]:
+        """The chunks with only their good samples, each with the counts of images up to it as two more columns.
+
+        Args:
+            num_seen, num_bad: counts before the first chunk.
+        """
         for chunk in chunks:
-            good = chunk.good
-            seen = num_seen + torch.arange(1, len(good) + 1)
-            bad = num_bad + torch.cumsum(~good, 0)
-            num_seen, num_bad = int(seen[-1]), int(bad[-1])
             for index, reason, where in chunk.bad:
-                key, _, epoch = chunk.meta[index, :3].tolist()
-                self._bad_images.add(key, epoch, reason, where)
-            first_pass_done = int(chunk.meta[-1, 2]) > 0
-            if (num_seen >= MIN_SEEN or first_pass_done) and num_bad > self.max_bad_fraction * num_seen:
-                raise TooManyBadImages(
-                    f"{num_bad} of {num_seen} images ({num_bad / num_seen:.1%}) could not be decoded, more than "
-                    f"max_bad_fraction={self.max_bad_fraction:g} allows; {self._bad_images.summary()}"
-                )
-            if first_pass_done and num_bad == num_seen:
-                raise TooManyBadImages(f"not one of {num_seen} images could be decoded; {self._bad_images.summary()}")
-            chunk.meta = torch.column_stack((chunk.meta, seen, bad))[good]
+                self._bad_images.add(int(chunk.meta[index, KEY]), int(chunk.meta[index, EPOCH]), reason, where)
+            seen = num_seen + torch.arange(1, len(chunk.good) + 1)
+            bad = num_bad + torch.cumsum(~chunk.good, 0)
+            num_seen = int(seen[-1])
+            num_bad = int(bad[-1])
+            self._check_share(num_seen, num_bad, first_pass_done=bool(chunk.meta[-1, EPOCH] > 0))
+            chunk.meta = torch.column_stack((chunk.meta, seen, bad))[chunk.good]
             yield chunk
+
+    def _check_share(self, num_seen: int, num_bad: int, first_pass_done: bool) -> None:
+        """Raise `TooManyBadImages` if more images are bad than `max_bad_fraction` allows, or all are."""
+        if (num_seen >= MIN_SEEN or first_pass_done) and num_bad > self.max_bad_fraction * num_seen:
+            raise TooManyBadImages(
+                f"{num_bad} of {num_seen} images ({num_bad / num_seen:.1%}) could not be decoded, more than "
+                f"max_bad_fraction={self.max_bad_fraction:g} allows; {self._bad_images.summary()}"
+            )
+        if first_pass_done and num_bad == num_seen:
+            raise TooManyBadImages(f"none of {num_seen} images could be decoded; {self._bad_images.summary()}")
 
 
 def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float = 0.0) -> None:
@@ -182,9 +188,9 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
         ReadError: the network or the disk failed several times.
     """
     try:
-        records = [sample.record for sample in islice(_in_order(source), FIRST_ROWS)]
+        records = [sample.record for sample in islice(in_order(source), FIRST_ROWS)]
     except ReadError as error:
-        if not isinstance(error.__cause__, Exception) or passes(error.__cause__):
+        if not isinstance(error.__cause__, Exception) or is_transient(error.__cause__):
             raise
         raise ValueError(str(error)) from error
     if not records:
@@ -192,31 +198,21 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
     decoded = source.decode_batch([record.payload for record in records], canvas_size)
     if max_bad_fraction < 1 and all(isinstance(item, BadImage) for item in decoded):
         first = f"{printable(source.where(records[0]))}: {printable(str(decoded[0]))}"
-        raise ValueError(f"not one of the first {len(records)} images of {source.name} can be read; first: {first}")
+        raise ValueError(f"none of the first {len(records)} images of {source.name} can be read; first: {first}")
 
 
 def describe_data(source: Source) -> dict[str, Any]:
     """What a checkpoint says of the images that it was trained on: `identity`, `content` (of files and of the first
     rows, which may be remote), and `num_images` (0 where the source does not say)."""
     content = [source.content]
-    for sample in islice(_in_order(source), FIRST_ROWS):
+    for sample in islice(in_order(source), FIRST_ROWS):
         payload = sample.record.payload
         content.append(content_mark([payload]) if isinstance(payload, str) else digest([payload]))
     return {"identity": source.identity, "content": digest(content), "num_images": length_hint(source)}
 
 
-def _in_order(source: Source) -> Iterator[Sample]:
-    order = Order(source, shuffle=False)
-    return (sample for group in range(order.num_groups(0)) for sample in order.group_samples(0, group))
-
-
 def sequential(
-    source: Source,
-    canvas_size: int,
-    batch_size: int,
-    max_samples: int | None = None,
-    num_workers: int = 0,
-    fit: str = "native",
+    source: Source, canvas_size: int, batch_size: int, max_samples: int | None = None, fit: str = "native"
 ) -> Iterator[Batch]:
     """One pass in the order of the source, without shuffling; the last batch may be smaller. For evaluation.
 
@@ -225,23 +221,15 @@ def sequential(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
-    chunks = decoded(
-        islice(_in_order(source), max_samples), source, canvas_size, batch_size, num_workers, depth=4, fit=fit
-    )
+    samples = islice(in_order(source), max_samples)
+    chunks = decoded(samples, source, canvas_size, batch_size, num_workers=0, depth=4, fit=fit)
     return _one_pass(chunks, batch_size, source.name)
 
 
 def _one_pass(chunks: Iterator[Chunk], batch_size: int, name: str) -> Iterator[Batch]:
     problems: list[str] = []
     num_good = 0
-
-    def without_bad() -> Iterator[Chunk]:
-        for chunk in chunks:
-            problems.extend(f"{printable(where)}: {printable(reason)}" for _, reason, where in chunk.bad)
-            chunk.meta = chunk.meta[chunk.good]
-            yield chunk
-
-    for chunk in regroup(without_bad(), batch_size, keep_last=True):
+    for chunk in regroup(_good_ones(chunks, problems), batch_size, keep_last=True):
         num_good += len(chunk.meta)
         yield _to_batch(chunk, position={})
     if problems and not num_good:
@@ -250,6 +238,14 @@ def _one_pass(chunks: Iterator[Chunk], batch_size: int, name: str) -> Iterator[B
         warnings.warn(
             f"left out {len(problems)} images of {name} that could not be decoded; first: {problems[0]}", stacklevel=2
         )
+
+
+def _good_ones(chunks: Iterator[Chunk], problems: list[str]) -> Iterator[Chunk]:
+    """The chunks with only their good samples; what is wrong with the others is added to `problems`."""
+    for chunk in chunks:
+        problems += [f"{printable(where)}: {printable(reason)}" for _, reason, where in chunk.bad]
+        chunk.meta = chunk.meta[chunk.good]
+        yield chunk
 
 
 def _to_batch(chunk: Chunk, position: dict[str, Any]) -> Batch:

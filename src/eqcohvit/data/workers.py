@@ -31,6 +31,10 @@ _Item = TypeVar("_Item")
 _WORKER_DIED = ("DataLoader worker", "Pin memory thread")
 
 
+# Columns of `Chunk.meta`; from `EPOCH` on those of `order.START`.
+KEY, LABEL, EPOCH, GROUP, ROW, NUM_SEEN, NUM_BAD = range(7)
+
+
 class KEPT:
     """Takes the place of a payload that needs no decoding because the main process has the canvas (`resident`)."""
 
@@ -41,8 +45,8 @@ class Chunk:
 
     canvases: uint8 (g, 3, S, S). sizes: int64 (g, 2). good: bool (n,). bad: (index, reason, where) of each bad sample.
     kept: bool (n,), the `KEPT` samples: good, but without canvas and size until `ResidentCanvases.with_kept` adds them.
-    meta: int64 (n, 5), (key, label, epoch, group, row); without the bad ones (g, 5), or (g, 7) with num_seen and
-    num_bad.
+    meta: int64 (n, 5), with the columns `KEY` to `ROW`; without the bad ones (g, 5), or (g, 7) with `CanvasStream`'s
+    counts.
     """
 
     canvases: torch.Tensor
@@ -60,7 +64,7 @@ class Chunk:
 class Decoder(Dataset[Chunk]):
     """A map-style dataset whose "indices" are the raw samples themselves."""
 
-    def __init__(self, source: Source, canvas_size: int, fit: str = "native"):
+    def __init__(self, source: Source, canvas_size: int, fit: str):
         self.source = source
         self.canvas_size = canvas_size
         self.fit = fit
@@ -79,27 +83,27 @@ class Decoder(Dataset[Chunk]):
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _chunk(self, samples: list[Sample]) -> Chunk:
-        fresh = [index for index, sample in enumerate(samples) if sample.record.payload is not KEPT]
-        decoded = self.source.decode_batch(
-            [samples[index].record.payload for index in fresh], self.canvas_size, self.fit
-        )
-        good = [item for item in decoded if not isinstance(item, BadImage)]
-        canvases = torch.empty((len(good), 3, self.canvas_size, self.canvas_size), dtype=torch.uint8)
-        for canvas, item in zip(canvases.numpy(), good, strict=True):
-            canvas[:] = item.canvas
         meta = torch.tensor([[s.record.key, s.record.label, s.epoch, s.group, s.row] for s in samples])
-        mask = torch.ones(len(samples), dtype=torch.bool)
-        kept = torch.ones(len(samples), dtype=torch.bool)
+        kept = torch.tensor([sample.record.payload is KEPT for sample in samples])
+        good = torch.ones(len(samples), dtype=torch.bool)
+        images = []
         bad = []
-        kept[fresh] = False
-        for index, item in zip(fresh, decoded, strict=True):
-            if isinstance(item, BadImage):
-                mask[index] = False
-                bad.append((index, str(item), self.source.where(samples[index].record)))
-            elif item.label is not None:
-                meta[index, 1] = item.label
-        sizes = torch.tensor([item.size for item in good], dtype=torch.int64).reshape(-1, 2)
-        return share(Chunk(canvases, sizes, meta, mask, bad, kept))
+        fresh = (~kept).nonzero().flatten().tolist()
+        payloads = [samples[index].record.payload for index in fresh]
+        results = self.source.decode_batch(payloads, self.canvas_size, self.fit)
+        for index, result in zip(fresh, results, strict=True):
+            if isinstance(result, BadImage):
+                good[index] = False
+                bad.append((index, str(result), self.source.where(samples[index].record)))
+                continue
+            images.append(result)
+            if result.label is not None:
+                meta[index, LABEL] = result.label
+        canvases = torch.empty((len(images), 3, self.canvas_size, self.canvas_size), dtype=torch.uint8)
+        for canvas, image in zip(canvases.numpy(), images, strict=True):
+            canvas[:] = image.canvas
+        sizes = torch.tensor([image.size for image in images], dtype=torch.int64).reshape(-1, 2)
+        return share(Chunk(canvases, sizes, meta, good, bad, kept))
 
 
 def decoded(
@@ -126,21 +130,25 @@ def decoded(
     handed_out: deque[list[Sample]] = deque()  # to workers, and not yet back
     again: deque[list[Sample]] = deque()  # to be decoded a second time
     patience = Patience()
+
+    def hand_out(lists: Iterator[list[Sample]]) -> Iterator[list[Sample]]:
+        for own in lists:
+            handed_out.append(own)
+            yield own if prepare is None else prepare(own)
+
     try:
         while True:
-            careful = bool(again)
-            lists = _noted(_emptied(again) if careful else reader, handed_out)
-            if prepare is not None:
-                lists = map(prepare, lists)
+            is_second_time = bool(again)
+            lists = hand_out(_emptied(again) if is_second_time else reader)
             try:
-                for chunk in _load(decoder, lists, num_workers, careful):
+                for chunk in _load(decoder, lists, num_workers, one_at_a_time=is_second_time):
                     check_result(chunk)
                     if isinstance(chunk, ReadError):
                         raise chunk
                     handed_out.popleft()
                     patience.succeeded()
                     yield chunk
-                if not careful:
+                if not is_second_time:
                     return
             except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
                 if not _is_death_of_worker(error, num_workers):
@@ -166,20 +174,14 @@ def _emptied(lists: deque[list[Sample]]) -> Iterator[list[Sample]]:
         yield lists.popleft()
 
 
-def _noted(lists: Iterator[list[Sample]], handed_out: deque[list[Sample]]) -> Iterator[list[Sample]]:
-    for samples in lists:
-        handed_out.append(samples)
-        yield samples
-
-
 def _load(
-    decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, careful: bool
+    decoder: Decoder, lists: Iterator[list[Sample]], num_workers: int, one_at_a_time: bool
 ) -> Iterator[Chunk | ReadError]:
     loader = DataLoader(
         decoder,
         batch_sampler=lists,
-        num_workers=1 if careful else num_workers,
-        prefetch_factor=1 if careful else None,
+        num_workers=1 if one_at_a_time else num_workers,
+        prefetch_factor=1 if one_at_a_time else None,
         collate_fn=_identity,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
@@ -244,18 +246,13 @@ def regroup(chunks: Iterable[Chunk], size: int, keep_last: bool = False) -> Iter
 
 
 def _merged(parts: list[tuple[torch.Tensor, ...]]) -> Chunk:
-    merged = parts[0]
+    """One chunk of good samples from the (canvases, sizes, meta) of several."""
+    tensors = parts[0]
     if len(parts) > 1:
-        merged = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    canvases, sizes, meta = merged
-    return Chunk(
-        canvases,
-        sizes,
-        meta,
-        good=torch.ones(len(meta), dtype=torch.bool),
-        bad=[],
-        kept=torch.zeros(len(meta), dtype=torch.bool),
-    )
+        tensors = [torch.cat(each) for each in zip(*parts, strict=True)]
+    canvases, sizes, meta = tensors
+    good = torch.ones(len(meta), dtype=torch.bool)
+    return Chunk(canvases, sizes, meta, good, bad=[], kept=~good)
 
 
 class BackgroundIterator:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
@@ -20,8 +21,9 @@ from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
 from ..evaluation.rows import Rows, row_errors
 from ..preprocessing import Preprocessing
+from . import DENSE_TASKS
 from .backbones import EncoderFolder, find_backbone
-from .options import TASK_HEADS, TaskOptions
+from .options import TaskOptions
 
 TASK_FILE = "task.json"
 MAX_CHECKED_ROWS = 2000  # decoding more annotations would delay the first message too long
@@ -62,6 +64,7 @@ class DenseTask(ABC):
     protocol: ClassVar[str]  # what the numbers mean, for results.json
     picture_titles: ClassVar[tuple[str, ...]] = ("image", "target", "prediction")
     default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = None  # for training and testing without data flags
+    counted: ClassVar[str | None] = None  # has classes in the second part of a target, and a row may have none
 
     @classmethod
     @abstractmethod
@@ -113,7 +116,7 @@ class DenseTask(ABC):
     @classmethod
     def choose_head(cls, options: TaskOptions) -> str:
         """The head that the options name, or the task's first."""
-        heads = TASK_HEADS[cls.name]
+        heads = DENSE_TASKS[cls.name].heads
         head = options.head or heads[0]
         if head not in heads:
             raise ValueError(f"head of {cls.name} must be one of {', '.join(heads)}, got {head}")
@@ -175,10 +178,51 @@ class DenseTask(ABC):
         for index in range(min(len(rows), MAX_CHECKED_ROWS)):
             with row_errors(what, index):
                 self.read_target(rows[index])
+        if self.counted and not any(len(self.read_target(rows[index])[1]) for index in range(len(rows))):
+            raise ValueError(f"the {what} rows are empty: none of {len(rows)} images has an {self.counted}")
 
     def save(self, folder: Path) -> None:
         """Write the task into a model folder."""
         (folder / TASK_FILE).write_text(json.dumps({"task": self.name, **dataclasses.asdict(self)}, indent=1) + "\n")
+
+
+class RenderedRows:
+    """The embedded data as rows, drawn when they are read: `count` rows from the scene `offset` on."""
+
+    is_rendered = True
+    size: ClassVar[int]  # side of a rendered scene in pixels
+
+    def __init__(self, count: int, offset: int = 0):
+        self.count = count
+        self.offset = offset
+
+    def __len__(self) -> int:
+        return self.count
+
+    def select(self, indices: range) -> Self:
+        """The first of these rows, as in a dataset."""
+        return type(self)(len(indices), self.offset)
+
+
+def cut(
+    image: Image.Image, target: np.ndarray, box: tuple[float, float, float, float], size: int, rng: np.random.Generator
+) -> tuple[Image.Image, np.ndarray]:
+    """A box of an image and of its target (H, W), resized to `size` x `size` pixels, flipped half of the time.
+
+    Args:
+        box: left, top, right and bottom in pixels.
+    """
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    target = np.array(Image.fromarray(target).resize((size, size), Image.Resampling.NEAREST, box=box))
+    if rng.random() < 0.5:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target[:, ::-1]
+    return image, target
+
+
+def resize_maps(maps: Iterable[torch.Tensor], sizes: Iterable[tuple[int, ...]]) -> Iterator[torch.Tensor]:
+    """Maps (C, h, w) of each image -> (C, H, W), by bilinear interpolation."""
+    for own, size in zip(maps, sizes, strict=True):
+        yield F.interpolate(own[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class _TestSamples(Dataset):

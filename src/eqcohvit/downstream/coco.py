@@ -15,6 +15,28 @@ COCO_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87
 OTHER_SIGMA = 0.025  # for keypoints of other data: the value of COCO's eyes
 
 
+class PrecisionScore:
+    """Collects what `average_precision` compares; `add` of a subclass appends to `truth` and `found`."""
+
+    kind: Literal["bbox", "segm", "keypoints"] = "bbox"
+
+    def __init__(self, num_labels: int):
+        self.num_labels = num_labels
+        self.images: list[dict[str, Any]] = []
+        self.truth: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any]] = []
+
+    def next_image(self, width: int, height: int) -> int:
+        """The number of another image."""
+        number = len(self.images) + 1
+        self.images.append({"id": number, "width": width, "height": height})
+        return number
+
+    def result(self) -> dict[str, float]:
+        """Average precision over all images."""
+        return average_precision(self.images, self.truth, self.found, self.num_labels, self.kind)
+
+
 def average_precision(
     images: list[dict[str, Any]],
     annotations: list[dict[str, Any]],

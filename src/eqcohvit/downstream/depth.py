@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
 
@@ -20,7 +19,7 @@ from ..evaluation.pictures import color_values
 from ..evaluation.results import LOWER
 from ..evaluation.rows import Rows, check_size, find_column, read_depth, read_image
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample
+from .base import DenseTask, RenderedRows, Sample, cut, resize_maps
 from .options import TaskOptions
 
 MIN_DEPTH = 1e-3
@@ -28,23 +27,11 @@ _CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorte
 _VARIANCE_FOCUS = 0.85  # lambda of the loss (arXiv:1907.10326, equation 6)
 
 
-class SpriteRows:
+class SpriteRows(RenderedRows):
     """The embedded data as rows: rendered scenes and the distance of each pixel (about 0.5 to 1.2 image sides)."""
 
     features = ("image", "depth_map")
-    is_rendered = True
-
-    def __init__(self, count: int, offset: int = 0, size: int = 128):
-        self.count = count
-        self.offset = offset
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def select(self, indices: range) -> SpriteRows:
-        """The first of these rows, as in a dataset."""
-        return SpriteRows(len(indices), self.offset, self.size)
+    size = 128
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene = render_sprites(np.array([self.offset + index]), self.size)
@@ -152,14 +139,9 @@ class Depth(DenseTask):
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image, depth = self._read(row)
         side = rng.uniform(*_CROP_RANGE) * min(image.size)
-        left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
-        box = (left, top, left + side, top + side)
-        size = (self.image_size, self.image_size)
-        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        depth = np.array(Image.fromarray(depth).resize(size, Image.Resampling.NEAREST, box=box))
-        if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            depth = depth[:, ::-1]
+        left = rng.uniform(0, image.width - side)
+        top = rng.uniform(0, image.height - side)
+        image, depth = cut(image, depth, (left, top, left + side, top + side), self.image_size, rng)
         return {"pixel_values": self.normalize(image), "depth": torch.from_numpy(np.ascontiguousarray(depth))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
@@ -176,11 +158,7 @@ class Depth(DenseTask):
         """Depth of each pixel in the unit of the data, float32 (H, W) of the reference."""
         predicted = model(pixel_values=pixel_values).predicted_depth.float()
         sizes = [sample["depth"].shape for sample in samples]
-        maps = (
-            F.interpolate(p[None, None], size=s, mode="bilinear", align_corners=False)
-            for p, s in zip(predicted, sizes, strict=True)
-        )
-        return [depth[0, 0].cpu().numpy() for depth in maps]
+        return [depth[0].cpu().numpy() for depth in resize_maps(predicted.unsqueeze(1), sizes)]
 
     def start_score(self) -> _DepthScore:
         return _DepthScore()

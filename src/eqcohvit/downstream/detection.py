@@ -16,7 +16,7 @@ from ..evaluation.pictures import palette
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample
-from .coco import average_precision
+from .coco import PrecisionScore
 from .options import TaskOptions
 
 MAX_DETECTIONS = 100  # per image, as COCO counts
@@ -25,25 +25,15 @@ _CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image'
 _MIN_VISIBLE = 0.4  # share of a box's area that a crop must keep
 
 
-class _BoxScore:
-    def __init__(self, num_labels: int):
-        self.num_labels = num_labels
-        self.images: list[dict] = []
-        self.truth: list[dict] = []
-        self.found: list[dict] = []
-
+class _BoxScore(PrecisionScore):
     def add(self, prediction: dict[str, np.ndarray], sample: Sample) -> None:
-        number = len(self.images) + 1
-        self.images.append({"id": number, "width": sample["width"], "height": sample["height"]})
+        number = self.next_image(sample["width"], sample["height"])
         for box, label in zip(sample["boxes"].tolist(), sample["classes"].tolist(), strict=True):
             self.truth.append({"image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3]})
         for box, label, score in zip(
             *(prediction[key].tolist() for key in ("boxes", "classes", "scores")), strict=True
         ):
             self.found.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
-
-    def result(self) -> dict[str, float]:
-        return average_precision(self.images, self.truth, self.found, self.num_labels)
 
 
 @dataclass
@@ -61,6 +51,7 @@ class Detection(DenseTask):
         "whole images stretched to image_size x image_size; COCO average precision, at most "
         f"{MAX_DETECTIONS} boxes per image"
     )
+    counted = "object"
 
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
@@ -134,11 +125,6 @@ class Detection(DenseTask):
                 "positive width and height"
             )
         return boxes, classes
-
-    def check_rows(self, rows: Rows, what: str) -> None:
-        super().check_rows(rows, what)
-        if not any(len(self.read_target(rows[index])[0]) for index in range(len(rows))):
-            raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an object")
 
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         image = read_image(row, self.image_column)

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_masks
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel
@@ -19,8 +18,8 @@ from ..evaluation.images import TEST_SPRITES
 from ..evaluation.pictures import overlay
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample
-from .coco import average_precision
+from .base import DenseTask, RenderedRows, Sample, cut, resize_maps
+from .coco import PrecisionScore
 from .options import TaskOptions
 
 MAX_INSTANCES = 100  # predictions per image, as COCO counts
@@ -29,24 +28,12 @@ _CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image'
 _MIN_PIXELS = 4  # of an instance in a training crop; smaller instances are left out
 
 
-class SpriteGrids:
+class SpriteGrids(RenderedRows):
     """The embedded data as rows: 2 x 2 rendered scenes in a square, each with an object of one of 10 classes."""
 
     features = ("image", "annotation")
     num_labels = len(SHAPES)
-    is_rendered = True
-
-    def __init__(self, count: int, offset: int = 0, size: int = 64):
-        self.count = count
-        self.offset = offset
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def select(self, indices: range) -> SpriteGrids:
-        """The first of these rows, as in a dataset."""
-        return SpriteGrids(len(indices), self.offset, self.size)
+    size = 64
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scenes = render_sprites(self.offset + 4 * index + np.arange(4), self.size)
@@ -64,17 +51,13 @@ def sprite_grids() -> tuple[SpriteGrids, SpriteGrids]:
     return SpriteGrids(4096), SpriteGrids(128, TEST_SPRITES)
 
 
-class _MaskScore:
-    def __init__(self, num_labels: int):
-        self.num_labels = num_labels
-        self.images: list[dict] = []
-        self.truth: list[dict] = []
-        self.found: list[dict] = []
+class _MaskScore(PrecisionScore):
+    kind = "segm"
 
     def add(self, prediction: dict[str, Any], sample: Sample) -> None:
-        number = len(self.images) + 1
         instances = sample["instances"]
-        self.images.append({"id": number, "height": instances.shape[0], "width": instances.shape[1]})
+        height, width = instances.shape
+        number = self.next_image(width, height)
         for index, label in enumerate(sample["classes"].tolist(), start=1):
             mask = coco_masks.encode(np.asfortranarray(instances == index, dtype=np.uint8))
             place = {
@@ -87,9 +70,6 @@ class _MaskScore:
         self.found += [
             {"image_id": number, "category_id": label, "segmentation": m, "score": score} for m, label, score in found
         ]
-
-    def result(self) -> dict[str, float]:
-        return average_precision(self.images, self.truth, self.found, self.num_labels, "segm")
 
 
 @dataclass
@@ -110,6 +90,7 @@ class InstanceSegmentation(DenseTask):
         f"masks, at most {MAX_INSTANCES} per image"
     )
     default_rows = staticmethod(sprite_grids)
+    counted = "instance"
 
     @classmethod
     def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
@@ -159,11 +140,6 @@ class InstanceSegmentation(DenseTask):
             )
         return instances, labels - shift
 
-    def check_rows(self, rows: Rows, what: str) -> None:
-        super().check_rows(rows, what)
-        if not any(len(self.read_target(rows[index])[1]) for index in range(len(rows))):
-            raise ValueError(f"the {what} rows are empty: not one of {len(rows)} images has an instance")
-
     def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         image = read_image(row, self.image_column)
         instances, classes = self.read_target(row)
@@ -174,13 +150,7 @@ class InstanceSegmentation(DenseTask):
         image, instances, classes = self._read(row)
         sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
         start = rng.uniform(0, np.array(image.size) - sides)
-        box = (*start, *(start + sides))
-        size = (self.image_size, self.image_size)
-        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        numbers = np.array(Image.fromarray(instances).resize(size, Image.Resampling.NEAREST, box=box))
-        if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            numbers = numbers[:, ::-1]
+        image, numbers = cut(image, instances, (*start, *(start + sides)), self.image_size, rng)
         masks = numbers == np.arange(1, len(classes) + 1)[:, None, None]
         kept = masks.sum(axis=(1, 2)) >= _MIN_PIXELS
         targets = {
@@ -214,10 +184,9 @@ class InstanceSegmentation(DenseTask):
         scores, index = shares.flatten(1).topk(min(MAX_INSTANCES, shares[0].numel()), dim=1)
         queries, classes = index // self.num_labels, index % self.num_labels
         found = []
-        for number, sample in enumerate(samples):
-            logits = outputs.masks_queries_logits[number, queries[number]].float()
-            size = sample["instances"].shape
-            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+        chosen = [maps[own].float() for maps, own in zip(outputs.masks_queries_logits, queries, strict=True)]
+        sizes_of_images = [sample["instances"].shape for sample in samples]
+        for number, logits in enumerate(resize_maps(chosen, sizes_of_images)):
             inside = logits > 0
             sizes = inside.sum(dim=(1, 2))
             certainty = (logits.sigmoid() * inside).sum(dim=(1, 2)) / sizes.clamp_min(1)

@@ -19,7 +19,7 @@ from ..evaluation.metrics.pck.distances import correct_keypoints
 from ..evaluation.rows import Rows, find_column, read_image
 from .backbones import EncoderFolder
 from .base import DenseTask, Sample
-from .coco import OTHER_SIGMA, average_precision
+from .coco import OTHER_SIGMA, PrecisionScore
 from .options import TaskOptions
 
 UPSAMPLING = 4  # heat-map cells per patch and direction
@@ -96,12 +96,12 @@ def find_peaks(heatmaps: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return torch.stack(points, dim=-1).cpu().numpy(), flat.amax(dim=-1).cpu().numpy()
 
 
-class _KeypointScore:
+class _KeypointScore(PrecisionScore):
+    kind = "keypoints"
+
     def __init__(self):
+        super().__init__(num_labels=1)
         self.correct: dict[float, list[np.ndarray]] = {threshold: [] for threshold in THRESHOLDS}
-        self.images: list[dict] = []
-        self.truth: list[dict] = []
-        self.found: list[dict] = []
 
     def add(self, prediction: tuple[np.ndarray, np.ndarray], sample: Sample) -> None:
         points, heights = prediction
@@ -110,8 +110,7 @@ class _KeypointScore:
         box = sample["box"]
         for threshold, correct in self.correct.items():
             correct.append(correct_keypoints(points, true, visible, max(box[2:]), threshold))
-        number = len(self.images) + 1
-        self.images.append({"id": number, "width": sample["width"], "height": sample["height"]})
+        number = self.next_image(sample["width"], sample["height"])
         common = {"image_id": number, "category_id": 0}
         flat = np.column_stack([true, 2 * visible]).flatten().tolist()
         size = {"bbox": list(map(float, box)), "area": float(box[2] * box[3]), "num_keypoints": int(visible.sum())}
@@ -123,10 +122,7 @@ class _KeypointScore:
         values = {
             f"PCK@{threshold}": float(np.concatenate(correct).mean()) for threshold, correct in self.correct.items()
         }
-        return values | {
-            f"{name} (OKS)": v
-            for name, v in average_precision(self.images, self.truth, self.found, 1, "keypoints").items()
-        }
+        return values | {f"{name} (OKS)": value for name, value in super().result().items()}
 
 
 @dataclass

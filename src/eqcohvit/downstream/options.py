@@ -6,44 +6,27 @@ import os
 from dataclasses import MISSING, dataclass
 from typing import ClassVar
 
-from ..cli import RunSettings, setting
+from ..cli import RunSettings, check_choices, check_numbers, setting
+from ..evaluation.settings import AnnotationSettings, DataSettings
 from ..files import FINETUNE_SETTINGS_FILE
 from ..training.arguments import PRECISIONS
+from . import DENSE_TASKS
 
-# Task -> its heads, the default first.
-TASK_HEADS: dict[str, tuple[str, ...]] = {
-    "segmentation": ("upernet", "linear"),
-    "instance_segmentation": ("mask2former",),
-    "detection": ("rt_detr",),
-    "keypoints": ("classic", "simple"),
-    "homography": ("conv",),
-    "depth": ("depth_anything",),
-}
 TRAINABLE = ("head", "all", "lora")
-_HEADS = "; ".join(f"{task}: {', '.join(heads)}" for task, heads in TASK_HEADS.items())
-_POSITIVE = ("max_steps", "learning_rate", "lora_rank", "logging_steps", "save_steps")
+_HEADS = "; ".join(f"{name}: {', '.join(task.heads)}" for name, task in DENSE_TASKS.items())
+_POSITIVE = ("max_steps", "learning_rate", "lora_rank", "logging_steps", "save_steps", "max_test_samples")
 _NOT_NEGATIVE = ("backbone_lr_scale", "weight_decay", "warmup_steps", "num_workers")
 
 
 @dataclass(kw_only=True)
-class TaskOptions:
+class TaskOptions(AnnotationSettings):
     """Options of the tasks; each task reads those that concern it."""
 
     head: str | None = setting(None, f"{_HEADS}; by default the first one")
-    image_size: int | None = setting(None, "side of the model's input in pixels; by default the encoder's")
-    image_column: str | None = setting(None, "column of the photographs; by default image")
-    target_column: str | None = setting(None, "column of the annotations; by default the task's usual names")
-    num_labels: int | None = setting(
-        None, "number of classes (both segmentations, and detection if the data do not name them)"
-    )
-    ignore_label: int | None = setting(None, "segmentation: label of pixels that do not count, in addition to 255")
-    reduce_labels: bool = setting(False, "both segmentations: classes count from 1, 0 means no class (ADE20K)")
-    max_depth: int = setting(10, "depth: largest depth that counts (KITTI: 80)")
-    depth_scale: float = setting(1.0, "depth: stored numbers are divided by it (KITTI: 256, NYU in millimeters: 1000)")
 
 
 @dataclass(kw_only=True)
-class FinetuneArguments(TaskOptions, RunSettings):
+class FinetuneArguments(TaskOptions, DataSettings, RunSettings):
     """All settings of fine-tuning; each field is a flag with the field's name."""
 
     file_name: ClassVar[str] = FINETUNE_SETTINGS_FILE
@@ -51,7 +34,7 @@ class FinetuneArguments(TaskOptions, RunSettings):
         ("resume_from_checkpoint", "output_dir", "max_test_samples", "num_workers", "logging_steps", "save_steps")
     )
 
-    task: str = setting(MISSING, "what to learn", tuple(TASK_HEADS), common=True)
+    task: str = setting(MISSING, "what to learn", tuple(DENSE_TASKS), common=True)
     model: str = setting(MISSING, "folder or repository of the encoder: ours, or a transformers ViT", common=True)
     train: str = setting("all", "head: frozen backbone; lora: adapters in it", TRAINABLE, common=True)
     random_weights: bool = setting(False, "control: the backbone without its trained weights", common=True)
@@ -59,17 +42,7 @@ class FinetuneArguments(TaskOptions, RunSettings):
     resume_from_checkpoint: str | None = setting(
         None, "'latest' of output_dir, or the path of a checkpoint folder", common=True
     )
-
-    # Data
-    dataset_name: str | None = setting(None, "Hub id, local folder or builder")
-    dataset_config_name: str | None = setting(None, "configuration of the dataset")
-    dataset_split: str = setting("train", "split to train on")
-    test_split: str | None = setting(None, "split of dataset_name to test on; by default every tenth row is held out")
-    data_files: str | None = setting(None, "files to train on: a glob, or several separated by commas")
-    test_data_files: str | None = setting(None, "files to test on; by default every tenth row is held out")
-    train_dir: str | None = setting(None, "folder tree of images, for tasks without annotations")
     max_test_samples: int | None = setting(None, "test on at most this many rows, the first ones")
-    num_workers: int = setting(0, "processes that decode images")
 
     # Training
     per_device_train_batch_size: int = setting(16, "images per step and device")
@@ -91,17 +64,11 @@ class FinetuneArguments(TaskOptions, RunSettings):
 
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first setting that cannot work."""
-        for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_choices(self)
+        check_numbers(self, _POSITIVE, _NOT_NEGATIVE)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie between 0 and 2**32 - 1, got {self.seed}")
         if self.per_device_train_batch_size < 2:
             size = self.per_device_train_batch_size
             reason = "because heads have batch norms"
             raise ValueError(f"per_device_train_batch_size must be at least 2, {reason}, got {size}")
-        if self.max_test_samples is not None and self.max_test_samples < 1:
-            raise ValueError(f"max_test_samples must be at least 1, got {self.max_test_samples}")

@@ -9,9 +9,9 @@ from pathlib import Path
 import datasets
 import torch
 
-from ..evaluation.pictures import save_sheet
+from ..evaluation.pictures import save_sheet, with_height
 from ..evaluation.results import format_table, versions, write_results
-from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
+from ..evaluation.rows import Rows, open_train_and_test
 from ..files import MODEL_FOLDER, RESULTS_FILE
 from ..training.checkpoint import on_main_process
 from ..training.run_folder import check_output_dir, open_run
@@ -83,8 +83,7 @@ def finetune(args: FinetuneArguments, stop: StopSignals, command: str) -> None:
 def open_task(args: FinetuneArguments, encoder: EncoderFolder) -> tuple[DenseTask, Rows, Rows]:
     """The task, and checked rows to train on and to test on."""
     kind = task_class(args.task)
-    sources = {name: getattr(args, name) for name in SOURCE_FLAGS}
-    train_rows, test_rows = open_train_and_test(**sources, default=kind.default_rows)
+    train_rows, test_rows = open_train_and_test(args, kind.default_rows)
     task = kind.from_options(args, encoder, train_rows)
     task.check_rows(train_rows, "train")
     task.check_rows(test_rows, "test")
@@ -97,6 +96,7 @@ def picture_drawer(task: DenseTask, test_rows: Rows, output_dir: Path) -> Callab
 
     def draw(step: int, model: torch.nn.Module) -> None:
         _, pictures = evaluate_task(task, model, shown)
-        save_sheet(output_dir / "pictures" / f"step-{step}.png", task.picture_titles, pictures)
+        rows = [[with_height(picture) for picture in row] for row in pictures]
+        save_sheet(output_dir / "pictures" / f"step-{step}.png", task.picture_titles, rows)
 
     return draw

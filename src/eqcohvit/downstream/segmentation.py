@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -16,7 +15,7 @@ from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from ..evaluation.pictures import IGNORED, color_labels
 from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
 from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample
+from .base import DenseTask, Sample, cut, resize_maps
 from .heads import DenseHeadConfig, LinearSegmentation
 from .options import TaskOptions
 
@@ -123,9 +122,9 @@ class Segmentation(DenseTask):
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
         image, labels = self._read(row)
-        size = self.image_size
         side = rng.uniform(*_CROP_RANGE) * min(image.size)
-        left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
+        left = rng.uniform(0, image.width - side)
+        top = rng.uniform(0, image.height - side)
         rows, columns = np.nonzero(labels[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1] != IGNORED)
         if len(rows) == 0:  # a crop without labeled pixels teaches nothing: take one around a labeled pixel
             rows, columns = np.nonzero(labels != IGNORED)
@@ -135,13 +134,7 @@ class Segmentation(DenseTask):
                 for at, limit in zip((columns[at], rows[at]), image.size, strict=True)
             )
         box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        labels = np.asarray(
-            Image.fromarray(labels.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST, box=box)
-        )
-        if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            labels = labels[:, ::-1]
+        image, labels = cut(image, labels.astype(np.uint8), box, self.image_size, rng)
         return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
@@ -157,11 +150,7 @@ class Segmentation(DenseTask):
         """Class of each pixel, int64 (H, W) of the annotation."""
         logits = model(pixel_values=pixel_values).logits.float()
         sizes = [sample["labels"].shape for sample in samples]
-        resized = (
-            F.interpolate(one[None], size=size, mode="bilinear", align_corners=False)
-            for one, size in zip(logits, sizes, strict=True)
-        )
-        return [one[0].argmax(dim=0).cpu().numpy() for one in resized]
+        return [maps.argmax(dim=0).cpu().numpy() for maps in resize_maps(logits, sizes)]
 
     def start_score(self) -> _IoUScore:
         return _IoUScore(self.num_labels)

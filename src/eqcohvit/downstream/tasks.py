@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,13 +14,14 @@ from transformers import PreTrainedModel
 from ..evaluation.context import Evaluation, short_names
 from ..evaluation.features import RANDOM
 from ..evaluation.results import Row
-from ..evaluation.rows import SOURCE_FLAGS, Rows, open_train_and_test
+from ..evaluation.rows import Rows, open_train_and_test
+from ..evaluation.settings import AnnotationSettings, EvaluationSettings
 from ..evaluation.video_tasks import picture_figure, title_of
 from ..loading import find_model
-from . import task_class
+from . import DENSE_TASKS, task_class
 from .backbones import EncoderFolder
 from .base import TASK_FILE, DenseTask, evaluate_task
-from .options import TASK_HEADS, FinetuneArguments, TaskOptions
+from .options import FinetuneArguments, TaskOptions
 from .saved import load_finetuned
 
 
@@ -32,10 +32,9 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
     """
     settings = evaluation.settings
     rows = []
-    sources = {flag: settings[flag] for flag in SOURCE_FLAGS}
-    train, test = open_train_and_test(**sources, default=task_class(name).default_rows)
-    train = train.select(range(min(len(train), settings["max_samples"])))
-    for path, shown in zip(evaluation.models, short_names(evaluation.models), strict=True):
+    train, test = open_train_and_test(settings, task_class(name).default_rows)
+    train = train.select(range(min(len(train), settings.max_samples)))
+    for path, shown in zip(settings.model, short_names(settings.model), strict=True):
         if (Path(find_model(path)) / TASK_FILE).is_file():
             task, model = load_finetuned(path)
             if task.name != name:
@@ -44,12 +43,12 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
             rows += _score(evaluation, task, {shown: [model]}, test)
             continue
         encoder = EncoderFolder.open(path)
-        task = task_class(name).from_options(_options(settings, TASK_HEADS[name][-1]), encoder, train)
+        task = task_class(name).from_options(_options(settings, name), encoder, train)
         for part, part_rows in (("train", train), ("test", test)):
             task.check_rows(part_rows, part)
-        random = RANDOM if len(evaluation.models) == 1 else f"{RANDOM} ({shown})"
+        random = RANDOM if len(settings.model) == 1 else f"{RANDOM} ({shown})"
         fitted = {
-            label: [fit_head(task, encoder, is_random, train, settings, seed) for seed in range(evaluation.seeds)]
+            label: [fit_head(task, encoder, is_random, train, settings, seed) for seed in range(settings.seeds)]
             for label, is_random in ((shown, False), (random, True))
         }
         rows += _score(evaluation, task, fitted, test)
@@ -57,7 +56,7 @@ def supervised_rows(evaluation: Evaluation, name: str) -> list[Row]:
 
 
 def fit_head(
-    task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: dict[str, Any], seed: int
+    task: DenseTask, encoder: EncoderFolder, is_random: bool, rows: Rows, settings: EvaluationSettings, seed: int
 ) -> PreTrainedModel:
     """A head trained on the frozen backbone with the default settings of fine-tuning."""
     from ..training.signals import StopSignals
@@ -71,17 +70,18 @@ def fit_head(
             model=encoder.name,
             train="head",
             output_dir=folder,
-            num_workers=settings["num_workers"],
-            max_steps=settings["max_steps"],
-            save_steps=settings["max_steps"],
+            num_workers=settings.num_workers,
+            max_steps=settings.max_steps,
+            save_steps=settings.max_steps,
             seed=seed,
         )
         return train(args, open_accelerator(args), StopSignals(), task, model, rows)
 
 
-def _options(settings: dict[str, Any], head: str) -> TaskOptions:
-    names = {field.name for field in dataclasses.fields(TaskOptions)} - {"head"}
-    return TaskOptions(head=head, **{name: settings[name] for name in names})
+def _options(settings: EvaluationSettings, task: str) -> TaskOptions:
+    """The options of the command, with the last head of the task: the simplest one."""
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(AnnotationSettings)}
+    return TaskOptions(head=DENSE_TASKS[task].heads[-1], **own)
 
 
 def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTrainedModel]], test: Rows) -> list[Row]:
@@ -91,7 +91,7 @@ def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTr
         scores = []
         for model in seeds:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            values, pictures = evaluate_task(task, model, test, settings["max_test_samples"], settings["num_workers"])
+            values, pictures = evaluate_task(task, model, test, settings.max_test_samples, settings.num_workers)
             scores.append(values)
         caption = f"{title_of(task.name)}: predictions of {label}. {task.protocol}."
         evaluation.figures.append(
@@ -113,5 +113,5 @@ def _score(evaluation: Evaluation, task: DenseTask, models: dict[str, list[PreTr
 
 # Task -> function of an `Evaluation` that returns rows.
 SUPERVISED_ROWS: dict[str, Callable[[Evaluation], list[Row]]] = {
-    name: partial(supervised_rows, name=name) for name in TASK_HEADS
+    name: partial(supervised_rows, name=name) for name in DENSE_TASKS
 }

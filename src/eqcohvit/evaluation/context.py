@@ -6,17 +6,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..preprocessing import FIT
 from .extraction import View, extract
-from .feature_cache import DEFAULT_CACHE, Features
-from .features import LAST, Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
+from .feature_cache import Features
+from .features import Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
 from .images import ProbeImages, missing_classes
 from .results import Row
+from .settings import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,12 @@ class Evaluation:
     Encoders and images are opened when a task first uses them, so that a task that needs neither does not wait.
 
     Args:
-        models: folders or repositories.
+        settings: all of them, those that depend on the size too (`suite.apply_size`).
         open_samples: opens the images to fit and to test probes on.
-        seeds: number of seeds of each probe.
-        settings: of the tasks, by the name of their command-line flag.
     """
 
-    models: Sequence[str]
+    settings: EvaluationSettings
     open_samples: Callable[[], ProbeImages]
-    seeds: int = 3
-    layers: Sequence[str] = (LAST,)
-    cache_dir: str | Path = DEFAULT_CACHE
-    trust_remote_code: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
     figures: list[ReportFigure] = field(default_factory=list)
     _rows: dict[Callable, list[Row]] = field(default_factory=dict)
     _labels: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -61,10 +54,10 @@ class Evaluation:
     @cached_property
     def model_encoders(self) -> list[ModelEncoder]:
         """The models of the command, without controls."""
-        names = short_names(self.models)
+        settings = self.settings
         return [
-            load_encoder(path, self.layers, name, self.trust_remote_code)
-            for path, name in zip(self.models, names, strict=True)
+            load_encoder(path, settings.layer, name, settings.trust_remote_code)
+            for path, name in zip(settings.model, short_names(settings.model), strict=True)
         ]
 
     @cached_property
@@ -79,7 +72,8 @@ class Evaluation:
 
     def facts(self) -> dict[str, Any]:
         """What results.json says about the models, images and protocol that the tasks have opened."""
-        facts: dict[str, Any] = {"protocol": {"tasks": self.settings.get("task"), "seeds": self.seeds, "fit": FIT}}
+        settings = self.settings
+        facts: dict[str, Any] = {"protocol": {"tasks": settings.task, "seeds": settings.seeds, "fit": FIT}}
         if "model_encoders" in self.__dict__:
             facts["models"] = [
                 {"name": encoder.name, "image_size": encoder.image_size, "fingerprint": encoder.fingerprint.split()[0]}
@@ -96,7 +90,7 @@ class Evaluation:
                 "test_images": samples.num_test,
                 "data_fingerprint": samples.fingerprint("train").split()[0],
                 "test_data_fingerprint": samples.fingerprint("test").split()[0],
-                **{name: self.settings[name] for name in names if name in self.settings},
+                **{name: getattr(settings, name) for name in names},
             }
         return facts
 
@@ -108,7 +102,9 @@ class Evaluation:
 
     def features(self, part: str, view: View, encoders: Sequence[Encoder] | None = None) -> dict[str, Features]:
         """Features of the encoders (default: all) for the `"train"` or `"test"` images, by name."""
-        found = extract(self.encoders if encoders is None else encoders, self.samples, part, view, self.cache_dir)
+        found = extract(
+            self.encoders if encoders is None else encoders, self.samples, part, view, self.settings.cache_dir
+        )
         self._labels[part] = next(iter(found.values())).labels
         self._warn_of_missing_classes()
         return found

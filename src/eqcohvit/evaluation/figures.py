@@ -108,7 +108,7 @@ def neighbors_figure(evaluation: Evaluation) -> ReportFigure:
     train = evaluation.features("train", CentralView(), [*encoders, thumbnails])
     test = evaluation.features("test", CentralView(), [*encoders, thumbnails])
     queries = torch.arange(min(_QUERIES, len(test[thumbnails.name].keys)))
-    pooling = evaluation.settings["pooling"][0]
+    pooling = evaluation.settings.pooling[0]
     found: dict[tuple[str, str], np.ndarray] = {}
     same: dict[tuple[str, str], np.ndarray] = {}
     for encoder, part in _shown_parts(encoders, train):

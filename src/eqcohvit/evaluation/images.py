@@ -11,6 +11,7 @@ import torch
 
 from ..data import Batch, CanvasStream, Source
 from ..preprocessing import FIT
+from .settings import DataSettings
 
 BLOCK_SIZE = 32  # images
 TEST_SPRITES = 1 << 40  # number of the first test sprite, which no training run reaches
@@ -118,34 +119,29 @@ def missing_classes(labels: torch.Tensor, num_classes: int) -> str:
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
-def check_test_data(
-    dataset_name: str | None,
-    dataset_split: str,
-    test_split: str | None,
-    data_files: str | None,
-    test_data_files: str | None,
-    train_dir: str | None,
-) -> None:
+def check_test_data(data: DataSettings) -> None:
     """Check the flags of the data.
 
     Raises:
         ValueError: they contradict each other, or an image would be both fitted and tested on.
     """
-    if data_files is None and train_dir is None and dataset_name is None:
-        for name, value in (("test_split", test_split), ("test_data_files", test_data_files)):
-            if value:
+    if data.data_files is None and data.train_dir is None and data.dataset_name is None:
+        for name in ("test_split", "test_data_files"):
+            if value := getattr(data, name):
                 allowed = "give dataset_name or data_files too"
                 raise ValueError(f"{name} needs data to fit on, got only {name}={value!r}: {allowed}")
-    if test_split and not test_data_files:
-        if data_files is not None or train_dir is not None:  # then a split is only a name for all the files
-            got = f"got test_split={test_split!r} and files"
+    if data.test_split and not data.test_data_files:
+        if data.data_files is not None or data.train_dir is not None:  # then a split is only a name for all the files
+            got = f"got test_split={data.test_split!r} and files"
             allowed = "give test_data_files, or neither to hold some out"
             raise ValueError(f"test_split needs dataset_name without data_files, {got}: {allowed}")
-        if test_split == dataset_split:
-            raise ValueError(f"test_split must be another split than dataset_split, got {test_split!r} for both")
-    if test_data_files:
-        folder = dataset_name if dataset_name and os.path.isdir(dataset_name) else "."
-        _check_no_file_twice(folder, {"train_dir": train_dir, "data_files": data_files}, test_data_files)
+        if data.test_split == data.dataset_split:
+            both = f"got {data.test_split!r} for both"
+            raise ValueError(f"test_split must be another split than dataset_split, {both}")
+    if data.test_data_files:
+        folder = data.dataset_name if data.dataset_name and os.path.isdir(data.dataset_name) else "."
+        fitting = {"train_dir": data.train_dir, "data_files": data.data_files}
+        _check_no_file_twice(folder, fitting, data.test_data_files)
 
 
 def _check_no_file_twice(folder: str, fitting: dict[str, str | None], test_data_files: str) -> None:

@@ -40,7 +40,7 @@ def latent_r2(evaluation: Evaluation) -> list[Row]:
     workers = evaluation.samples.num_workers
     pictures = ProbeImages(train.pictures, test.pictures, train.num_pictures, test.num_pictures, workers)
     features = {
-        part: extract(evaluation.encoders, pictures, part, CentralView(), evaluation.cache_dir)
+        part: extract(evaluation.encoders, pictures, part, CentralView(), evaluation.settings.cache_dir)
         for part in ("train", "test")
     }
     kinds = (ONE_PICTURE, CHANGE) if train.pairs.shape[1] == 2 else (ONE_PICTURE,)
@@ -60,12 +60,12 @@ def open_latents(evaluation: Evaluation) -> tuple[LatentSamples, LatentSamples]:
     """
     settings = evaluation.settings
     samples = evaluation.samples
-    group_column = settings.get("group_column")
+    group_column = settings.group_column
 
     def read(source: Source) -> tuple:
-        quaternions = settings.get("quaternion_columns", ())
-        periods = parse_circular(settings.get("circular_columns", ()))
-        return read_latents(source, settings["target_columns"], group_column, quaternions, periods)
+        quaternions = settings.quaternion_columns
+        periods = parse_circular(settings.circular_columns)
+        return read_latents(source, settings.target_columns, group_column, quaternions, periods)
 
     def choose(groups: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
         if group_column is not None:
@@ -120,13 +120,13 @@ def _rows_of(
             return PairData(first, None, y, test_first, None)
         return PairData(first, second, y, test_first, test_second)
 
-    alone = settings.get("alone", "all") if kind == CHANGE else "none"
-    jobs = probe_jobs(features["train"], settings["pooling"], alone)
+    alone = settings.alone if kind == CHANGE else "none"
+    jobs = probe_jobs(features["train"], settings.pooling, alone)
     found = run_probes(evaluation, f"{latent.name}, {kind}", jobs, features["train"], data_of)
-    true = np.broadcast_to(targets.test.numpy(), (evaluation.seeds, *targets.test.shape))
+    true = np.broadcast_to(targets.test.numpy(), (evaluation.settings.seeds, *targets.test.shape))
     row_settings = {"transform": latent.name, "protocol": kind, "kind": latent.kind}
     row_settings |= {"train": len(pairs), "test": len(test_pairs)}
-    if settings.get("output"):
+    if settings.output:
         shown = shown_predictions(evaluation, found)
         figure = scatter_figure(latent.name, kind, targets.names, shown, targets.test.numpy())
         evaluation.figures.append(replace(figure, name=f"{figure.name}_{kind.replace(' ', '_')}"))

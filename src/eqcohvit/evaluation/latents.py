@@ -15,6 +15,7 @@ import torch
 
 from ..data import DatasetSource, Record, Source
 from ..data.fingerprint import digest
+from ..data.sources import SourceView
 from .feature_cache import Features
 
 ONE_PICTURE, CHANGE = "one picture", "change"
@@ -222,17 +223,11 @@ def choose_pictures(rows: np.ndarray, count: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(np.flatnonzero(rows))[:count]
 
 
-class RowsOfSource:
+class RowsOfSource(SourceView):
     """Some rows of a source, by their keys. It has the shards of the source that hold any of them."""
 
     def __init__(self, source: Source, keys: np.ndarray):
-        self.name = source.name
-        self.cheap_rows = source.cheap_rows
-        self.has_labels = source.has_labels
-        self.label_names = source.label_names
-        self.decode_batch = source.decode_batch
-        self.where = source.where
-        self._source = source
+        super().__init__(source)
         self._keys = np.sort(keys)
         self._shards = np.unique(self._keys >> 32)
         self.num_shards = len(self._shards)
@@ -241,16 +236,6 @@ class RowsOfSource:
     def fingerprint(self) -> str:
         """Changes with the source and with the rows."""
         return digest([self._source.fingerprint, self._keys.tobytes()])
-
-    @property
-    def identity(self) -> str:
-        """The same as the fingerprint."""
-        return self.fingerprint
-
-    @property
-    def content(self) -> str:
-        """As in the whole source."""
-        return self._source.content
 
     def read_shard(self, shard: int, epoch: int) -> Iterator[Record]:
         """The wanted records of a shard. Reading stops after the last of them."""

@@ -49,25 +49,26 @@ def color_values(values: np.ndarray, low: float, high: float) -> Image.Image:
     return Image.fromarray(np.where(np.isfinite(values)[..., None], colors, 0).round().astype(np.uint8))
 
 
+def with_height(image: Image.Image, height: int = _CELL_HEIGHT) -> Image.Image:
+    """The picture with another height in pixels, and the width in proportion."""
+    return image.resize((max(1, round(image.width * height / image.height)), height))
+
+
 def make_sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """A row of pictures per sample under one title per column; all cells have one height."""
-    scaled = [
-        [image.resize((max(1, round(image.width * _CELL_HEIGHT / image.height)), _CELL_HEIGHT)) for image in row]
-        for row in rows
-    ]
+    """A row of pictures per sample under one title per column; all pictures have one height (`with_height`)."""
     font = ImageFont.load_default(size=13)
+    height = rows[0][0].height + _GAP
     widths = [
-        max(round(font.getlength(title)), *(row[column].width for row in scaled)) for column, title in enumerate(titles)
+        max(round(font.getlength(title)), *(row[column].width for row in rows)) for column, title in enumerate(titles)
     ]
-    sheet = Image.new(
-        "RGB", (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(scaled) * (_CELL_HEIGHT + _GAP) + _GAP), "white"
-    )
+    size = (sum(widths) + _GAP * (len(widths) + 1), _HEADER + len(rows) * height + _GAP)
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     left = _GAP
     for column, title in enumerate(titles):
         draw.text((left + widths[column] / 2, _HEADER / 2 + 1), title, fill="black", font=font, anchor="mm")
-        for line, row in enumerate(scaled):
-            sheet.paste(row[column], (left, _HEADER + _GAP + line * (_CELL_HEIGHT + _GAP)))
+        for line, row in enumerate(rows):
+            sheet.paste(row[column], (left, _HEADER + _GAP + line * height))
         left += widths[column] + _GAP
     return sheet
 

@@ -56,10 +56,10 @@ def pair_features(
     evaluation: Evaluation,
 ) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
     """For each path and protocol: the features of all encoders for the images to fit on and to test on."""
-    for name in evaluation.settings["transform"]:
+    for name in evaluation.settings.transform:
         path = make_path(name)
-        for protocol in evaluation.settings["protocol"]:
-            view = DrawsView(path, protocol, evaluation.seeds)
+        for protocol in evaluation.settings.protocol:
+            view = DrawsView(path, protocol, evaluation.settings.seeds)
             yield path, protocol, evaluation.features("train", view), evaluation.features("test", view)
 
 
@@ -139,12 +139,12 @@ def run_probes(
 
 def predict(evaluation: Evaluation, data: PairData) -> dict[str, np.ndarray]:
     """What the heads of the settings find: predictions (S, M, P) by head, and `"chosen"` (S,)."""
-    heads = evaluation.settings["head"]
+    heads = evaluation.settings.head
     found: dict[str, np.ndarray] = {}
     if "kernel" in heads:
-        found |= cached(evaluation.cache_dir, kernel_regress, data, num_seeds=evaluation.seeds)
+        found |= cached(evaluation.settings.cache_dir, kernel_regress, data, num_seeds=evaluation.settings.seeds)
     if fitted := tuple(head for head in heads if head in FITTED_HEADS):
-        found |= cached(evaluation.cache_dir, regress, data, num_seeds=evaluation.seeds, heads=fitted)
+        found |= cached(evaluation.settings.cache_dir, regress, data, num_seeds=evaluation.settings.seeds, heads=fitted)
     return found
 
 
@@ -175,8 +175,8 @@ def rows_of_jobs(
         settings: of the rows, `transform` and `protocol` among them.
         mean: (P,) that was subtracted from the targets. With it there is also a row of R2 pooled over all components.
     """
-    first_pooling = evaluation.settings["pooling"][0]
-    heads = evaluation.settings["head"]
+    first_pooling = evaluation.settings.pooling[0]
+    heads = evaluation.settings.head
     rows = []
     for job, own in found.items():
         job_settings = {"task": "r2", **settings, "pooling": job.pooling, "layer": job.layer}
@@ -253,8 +253,8 @@ def shown_predictions(
     evaluation: Evaluation, found: dict[ProbeJob, dict[str, np.ndarray]]
 ) -> dict[tuple[str, str], np.ndarray]:
     """What the scatter plot shows: predictions (M, P) of the first seed, head and pooling, by encoder and part."""
-    pooling = evaluation.settings["pooling"][0]
-    head = evaluation.settings["head"][0]
+    pooling = evaluation.settings.pooling[0]
+    head = evaluation.settings.head[0]
     leading = [job for job in found if job.layer == LAST and job.pooling == pooling and not job.alone]
     return {(job.encoder, job.part): found[job][head][0] for job in leading}
 
@@ -283,22 +283,23 @@ def _pair_rows(
     settings = evaluation.settings
 
     def data_of(job: ProbeJob) -> PairData:
-        which = (job.part, job.layer, job.pooling, evaluation.seeds)
+        which = (job.part, job.layer, job.pooling, evaluation.settings.seeds)
         original, moved, parameters = draws(train[job.encoder], *which)
         test_original, test_moved, _ = draws(test[job.encoder], *which)
         if job.alone:
             return PairData(moved, None, parameters, test_moved, None)
         return PairData(original, moved, parameters, test_original, test_moved)
 
-    jobs = probe_jobs(train, settings["pooling"], settings.get("alone", "all"))
+    jobs = probe_jobs(train, settings.pooling, settings.alone)
     found = run_probes(evaluation, f"{path.name}, {protocol}", jobs, train, data_of)
     first = jobs[0]  # all encoders see the same images and parameters
-    true = draws(test[first.encoder], first.part, first.layer, first.pooling, evaluation.seeds)[2].cpu().numpy()
+    _, _, parameters = draws(test[first.encoder], first.part, first.layer, first.pooling, settings.seeds)
+    true = parameters.cpu().numpy()
     names = path.parameter_names
     rows = rows_of_jobs(evaluation, found, true, names, {"transform": path.name, "protocol": protocol})
     shown = shown_predictions(evaluation, found)
-    if settings.get("output") and protocol == settings["protocol"][-1] and shown:
+    if settings.output and protocol == settings.protocol[-1] and shown:
         evaluation.figures.append(scatter_figure(path.name, protocol, names, shown, true[0]))
-        if path.name == settings["transform"][0]:
+        if path.name == settings.transform[0]:
             evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
     return rows

@@ -164,7 +164,7 @@ def _breakable(name: str) -> str:
 def suite_table(rows: Sequence[Row]) -> str:
     """One table of the R2 benchmark: a line for each encoder and part, a column for each transformation and protocol.
 
-    Where nothing moves the protocols are the same, and the first one stands alone. The first column is the mean over
+    If nothing moves, the protocols are the same and only the first is shown. The first column is the mean over
     the transformations in the first protocol.
     """
     protocols = list(dict.fromkeys(row.settings["protocol"] for row in rows))

@@ -17,13 +17,13 @@ def retrieval(evaluation: Evaluation) -> list[Row]:
 
     Nothing is fitted. Guessing finds 1 / N. Each seed has its own draw of g.
     """
-    pooling = evaluation.settings["pooling"][0]
+    pooling = evaluation.settings.pooling[0]
     rows = []
     for path, protocol, _, test in pair_features(evaluation):
         settings = {"task": "retrieval", "transform": path.name, "protocol": protocol, "pooling": pooling}
         for encoder, features in test.items():
             for part, layer in parts_of(features.vectors):
-                gallery, queries, _ = draws(features, part, layer, pooling, evaluation.seeds)
+                gallery, queries, _ = draws(features, part, layer, pooling, evaluation.settings.seeds)
                 correct = torch.stack([found_itself(gallery, moved) for moved in queries]).cpu().numpy()
                 values = correct.mean(axis=1).tolist()
                 half = half_width(values, accuracy_resampled(correct))

@@ -13,18 +13,10 @@ from ..data.dataset_files import builder_for, expand_data_files
 from ..data.decode import one_line
 from ..hub.image_reading_eqcohvit import content_of, load, opened, quiet, to_rgb
 from .images import check_test_data
+from .settings import DataSettings
 
 _HELD_OUT = 10  # every tenth row
 _ROWS_PER_READ = 1000  # of a Parquet file, while it is converted
-SOURCE_FLAGS = (
-    "dataset_name",
-    "dataset_config_name",
-    "dataset_split",
-    "test_split",
-    "data_files",
-    "test_data_files",
-    "train_dir",
-)
 Rows = Any  # a datasets.Dataset, or anything with `len` and integer indexing to a dict of columns
 
 
@@ -88,14 +80,7 @@ def open_rows(
 
 
 def open_train_and_test(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    dataset_split: str = "train",
-    test_split: str | None = None,
-    data_files: str | None = None,
-    test_data_files: str | None = None,
-    train_dir: str | None = None,
-    default: Callable[[], tuple[Rows, Rows]] | None = None,
+    data: DataSettings, default: Callable[[], tuple[Rows, Rows]] | None = None
 ) -> tuple[Rows, Rows]:
     """The rows to train and to test on.
 
@@ -107,14 +92,14 @@ def open_train_and_test(
     Raises:
         ValueError: the data do not exist, or none are named and there is no default.
     """
-    check_test_data(dataset_name, dataset_split, test_split, data_files, test_data_files, train_dir)
-    if default is not None and dataset_name is None and data_files is None and train_dir is None:
+    check_test_data(data)
+    if default is not None and data.dataset_name is None and data.data_files is None and data.train_dir is None:
         return default()
-    train = open_rows(dataset_name, dataset_config_name, dataset_split, data_files, train_dir)
-    if test_split or test_data_files:
-        return train, open_rows(
-            dataset_name, dataset_config_name, test_split or dataset_split, test_data_files or data_files, train_dir
-        )
+    dataset = (data.dataset_name, data.dataset_config_name)
+    train = open_rows(*dataset, data.dataset_split, data.data_files, data.train_dir)
+    if data.test_split or data.test_data_files:
+        split = data.test_split or data.dataset_split
+        return train, open_rows(*dataset, split, data.test_data_files or data.data_files, data.train_dir)
     if len(train) < 2:
         raise ValueError(
             "the dataset has only one row, too few to hold some out: give --test_split or --test_data_files"

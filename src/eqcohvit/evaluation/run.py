@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import sys
 import textwrap
 import time
@@ -21,6 +21,7 @@ from .r2_tasks import r2
 from .report import protocol_notes, write_report
 from .results import INTERVAL, Row, format_tables, training_seeds, versions, write_results
 from .retrieval import retrieval
+from .settings import EvaluationSettings
 from .suite import PROTOCOL_VERSION, check_comparable, describe_size, read_beside, rows_beside
 
 Task = Callable[[Evaluation], list[Row]]
@@ -34,29 +35,21 @@ FROZEN_TASKS: dict[str, Task] = {
 }
 
 
-def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task]) -> list[Row]:
+def run_evaluation(settings: EvaluationSettings, command: str, chosen: Sequence[Task]) -> list[Row]:
     """Run the tasks, print their tables, and write results, report and plots; returns the rows.
 
     Args:
-        args: the settings of `commands.evaluate`.
+        settings: checked and complete, as `commands.evaluate` makes them.
         command: what was typed, for results.json.
         chosen: the tasks.
     """
     transformers_logging.disable_progress_bar()
     started = time.time()
-    evaluation = Evaluation(
-        models=args.model,
-        open_samples=lambda: open_images(args),
-        seeds=args.seeds,
-        layers=args.layer,
-        cache_dir=args.cache_dir,
-        trust_remote_code=args.trust_remote_code,
-        settings=vars(args),
-    )
-    version = {"protocol_version": PROTOCOL_VERSION, "suite": args.suite}
+    evaluation = Evaluation(settings, lambda: open_images(settings))
+    version = {"protocol_version": PROTOCOL_VERSION, "suite": settings.suite}
     beside: list[Row] = []
-    if args.beside:
-        others = read_beside(args.beside)
+    if settings.beside:
+        others = read_beside(settings.beside)
         evaluation.open()  # a difference is an error before the work starts
         check_comparable({"this command": version | evaluation.facts()} | others)
         beside = rows_beside(others, [encoder.name for encoder in evaluation.model_encoders])
@@ -64,17 +57,18 @@ def run_evaluation(args: argparse.Namespace, command: str, chosen: Sequence[Task
     for task in chosen:
         rows += [row for row in evaluation.run(task) if row not in rows]
     rows += training_seeds(rows)
-    prune_cache(args.cache_dir, args.cache_gb * 1e9)
+    prune_cache(settings.cache_dir, settings.cache_gb * 1e9)
     shown = [*rows, *beside]
     places = ""
-    if args.output:  # before anything is printed, because a closed pipe ends the command
+    values = dataclasses.asdict(settings)
+    if settings.output:  # before anything is printed, because a closed pipe ends the command
         seconds = round(time.time() - started, 1)
-        measured = {"settings": vars(args), "seconds": seconds, **evaluation.facts(), "versions": versions()}
+        measured = {"settings": values, "seconds": seconds, **evaluation.facts(), "versions": versions()}
         results = {"command": command, **version, **measured, "rows": rows}
-        write_results(args.output, results)
-        page = write_report(args.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
-        places = f"\nReport: {page}   Numbers: {args.output}"
-    _print([row for row in shown if row.headline], describe_size(vars(args) | _counts(evaluation)))
+        write_results(settings.output, results)
+        page = write_report(settings.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
+        places = f"\nReport: {page}   Numbers: {settings.output}"
+    _print([row for row in shown if row.headline], describe_size(values | _counts(evaluation)))
     if places:
         print(places)
     return shown
@@ -96,28 +90,27 @@ def _print(rows: list[Row], measured: str) -> None:
     print("\n".join(textwrap.fill(note, 80, subsequent_indent="  ") for note in notes))
 
 
-def open_images(args: argparse.Namespace) -> ProbeImages:
+def open_images(settings: EvaluationSettings) -> ProbeImages:
     """The images to fit on and to test on."""
-    check_test_data(
-        args.dataset_name, args.dataset_split, args.test_split, args.data_files, args.test_data_files, args.train_dir
-    )
-    dataset = (args.dataset_name, args.dataset_config_name)
-    columns = (args.train_dir, args.image_column, args.label_column)
-    train = open_source(*dataset, args.dataset_split, args.data_files, *columns)
+    check_test_data(settings)
+    dataset = (settings.dataset_name, settings.dataset_config_name)
+    columns = (settings.train_dir, settings.image_column, settings.label_column)
+    train = open_source(*dataset, settings.dataset_split, settings.data_files, *columns)
     test = train
     if isinstance(train, FolderSource):
         print(train.summary, file=sys.stderr)
     if isinstance(train, SpritesSource):
         test = SpritesSource(offset=TEST_SPRITES)
-    elif args.test_data_files or args.test_split:
-        split = args.test_split or args.dataset_split
-        test = open_source(*dataset, split, args.test_data_files or args.data_files, *columns)
-    num_train, num_test = args.max_samples, args.max_test_samples
+    elif settings.test_data_files or settings.test_split:
+        split = settings.test_split or settings.dataset_split
+        test = open_source(*dataset, split, settings.test_data_files or settings.data_files, *columns)
+    num_train = settings.max_samples
+    num_test = settings.max_test_samples
     num_images = length_hint(train)
     if test is train and num_images:
-        num_test = num_held_out(num_images, num_test, quick=not (args.full or args.suite))
+        num_test = num_held_out(num_images, num_test, quick=not (settings.full or settings.suite))
         num_train = min(num_train, num_images - num_test)
-    return ProbeImages(train, test, num_train, num_test, args.num_workers)
+    return ProbeImages(train, test, num_train, num_test, settings.num_workers)
 
 
 def num_held_out(num_images: int, num_test: int, quick: bool) -> int:

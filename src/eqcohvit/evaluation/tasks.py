@@ -63,7 +63,7 @@ def labeled(evaluation: Evaluation) -> tuple[dict[str, Features], dict[str, Feat
 def classifications(evaluation: Evaluation) -> Iterator[Classification]:
     """One for each part and layer of each encoder."""
     train, test = labeled(evaluation)
-    pooling = evaluation.settings["pooling"][0]
+    pooling = evaluation.settings.pooling[0]
     for encoder, features in train.items():
         for part, layer in parts_of(features.vectors):
             yield Classification(
@@ -78,14 +78,14 @@ def classifications(evaluation: Evaluation) -> Iterator[Classification]:
 
 def knn(evaluation: Evaluation) -> list[Row]:
     """Top-1 accuracy of weighted k nearest neighbors, k and temperature as in arXiv:2104.14294 by default."""
-    k = evaluation.settings["k"]
-    temperature = evaluation.settings["temperature"]
-    settings = {"task": "knn", "k": k, "temperature": temperature, "pooling": evaluation.settings["pooling"][0]}
+    k = evaluation.settings.k
+    temperature = evaluation.settings.temperature
+    settings = {"task": "knn", "k": k, "temperature": temperature, "pooling": evaluation.settings.pooling[0]}
     rows = []
     for data in classifications(evaluation):
         correct = knn_correct(data.x, data.y, data.test_x, data.test_y, k=k, temperature=temperature)
         rows.append(_accuracy_row(data, f"kNN-{k}", correct.cpu().numpy()[None], settings))
-    if evaluation.settings.get("output"):
+    if evaluation.settings.output:
         evaluation.figures.append(neighbors_figure(evaluation))
     return rows
 
@@ -93,10 +93,10 @@ def knn(evaluation: Evaluation) -> list[Row]:
 def linear(evaluation: Evaluation) -> list[Row]:
     """Top-1 accuracy of a linear classifier on frozen features. Held-out samples choose its learning rate."""
     rows = []
-    settings = {"task": "linear", "learning_rates": list(LEARNING_RATES), "pooling": evaluation.settings["pooling"][0]}
+    settings = {"task": "linear", "learning_rates": list(LEARNING_RATES), "pooling": evaluation.settings.pooling[0]}
     for data in classifications(evaluation):
         tensors = (data.x, data.y, data.test_x, data.test_y)
-        found = cached(evaluation.cache_dir, classify, *tensors, num_seeds=evaluation.seeds)
+        found = cached(evaluation.settings.cache_dir, classify, *tensors, num_seeds=evaluation.settings.seeds)
         chosen = found["learning_rates"].tolist()
         rows.append(_accuracy_row(data, "linear", found["correct"], {**settings, "chosen": chosen}))
     return rows
@@ -127,7 +127,7 @@ def disentanglement(evaluation: Evaluation) -> list[Row]:
     if evaluation.samples.train.has_labels and evaluation.samples.test.has_labels:
         tasks += [knn, linear]
     rows = [row for task in tasks for row in evaluation.run(task)]
-    pooling = evaluation.settings["pooling"][0]
+    pooling = evaluation.settings.pooling[0]
     for path, protocol, train, test in pair_features(evaluation):
         settings = {"task": "disentanglement", "transform": path.name, "protocol": protocol, "pooling": pooling}
         for encoder, features in train.items():
@@ -137,7 +137,7 @@ def disentanglement(evaluation: Evaluation) -> list[Row]:
                 values = {
                     f"change under {path.name}, {protocol}": [change_under(held_out[0], held_out[1])],
                     f"linearity of {path.name}, {protocol}": [
-                        predictability(fit, held_out, seed=seed) for seed in range(evaluation.seeds)
+                        predictability(fit, held_out, seed=seed) for seed in range(evaluation.settings.seeds)
                     ],
                     f"linearity of {path.name}, {protocol}, shuffled": [
                         predictability(_unrelated(fit), _unrelated(held_out))

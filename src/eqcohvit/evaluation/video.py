@@ -203,25 +203,17 @@ class PartScore:
 class VideoTask:
     """How predictions are scored, and what the numbers mean."""
 
-    name: str
     score: Callable[[], ObjectScore | PartScore]
     protocol: str
 
 
 VIDEO_TASKS = {
-    task.name: task
-    for task in (
-        VideoTask(
-            "video_segmentation",
-            ObjectScore,
-            "label propagation as in DINO's DAVIS protocol; J and F without first and last frames",
-        ),
-        VideoTask(
-            "part_propagation",
-            PartScore,
-            "label propagation as in DINO's DAVIS protocol; mIoU over the classes of all later frames",
-        ),
-    )
+    "video_segmentation": VideoTask(
+        ObjectScore, "label propagation as in DINO's DAVIS protocol; J and F without first and last frames"
+    ),
+    "part_propagation": VideoTask(
+        PartScore, "label propagation as in DINO's DAVIS protocol; mIoU over the classes of all later frames"
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Self-supervised objectives for the invariant part. A new one is a file with a subclass of `Objective` and a line
 below."""
 
-from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes, TeacherOptions, Tokens, parse_options
+from .base import Objective, ObjectiveInputs, ObjectiveOptions, ObjectiveSizes, TeacherOptions, Tokens, parse_options
 from .cross_attention import CrossAttention
 from .dinov2 import DINOv2
 from .ibot import IBOT
@@ -24,7 +24,7 @@ __all__ = [
     "SIE",
     "CrossAttention",
     "DINOv2",
-    "NoOptions",
+    "ObjectiveOptions",
     "Objective",
     "ObjectiveInputs",
     "ObjectiveSizes",

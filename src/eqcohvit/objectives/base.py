@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..cli import did_you_mean
+from ..cli import check_choices, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class ObjectiveSizes:
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """For an objective without options; the base of all options."""
+class ObjectiveOptions:
+    """Base of the options of an objective, which itself has none."""
 
     def check(self) -> None:
         """Raise a `ValueError` of one line for the first value that cannot work.
@@ -83,11 +83,7 @@ class NoOptions:
             value = getattr(self, f.name)
             if f.name.endswith(("_weight", "_steps")) and not 0 <= value < math.inf:
                 raise ValueError(f"{f.name} must be at least 0 and finite, got {value}")
-            choices = f.metadata.get("choices")
-            if choices and value not in choices:
-                raise ValueError(
-                    f"{f.name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}"
-                )
+        check_choices(self)
 
 
 def choice(default: str, *others: str) -> Any:
@@ -95,7 +91,7 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
-def check_positive(options: NoOptions, *names: str) -> None:
+def check_positive(options: ObjectiveOptions, *names: str) -> None:
     """Raise a `ValueError` for the first of these options that is not positive and finite."""
     for name in names:
         if not 0 < getattr(options, name) < math.inf:
@@ -103,7 +99,7 @@ def check_positive(options: NoOptions, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class TeacherOptions(NoOptions):
+class TeacherOptions(ObjectiveOptions):
     """What the objectives with an EMA teacher have in common; steps are optimizer steps.
 
     Args:
@@ -141,7 +137,7 @@ class Objective(nn.Module, ABC):
     objectives with `uses_local_crops`.
     """
 
-    Options: ClassVar[type[NoOptions]] = NoOptions
+    Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
     uses_teacher: ClassVar[bool] = False
     uses_local_crops: ClassVar[bool] = False
     head: nn.Module  # of those with a teacher
@@ -166,7 +162,7 @@ class Objective(nn.Module, ABC):
         return self.uninformed_values(batch_size)
 
 
-def parse_options(options_class: type[NoOptions], text: str) -> NoOptions:
+def parse_options(options_class: type[ObjectiveOptions], text: str) -> ObjectiveOptions:
     """`"name=value,name=value"` -> checked options of an objective; an empty text gives the defaults.
 
     Raises:

@@ -12,7 +12,7 @@ from .distillation import DistillationOptions, SelfDistillation
 class DINOv2Options(DistillationOptions):
     """Defaults: the run of ViT-L/16 on ImageNet-1k of https://github.com/facebookresearch/dinov2.
 
-    They stand in its configs/ssl_default_config.yaml. That run has targets by centering and one head for CLS and
+    They are from its configs/ssl_default_config.yaml. That run has targets by centering and one head for CLS and
     patches. The models that were released, trained on more data, have `targets=sinkhorn,heads=separate`, as in section
     4 of the paper. The center of the patches is the mean over the hidden patches of all processes, each patch counting
     alike; the official code takes the mean of the processes' means.

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
+from .base import Objective, ObjectiveInputs, ObjectiveOptions, ObjectiveSizes
 from .distributed import gather
 from .functional import covariance_penalty, variance_penalty
 from .heads import projector
 
 
 @dataclass(frozen=True)
-class SIEOptions(NoOptions):
+class SIEOptions(ObjectiveOptions):
     """The weights of that command; its `--equi-factor 0.45` (the default there is 4.5) is a factor on the weight of the
     invariance.
 
@@ -46,7 +46,7 @@ class HyperPredictor(nn.Module):
         super().__init__()
         self.dim = dim
         low, high = torch.tensor(parameter_limits).unbind(dim=-1)
-        self.register_buffer("centre", (low + high) / 2, persistent=False)
+        self.register_buffer("center", (low + high) / 2, persistent=False)
         self.register_buffer("reach", (high - low) / 2, persistent=False)
         self.hypernetwork = nn.Linear(len(parameter_limits), dim * dim)
         nn.init.normal_(self.hypernetwork.weight, std=dim**-0.5)
@@ -56,7 +56,7 @@ class HyperPredictor(nn.Module):
     def forward(self, embeddings: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, dim) of the first view, parameters (B, P) of g -> predicted embeddings (B, dim) of the end
         view."""
-        weights = self.hypernetwork((parameters - self.centre) / self.reach).unflatten(1, (self.dim, self.dim))
+        weights = self.hypernetwork((parameters - self.center) / self.reach).unflatten(1, (self.dim, self.dim))
         return torch.einsum("bij,bj->bi", weights, embeddings)
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes, check_positive
+from .base import Objective, ObjectiveInputs, ObjectiveOptions, ObjectiveSizes, check_positive
 from .functional import nt_xent
 from .heads import projector
 
 
 @dataclass(frozen=True)
-class SimCLROptions(NoOptions):
+class SimCLROptions(ObjectiveOptions):
     """Projector of two layers to 128 dimensions (section 4.2); temperature 0.2 as usual for ViTs (arXiv:2104.02057)."""
 
     temperature: float = 0.2

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import NoOptions, Objective, ObjectiveInputs, ObjectiveSizes
+from .base import Objective, ObjectiveInputs, ObjectiveOptions, ObjectiveSizes
 from .functional import vicreg_terms
 from .heads import projector
 
 
 @dataclass(frozen=True)
-class VICRegOptions(NoOptions):
+class VICRegOptions(ObjectiveOptions):
     """The weights of the paper (section 4.2 and appendix D) and of https://github.com/facebookresearch/vicreg.
 
     They belong to the variance term of that code, which has half the hinge of each view; the paper's equation 6 has the

@@ -12,7 +12,15 @@ from typing import Any
 import yaml
 
 from ..evaluation.results import INTERVAL, Row, tables
-from ..files import METRICS_FILE, MODEL_FOLDER, RESULTS_FILE, SETTINGS_FILE, message_of
+from ..files import (
+    LOCAL_DATA_SETTINGS,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    OWN_SETTINGS,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    message_of,
+)
 from .license import LICENSE_PATTERN, describe_base, hub_id, license_of
 
 _CONTROLS = ("random weights", "raw pixels")
@@ -158,26 +166,9 @@ def check_card(card: str) -> dict[str, Any]:
     return data
 
 
-# Settings that are places on the machine of the run, or of use only there.
-_LOCAL = {
-    "output_dir",
-    "output",
-    "model",
-    "resume_from_checkpoint",
-    "report_to",
-    "push_to_hub",
-    "push_training_state",
-    "hub_model_id",
-    "train_dir",
-    "data_files",
-    "test_data_files",
-    "knn_guard_data_files",
-}
-
-
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are of use to a reader."""
-    local = set(_LOCAL)
+    local = {*OWN_SETTINGS, *LOCAL_DATA_SETTINGS, "output", "model", "test_data_files"}
     if not _dataset_id(settings):
         local.add("dataset_name")
     if not hub_id(settings.get("init_from")):

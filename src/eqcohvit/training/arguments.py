@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import cli
-from ..cli import Registry, RunSettings, setting
-from ..files import SETTINGS_FILE
+from ..cli import RunSettings, registered, setting
+from ..files import LOCAL_DATA_SETTINGS, OWN_SETTINGS, SETTINGS_FILE
 
 if TYPE_CHECKING:
     from ..hub.configuration_eqcohvit import EqCohViTConfig
-    from ..objectives import NoOptions
+    from ..objectives import ObjectiveOptions
     from ..transforms import BlockMasking, MultiCrop
 
 Completion = Callable[[dict[str, Any], set[str]], dict[str, Any]]
@@ -35,7 +35,7 @@ _GROUPS = {
     "max_steps": "optimization",
     "output_dir": "run",
 }
-# A checkpoint knows which images its run reads, so that they may lie elsewhere when it is resumed.
+# A checkpoint knows which images its run reads, so they may be elsewhere when it is resumed.
 _MAY_CHANGE_ON_RESUME = (
     "dataset_name data_files train_dir knn_guard_data_files resume_from_checkpoint output_dir max_steps "
     "dataloader_num_workers logging_steps save_steps save_total_limit keep_every_steps sample_steps report_to "
@@ -91,9 +91,9 @@ class PretrainArguments(RunSettings):
 
     # Model; with init_from the checkpoint decides the sizes
     model_preset: str | None = setting(
-        "micro", "size of the ViT; larger for photographs on a GPU", Registry("hub", "PRESETS"), common=True
+        "micro", "size of the ViT; larger for photographs on a GPU", registered("hub", "PRESETS"), common=True
     )
-    backbone: str = setting("dinov2", "transformers model type of the ViT", Registry("hub", "FAMILIES"))
+    backbone: str = setting("dinov2", "transformers model type of the ViT", registered("hub", "FAMILIES"))
     image_size: int = setting(
         32, "side of the views in pixels; with your own images it follows from their size", common=True
     )
@@ -126,27 +126,26 @@ class PretrainArguments(RunSettings):
     # Views
     path: str = setting(
         "rotation",
-        "transformation of the second view: rotation, translation, se2, color_jitter, gaussian_blur, perspective, "
-        "zoom; join several with +",
+        f"transformation of the second view: {', '.join(registered('transforms', 'PATHS'))}; join several with +",
         common=True,
     )
     path_magnitude: float = setting(1.0, "scales the ranges of the path's parameters")
     augmentation: str = setting(
         "path_only",
         "base augmentation of both views; path_only is the paper's 'rot'",
-        Registry("transforms", "AUGMENTATIONS"),
+        registered("transforms", "AUGMENTATIONS"),
     )
     border: str = setting(
         "zeros",
         "fills the area outside a moved view: the rest of the photograph, black, or a mirror image",
-        Registry("transforms", "BORDERS"),
+        registered("transforms", "BORDERS"),
     )
     local_crops_number: int = setting(0, "number of small crops that only the student sees (ibot, dinov2)")
     local_crops_size: int = setting(16, "side of the local crops in pixels")
 
     # Objective
     objective: str = setting(
-        "vicreg", "SSL loss on the invariant part", Registry("objectives", "OBJECTIVES"), common=True
+        "vicreg", "SSL loss on the invariant part", registered("objectives", "OBJECTIVES"), common=True
     )
     recon_weight: float = setting(
         100.0, "lambda: weight of the reconstruction; 0 is the pure SSL baseline", common=True
@@ -249,7 +248,7 @@ class PretrainArguments(RunSettings):
 
         return training_canvas_size(self.augmentation, self.image_size, self.multi_crop())
 
-    def parsed_objective_options(self) -> NoOptions:
+    def parsed_objective_options(self) -> ObjectiveOptions:
         """The options of the chosen objective, as its dataclass."""
         from ..objectives import OBJECTIVES, parse_options
 
@@ -282,22 +281,10 @@ class PretrainArguments(RunSettings):
     # ------------------------------------------------------------------------------------------------------- written
     def shareable(self) -> dict[str, Any]:
         """All settings except paths on this machine and decisions of this run's owner."""
-        private = {
-            "output_dir",
-            "resume_from_checkpoint",
-            "report_to",
-            "push_to_hub",
-            "push_training_state",
-            "hub_model_id",
-        }
-        private |= {"train_dir", "data_files", "knn_guard_data_files"} & {
-            name for name, value in self.to_dict().items() if value is not None
-        }
-        for name in ("dataset_name", "init_from"):
-            place = getattr(self, name)
-            if place is not None and Path(place).exists():
-                private.add(name)
-        return {name: value for name, value in self.to_dict().items() if name not in private}
+        settings = self.to_dict()
+        private = {*OWN_SETTINGS, *(name for name in LOCAL_DATA_SETTINGS if settings[name] is not None)}
+        private |= {name for name in ("dataset_name", "init_from") if settings[name] and Path(settings[name]).exists()}
+        return {name: value for name, value in settings.items() if name not in private}
 
 
 def read_arguments(argv: Sequence[str] | None = None, usage: str = "pretrain", text: str = "") -> PretrainArguments:

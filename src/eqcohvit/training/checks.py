@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable
 
-from ..cli import did_you_mean
+from ..cli import check_choices, check_numbers
 from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
 from ..hub.configuration_eqcohvit import FAMILIES, PRESETS
 from ..objectives import OBJECTIVES
@@ -20,7 +18,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "recon_weight layerscale_value warmup_steps head_warmup_steps weight_decay min_learning_rate "
-    "dataloader_num_workers keep_every_steps knn_guard_steps probe_samples local_crops_number"
+    "dataloader_num_workers keep_every_steps knn_guard_steps probe_samples local_crops_number weight_decay_end"
 )
 _SHARES = "max_bad_fraction drop_path_rate knn_guard_drop invariant_rank_start"
 _REGISTRIES: dict[str, Iterable[str]] = {
@@ -34,7 +32,7 @@ _REGISTRIES: dict[str, Iterable[str]] = {
 
 def check(args: PretrainArguments) -> None:
     """Raise a one-line `ValueError` for the first setting that cannot work."""
-    _check_choices(args)
+    check_choices(args, _REGISTRIES)
     if args.model_preset is not None or (args.init_from is None and args.resume_from_checkpoint is None):
         args.model_config()
     make_path(args.path, args.path_magnitude)
@@ -57,30 +55,11 @@ def check(args: PretrainArguments) -> None:
         raise ValueError("push_to_hub needs hub_model_id, for example user/name")
 
 
-def _check_choices(args: PretrainArguments) -> None:
-    for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        known = _REGISTRIES.get(field.name, field.metadata["choices"])
-        if value is not None and known is not None and value not in known:
-            hint = did_you_mean(str(value), known)
-            raise ValueError(f"{field.name} must be one of {', '.join(known)}, got {value!r}{hint}")
-
-
 def _check_numbers(args: PretrainArguments) -> None:
-    for name, value in args.to_dict().items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}")
-    for name in _POSITIVE.split():
-        if getattr(args, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(args, name)}")
-    for name in _NOT_NEGATIVE.split():
-        if getattr(args, name) < 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
+    check_numbers(args, _POSITIVE.split(), _NOT_NEGATIVE.split())
     for name in _SHARES.split():
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {getattr(args, name)}")
-    if args.weight_decay_end is not None and args.weight_decay_end < 0:
-        raise ValueError(f"weight_decay_end must not be negative, got {args.weight_decay_end}")
     if args.invariant_rank < 0:
         raise ValueError(f"invariant_rank must not be negative, got {args.invariant_rank}; 0 turns the separation off")
     if not 0 < args.layer_decay <= 1:

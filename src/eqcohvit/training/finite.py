@@ -30,8 +30,8 @@ def check_step(
     """Raise if a term or a gradient norm is not finite. Called after the backward pass and before the optimizer.
 
     Each step reads one flag. On a GPU this waits for the backward pass, which only delays the launch of the next
-    kernels. In return the batch at hand is the culprit, the weights are still those that produced the terms, and no
-    checkpoint can hold broken ones.
+    kernels. In return the current batch is known to be the cause, the weights are still those that produced the terms,
+    and no checkpoint can hold broken ones.
 
     Args:
         step: number of this step, from 1.

@@ -1,4 +1,4 @@
-"""Signs of a run that learns nothing, and what to do about each."""
+"""Signs that a run learns nothing, and what to do about each."""
 
 from __future__ import annotations
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
+from ..evaluation.pictures import save_sheet
 from ..files import write_text_whole
 from .output import fitted
 from .pretrain_module import PretrainModule
+
+_CELL = 112  # least side of a picture in pixels: the titles need the width
 
 
 class MetricsLog:
@@ -176,18 +179,9 @@ def save_samples(
     images = (images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
     side = pixels.shape[2]
-    zoom = -(-112 // side)  # the titles need the width
-    cell = side * zoom
-    gap = 4
-    header = 18
-    sheet = Image.new("RGB", (len(columns) * (cell + gap) + gap, header + len(pixels) * (cell + gap) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for column, title in enumerate(titles):
-        draw.text((gap + column * (cell + gap) + cell / 2, header / 2 + 2), title, fill="black", font=font, anchor="mm")
-    for row, sample in enumerate(pixels):
-        for column, image in enumerate(sample):
-            picture = Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(picture, (gap + column * (cell + gap), header + gap + row * (cell + gap)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    cell = side * -(-_CELL // side)
+    save_sheet(
+        path,
+        titles,
+        [[Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST) for image in row] for row in pixels],
+    )

@@ -1,4 +1,4 @@
-"""The folder of a run: which run it holds, and whether this one may begin or go on in it."""
+"""The folder of a run: which run it holds, and whether a run may start or resume in it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_run(output_dir: Path, args: RunSettings, data: dict[str, Any] | None = 
     prepare_output_dir(output_dir, args)
     if checkpoint is not None:
         for moved in set_later_aside(output_dir, read_state(checkpoint)["step"]):
-            print(f"kept as {moved}, because the run goes on from an earlier step")
+            print(f"kept as {moved}, because the run resumes from an earlier step")
     elif args.resume_from_checkpoint:
         print(f"no checkpoint in {output_dir} yet: starting from the beginning")
     return checkpoint

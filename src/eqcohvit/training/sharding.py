@@ -1,6 +1,6 @@
 """Sharded training: FSDP2 through Accelerate, with the numbers of unsharded training.
 
-Weights, gradients, optimizer states and the teacher are dealt out over the processes; a layer's weights are whole while
+Weights, gradients, optimizer states and the teacher are sharded over the processes; a layer's weights are whole while
 it computes. This file has what differs for the rest of a run. Unless stated otherwise, its functions also take modules
 and tensors that are not sharded.
 """
@@ -64,7 +64,7 @@ def check_plugin(accelerator: Accelerator, peft: str | None = None) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the weights of the module are dealt out over the processes."""
+    """Whether the weights of the module are sharded over the processes."""
     return isinstance(module, FSDPModule)
 
 

@@ -19,6 +19,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ..cli import exit_code_of
 from ..files import message_of
 from .output import safe_output
 from .run_lock import release_runs
@@ -157,20 +158,17 @@ class RunFailed(Exception):
 @safe_output()
 def exit_code(run: Callable[[StopSignals], Any]) -> int:
     """Run, print what went wrong in one line, and return the exit code."""
-    try:
+
+    def run_until_stopped() -> None:
         with StopSignals() as stop:
             run(stop)
+
+    try:
+        return exit_code_of(run_until_stopped, RunFailed, FloatingPointError)
     except StopRequested:
         return EXIT_STOPPED
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunFailed, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except Exception:  # such as another process that has died during a step; `leave` must be reached anyway
         traceback.print_exc()
         return 1
     finally:
         release_runs()
-    return 0

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from ..files import first_line
 from ..hub.configuration_eqcohvit import FAMILIES
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, EqCohViTModel
 from ..loading import check_loaded, load_whole, resize_positions
-from ..preprocessing import Preprocessing, read_preprocessing
 from .start import Start, Weights, part_of, read_config
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What happened to one key of the source, or where one key of the target came from."""
+def load_vit(source: str) -> tuple[PreTrainedModel, list[str]]:
+    """A transformers ViT, and the names of the tensors of the source that it does not have, such as those of a head.
 
-    action: str  # "copied", "split", "dropped" or "new"
-    source: str | None
-    targets: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
-def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], Preprocessing]:
-    """Configuration, tensors, report and preprocessing of a transformers ViT."""
+    Raises:
+        ValueError: it cannot be loaded, or is of no known family.
+    """
     config = read_config(source)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{source}: expected a model_type of {', '.join(FAMILIES)}, found {config.model_type!r}")
@@ -41,55 +30,44 @@ def read_transformers(source: str) -> tuple[dict, Weights, list[Entry], Preproce
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no weights at {source}: {first_line(error)}") from None
     check_loaded(model, info, source)
-    weights = {}
-    report = [Entry("dropped", key, (), ()) for key in sorted(info["unexpected_keys"])]
-    for key, tensor in model.state_dict().items():
-        kept = not key.startswith("pooler.")
-        report.append(Entry("copied" if kept else "dropped", key, (key,) if kept else (), tuple(tensor.shape)))
-        if kept:
-            weights[key] = tensor
-    return config.to_dict(), weights, report, read_preprocessing(source, config)
+    return model, sorted(info["unexpected_keys"])
 
 
-def fill(module: nn.Module, weights: Weights, source: str, report: list[Entry] | None = None) -> None:
-    """Load the tensors. Names and shapes must match on both sides; only a mask token may be missing or left over.
+def backbone_weights(vit: PreTrainedModel) -> Weights:
+    """The tensors of a ViT without those of a pooler, which no feature depends on."""
+    return {key: tensor for key, tensor in vit.state_dict().items() if not key.startswith("pooler.")}
+
+
+def fill(module: nn.Module, weights: Weights, source: str) -> None:
+    """Load the tensors. Names and shapes must match on both sides; only a mask token may be missing or left over,
+    because one side may be made without masking.
 
     Raises:
         ValueError: names the first tensor that does not fit, with the expected and the found shape.
     """
-    weights = dict(weights)
-    report = [] if report is None else report
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    for key in [key for key in weights if key not in expected and key.endswith("mask_token")]:
-        weights.pop(key)  # the backbone was made without masking
-        for index, entry in enumerate(report):
-            if key in entry.targets:
-                report[index] = dataclasses.replace(entry, action="dropped", targets=())
-    for key in [key for key in expected if key not in weights and key.endswith("mask_token")]:
-        report.append(Entry("new", None, (key,), expected.pop(key)))
-    problems: list[tuple[set[str], Callable[[str], str]]] = [
-        (
-            expected.keys() - weights.keys(),
-            lambda key: f"expected {key} of shape {expected[key]}, found nothing of that name",
-        ),
-        (
-            weights.keys() - expected.keys(),
-            lambda key: f"found {key} of shape {tuple(weights[key].shape)}, which has no place",
-        ),
-        (
-            {key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]},
-            lambda key: f"expected {key} of shape {expected[key]}, found {tuple(weights[key].shape)}",
-        ),
-    ]
-    for keys, describe in problems:
-        if keys:
-            raise ValueError(f"{source}: {describe(sorted(keys)[0])} ({len(keys)} such tensors)")
-    module.load_state_dict(weights, strict=False)
+    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    missing = [key for key in expected if key not in found and not key.endswith("mask_token")]
+    left_over = [key for key in found if key not in expected and not key.endswith("mask_token")]
+    changed = [key for key in expected if key in found and found[key] != expected[key]]
+    problem = ""
+    if missing:
+        first = min(missing)
+        problem = f"expected {first} of shape {expected[first]}, found nothing of that name"
+    elif left_over:
+        first = min(left_over)
+        problem = f"found {first} of shape {found[first]}, which has no place"
+    elif changed:
+        first = min(changed)
+        problem = f"expected {first} of shape {expected[first]}, found {found[first]}"
+    if problem:
+        raise ValueError(f"{source}: {problem} ({len(missing or left_over or changed)} such tensors)")
+    module.load_state_dict({key: weights[key] for key in weights if key in expected}, strict=False)
 
 
 def fill_model(model: EqCohViTForPreTraining, start: Start, heads: bool) -> None:
     """Load the backbone's weights and, with `heads`, the feature head and decoders of a source that has them."""
-    weights = _split_weights(start, heads) if start.is_split else read_transformers(start.source)[1]
+    weights = _split_weights(start, heads) if start.is_split else backbone_weights(load_vit(start.source)[0])
     weights = resize_positions(weights, model.config)
     if start.is_split and heads:
         fill(model, weights, start.name)

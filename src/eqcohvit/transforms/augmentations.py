@@ -19,7 +19,7 @@ _DRAWS = {  # how many uniform numbers decide each property of a view, in this o
     "color": 4,
     "is_colored": 1,
     "order": 1,
-    "is_grey": 1,
+    "is_gray": 1,
     "is_blurred": 1,
     "sigma": 1,
     "is_solarized": 1,
@@ -45,7 +45,7 @@ class Augmentation:
     flip_probability: float = 0.0
     color: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     color_probability: float = 0.0
-    grey_probability: float = 0.0
+    gray_probability: float = 0.0
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_probability: float = 0.0
@@ -53,7 +53,7 @@ class Augmentation:
     @property
     def recolors(self) -> bool:
         """Whether it can change colors."""
-        return self.color_probability > 0 or self.grey_probability > 0
+        return self.color_probability > 0 or self.gray_probability > 0
 
     def most_blurred(self, number: int) -> int:
         """How many of so many images are blurred at most: the mean and 8 standard deviations.
@@ -65,7 +65,7 @@ class Augmentation:
 
 
 # What the recipes share.
-_USUAL = Augmentation(flip_probability=0.5, color=(0.4, 0.4, 0.2, 0.1), color_probability=0.8, grey_probability=0.2)
+_USUAL = Augmentation(flip_probability=0.5, color=(0.4, 0.4, 0.2, 0.1), color_probability=0.8, gray_probability=0.2)
 
 # (first view, second view, local crops) of each recipe.
 AUGMENTATIONS: dict[str, tuple[Augmentation, Augmentation, Augmentation]] = {
@@ -117,7 +117,7 @@ class ViewParameters:
 
     box: (B, 4), left, top, width and height of the crop in whole pixels of the original. flip: (B,) booleans, whether
     left and right are exchanged. color: (B, 4), factors of brightness, contrast and saturation, and the hue in turns.
-    order: int64 (B, 4), the order of these (`ops.jitter_color`). grey: (B,) booleans. sigma: (B,), of the blur in
+    order: int64 (B, 4), the order of these (`ops.jitter_color`). gray: (B,) booleans. sigma: (B,), of the blur in
     pixels of the view. solarize: (B,) booleans.
     """
 
@@ -125,7 +125,7 @@ class ViewParameters:
     flip: torch.Tensor
     color: torch.Tensor
     order: torch.Tensor
-    grey: torch.Tensor
+    gray: torch.Tensor
     sigma: torch.Tensor
     solarize: torch.Tensor
 
@@ -193,7 +193,7 @@ def sample_view(
         flip=draw["flip"][:, 0] < augmentation.flip_probability,
         color=color,
         order=order,
-        grey=draw["is_grey"][:, 0] < augmentation.grey_probability,
+        gray=draw["is_gray"][:, 0] < augmentation.gray_probability,
         sigma=sigma[:, 0],
         solarize=draw["is_solarized"][:, 0] < augmentation.solarize_probability,
     )
@@ -219,7 +219,7 @@ def recolor(
     images = images.clamp(0, 1)
     if augmentation.recolors:
         images, pivots = ops.jitter_color(images, drawn.color, drawn.order, pivots)
-        images = ops.adjust_saturation(images, 1 - drawn.grey.to(images.dtype))
+        images = ops.adjust_saturation(images, 1 - drawn.gray.to(images.dtype))
     if augmentation.blur_probability:
         most = num_states * augmentation.most_blurred(len(images) // num_states)
         images = ops.gaussian_blur(images, sigma, most)

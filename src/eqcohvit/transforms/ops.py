@@ -169,7 +169,7 @@ def adjust_contrast(images: torch.Tensor, factor: torch.Tensor, pivot: torch.Ten
 
 
 def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Stretch by `factor` (N,) about the grey image: 0 is grey, 1 the image."""
+    """Stretch by `factor` (N,) about the gray image: 0 is gray, 1 the image."""
     return (images * _per_image(factor)).add_(luminance(images).mul_(_per_image(1 - factor))).clamp_(0, 1)
 
 
@@ -245,12 +245,12 @@ def jitter_color(
             if _idle(factor == 1):
                 used.append(torch.zeros_like(factor))
                 continue
-            grey = luminance(images)
-            pivot = grey.mean(dim=(1, 2, 3)) if pivots is None else pivots[:, len(used)]
+            gray = luminance(images)
+            pivot = gray.mean(dim=(1, 2, 3)) if pivots is None else pivots[:, len(used)]
             used.append(pivot)
-            of_grey = (1 - factor) * (operation == _SATURATION)
+            of_gray = (1 - factor) * (operation == _SATURATION)
             constant_part = (1 - factor) * (operation == _CONTRAST) * pivot
-            rest = (grey * _per_image(of_grey)).add_(_per_image(constant_part))
+            rest = (gray * _per_image(of_gray)).add_(_per_image(constant_part))
             images = (images * _per_image(factor)).add_(rest).clamp_(0, 1)
     return images, torch.stack(used, dim=1)
 

@@ -274,7 +274,13 @@ class Composition(TransformationPath):
 
 
 PATHS: dict[str, type[TransformationPath]] = {
-    path.name: path for path in (Rotation, Translation, SE2, ColorJitter, GaussianBlur, Perspective, Zoom)
+    "rotation": Rotation,
+    "translation": Translation,
+    "se2": SE2,
+    "color_jitter": ColorJitter,
+    "gaussian_blur": GaussianBlur,
+    "perspective": Perspective,
+    "zoom": Zoom,
 }
 
 
