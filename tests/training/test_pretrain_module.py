@@ -178,6 +178,29 @@ def test_negative_weight_is_refused():
         make_module(recon_weight=-1)
 
 
+@pytest.mark.parametrize("recon_from", ["masked", "unmasked"])
+@pytest.mark.parametrize("objective", ["vicreg", "ibot"])
+def test_backbone_that_does_not_learn_gets_no_gradient_and_keeps_nothing_for_it(objective, recon_from):
+    module = make_module(objective, recon_from=recon_from)
+    views = views_for(module)
+    seen = []
+    module.model.eqcohvit.backbone.register_forward_hook(lambda *a: seen.append(a[2].last_hidden_state.requires_grad))
+    values = dataclasses.replace(VALUES, backbone_factor=0.0)
+    terms = module(views, values)
+    terms["loss"].backward()
+    assert seen and not any(seen)
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert not any(".backbone." in name for name in gradients)
+
+    learns = make_module(objective, recon_from=recon_from)
+    expected = learns(views, VALUES)
+    expected["loss"].backward()
+    assert all(torch.equal(terms[name], value) for name, value in expected.items())
+    others = {n: p.grad for n, p in learns.named_parameters() if p.grad is not None and ".backbone." not in n}
+    assert others.keys() == gradients.keys()
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in others.items())
+
+
 def test_decoders_can_read_the_unmasked_views():
     views = make_views()
     unmasked, masked = (make_module("ibot", recon_from=where)(views, VALUES) for where in ("unmasked", "masked"))
@@ -196,7 +219,7 @@ def test_both_views_are_encoded_again_only_for_decoders_that_read_unmasked_views
 ):
     module = make_module(objective, recon_from=recon_from, options=f"mask_probability={probability}")
     sizes = []
-    module.model.eqcohvit.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    module.model.eqcohvit.backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     module(make_views(masks=probability > 0, local=0), VALUES)
     assert sizes == [12] * passes
 

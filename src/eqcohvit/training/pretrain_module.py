@@ -91,7 +91,7 @@ class PretrainModule(nn.Module):
         """
         # A tensor, because a graph would be compiled for each number.
         temperature = torch.full((), values.teacher_temperature, device=views.first.device)
-        terms, pooled, tokens = self._compute(views, temperature)
+        terms, pooled, tokens = self._compute(views, temperature, values.backbone_factor > 0)
         if self.separation is not None and self.training:
             assert tokens is not None
             self.separation.update(*tokens)
@@ -106,19 +106,19 @@ class PretrainModule(nn.Module):
         self._compute = torch.compile(self._compute, **kwargs)
 
     def _compute(
-        self, views: Views, teacher_temperature: torch.Tensor
+        self, views: Views, teacher_temperature: torch.Tensor, backbone_learns: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
         """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and
-        mean, (2, B, 2, D)."""
+        mean, (2, B, 2, D). The backbone gets gradients only if it learns."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
-        invariant, equivariant, hidden = self._encode(images, masks)
+        invariant, equivariant, hidden = self._encode(images, masks, backbone_learns)
         inputs = ObjectiveInputs(
             invariant=self._tokens(invariant),
             equivariant=self._tokens(equivariant),
             images=images.unflatten(0, (2, -1)),
             parameters=views.parameters,
-            local=None if views.local is None else self._encode_local(views.local),
+            local=None if views.local is None else self._encode_local(views.local, backbone_learns),
             masks=masks,
             teacher=self._teach(images),
             teacher_temperature=teacher_temperature,
@@ -127,7 +127,7 @@ class PretrainModule(nn.Module):
         loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
         if self.recon_weight > 0:
             if masks is not None and self.recon_from == "unmasked":
-                _, equivariant, _ = self._encode(images, None)
+                _, equivariant, _ = self._encode(images, None, backbone_learns)
             errors = self._reconstruction_errors(equivariant, views)
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
@@ -145,21 +145,27 @@ class PretrainModule(nn.Module):
         return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, tokens
 
     def _encode(
-        self, images: torch.Tensor, masks: torch.Tensor | None
+        self, images: torch.Tensor, masks: torch.Tensor | None, backbone_learns: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P +
         N, d), and the backbone's tokens, (V * B, P + N, D)."""
-        kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
-        outputs = self.model.eqcohvit(images, **kwargs)
-        return outputs.invariant_features, outputs.equivariant_features, outputs.last_hidden_state
+        encoder = self.model.eqcohvit
+        tokens = self._run_backbone(images, None if masks is None else masks.flatten(0, 1), backbone_learns)
+        return *split_features(encoder.feature_head(tokens), encoder.config.equivariant_dim), tokens
 
-    def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
+    def _encode_local(self, crops: torch.Tensor, backbone_learns: bool) -> torch.Tensor:
         """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
         encoder = self.model.eqcohvit
-        tokens = encoder._run_backbone(crops.transpose(0, 1).flatten(0, 1)).last_hidden_state
+        tokens = self._run_backbone(crops.transpose(0, 1).flatten(0, 1), None, backbone_learns)
         # Only CLS is read, so the feature head skips the patches; a head 8,192 wide would take a tenth of this pass.
         invariant, _ = split_features(encoder.feature_head(self._pool(tokens)), encoder.config.equivariant_dim)
         return invariant.unflatten(0, (crops.shape[1], -1))
+
+    def _run_backbone(self, images: torch.Tensor, masks: torch.Tensor | None, learns: bool) -> torch.Tensor:
+        """Tokens (n, P + N, D) of images (n, 3, h, h), hidden where masks (n, N) are true."""
+        kwargs = {} if masks is None else {"bool_masked_pos": masks}
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            return self.model.eqcohvit._run_backbone(images, **kwargs).last_hidden_state
 
     @torch.no_grad()
     def _teach(self, images: torch.Tensor) -> Tokens | None:
