@@ -120,9 +120,9 @@ class _MeanSquaredErrors(torch.autograd.Function):
         return torch.linalg.vector_norm(errors, dim=(2, 3, 4)).square() / errors[0, 0].numel()
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (errors,) = ctx.saved_tensors
-        scale = (2 / errors[0, 0].numel() * gradient)[..., None, None, None]
+        scale = (2 / errors[0, 0].numel() * gradients[0])[..., None, None, None]
         out = torch.empty(errors.shape, dtype=ctx.dtype, device=errors.device)
         return torch.mul(errors, scale, out=out), None
 
