@@ -237,10 +237,9 @@ def _name_phases(module: PretrainModule, counter: Counter, args: PretrainArgumen
         return "local" if pixel_values.shape[-1] == local_size else "student"
 
     _count_as(module.model.eqcohvit.backbone, counter, phase_of_images)
-    _count_as(module.model.eqcohvit.feature_head, counter, lambda *_: "student")
     _count_as(module.model.decoders, counter, lambda *_: "decoders")
     if module.teacher is not None:
-        _count_as(module.teacher.encoder, counter, lambda *_: "teacher")
+        _count_as(module.teacher.encoder.backbone, counter, lambda *_: "teacher")
 
 
 def _count_as(part: torch.nn.Module, counter: Counter, phase: Callable[..., str]) -> None:

@@ -121,6 +121,22 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
     assert message in (tmp_path / "mixed-record" / "rank-0.log").read_text()
 
 
+def test_backbone_that_learns_later_is_trained_and_resumed_as_without_shards(run_server, tmp_path):
+    flags = "--objective vicreg --head_warmup_steps 3 --gradient_accumulation_steps 2"
+    train(run_server, tmp_path, "whole", flags)
+    train(run_server, tmp_path, "sharded", flags, SHARDED)
+    start = tmp_path / "sharded" / "checkpoints" / "step-2"  # the backbone has not learned yet
+    resume = f"{flags} --resume_from_checkpoint {start}"
+    train(run_server, tmp_path, "resumed", resume, SHARDED)
+    whole, sharded, resumed = (
+        tmp_path / name / "model" / "model.safetensors" for name in ("whole", "sharded", "resumed")
+    )
+    assert farthest(whole, sharded) < 1e-6
+    assert farthest(sharded, resumed) == 0
+    begin, end = load_file(start / "model.safetensors"), load_file(sharded)
+    assert any(".backbone." in name and not torch.equal(begin[f"model.{name}"], end[name]) for name in end)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_sharded_training_is_training_without_shards(run_server, tmp_path, run):

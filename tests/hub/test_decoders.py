@@ -81,3 +81,18 @@ def test_reconstruction_losses_are_hand_computed_means():
     )
     assert reconstruction_losses(reconstructions, states).tolist() == [[1.0, 1.0]]
     assert reconstruction_losses(reconstructions, 2 * states).tolist() == [[4.0, 4.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reconstruction_losses_and_their_gradients_are_those_of_torch(dtype):
+    states = torch.rand(3, 2, 3, 8, 8)
+    weights = torch.rand(3, 2)
+    found, expected = (torch.rand(3, 2, 3, 8, 8, generator=torch.manual_seed(0)).to(dtype) for _ in range(2))
+    losses = reconstruction_losses(found.requires_grad_(), states)
+    of_torch = F.mse_loss(expected.requires_grad_().float(), states, reduction="none").mean(dim=(2, 3, 4))
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, of_torch, rtol=1e-6, atol=1e-6)
+    (losses * weights).sum().backward()
+    (of_torch * weights).sum().backward()
+    assert found.grad.dtype == dtype
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-9)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqcohvit.objectives import TeacherOptions
+from eqcohvit.objectives import TeacherOptions, Tokens
 from eqcohvit.objectives.masking import MaskedPatches, hidden_patches_capacity
 
 
@@ -15,9 +15,26 @@ def test_masked_patches_are_listed_and_weighted_by_hand():
     assert masked.indices[:4].tolist() == [1, 2, 6, 11]
     assert torch.equal(masked.weights, torch.tensor([0.5, 0.5, 1.0, 1.0, 0.0, 0.0]))
     assert torch.equal(masked.valid, masked.weights > 0)
-    taken = masked.take(torch.arange(12.0).reshape(2, 2, 3, 1))
-    assert taken.shape == (6, 1)
-    assert taken[:4, 0].tolist() == [1.0, 2.0, 6.0, 11.0]
+    patches = torch.arange(12.0).reshape(2, 2, 3, 1)
+    for tokens, scale in (
+        (Tokens(patches[:, :, 0], patches), 1),
+        (Tokens(patches[:, :, 0], patches, lambda p: 2 * p), 2),
+    ):
+        taken = tokens.some_patches(masked.indices)
+        assert taken.shape == (6, 1)
+        assert taken[:4, 0].tolist() == [scale * value for value in (1.0, 2.0, 6.0, 11.0)]
+        assert torch.equal(tokens.every_patch(), scale * patches)
+
+
+def test_a_cpu_fills_the_block_to_the_next_multiple_of_eight_unless_compiled():
+    masks = torch.zeros(2, 3, 16, dtype=torch.bool)
+    masks[0, :, :3] = True  # nine patches
+    masked = MaskedPatches.of(masks, capacity=40)
+    compiled = torch.compile(lambda masks: MaskedPatches.of(masks, capacity=40), backend="eager", fullgraph=True)(masks)
+    assert masked.weights.tolist() == [pytest.approx(1 / 3)] * 9 + [0.0] * 7
+    assert len(compiled.weights) == 40 and not compiled.weights[9:].any()
+    assert torch.equal(compiled.indices[:16], masked.indices) and torch.equal(compiled.weights[:16], masked.weights)
+    assert MaskedPatches.of(torch.zeros_like(masks), capacity=40).weights.tolist() == [0.0] * 8
 
 
 def test_hidden_patches_beyond_the_capacity_are_left_out():

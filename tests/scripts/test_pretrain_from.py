@@ -102,6 +102,20 @@ def test_head_warmup_leaves_the_backbone_as_it_came(pretrain, vit, photos, tmp_p
     )
 
 
+def test_run_stopped_while_only_the_heads_learn_resumes_exactly(pretrain, vit, photos, tmp_path):
+    flags = ["--init_from", vit, "--train_dir", photos, "--head_warmup_steps", "3", *NEW_HEADS, *RUN]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run(pretrain, *flags, "--output_dir", whole) == 0
+    start = whole / "checkpoints" / "step-2"
+    assert run(pretrain, *flags, "--output_dir", resumed, "--resume_from_checkpoint", start) == 0
+    first, last, again = (
+        weights(folder) for folder in (start, whole / "checkpoints" / "step-4", resumed / "checkpoints" / "step-4")
+    )
+    assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
+    changed = {name for name in last if not torch.equal(first[name], last[name])}
+    assert any(name.startswith("model.eqcohvit.backbone.") for name in changed)  # in the fourth step
+
+
 def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, continued, photos, tmp_path, capsys):
     flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run"]
     options = "num_prototypes=32,bottleneck_dim=8,teacher_momentum=1"  # and a rate of about 0: all stays as it begins

@@ -108,8 +108,10 @@ def test_compiled_rendering_is_one_graph_and_equals_the_eager_one(path):
 @pytest.mark.parametrize(
     "objective", ["ibot", *(pytest.param(o, marks=pytest.mark.slow) for o in ("vicreg", "dinov2"))]
 )
-def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
-    """Over five steps of two batches, with logs, pictures and a teacher whose temperature rises."""
+@pytest.mark.parametrize("head_warmup_steps", [0, 3])
+def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective, head_warmup_steps):
+    """Over five steps of two batches, with logs, pictures, heads that learn alone at first, and a teacher whose
+    temperature rises."""
     command = load_script("pretrain")
     steps, views = CompileCounter(), CompileCounter()
     prepare = pretrain.prepare
@@ -126,15 +128,15 @@ def test_a_run_compiles_each_graph_once(monkeypatch, tmp_path, objective):
         f"{SIZES} "
         "--max_steps 5 "
         "--warmup_steps 1 --logging_steps 2 --save_steps 9 --sample_steps 2 --probe_samples 0 --drop_path_rate 0.1 "
-        f"--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --objective {objective} --output_dir "
-        f"{tmp_path / 'run'}"
+        f"--per_device_train_batch_size 8 --gradient_accumulation_steps 2 --objective {objective} "
+        f"--head_warmup_steps {head_warmup_steps} --output_dir {tmp_path / 'run'}"
     )
     if objective in TEACHER:
         flags += " --local_crops_number 1 --local_crops_size 8"
         flags += " --objective_options num_prototypes=16,teacher_temperature_steps=4"
     assert command.cli(flags.split()) == 0
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
-    assert steps.frame_count == 1
+    assert steps.frame_count == (2 if head_warmup_steps else 1)  # without and with the backbone's gradients
     assert views.frame_count == (2 if objective in TEACHER else 1)  # global views, and local crops
 
 

@@ -1,7 +1,9 @@
 import dataclasses
+import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from eqcohvit import EqCohViTConfig
 from eqcohvit.hub.modeling_eqcohvit import EqCohViTForPreTraining
@@ -178,6 +180,29 @@ def test_negative_weight_is_refused():
         make_module(recon_weight=-1)
 
 
+@pytest.mark.parametrize("recon_from", ["masked", "unmasked"])
+@pytest.mark.parametrize("objective", ["vicreg", "ibot"])
+def test_backbone_that_does_not_learn_gets_no_gradient_and_keeps_nothing_for_it(objective, recon_from):
+    module = make_module(objective, recon_from=recon_from)
+    views = views_for(module)
+    seen = []
+    module.model.eqcohvit.backbone.register_forward_hook(lambda *a: seen.append(a[2].last_hidden_state.requires_grad))
+    values = dataclasses.replace(VALUES, backbone_factor=0.0)
+    terms = module(views, values)
+    terms["loss"].backward()
+    assert seen and not any(seen)
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert not any(".backbone." in name for name in gradients)
+
+    learns = make_module(objective, recon_from=recon_from)
+    expected = learns(views, VALUES)
+    expected["loss"].backward()
+    assert all(torch.equal(terms[name], value) for name, value in expected.items())
+    others = {n: p.grad for n, p in learns.named_parameters() if p.grad is not None and ".backbone." not in n}
+    assert others.keys() == gradients.keys()
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in others.items())
+
+
 def test_decoders_can_read_the_unmasked_views():
     views = make_views()
     unmasked, masked = (make_module("ibot", recon_from=where)(views, VALUES) for where in ("unmasked", "masked"))
@@ -196,19 +221,24 @@ def test_both_views_are_encoded_again_only_for_decoders_that_read_unmasked_views
 ):
     module = make_module(objective, recon_from=recon_from, options=f"mask_probability={probability}")
     sizes = []
-    module.model.eqcohvit.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    module.model.eqcohvit.backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     module(make_views(masks=probability > 0, local=0), VALUES)
     assert sizes == [12] * passes
 
 
 @pytest.mark.parametrize("objective", TEACHERS)
-def test_no_shape_depends_on_the_number_of_masked_views(objective):
-    """None, one or both views of an image may be masked: the heads read as many rows for each draw."""
-    module = make_module(objective, options="mask_probability=0.5")
+def test_no_shape_of_a_compiled_step_depends_on_the_masks(objective):
+    """None, one or both views of an image may be masked: compiled once, it serves each draw. Uncompiled, a CPU's heads
+    read about as many rows as patches are hidden."""
+    eager = make_module(objective, options="mask_probability=0.5")
+    compiled = make_module(objective, options="mask_probability=0.5")
+    graphs = CompileCounter()
+    torch._dynamo.reset()
+    compiled.compile(backend=graphs)
     keys = torch.arange(6)
     rows = []
     numbers = set()
-    module.objective.head.cls.prototypes.register_forward_pre_hook(
+    eager.objective.head.cls.prototypes.register_forward_pre_hook(
         lambda _, args: rows.append(args[0].shape[:-1].numel())
     )
     for epoch in range(6):
@@ -216,9 +246,13 @@ def test_no_shape_depends_on_the_number_of_masked_views(objective):
             0, keys=keys, epochs=torch.full_like(keys, epoch), stream=3, grid_size=4
         )
         numbers.add(masks.any(dim=-1).sum().item())
-        module(dataclasses.replace(make_views(local=0), masks=masks), VALUES)
-    assert len(numbers) > 2 and len(rows) == 12
-    assert rows == rows[:2] * 6  # CLS, then patches
+        views = dataclasses.replace(make_views(local=0), masks=masks)
+        terms = compiled(views, VALUES)
+        expected = eager(views, VALUES)
+        assert all(torch.allclose(terms[name], value, rtol=1e-5) for name, value in expected.items())
+        assert rows == [12, 8 * math.ceil(masks.sum().item() / 8)]  # CLS, then patches
+        rows.clear()
+    assert len(numbers) > 2 and graphs.frame_count == 1
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))

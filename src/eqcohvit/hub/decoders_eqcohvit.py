@@ -106,9 +106,31 @@ class IntermediateDecoders(nn.Module):
         return x.reshape(batch_size, self.num_decoders, self.num_channels, *x.shape[-2:])
 
 
+class _MeanSquaredErrors(torch.autograd.Function):
+    """Two (B, K, C, H, W) -> (B, K) in float32, with the gradient of the first in its own precision.
+
+    Neither of them is copied to float32: these tensors are the largest of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx, reconstructions: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        errors = reconstructions - states.float()
+        ctx.save_for_backward(errors)
+        ctx.dtype = reconstructions.dtype
+        return torch.linalg.vector_norm(errors, dim=(2, 3, 4)).square() / errors[0, 0].numel()
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (errors,) = ctx.saved_tensors
+        scale = (2 / errors[0, 0].numel() * gradients[0])[..., None, None, None]
+        out = torch.empty(errors.shape, dtype=ctx.dtype, device=errors.device)
+        return torch.mul(errors, scale, out=out), None
+
+
 def reconstruction_losses(reconstructions: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each state of each image, in float32: two (B, K, C, H, W) -> (B, K)."""
-    return F.mse_loss(reconstructions.float(), states.float(), reduction="none").mean(dim=(2, 3, 4))
+    """Mean squared error of each state of each image, in float32: two (B, K, C, H, W) -> (B, K). The states get no
+    gradient."""
+    return _MeanSquaredErrors.apply(reconstructions, states)
 
 
 __all__ = ["DecoderConv", "DecoderLinear", "IntermediateDecoders", "reconstruction_losses"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,11 +22,22 @@ from ..cli import check_choices, did_you_mean
 class Tokens:
     """One part of the features of the global views: cls (V, B, d), patches (V, B, N, d).
 
-    Where the backbone has no CLS token, `cls` is the mean of the patches.
+    Where the backbone has no CLS token, `cls` is the mean of the patches. With `project`, `patches` are the backbone's
+    tokens (V, B, N, D), and it computes the features (..., d) of those that are read.
     """
 
     cls: torch.Tensor
     patches: torch.Tensor
+    project: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def every_patch(self) -> torch.Tensor:
+        """Features (V, B, N, d)."""
+        return self.patches if self.project is None else self.project(self.patches)
+
+    def some_patches(self, indices: torch.Tensor) -> torch.Tensor:
+        """Features (M, d) of the patches with these indices (M,) into the V * B * N."""
+        rows = self.patches.flatten(0, 2)[indices]
+        return rows if self.project is None else self.project(rows)
 
 
 @dataclass(frozen=True)

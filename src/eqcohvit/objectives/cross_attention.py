@@ -78,7 +78,7 @@ class CrossAttention(Objective):
         self.reconstruction_weight = options.reconstruction_weight
 
     def forward(self, inputs: ObjectiveInputs, teacher_head: nn.Module | None = None) -> dict[str, torch.Tensor]:
-        pixels = self.decoder(*inputs.equivariant.patches)
+        pixels = self.decoder(*inputs.equivariant.every_patch())
         target = F.pixel_unshuffle(inputs.images[1], self.decoder.patch_size).flatten(2).transpose(1, 2)
         return {
             **self.vicreg(inputs),

@@ -86,7 +86,9 @@ class SelfDistillation(Objective):
         if inputs.masks is not None:
             masked = MaskedPatches.of(inputs.masks, hidden_patches_capacity(num_views, inputs.masks.shape[-1], options))
         student = self.head(
-            inputs.invariant.cls, inputs.local, None if masked is None else masked.take(inputs.invariant.patches)
+            inputs.invariant.cls,
+            inputs.local,
+            None if masked is None else inputs.invariant.some_patches(masked.indices),
         )
         with torch.no_grad():
             make_targets = self._sinkhorn if options.targets == "sinkhorn" else self._center
@@ -116,9 +118,9 @@ class SelfDistillation(Objective):
         if masked is None:
             logits = head(teacher.cls, None, None)
         elif counts_all:
-            logits = head(teacher.cls, None, teacher.patches, chosen=masked.indices)
+            logits = head(teacher.cls, None, teacher.every_patch(), chosen=masked.indices)
         else:
-            logits = head(teacher.cls, None, masked.take(teacher.patches))
+            logits = head(teacher.cls, None, teacher.some_patches(masked.indices))
         cls_targets = softmax_targets(logits.cls, self.cls_center, temperature)
         if self.training:
             update_center(self.cls_center, logits.cls, momentum)
@@ -136,7 +138,7 @@ class SelfDistillation(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `_center`; every prototype gets an equal share of the batch's CLS tokens and of its hidden patches."""
         iterations = self.options.sinkhorn_iterations
-        logits = head(teacher.cls, None, None if masked is None else masked.take(teacher.patches))
+        logits = head(teacher.cls, None, None if masked is None else teacher.some_patches(masked.indices))
         views = logits.cls.shape[:2]
         every = torch.ones(views.numel(), device=logits.cls.device)
         cls_targets = sinkhorn_targets(logits.cls.flatten(0, 1), every, temperature, iterations).unflatten(0, views)

@@ -9,6 +9,8 @@ import torch
 
 from .base import TeacherOptions
 
+_ROWS = 8  # of a block whose hidden patches are counted, a multiple of this, as vectorized products like it
+
 
 def hidden_patches_capacity(num_views: int, num_patches: int, options: TeacherOptions) -> int:
     """Rows for the hidden patches of `num_views` views: their mean number and 6 standard deviations, at most their
@@ -33,7 +35,8 @@ class MaskedPatches:
     """Where the hidden patches of a batch are: indices (M,) into its V * B * N patches, and weights (M,).
 
     A weight is 1 over the number of the view's hidden patches, and 0 for rows that only fill the block. Hidden patches
-    that do not fit are left out of the loss.
+    that do not fit are left out of the loss. Uncompiled, a CPU counts the hidden patches and fills few rows: to count
+    them, the host would have to wait for a GPU, and compiled code would be compiled for each number.
     """
 
     indices: torch.Tensor
@@ -41,7 +44,9 @@ class MaskedPatches:
 
     @classmethod
     def of(cls, masks: torch.Tensor, capacity: int) -> MaskedPatches:
-        """Masks (V, B, N), true where hidden, and the number M of rows."""
+        """Masks (V, B, N), true where hidden, and the number M of rows, at most."""
+        if masks.device.type == "cpu" and not torch.compiler.is_compiling():
+            capacity = min(capacity, _ROWS * max(1, math.ceil(int(masks.sum()) / _ROWS)))
         weights = (masks / masks.sum(dim=-1, keepdim=True).clamp_min(1)).flatten()
         indices = masks.flatten().byte().argsort(descending=True, stable=True)[:capacity]
         return cls(indices, weights[indices])
@@ -50,7 +55,3 @@ class MaskedPatches:
     def valid(self) -> torch.Tensor:
         """(M,) booleans, false for rows that only fill the block."""
         return self.weights > 0
-
-    def take(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patch features (V, B, N, d) -> (M, d)."""
-        return patches.flatten(0, 2)[self.indices]

@@ -84,8 +84,8 @@ def _depth(name: str) -> int | None:
 def set_step(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
     """Give each parameter group the learning rate and the weight decay of the step.
 
-    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included. So a frozen backbone or last layer
-    needs no other graph, wrapper or checkpoint than a trained one."""
+    At a rate of 0 AdamW leaves a parameter bit by bit as it is, decay included. So a frozen last layer needs no other
+    graph, wrapper or checkpoint than a trained one."""
     for group in optimizer.param_groups:
         rate = values.last_layer_learning_rate if group["is_last_layer"] else values.learning_rate
         group["lr"] = rate * group["lr_scale"] * (values.backbone_factor if group["is_backbone"] else 1.0)

@@ -33,7 +33,7 @@ from .pretrain_module import PretrainModule
 from .run import Run
 from .run_folder import check_output_dir, open_run
 from .schedules import StepValues, step_values
-from .sharding import check_plugin, connect, is_sharded, save_whole
+from .sharding import check_plugin, connect, fill_states, is_sharded, save_whole
 from .signals import StopRequested, StopSignals
 from .source import open_images
 from .start import write_model_files
@@ -126,7 +126,11 @@ def open_accelerator(args: PretrainArguments) -> Accelerator:
     args.mixed_precision = precision_of(args.mixed_precision)
     log_with = None if args.report_to == "none" else args.report_to
     accelerator = make_accelerator(
-        args.mixed_precision, args.gradient_accumulation_steps, log_with=log_with, project_dir=args.output_dir
+        args.mixed_precision,
+        args.gradient_accumulation_steps,
+        uses_all_weights=not args.head_warmup_steps,  # in which the backbone gets no gradients
+        log_with=log_with,
+        project_dir=args.output_dir,
     )
     check_plugin(accelerator, args.peft)
     return accelerator
@@ -243,6 +247,8 @@ def save(
     renderer = parts.renderer
 
     def write(folder: str) -> None:
+        if is_sharded(trained):
+            fill_states(parts.optimizer)
         run.accelerator.save_state(folder)
         if is_sharded(trained):
             save_whole(trained, Path(folder) / WEIGHTS_FILE)

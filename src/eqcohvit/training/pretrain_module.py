@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..hub.decoders_eqcohvit import reconstruction_losses
-from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, pool_tokens, split_features
+from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, EqCohViTModel, pool_tokens
 from ..objectives import Objective, ObjectiveInputs, Tokens
 from ..objectives.separation import Separation
 from ..transforms import Views
@@ -91,7 +92,7 @@ class PretrainModule(nn.Module):
         """
         # A tensor, because a graph would be compiled for each number.
         temperature = torch.full((), values.teacher_temperature, device=views.first.device)
-        terms, pooled, tokens = self._compute(views, temperature)
+        terms, pooled, tokens = self._compute(views, temperature, values.backbone_factor > 0)
         if self.separation is not None and self.training:
             assert tokens is not None
             self.separation.update(*tokens)
@@ -106,19 +107,23 @@ class PretrainModule(nn.Module):
         self._compute = torch.compile(self._compute, **kwargs)
 
     def _compute(
-        self, views: Views, teacher_temperature: torch.Tensor
+        self, views: Views, teacher_temperature: torch.Tensor, backbone_learns: bool
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor | None]:
         """All terms but the ranks, the pooled parts (2 B, d), and for the separation the backbone's tokens, CLS and
-        mean, (2, B, 2, D)."""
+        mean, (2, B, 2, D). The backbone gets gradients only if it learns."""
         images = torch.cat([views.first, views.end])
         masks = None if views.masks is None else views.masks.transpose(0, 1)
-        invariant, equivariant, hidden = self._encode(images, masks)
+        to_invariant, to_equivariant = parts_of_head(self.model.eqcohvit)
+        tokens = self._run_backbone(images, masks, backbone_learns)
+        equivariant = None
+        if self.recon_weight > 0 and (masks is None or self.recon_from == "masked"):
+            equivariant = to_equivariant(tokens)
         inputs = ObjectiveInputs(
-            invariant=self._tokens(invariant),
-            equivariant=self._tokens(equivariant),
+            invariant=self._tokens(tokens, to_invariant),
+            equivariant=self._tokens(tokens, to_equivariant) if equivariant is None else self._tokens(equivariant),
             images=images.unflatten(0, (2, -1)),
             parameters=views.parameters,
-            local=None if views.local is None else self._encode_local(views.local),
+            local=None if views.local is None else to_invariant(self._local_cls(views.local, backbone_learns)),
             masks=masks,
             teacher=self._teach(images),
             teacher_temperature=teacher_temperature,
@@ -126,51 +131,46 @@ class PretrainModule(nn.Module):
         terms = self.objective(inputs, self.teacher.head if self.teacher else None)
         loss = torch.stack([value for name, value in terms.items() if name.startswith("ssl/")]).sum()
         if self.recon_weight > 0:
-            if masks is not None and self.recon_from == "unmasked":
-                _, equivariant, _ = self._encode(images, None)
+            if equivariant is None:
+                equivariant = to_equivariant(self._run_backbone(images, None, backbone_learns))
             errors = self._reconstruction_errors(equivariant, views)
             loss = loss + self.recon_weight * torch.stack(list(errors.values())).mean()
             terms |= errors
         with torch.no_grad():
-            pooled = {
-                "invariant": inputs.invariant.cls.flatten(0, 1),
-                "equivariant": inputs.equivariant.patches.mean(dim=2).flatten(0, 1),
-            }
+            mean = self._patches(tokens).mean(dim=1)
+            pooled = {"invariant": inputs.invariant.cls.flatten(0, 1), "equivariant": to_equivariant(mean)}
             terms |= {f"std/{part}": features.float().std(dim=0).mean() for part, features in pooled.items()}
-            tokens = None
+            cls_and_mean = None
             if self.separation is not None:
-                tokens = torch.stack([self._pool(hidden), self._patches(hidden).mean(dim=1)], dim=1).unflatten(
-                    0, (2, -1)
-                )
-        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, tokens
+                cls_and_mean = torch.stack([self._pool(tokens), mean], dim=1).unflatten(0, (2, -1))
+        return {"loss": loss, **terms}, {part: features.detach() for part, features in pooled.items()}, cls_and_mean
 
-    def _encode(
-        self, images: torch.Tensor, masks: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Student features of images (V * B, 3, H, H), hidden where masks (V, B, N) are true: both parts, (V * B, P +
-        N, d), and the backbone's tokens, (V * B, P + N, D)."""
+    def _local_cls(self, crops: torch.Tensor, backbone_learns: bool) -> torch.Tensor:
+        """Local crops (B, L, 3, h, h) -> the backbone's CLS tokens (L, B, D)."""
+        tokens = self._run_backbone(crops.transpose(0, 1).flatten(0, 1), None, backbone_learns)
+        return self._pool(tokens).unflatten(0, (crops.shape[1], -1))
+
+    def _run_backbone(self, images: torch.Tensor, masks: torch.Tensor | None, learns: bool) -> torch.Tensor:
+        """Tokens (n, P + N, D) of images (n, 3, h, h), hidden where masks (V, n / V, N) are true."""
         kwargs = {} if masks is None else {"bool_masked_pos": masks.flatten(0, 1)}
-        outputs = self.model.eqcohvit(images, **kwargs)
-        return outputs.invariant_features, outputs.equivariant_features, outputs.last_hidden_state
-
-    def _encode_local(self, crops: torch.Tensor) -> torch.Tensor:
-        """Local crops (B, L, 3, h, h) -> their invariant CLS features (L, B, d_inv)."""
-        encoder = self.model.eqcohvit
-        tokens = encoder._run_backbone(crops.transpose(0, 1).flatten(0, 1)).last_hidden_state
-        # Only CLS is read, so the feature head skips the patches; a head 8,192 wide would take a tenth of this pass.
-        invariant, _ = split_features(encoder.feature_head(self._pool(tokens)), encoder.config.equivariant_dim)
-        return invariant.unflatten(0, (crops.shape[1], -1))
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            return self.model.eqcohvit._run_backbone(images, **kwargs).last_hidden_state
 
     @torch.no_grad()
     def _teach(self, images: torch.Tensor) -> Tokens | None:
-        return self._tokens(self.teacher.encoder(images).invariant_features) if self.teacher else None
+        if self.teacher is None:
+            return None
+        encoder = self.teacher.encoder
+        return self._tokens(encoder._run_backbone(images).last_hidden_state, parts_of_head(encoder)[0])
 
     def _pool(self, features: torch.Tensor) -> torch.Tensor:
         return pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "cls")
 
-    def _tokens(self, features: torch.Tensor) -> Tokens:
-        """(V * B, P + N, d) -> CLS (V, B, d) and patches (V, B, N, d)."""
-        return Tokens(self._pool(features).unflatten(0, (2, -1)), self._patches(features).unflatten(0, (2, -1)))
+    def _tokens(self, features: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Tokens:
+        """Features (V * B, P + N, d), or tokens (V * B, P + N, D) and their projection."""
+        cls = self._pool(features)
+        cls = cls if project is None else project(cls)
+        return Tokens(cls.unflatten(0, (2, -1)), self._patches(features).unflatten(0, (2, -1)), project)
 
     def _patches(self, features: torch.Tensor) -> torch.Tensor:
         return pool_tokens(features, self.model.eqcohvit.num_prefix_tokens, "patches")
@@ -195,3 +195,14 @@ class PretrainModule(nn.Module):
             set_whole(weight, every_row)
         if self.teacher:
             self.teacher.update(self.model.eqcohvit, self.objective.head, teacher_momentum)
+
+
+def parts_of_head(encoder: EqCohViTModel) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """The maps from the backbone's tokens (..., D) to their invariant part (..., d_inv) and their equivariant part
+    (..., d_equi).
+
+    A head of thousands of dimensions takes a tenth of a pass, so that each part is computed only for what reads it.
+    """
+    head = encoder.feature_head
+    parts = slice(None, encoder.config.invariant_dim), slice(encoder.config.invariant_dim, None)
+    return [lambda tokens, rows=rows: F.linear(tokens, head.weight[rows], head.bias[rows]) for rows in parts]

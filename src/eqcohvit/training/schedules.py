@@ -14,7 +14,8 @@ class StepValues:
     """The values of one step.
 
     `last_layer_learning_rate` is for the prototypes of a head, 0 while they are frozen; `backbone_factor` scales the
-    learning rate of the backbone. `is_logged`: whether a progress line follows, so that costly measures are taken.
+    learning rate of the backbone, which computes no gradients at 0. `is_logged`: whether a progress line follows, so
+    that costly measures are taken.
     """
 
     learning_rate: float

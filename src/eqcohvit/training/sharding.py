@@ -82,6 +82,17 @@ def with_weights(module: PretrainModule, function: Callable[[], _Result]) -> _Re
     return result
 
 
+def fill_states(optimizer: Any) -> None:
+    """Give weights that AdamW has not trained yet the state that it begins with; a sharded checkpoint must hold one of
+    each weight."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if not optimizer.state[weight]:
+                step = torch.zeros((), device=weight.device if group["fused"] else "cpu")
+                moments = {name: torch.zeros_like(weight.detach()) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[weight] = {"step": step, **moments}
+
+
 def save_whole(module: nn.Module, path: Path) -> None:
     """Write all weights and buffers of a sharded module to one file, as in a checkpoint without shards; all processes
     call it."""
