@@ -16,6 +16,7 @@ from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
 from eqcohvit.evaluation.pair_regression import PairData
 from eqcohvit.evaluation.r2_tasks import DrawsView, draws, regress
 from eqcohvit.evaluation.retrieval import found_itself
+from eqcohvit.evaluation.settings import EvaluationSettings
 from eqcohvit.transforms import make_path
 
 ROOT = SCRIPTS.parent
@@ -38,8 +39,8 @@ def evaluation(tmp_path_factory):
         part.save(folder / f"{index:04}.png")
     source = FolderSource(folder)
     samples = ProbeImages(source, source, NUM_FITTED, NUM_TESTED)
-    models = [str(ROOT / "model_cards" / NAME)]
-    return Evaluation(models, lambda: samples, seeds=1, cache_dir=folder / "cache")
+    settings = EvaluationSettings(model=[ROOT / "model_cards" / NAME], seeds=1, cache_dir=folder / "cache")
+    return Evaluation(settings, lambda: samples)
 
 
 def pairs(evaluation, images, transform):
@@ -87,7 +88,8 @@ def test_the_guide_s_figures_say_what_its_titles_say():
     pose = table("Read the pose: the equivariant part")
     for column in range(2):
         assert pose["equivariant part"][column] > pose["invariant part"][column] + 0.2
-        assert pose["equivariant part"][column] > pose["raw pixels"][column]
+    many, few = (pose["equivariant part"][column] - pose["raw pixels"][column] for column in range(2))
+    assert few > 0.1 and -0.02 < many < 0  # as its text says
 
 
 def test_the_guide_s_pose_is_that_of_the_released_results():
