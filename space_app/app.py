@@ -27,7 +27,7 @@ from scenes import find_examples
 from walk import SplitModel
 
 _HERE = Path(__file__).parent
-RELEASED = (_HERE / "model", _HERE.parent / "model_cards" / "eqcohvit-micro-cifar10")  # in a Space; in the repository
+RELEASED = (_HERE / "model", _HERE.parent / "model_cards" / "eqcohvit-photos-small")  # in a Space; in the repository
 
 
 def find_model(named: str | None) -> str:

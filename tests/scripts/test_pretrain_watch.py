@@ -113,5 +113,5 @@ def test_trackers_get_figures_and_pictures_and_their_failures_end_no_run(pretrai
     assert [(note[0], *note[2:3]) for note in tracker.noted] == [
         ("log", 0), ("log", 2), ("log", 3), ("log", 4), ("images", 4), ("finish",),
     ]  # fmt: skip
-    assert tracker.noted[4][1]["samples"].shape == (1, 486, 700, 3)
+    assert tracker.noted[4][1]["samples"].shape == (1, 488, 700, 3)
     assert capsys.readouterr().out.count("the tracker broken failed, the run goes on without it") == 1

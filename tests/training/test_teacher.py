@@ -46,7 +46,7 @@ def test_teacher_sees_the_whole_views_without_stochastic_depth():
     module = make_module("ibot", backbone={"drop_path_rate": 0.5}).train()
     views = views_for(module)
     seen = []
-    module.teacher.encoder.register_forward_hook(
+    module.teacher.encoder.backbone.register_forward_hook(
         lambda _module, args, kwargs, _out: seen.append((args[0], kwargs)), with_kwargs=True
     )
     module(views, VALUES)

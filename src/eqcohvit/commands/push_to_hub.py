@@ -29,7 +29,7 @@ from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER
 from ..publish.spaces import ROOT, demo_files, metric_files, metric_names
 
 _USAGE = "python -m eqcohvit.commands.push_to_hub --folder FOLDER --repo_id USER/NAME [settings]"
-_RELEASED = ROOT / "model_cards" / "eqcohvit-micro-cifar10"
+_RELEASED = ROOT / "model_cards" / "eqcohvit-photos-small"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

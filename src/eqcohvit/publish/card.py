@@ -62,7 +62,9 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     Args:
         template: text of the template, from `read_template`.
         run: from `read_run`. Optional entries: `repo_id` is the name by which users load the model (default:
-            `hub_model_id`, then RUN/model), and `dataset` the Hub id of a dataset that was read from local files.
+            `hub_model_id`, then RUN/model), `dataset` the Hub id of a dataset that was read from local files, and
+            `start`, for a run that began with a model from elsewhere than the Hub, its name and origin as Markdown,
+            and the `License` of the weights.
         results: of an evaluation or a fine-tuning: `rows` (`evaluation.results.Row`), and `protocol` or `settings`.
             Rows with `headline: false` are details that the card leaves out.
 
@@ -74,8 +76,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     results = results or {"rows": []}
     repo_id = run.get("repo_id") or settings.get("hub_model_id")
     rows = [row for row in (Row(**row) for row in results["rows"]) if row.headline]
-    base = describe_base(settings)
-    license = license_of(settings)
+    base, license = run.get("start") or (describe_base(settings), license_of(settings))
     title = repo_id.split("/")[-1] if repo_id else run["name"]
     shown = [[f"`{key}`", f"`{value}`"] for key, value in _shown(settings).items()]
     logged = [[f"`{key}`", f"{value:.4g}"] for key, value in metrics.items()]
