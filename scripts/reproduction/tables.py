@@ -312,7 +312,7 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
 
 
 def _sections(results: Results, name: str) -> list[str]:
-    """Table A, B or C; empty if it has no numbers of its own."""
+    """Table A, B or C; empty if no run has numbers for it."""
     runs = [run for run in TABLES[name] if results.read(run.name)]
     least = 1 if name == "A" else 2  # one of B and C is the run that the others vary
     if len(runs) < least:

@@ -84,6 +84,8 @@ def test_run_from_a_vit_keeps_its_sizes_and_normalization(continued):
     assert (backbone.hidden_size, backbone.num_hidden_layers, model.config.square_patch_size) == (32, 2, 4)
     processor = json.loads((continued / "model" / "preprocessor_config.json").read_text())
     assert (processor["image_mean"], processor["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    config = json.loads((continued / "model" / "config.json").read_text())
+    assert config["backbone_config"]["_name_or_path"] == ""  # no folder of the machine
     assert "training_state" in {path.name for path in (continued / "model").iterdir()}
     assert (continued / "model" / "README.md").read_text().startswith("---\nlicense: cc-by-nc-4.0\n")
 

@@ -15,6 +15,7 @@ from ..files import CARD_FILE, CONFIG_FILE, STATE_FILE, STATE_FOLDER, write_fold
 from ..hub import modeling_eqcohvit
 from ..loading import find_model, load_whole
 from ..preprocessing import Preprocessing, read_preprocessing
+from .license import hub_id
 
 
 def save_hub_folder(
@@ -51,6 +52,9 @@ def save_hub_folder(
             raise ValueError(f"{name} needs {channels} numbers, one for each channel of the model, got {len(values)}")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
         raise ValueError(f"{folder} exists but is not a model folder: choose another path")
+    backbone = model.config.backbone_config
+    if not hub_id(backbone._name_or_path):
+        backbone._name_or_path = ""  # a folder of this machine
     side = image_size or model.config.square_image_size
     processor = Preprocessing(side, tuple(image_mean), tuple(image_std)).processor()
     with write_folder_whole(folder) as new:
