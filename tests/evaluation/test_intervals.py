@@ -35,6 +35,9 @@ def test_half_width_adds_both_variances():
     assert half_width([0.5], resampled) == pytest.approx(1.96, abs=1e-4)
     assert half_width([0.0, 1.0, 2.0], resampled) == pytest.approx((4.3027**2 / 3 + 1.96**2) ** 0.5, abs=1e-4)
 
+    few = half_width([0.5], resampled, num_images=5)  # t of four degrees of freedom, and a variance of 4 / 5
+    assert few == pytest.approx(2.7764 * 1.25**0.5, abs=1e-4)
+
 
 def test_accuracy_moves_as_the_binomial_says():
     correct = np.arange(400)[None] % 4 > 0

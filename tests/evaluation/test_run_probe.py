@@ -5,6 +5,7 @@ from PIL import Image
 
 from eqcohvit.data import FolderSource, SpritesSource, sequential
 from eqcohvit.evaluation.context import Evaluation
+from eqcohvit.evaluation.extraction import PairView
 from eqcohvit.evaluation.features import load_encoder
 from eqcohvit.evaluation.images import TEST_SPRITES, ProbeImages
 from eqcohvit.evaluation.run_probe import RunProbe, open_probe
@@ -31,6 +32,7 @@ def test_probe_agrees_with_the_evaluation_of_the_same_model_and_images(encoder_f
     settings = {"transform": ["rotation"], "protocol": ["strict", "paper"], "pooling": ["cls_mean"], "head": ["kernel"]}
     settings |= {"model": encoder_folder, "seeds": 1, "cache_dir": tmp_path, "alone": "none"}
     evaluation = Evaluation(EvaluationSettings(**settings), lambda: ProbeImages(source, source, 96, 48))
+    evaluation.num_draws = lambda part: 1
     own = {(row.part, row.settings["protocol"]): row.mean for row in r2(evaluation) if row.encoder == "tiny"}
     for part in PARTS:  # up to the rounding of the rendered pixels to 8 bits
         for name, protocol in (("probe/r2", "strict"), ("probe/r2_paper", "paper")):
@@ -78,22 +80,61 @@ def test_paths_that_move_nothing_have_one_protocol(encoder_folder):
     assert set(found) == {f"probe/{kind}/{part}" for kind in ("r2", "knn") for part in PARTS}
 
 
+def write_shades(folder, count):
+    for i in range(count):
+        Image.fromarray(np.full((4, 4, 3), i % 256, dtype=np.uint8)).save(folder / f"{i}.bmp")
+    return FolderSource(folder)
+
+
+def trained_on(rest):
+    return [int(key) for batch in sequential(rest, 8, 64) for key in batch.keys]
+
+
 def test_probe_images_are_not_trained_on(tmp_path):
-    for i in range(800):
-        Image.fromarray(np.full((4, 4, 3), i % 256, dtype=np.uint8)).save(tmp_path / f"{i}.bmp")
-    source = FolderSource(tmp_path)
-    rest, probe = open_probe(source, 576, 8, make_path("rotation"))
+    said: list[str] = []
+    rest, probe = open_probe(write_shades(tmp_path, 800), 576, 8, make_path("rotation"), report=said.append)
     assert probe is not None and (probe.num_fit, probe.num_test) == (67, 33)  # an eighth of 800
-    trained = {int(key) for batch in sequential(rest, 8, 64) for key in batch.keys}
-    assert len(trained) == 700
+    assert len(set(trained_on(rest))) == 700 and probe.num_draws == 1
     assert (probe.labels == -1).all()
+    assert said == ["100 of 800 images are held out of training to measure R2 while it trains"]
+
+
+@pytest.mark.parametrize(("count", "held_out", "num_draws"), [(31, 10, 20), (60, 20, 10), (300, 96, 3), (767, 96, 3)])
+def test_of_few_images_a_third_is_held_out_under_several_draws(tmp_path, count, held_out, num_draws):
+    """Of 200 pairs: 20 for each of 10 images, and 3 for each of 96, which more images do not raise."""
+    said: list[str] = []
+    rest, probe = open_probe(write_shades(tmp_path, count), 200, 8, make_path("rotation"), report=said.append)
+    assert probe is not None and (len(probe.labels), probe.num_draws) == (held_out, num_draws)
+    assert probe.images["strict"].shape == (held_out, 1 + num_draws, 3, 8, 8)
+    trained = trained_on(rest)
+    assert len(trained) == len(set(trained)) == count - held_out
+    line = f"{held_out} of {count} images are held out of training to measure R2 while it trains"
+    assert said == [f"{line}, each under {num_draws} draws of the transformation"]
 
 
 def test_too_few_images_are_all_trained_on(photos):
     said: list[str] = []
     source = FolderSource(str(photos))
     assert open_probe(source, 576, 8, make_path("rotation"), report=said.append) == (source, None)
-    assert len(said) == 1 and said[0].startswith("no probe while it trains: expected at least 768 images, found 24 in ")
+    assert len(said) == 1 and said[0].startswith("no probe while it trains: expected at least 30 images, found 24 in ")
+
+
+def test_several_draws_begin_with_that_of_one_and_two_processes_find_what_one_finds(encoder_folder):
+    model = load_encoder(encoder_folder).model
+    settings = (SpritesSource(32, offset=TEST_SPRITES), 32, 32, make_path("rotation"), 0.01, 0)
+    several = RunProbe(*settings, num_draws=4)
+    view = PairView(make_path("rotation"), "strict")
+    batch, _ = next(ProbeImages(settings[0], settings[0], 32, 0).blocks("train", view.canvas_size(32)))
+    images, parameters = view(batch, 32)
+    assert torch.equal(several.images["strict"][:, :2], (images.transpose(0, 1) * 255).round().to(torch.uint8))
+    assert torch.equal(several.parameters[:, :1], parameters)
+    found = several.measure(model, *MEAN_STD)
+    handed: list[torch.Tensor] = []
+    shares = [RunProbe(*settings, rank, 2, num_draws=4) for rank in (0, 1)]
+    shares[1].measure(model, *MEAN_STD, lambda share: handed.append(share) or share.repeat(2, 1, 1), False)
+    others = iter(handed)
+    own = shares[0].measure(model, *MEAN_STD, lambda share: torch.cat([share, next(others)]))
+    assert own == pytest.approx(found, abs=1e-4)
 
 
 def test_sprites_are_all_trained_on_and_probed_with_test_sprites():

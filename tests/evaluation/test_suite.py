@@ -39,6 +39,7 @@ def test_a_file_without_a_version_has_the_first_one():
         (results(None), "y has 1"),
         (results(test_data_fingerprint="u"), "y and x cannot stand in one table: test_data_fingerprint is u and t"),
         (results(train_images=30), "train_images is 30 and 20"),
+        (results(test_draws=50), "test_draws is 50 and 1"),
         (results() | {"suite": None}, "suite is None and r2"),
     ],
 )

@@ -55,7 +55,7 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[:-1])) <= 80  # the last line has paths
     printed = printed.replace("\n  ", " ")
-    images = "at most 40 images to fit on and 20 to test on"
+    images = "at most 40 images to fit on and 20 to test on, each under 13 and 25 draws of the transformation"
     assert f"Measured: strict protocol, pooling cls_mean, 1 seed, {images}.\n" in printed
     assert "\n40 images are few to fit a probe on: expect wide intervals below 500.\n" in printed
     full = "paper and strict protocol, pooling cls_mean and grid, 3 seeds, at most 4,096 images to fit on and 2,048"
@@ -79,6 +79,7 @@ def test_a_folder_of_24_photographs_is_evaluated_by_default(evaluate, folder, ph
     assert evaluate.cli([*arguments, "--head", "linear", "--output", str(tmp_path / "results.json")]) == 0
     protocol = json.loads((tmp_path / "results.json").read_text())["protocol"]
     assert (protocol["train_images"], protocol["test_images"]) == (16, 8)
+    assert (protocol["train_draws"], protocol["test_draws"]) == (32, 63)
 
 
 def test_r2_needs_neither_pycocotools_nor_accelerate(folder, tmp_path):

@@ -146,6 +146,10 @@ def test_probes_are_at_most_50_and_at_least_15000_samples_apart():
     assert PretrainArguments(max_steps=700, per_device_train_batch_size=64).probe_interval(4) == 59
     assert PretrainArguments(max_steps=125_000, per_device_train_batch_size=64).probe_interval(32) == 2500
     assert PretrainArguments(probe_steps=7).probe_interval(1) == 7
+    few = {"has_few_images": True}
+    assert PretrainArguments(max_steps=700, per_device_train_batch_size=64).probe_interval(1, **few) == 70
+    assert PretrainArguments(max_steps=125_000, per_device_train_batch_size=64).probe_interval(32, **few) == 2500
+    assert PretrainArguments(probe_steps=7).probe_interval(1, **few) == 7
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..preprocessing import FIT
+from .draws import ENOUGH_PAIRS, draws_for
 from .extraction import View, extract
 from .feature_cache import Features
 from .features import Encoder, ModelEncoder, PixelEncoder, load_encoder, random_controls
@@ -82,12 +83,16 @@ class Evaluation:
             ]
         if "samples" in self.__dict__:
             samples = self.samples
+            draws = {f"{part}_draws": self.num_draws(part) for part in ("train", "test")}
+            if max(draws.values()) == 1 or "r2" not in settings.task or settings.target_columns:
+                draws = {}
             names = ("full", "transform", "protocol", "pooling", "head", "k", "temperature")
             facts["protocol"] |= {
                 "source": samples.train.name,
                 "test_source": samples.test.name,
                 "train_images": samples.num_train,
                 "test_images": samples.num_test,
+                **draws,
                 "data_fingerprint": samples.fingerprint("train").split()[0],
                 "test_data_fingerprint": samples.fingerprint("test").split()[0],
                 **{name: getattr(settings, name) for name in names},
@@ -99,6 +104,11 @@ class Evaluation:
         if task not in self._rows:
             self._rows[task] = task(self)
         return self._rows[task]
+
+    def num_draws(self, part: str) -> int:
+        """How many draws of a transformation R2 shows each of the `"train"` or `"test"` images under; 1 unless they are
+        few."""
+        return draws_for(self.samples.count(part), ENOUGH_PAIRS)
 
     def features(self, part: str, view: View, encoders: Sequence[Encoder] | None = None) -> dict[str, Features]:
         """Features of the encoders (default: all) for the `"train"` or `"test"` images, by name."""

@@ -25,6 +25,7 @@ from .images import BLOCK_SIZE, ProbeImages
 from .pairs import canvas_size, moves, render_pair
 
 BLOCKS_PER_CHUNK = 8
+_ENCODED_AT_ONCE = 256  # images
 # The code that turns an image file into features, apart from the model. If it changes, cached features are not used.
 _PIPELINE = (
     image_reading_eqcohvit,
@@ -182,8 +183,10 @@ def _encode(
     encoder: Encoder, pixels: torch.Tensor, parameters: torch.Tensor, batch: Batch, found: dict[str, list[torch.Tensor]]
 ) -> None:
     """Add to `found` the features of images (V, B, 3, H, H), and what is known about them."""
-    for feature, values in encoder(pixels.flatten(0, 1)).items():
-        found[str(feature)].append(values.cpu().unflatten(0, pixels.shape[:2]).transpose(0, 1))
+    encoded = [encoder(images) for images in pixels.flatten(0, 1).split(_ENCODED_AT_ONCE)]
+    for feature in encoded[0]:
+        values = torch.cat([block[feature].cpu() for block in encoded])
+        found[str(feature)].append(values.unflatten(0, pixels.shape[:2]).transpose(0, 1))
     found["parameters"].append(parameters)
     found["labels"].append(batch.labels)
     found["keys"].append(batch.keys)

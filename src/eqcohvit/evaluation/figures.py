@@ -45,16 +45,22 @@ def figures_of_rows(rows: Sequence[Row]) -> list[ReportFigure]:
 
 
 def scatter_figure(
-    name: str, protocol: str, parameter_names: Sequence[str], predictions: Predictions, true: np.ndarray
+    name: str,
+    protocol: str,
+    parameter_names: Sequence[str],
+    predictions: Predictions,
+    true: np.ndarray,
+    num_draws: int = 1,
 ) -> ReportFigure:
-    """Predictions (N, P) of each (encoder, part) against the true parameters (N, P)."""
+    """Predictions (N, P) of each (encoder, part) against the true parameters (N, P), of N pairs."""
     keys = [key for key in predictions if key[1] != "both"]
     if len(keys) > _MAX_COLUMNS:
         keys = [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
     scores = {key: r2_per_parameter(predictions[key], true) for key in keys}
     points = {key: predictions[key][:_NUM_POINTS] for key in keys}
     count = min(len(true), _NUM_POINTS)
-    caption = f"Predicted versus true parameters of {name} ({protocol}), {count} test images, first seed."
+    shown = f"{count} test images" if num_draws == 1 else f"{count} pairs of {len(true) // num_draws} test images"
+    caption = f"Predicted versus true parameters of {name} ({protocol}), {shown}, first seed."
     draw = lambda: _plots().scatter(points, true[:_NUM_POINTS], parameter_names, scores)  # noqa: E731
     return ReportFigure(f"scatter_{name.replace('+', '_')}", caption, draw)
 

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import length_hint
 
 import torch
 
@@ -35,6 +36,11 @@ class ProbeImages:
     num_test: int
     num_workers: int = 0
     max_bad_fraction: float = 0.01
+
+    def count(self, part: str) -> int:
+        """How many images to expect: no more than the source has, if it says so."""
+        number = getattr(self, f"num_{part}")
+        return min(number, length_hint(getattr(self, part)) or number)
 
     def fingerprint(self, part: str) -> str:
         """Changes if other images could come: from another source, or others of the same source."""

@@ -4,7 +4,7 @@ The half-width of the interval around a mean over S seeds is sqrt(a^2 + b^2). Ea
 the samples, its own initial weights and its own draw of the transformations: a is Student's t times the standard error
 over the seeds. b is 1.96 times the standard deviation of the mean under a bootstrap of the test images, which all seeds
 share. So part of the noise of the draws counts twice, which is the safe side. The interval covers neither training
-seeds nor the choice of the images to fit on.
+seeds nor the choice of the images to fit on. Of few images, each under several draws, whole images are resampled.
 """
 
 from __future__ import annotations
@@ -35,15 +35,20 @@ def seeds_half_width(values: Sequence[float]) -> float | None:
     return student(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
-def half_width(values: Sequence[float], resampled: np.ndarray) -> float:
+def half_width(values: Sequence[float], resampled: np.ndarray, num_images: int | None = None) -> float:
     """Half of the 95 % interval (see above).
 
     Args:
         values: one for each seed.
         resampled: their mean for each resample of the test images.
+        num_images: of few test images, their number n, at least 2: the bootstrap finds only (n - 1) / n of their
+            variance, and Student's t with n - 1 degrees of freedom takes the place of 1.96.
     """
     seeds = seeds_half_width(values) or 0.0
-    return float(np.hypot(seeds, NORMAL * resampled.std(ddof=1)))
+    quantile = NORMAL
+    if num_images is not None:
+        quantile = student(num_images - 1) * (num_images / (num_images - 1)) ** 0.5
+    return float(np.hypot(seeds, quantile * resampled.std(ddof=1)))
 
 
 def resamples(count: int) -> np.ndarray:
@@ -51,11 +56,14 @@ def resamples(count: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES).astype(np.float64)
 
 
-def r2_resampled(predictions: ArrayLike, references: ArrayLike) -> np.ndarray:
-    """R2 of each parameter, mean over the seeds, for each resample of the test images: two (S, M, P) -> (1000, P)."""
+def r2_resampled(predictions: ArrayLike, references: ArrayLike, num_draws: int = 1) -> np.ndarray:
+    """R2 of each parameter, mean over the seeds, for each resample of the test images: two (S, M, P) -> (1000, P).
+
+    `num_draws` adjacent ones of the M samples belong to one image and come together.
+    """
     predictions, references = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
     count = references.shape[1]
-    weights = resamples(count)
+    weights = resamples(count // num_draws).repeat(num_draws, axis=1)
     scores = []
     for predicted, true in zip(predictions, references, strict=True):
         centered = true - true.mean(axis=0)  # against cancellation

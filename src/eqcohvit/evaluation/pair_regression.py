@@ -64,6 +64,7 @@ class PairData:
         targets: (N, P) or (S, N, P).
         test_original: o of the images to test on, (M, d) or (S, M, d).
         test_moved: g of the images to test on.
+        num_draws: how many adjacent samples of the N belong to one image. What is held out is held out by image.
 
     Raises:
         ValueError: only one of `moved` and `test_moved` is given.
@@ -74,6 +75,7 @@ class PairData:
     targets: torch.Tensor
     test_original: torch.Tensor
     test_moved: torch.Tensor | None
+    num_draws: int = 1
 
     def __post_init__(self):
         if (self.moved is None) != (self.test_moved is None):
@@ -87,6 +89,7 @@ class PairData:
             targets=_of_seed(self.targets, seed),
             test_original=_of_seed(self.test_original, seed),
             test_moved=None if self.test_moved is None else _of_seed(self.test_moved, seed),
+            num_draws=self.num_draws,
         )
 
     def inputs(self, basis: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,7 +139,7 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
         `"chosen"`: the name of the head of each seed.
 
     Raises:
-        ValueError: there are fewer than 10 samples to fit on.
+        ValueError: there are fewer than 10 images to fit on.
     """
     task = _SeededTask(data, num_seeds)
     bases = BASES
@@ -166,7 +169,7 @@ class _SeededTask:
     def __init__(self, data: PairData, num_seeds: int):
         self.data = data
         self.targets = data.targets if data.targets.ndim == 3 else data.targets.expand(num_seeds, -1, -1)
-        splits = [split_rows(self.targets.shape[1], seed) for seed in range(num_seeds)]
+        splits = [split_rows(self.targets.shape[1], seed, data.num_draws) for seed in range(num_seeds)]
         self.fit = torch.stack([fit for fit, _ in splits]).to(self.targets.device)
         self.val = torch.stack([val for _, val in splits]).to(self.targets.device)
         self.spread = self.targets.std(dim=1, keepdim=True).clamp_min(1e-12)
@@ -178,7 +181,8 @@ class _SeededTask:
         """
         train, test = self.data.of_seed(seed).inputs(basis)
         val = self.val[seed]
-        held_out, tested = linear_regression(train, self.targets[seed], train[val], test, seed=seed)
+        how = {"seed": seed, "num_draws": self.data.num_draws}
+        held_out, tested = linear_regression(train, self.targets[seed], train[val], test, **how)
         return tested, ((self.targets[seed, val] - held_out) / self.spread[seed]).square().mean()
 
     def train(self, head: Head, seeds: Sequence[int], share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,21 +42,21 @@ def cached(
 
 
 def _key(probe: Callable, inputs: tuple[torch.Tensor | PairData, ...], settings: dict[str, object]) -> str:
-    tensors = list(_tensors(inputs))
-    is_cuda = any(tensor is not None and tensor.is_cuda for tensor in tensors)
+    values = list(_values(inputs))
+    is_cuda = any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
     device = torch.cuda.get_device_name() if is_cuda else "cpu"
     code = [inspect.getsource(module) for module in (probes, pair_regression, sys.modules[probe.__module__])]
     key = hashlib.sha256(repr((torch.__version__, device, *code, sorted(settings.items()))).encode())
-    for tensor in tensors:
-        if tensor is None:
-            key.update(b"None")
+    for value in values:
+        if not isinstance(value, torch.Tensor):
+            key.update(repr(value).encode())
             continue
-        key.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        key.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        key.update(repr((tuple(value.shape), value.dtype)).encode())
+        key.update(value.detach().cpu().contiguous().numpy().tobytes())
     return key.hexdigest()[:32]
 
 
-def _tensors(inputs: tuple[torch.Tensor | PairData, ...]) -> Iterator[torch.Tensor | None]:
+def _values(inputs: tuple[torch.Tensor | PairData, ...]) -> Iterator[torch.Tensor | int | None]:
     for value in inputs:
         if isinstance(value, PairData):
             yield from (getattr(value, field.name) for field in dataclasses.fields(value))

@@ -32,30 +32,35 @@ def standardize(train: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tenso
     return tuple((torch.minimum(torch.maximum(x, low - width), high + width) - mean) * scale for x in (train, *others))
 
 
-def split_rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def split_rows(count: int, seed: int, num_draws: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """A random split of `count` samples by seed: rows to fit on, rows to choose by.
 
     The latter are a tenth; of few samples, up to a quarter.
 
+    Args:
+        num_draws: how many adjacent rows belong to one image. They stay together.
+
     Raises:
-        ValueError: there are too few samples to split.
+        ValueError: there are too few images to split.
     """
+    count //= num_draws
     if count < 10:
         raise ValueError(f"a probe needs at least 10 images to be fitted on, got {count}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(count // 10, min(count // 4, 256))
-    return order[held_out:], order[:held_out]
+    rows = (order[:, None] * num_draws + torch.arange(num_draws)).flatten()
+    return rows[held_out * num_draws :], rows[: held_out * num_draws]
 
 
 def linear_regression(
-    train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.Tensor, seed: int = 0
+    train_x: torch.Tensor, train_y: torch.Tensor, *xs: torch.Tensor, seed: int = 0, num_draws: int = 1
 ) -> tuple[torch.Tensor, ...]:
     """Predict targets by ridge regression: (N, d), (N, P), each (M, d) -> each (M, P).
 
-    Some of the N samples (`split_rows`) choose the penalty.
+    Some of the N samples (`split_rows`) choose the penalty. `num_draws` adjacent ones belong to one image.
     """
     train_x, *inputs = (x.double() for x in standardize(train_x, *xs))
-    fit, val = (rows.to(train_x.device) for rows in split_rows(len(train_x), seed))
+    fit, val = (rows.to(train_x.device) for rows in split_rows(len(train_x), seed, num_draws))
     fit_y, val_y = train_y[fit].double(), train_y[val].double()
     x_mean, y_mean = train_x[fit].mean(dim=0), fit_y.mean(dim=0)
     y_std = fit_y.std(dim=0).clamp_min(1e-12)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import Batch
 from ..transforms import TransformationPath, make_path
 from .context import Evaluation
+from .draws import DrawsView, pairs_of
 from .extraction import PairView, progress
 from .feature_cache import Features
 from .features import LAST, PIXELS, Feature, part_name, parts_of, select
@@ -20,7 +20,6 @@ from .intervals import half_width, r2_resampled
 from .kernel_regression import kernel_regress
 from .metrics.r2.coefficients import pooled_r2, r2_per_parameter
 from .pair_regression import MLP_HEADS, PairData, regress_pair
-from .pairs import render_pairs
 from .probe_cache import cached
 from .results import ALONE, Row
 
@@ -31,27 +30,6 @@ R2_HEADS = ("mlp", "linear", "kernel")
 # ------------------------------------------------------------------------------------------------------------- features
 
 
-class DrawsView:
-    """The image, and its transformed versions by S draws of g.
-
-    Images (1 + S, B, 3, H, H), parameters (B, S P) draw by draw.
-    """
-
-    def __init__(self, path: TransformationPath, protocol: str, num_draws: int):
-        self.pair = PairView(path, protocol)
-        self.num_draws = num_draws
-        self.name = self.pair.name if num_draws == 1 else f"{self.pair.name}, {num_draws} draws"
-
-    def canvas_size(self, image_size: int) -> int:
-        """What the protocol needs."""
-        return self.pair.canvas_size(image_size)
-
-    def __call__(self, batch: Batch, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        found = render_pairs(batch, self.pair.path, self.pair.protocol, image_size, range(self.num_draws))
-        images = torch.stack([found[0].original, *(pair.transformed for pair in found)])
-        return images, torch.cat([pair.parameters for pair in found], dim=-1)
-
-
 def pair_features(
     evaluation: Evaluation,
 ) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
@@ -59,17 +37,21 @@ def pair_features(
     for name in evaluation.settings.transform:
         path = make_path(name)
         for protocol in evaluation.settings.protocol:
-            view = DrawsView(path, protocol, evaluation.settings.seeds)
-            yield path, protocol, evaluation.features("train", view), evaluation.features("test", view)
+            found = []
+            for part in ("train", "test"):
+                num_draws = evaluation.settings.seeds * evaluation.num_draws(part)
+                found.append(evaluation.features(part, DrawsView(path, protocol, num_draws)))
+            yield path, protocol, found[0], found[1]
 
 
 def draws(
-    features: Features, part: str, layer: str, pooling: str, num_draws: int
+    features: Features, part: str, layer: str, pooling: str, num_seeds: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features of the images (N, d), of their transformed versions (S, N, d), and the parameters (S, N, P)."""
+    """The first draw of each of S seeds: features of the images (N, d), of their transformed versions (S, N, d), and
+    the parameters (S, N, P)."""
     vectors = to_device(select(features.vectors, part, layer, pooling)).transpose(0, 1)
     parameters = to_device(features.parameters).unflatten(-1, (vectors.shape[0] - 1, -1)).transpose(0, 1)
-    return vectors[0], vectors[1 : 1 + num_draws], parameters[:num_draws]
+    return vectors[0], vectors[1 : 1 + num_seeds], parameters[:num_seeds]
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -94,6 +76,13 @@ class ProbeJob:
     def name(self) -> str:
         """Part and layer, as tables name them."""
         return part_name(self.part, self.layer) + (ALONE if self.alone else "")
+
+
+def pairs(features: Features, job: ProbeJob, num_seeds: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a job reads, for each of S seeds: features of the images (M, d), of their transformed versions (S, M, d),
+    and the parameters (S, M, P) of M pairs (`pairs_of`)."""
+    vectors = to_device(select(features.vectors, job.part, job.layer, job.pooling))
+    return pairs_of(vectors, to_device(features.parameters), num_seeds)
 
 
 def probe_jobs(features: dict[str, Features], poolings: Sequence[str], alone: str = "all") -> list[ProbeJob]:
@@ -165,6 +154,7 @@ def rows_of_jobs(
     names: Sequence[str],
     settings: dict[str, Any],
     mean: np.ndarray | None = None,
+    num_draws: int = 1,
 ) -> list[Row]:
     """The rows of all probes of one target.
 
@@ -174,6 +164,7 @@ def rows_of_jobs(
         names: of the P targets.
         settings: of the rows, `transform` and `protocol` among them.
         mean: (P,) that was subtracted from the targets. With it there is also a row of R2 pooled over all components.
+        num_draws: how many adjacent targets of the M belong to one image.
     """
     first_pooling = evaluation.settings.pooling[0]
     heads = evaluation.settings.head
@@ -182,7 +173,7 @@ def rows_of_jobs(
         job_settings = {"task": "r2", **settings, "pooling": job.pooling, "layer": job.layer}
         for head in heads:
             is_headline = head == heads[0] and (not job.alone or job.encoder == PIXELS)
-            made = r2_rows(job, own, head, true, names, job_settings, job.pooling == first_pooling)
+            made = r2_rows(job, own, head, true, names, job_settings, job.pooling == first_pooling, num_draws)
             rows += [replace(row, headline=row.headline and is_headline) for row in made]
             if mean is not None and len(names) > 1:
                 rows.append(_pooled_row(made[0], own[head] + mean, true + mean))
@@ -197,6 +188,7 @@ def r2_rows(
     names: Sequence[str],
     settings: dict[str, Any],
     is_first: bool = True,
+    num_draws: int = 1,
 ) -> list[Row]:
     """The rows of one probe and head: the mean R2 of the targets, and each R2 if there are several targets.
 
@@ -206,9 +198,11 @@ def r2_rows(
         names: of the targets.
         settings: `task`, `transform`, `protocol`, `pooling`, `layer`.
         is_first: whether the pooling leads the table. Other poolings are named in the metric.
+        num_draws: how many adjacent targets of the M belong to one image.
     """
     values = np.stack([r2_per_parameter(*pair) for pair in zip(found[head], true, strict=True)])
-    resampled = r2_resampled(found[head], true)
+    resampled = r2_resampled(found[head], true, num_draws)
+    num_images = true.shape[1] // num_draws if num_draws > 1 else None
     settings = {**settings, "head": head, "chosen": found["chosen"].tolist()}
     title = f"R2 {settings['transform']}"
     suffix = f", {settings['protocol']}"
@@ -222,7 +216,7 @@ def r2_rows(
             f"{title}{suffix}",
             mean,
             settings={**settings, "parameter": None},
-            half_width=half_width(mean, resampled.mean(axis=1)),
+            half_width=half_width(mean, resampled.mean(axis=1), num_images),
         )
     ]
     for index, name in enumerate(names if len(names) > 1 else []):
@@ -235,7 +229,7 @@ def r2_rows(
                 own,
                 headline=False,
                 settings={**settings, "parameter": name},
-                half_width=half_width(own, resampled[:, index]),
+                half_width=half_width(own, resampled[:, index], num_images),
             )
         )
     return rows
@@ -267,7 +261,8 @@ def r2(evaluation: Evaluation) -> list[Row]:
 
     The mean over the parameters and each of them; on pooled features and on the patch grid; by the chosen head and by
     ridge regression. Each seed of the probe has its own draw of g. For the first pooling there is also a row of the
-    transformed image only: it shows how much of the parameters is visible without the original.
+    transformed image only: it shows how much of the parameters is visible without the original. Few images are shown
+    under several draws each (`Evaluation.num_draws`).
     """
     return [row for pair in pair_features(evaluation) for row in _pair_rows(evaluation, *pair)]
 
@@ -281,25 +276,25 @@ def _pair_rows(
 ) -> list[Row]:
     """The rows of one path and protocol. With `output`, figures of the last protocol too."""
     settings = evaluation.settings
+    num_draws, num_test_draws = (evaluation.num_draws(part) for part in ("train", "test"))
 
     def data_of(job: ProbeJob) -> PairData:
-        which = (job.part, job.layer, job.pooling, evaluation.settings.seeds)
-        original, moved, parameters = draws(train[job.encoder], *which)
-        test_original, test_moved, _ = draws(test[job.encoder], *which)
+        original, moved, parameters = pairs(train[job.encoder], job, settings.seeds)
+        test_original, test_moved, _ = pairs(test[job.encoder], job, settings.seeds)
         if job.alone:
-            return PairData(moved, None, parameters, test_moved, None)
-        return PairData(original, moved, parameters, test_original, test_moved)
+            return PairData(moved, None, parameters, test_moved, None, num_draws)
+        return PairData(original, moved, parameters, test_original, test_moved, num_draws)
 
     jobs = probe_jobs(train, settings.pooling, settings.alone)
     found = run_probes(evaluation, f"{path.name}, {protocol}", jobs, train, data_of)
-    first = jobs[0]  # all encoders see the same images and parameters
-    _, _, parameters = draws(test[first.encoder], first.part, first.layer, first.pooling, settings.seeds)
+    _, _, parameters = pairs(test[jobs[0].encoder], jobs[0], settings.seeds)  # the same for all encoders
     true = parameters.cpu().numpy()
     names = path.parameter_names
-    rows = rows_of_jobs(evaluation, found, true, names, {"transform": path.name, "protocol": protocol})
+    about = {"transform": path.name, "protocol": protocol}
+    rows = rows_of_jobs(evaluation, found, true, names, about, num_draws=num_test_draws)
     shown = shown_predictions(evaluation, found)
     if settings.output and protocol == settings.protocol[-1] and shown:
-        evaluation.figures.append(scatter_figure(path.name, protocol, names, shown, true[0]))
+        evaluation.figures.append(scatter_figure(path.name, protocol, names, shown, true[0], num_test_draws))
         if path.name == settings.transform[0]:
             evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
     return rows

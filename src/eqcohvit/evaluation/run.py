@@ -78,6 +78,7 @@ def _counts(evaluation: Evaluation) -> dict[str, int]:
     """The numbers of images that a folder has for the settings, if pooled features were read."""
     protocol = evaluation.facts()["protocol"]
     names = {"max_samples": "train_images", "max_test_samples": "test_images"}
+    names |= {"train_draws": "train_draws", "test_draws": "test_draws"}
     return {setting: protocol[name] for setting, name in names.items() if name in protocol}
 
 

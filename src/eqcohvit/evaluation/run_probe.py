@@ -16,7 +16,7 @@ from ..data import Source, SpritesSource, TooManyBadImages, hold_out
 from ..hub.modeling_eqcohvit import EqCohViTModel
 from ..preprocessing import Preprocessing
 from ..transforms import TransformationPath
-from .extraction import PairView
+from .draws import DrawsView, draws_for, pairs_of
 from .features import LAST, ModelEncoder, select
 from .images import TEST_SPRITES, ProbeImages
 from .kernel_regression import kernel_regression
@@ -24,8 +24,10 @@ from .metrics.r2.coefficients import r2_per_parameter
 from .pair_regression import PairData
 from .probes import knn_accuracy
 
-LEAST_PROBE_SAMPLES = 96  # with fewer images the figures would say little
+LEAST_PROBE_SAMPLES = 96  # with fewer pairs of images the figures would say little
 _LARGEST_SHARE = 8  # of the training images at most 1 / 8 are held out
+_LARGEST_SHARE_OF_FEW = 3  # of fewer than 768 at most 1 / 3, until there are 96
+_LEAST_IMAGES = 10  # held out
 _BATCH_SIZE = 64
 _PARTS = ("equivariant", "invariant", "backbone")
 _NAMES = {"strict": "probe/r2", "paper": "probe/r2_paper"}
@@ -36,8 +38,9 @@ def open_probe(
 ) -> tuple[Source, RunProbe | None]:
     """The images to train on, and a probe of other images; all images and None if there are too few.
 
-    `report` then gets the reason. Of the embedded sprites, the test sprites are used and all training sprites stay. Of
-    other sources, at most an eighth is held out.
+    `report` gets the reason, or how many images are held out. Of the embedded sprites, the test sprites are used and
+    all training sprites stay. Of other sources, at most an eighth is held out. Of fewer than 768 images it is 96 or a
+    third, whichever is less, and each is shown under several draws of g, so that there are `num_samples` pairs.
 
     Args:
         settings, options: as of `RunProbe`, after `num_samples`.
@@ -47,17 +50,27 @@ def open_probe(
             SpritesSource(num_samples, source.seed, offset=TEST_SPRITES), num_samples, *settings, **options
         )
     number = length_hint(source)  # 0 where only reading would tell
-    wanted = min(num_samples, number // _LARGEST_SHARE) if number else num_samples
-    rest, held_out = hold_out(source, wanted, _LARGEST_SHARE)
+    share = _LARGEST_SHARE
+    wanted = min(num_samples, number // share) if number else num_samples
+    num_draws = 1
+    if wanted < LEAST_PROBE_SAMPLES:
+        share = _LARGEST_SHARE_OF_FEW
+        wanted = min(LEAST_PROBE_SAMPLES, number // share)
+        num_draws = draws_for(wanted, num_samples)
+    rest, held_out = hold_out(source, wanted, share)
     try:
-        if wanted < LEAST_PROBE_SAMPLES:
+        if wanted < _LEAST_IMAGES:
             raise ValueError(
-                f"expected at least {LEAST_PROBE_SAMPLES * _LARGEST_SHARE} images, found {number} in {source.name}"
+                f"expected at least {_LEAST_IMAGES * _LARGEST_SHARE_OF_FEW} images, found {number} in {source.name}"
             )
-        return rest, RunProbe(held_out, num_samples, *settings, **options)
+        probe = RunProbe(held_out, num_samples, *settings, num_draws=num_draws, **options)
     except (ValueError, TooManyBadImages) as error:
         report(f"no probe while it trains: {error}")
         return source, None
+    count = f"{length_hint(held_out)} of {number}" if number else str(len(probe.labels))
+    draws = f", each under {num_draws} draws of the transformation" if num_draws > 1 else ""
+    report(f"{count} images are held out of training to measure R2 while it trains{draws}")
+    return rest, probe
 
 
 class RunProbe:
@@ -71,12 +84,13 @@ class RunProbe:
         num_samples: how many of them to take.
         image_size: side in pixels, as in training.
         path: the run's own.
+        num_draws: of g for each image. More than one lets fewer images do.
         max_bad_fraction: share of unreadable images above which it gives up.
         num_workers: processes that decode.
         rank, world_size: of this process.
 
     Raises:
-        ValueError: the source has fewer than `LEAST_PROBE_SAMPLES` images.
+        ValueError: the source has too few images: fewer than 10, or fewer than `LEAST_PROBE_SAMPLES` pairs.
         TooManyBadImages: too many of them cannot be read.
     """
 
@@ -90,14 +104,16 @@ class RunProbe:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_draws: int = 1,
     ):
         self.image_size = image_size
+        self.num_draws = num_draws
         self.world_size = world_size
         samples = ProbeImages(source, source, num_samples, 0, num_workers, max_bad_fraction)
-        views = {protocol: PairView(path, protocol) for protocol in _NAMES}
+        views = {protocol: DrawsView(path, protocol, num_draws) for protocol in _NAMES}
         if views["strict"].name == views["paper"].name:  # nothing moves
             del views["paper"]
-        self.images: dict[str, torch.Tensor] = {}  # by protocol, uint8 (n, 2, 3, H, H): this process's share
+        self.images: dict[str, torch.Tensor] = {}  # by protocol, uint8 (n, 1 + D, 3, H, H): this process's share
         for protocol, view in views.items():
             images = []
             parameters = []
@@ -108,10 +124,9 @@ class RunProbe:
                 parameters.append(drawn)
                 labels.append(batch.labels)
             found = sum(map(len, labels))
-            if found < LEAST_PROBE_SAMPLES:
-                raise ValueError(
-                    f"expected at least {LEAST_PROBE_SAMPLES} images to probe with, found {found} in {source.name}"
-                )
+            least = LEAST_PROBE_SAMPLES if num_draws == 1 else _LEAST_IMAGES
+            if found < least:
+                raise ValueError(f"expected at least {least} images to probe with, found {found} in {source.name}")
             used = found // world_size * world_size  # as many for each process
             self.images[protocol] = torch.cat(images)[rank:used:world_size].clone()
             self.parameters = torch.cat(parameters)[:used]
@@ -154,10 +169,10 @@ class RunProbe:
         for protocol, parts in vectors.items():
             for part, features in parts.items():
                 parameters = self.parameters.to(features.device)
-                o, g = features.unbind(dim=1)
-                data = PairData(o[fit], g[fit], parameters[fit], o[test], g[test])
-                predicted = kernel_regression(data)
-                scores = r2_per_parameter(predicted.cpu().numpy(), self.parameters[test].numpy())
+                o, (g,), (targets,) = pairs_of(features[fit], parameters[fit])
+                test_o, (test_g,), (true,) = pairs_of(features[test], parameters[test])
+                predicted = kernel_regression(PairData(o, g, targets, test_o, test_g, self.num_draws))
+                scores = r2_per_parameter(predicted.cpu().numpy(), true.cpu().numpy())
                 figures[f"{_NAMES[protocol]}/{part}"] = float(scores.mean())
         if (self.labels >= 0).all() and len(self.labels.unique()) > 1:
             for part, features in vectors.get("paper", vectors["strict"]).items():  # whole images
@@ -168,12 +183,13 @@ class RunProbe:
     def _encode(
         self, encoder: ModelEncoder, images: torch.Tensor, gather: Callable[[torch.Tensor], torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Pooled features (N, 2, d) of each part, for the images of all processes in their original order."""
+        """Pooled features (N, 1 + D, d) of each part, for the images of all processes in their original order."""
         blocks: dict[str, list[torch.Tensor]] = {part: [] for part in _PARTS}
-        for block in images.split(_BATCH_SIZE // 2):
+        num_views = images.shape[1]
+        for block in images.split(max(1, _BATCH_SIZE // num_views)):
             vectors = encoder(block.flatten(0, 1).float() / 255)
             for part in _PARTS:
-                blocks[part].append(select(vectors, part, LAST, "cls_mean").unflatten(0, (-1, 2)).clone())
+                blocks[part].append(select(vectors, part, LAST, "cls_mean").unflatten(0, (-1, num_views)).clone())
         shares = {part: gather(torch.cat(values)) for part, values in blocks.items()}
         return {
             part: share.unflatten(0, (self.world_size, -1)).transpose(0, 1).flatten(0, 1)

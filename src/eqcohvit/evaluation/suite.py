@@ -12,7 +12,8 @@ from .results import Row
 
 # Raise it whenever the same model and data give other figures than before: after a change of transformations,
 # protocols, decoding, pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a
-# version.
+# version. How many draws each of few images is shown under is a count that results.json states: `train_draws` and
+# `test_draws`, without which it is 1.
 PROTOCOL_VERSION = "4"
 _WITHOUT_VERSION = "1"  # of results that do not name one
 
@@ -98,6 +99,9 @@ def _in_words(settings: Mapping[str, Any]) -> str:
     seeds = "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
     names = f"{' and '.join(settings['protocol'])} protocol, pooling {' and '.join(settings['pooling'])}"
     counts = f"at most {settings['max_samples']:,} images to fit on and {settings['max_test_samples']:,} to test on"
+    draws = [settings.get(name, 1) for name in ("train_draws", "test_draws")]
+    if max(draws) > 1:
+        counts += f", each under {draws[0]} and {draws[1]} draws of the transformation"
     return f"{names}, {seeds}, {counts}"
 
 
@@ -125,14 +129,16 @@ def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Check results of the suite that will be shown in one table, by the name of their file.
 
     Raises:
-        ValueError: their protocol versions, suites, counts or test images differ.
+        ValueError: their protocol versions, suites, counts, draws or test images differ.
     """
     check_same_version(results.items())
     names = ("train_images", "test_images", "data_fingerprint", "test_data_fingerprint")
+    draws = ("train_draws", "test_draws")
     first: tuple[str, dict[str, Any]] | None = None
     for name, found in results.items():
         protocol = found.get("protocol", {})
         decides = {"suite": found.get("suite"), **{key: protocol.get(key) for key in names}}
+        decides |= {key: protocol.get(key, 1) for key in draws}
         if first is None:
             first = (name, decides)
         for key, value in decides.items():

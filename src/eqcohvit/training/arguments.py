@@ -208,10 +208,14 @@ class PretrainArguments(RunSettings):
     keep_every_steps: int = setting(0, "also keep checkpoints at multiples of this step; 0 for none")
     sample_steps: int = setting(350, "steps between pictures of reconstructions")
     probe_samples: int = setting(
-        256, "held-out images that measure what the parts know of the path during training; 0 turns the probes off"
+        256,
+        "held-out images that measure what the parts know of the path during training; of fewer than 768 images, 96 or "
+        "a third are held out, each under several draws; of fewer than 30, none; 0 turns the probes off",
     )
     probe_steps: int | None = setting(
-        None, "steps between probes; by default 50 probes per run, at least 15,000 samples apart"
+        None,
+        "steps between probes; by default 50 probes per run, at least 15,000 samples apart, or 10 with fewer than 768 "
+        "images",
     )
     report_to: str = setting("none", "an Accelerate tracker: tensorboard, wandb, trackio ...; none: metrics.jsonl only")
     push_to_hub: bool = setting(False, "upload the model folder at the end")
@@ -234,12 +238,13 @@ class PretrainArguments(RunSettings):
 
         return model_config(self, backbone)
 
-    def probe_interval(self, num_processes: int) -> int:
-        """Steps between two probes."""
+    def probe_interval(self, num_processes: int, has_few_images: bool = False) -> int:
+        """Steps between two probes. With few images there are at least 10, because such runs are short."""
         if self.probe_steps:
             return self.probe_steps
         samples_per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * num_processes
-        return max(math.ceil(self.max_steps / 50), math.ceil(_SAMPLES_BETWEEN_PROBES / samples_per_step))
+        interval = max(math.ceil(self.max_steps / 50), math.ceil(_SAMPLES_BETWEEN_PROBES / samples_per_step))
+        return min(interval, math.ceil(self.max_steps / 10)) if has_few_images else interval
 
     @property
     def canvas_size(self) -> int:

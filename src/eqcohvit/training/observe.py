@@ -44,7 +44,8 @@ class Observer:
         self.images = images
         self.command = command
         self.accelerator = run.accelerator
-        self.probe_interval = args.probe_interval(run.accelerator.num_processes)
+        few = images.probe is not None and images.probe.num_draws > 1
+        self.probe_interval = args.probe_interval(run.accelerator.num_processes, few)
         self.shown_r2 = run.state.get("shown_r2", "")  # of the newest probe, for the progress lines
         self.shown: Batch | None = None  # the first batch of this process, which the pictures show
         self.watch = self.new_watch()
@@ -177,7 +178,8 @@ class Observer:
         probe = self.images.probe
         about: dict[str, Any] = {"images": self.images.source.name, "model": describe_size(self.trained), **versions()}
         if probe is not None:
-            sizes = f"fitted on {probe.num_fit} images, tested on {probe.num_test}"
+            draws = f", {probe.num_draws} draws of each" if probe.num_draws > 1 else ""
+            sizes = f"fitted on {probe.num_fit} images, tested on {probe.num_test}{draws}"
             about["probes"] = f"{sizes}, every {self.probe_interval} steps"
         state = f"step {run.step} of {args.max_steps}, {time.strftime('%Y-%m-%d %H:%M')}, {run.output_dir}"
         try:
