@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
-from eqcohvit.evaluation.pair_regression import Head, PairData, regress_pair
+from eqcohvit.evaluation.pair_regression import BASES, Head, PairData, regress_pair
 
 
 def make(num=1200, seed=0, dim=12):
@@ -68,7 +68,8 @@ def test_probes_are_deterministic_and_leave_the_global_generator_alone():
     y, noise = make(300)
     x, state = torch.cat([y.sin(), noise], dim=1), torch.get_rng_state()
     data = PairData(x[:200], x[:200].sin(), y[:200], x[200:], x[200:].sin())
-    first, again = (regress_pair(data, 2) for _ in range(2))
+    heads = [Head(basis, (32, 32)) for basis in BASES]
+    first, again = (regress_pair(data, 2, heads) for _ in range(2))
     assert torch.equal(first["mlp"], again["mlp"]) and torch.equal(torch.get_rng_state(), state)
     assert first["chosen"] == again["chosen"] and len(first["chosen"]) == 2
     assert not torch.equal(first["mlp"][0], first["mlp"][1])
@@ -78,7 +79,7 @@ def test_each_seed_has_the_draw_of_its_index():
     """The moved features and the targets of the second seed are others."""
     y, o = make(400, dim=2)
     targets, moved = torch.stack([y, -y]), torch.stack([o + y, o - 3 * y])
-    found = regress_pair(PairData(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:]), 2)
+    found = regress_pair(PairData(o[:300], moved[:, :300], targets[:, :300], o[300:], moved[:, 300:]), 2, heads=())
     for seed in range(2):
         assert (r2_per_parameter(found["linear"][seed].numpy(), targets[seed, 300:].numpy()) > 0.999).all()
 

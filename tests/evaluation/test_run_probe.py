@@ -93,7 +93,7 @@ def trained_on(rest):
 def test_probe_images_are_not_trained_on(tmp_path):
     said: list[str] = []
     rest, probe = open_probe(write_shades(tmp_path, 800), 576, 8, make_path("rotation"), report=said.append)
-    assert probe is not None and (probe.num_fit, probe.num_test) == (67, 33)  # an eighth of 800
+    assert probe is not None and probe.sizes == "fitted on 67 images, tested on 33"  # an eighth of 800
     assert len(set(trained_on(rest))) == 700 and probe.num_draws == 1
     assert (probe.labels == -1).all()
     assert said == ["100 of 800 images are held out of training to measure R2 while it trains"]
@@ -106,6 +106,11 @@ def test_of_few_images_a_third_is_held_out_under_several_draws(tmp_path, count, 
     rest, probe = open_probe(write_shades(tmp_path, count), 200, 8, make_path("rotation"), report=said.append)
     assert probe is not None and (len(probe.labels), probe.num_draws) == (held_out, num_draws)
     assert probe.images["strict"].shape == (held_out, 1 + num_draws, 3, 8, 8)
+    tested = torch.zeros(held_out)
+    for fit, test in probe.splits():
+        assert not (fit & test).any() and test.sum() >= held_out // 5
+        tested += test
+    assert (tested == 1).all()
     trained = trained_on(rest)
     assert len(trained) == len(set(trained)) == count - held_out
     line = f"{held_out} of {count} images are held out of training to measure R2 while it trains"
@@ -121,9 +126,10 @@ def test_too_few_images_are_all_trained_on(photos):
 
 def test_several_draws_begin_with_that_of_one_and_two_processes_find_what_one_finds(encoder_folder):
     model = load_encoder(encoder_folder).model
-    settings = (SpritesSource(32, offset=TEST_SPRITES), 32, 32, make_path("rotation"), 0.01, 0)
+    path = make_path("color_jitter")  # of one protocol
+    settings = (SpritesSource(32, offset=TEST_SPRITES), 32, 32, path, 0.01, 0)
     several = RunProbe(*settings, num_draws=4)
-    view = PairView(make_path("rotation"), "strict")
+    view = PairView(path, "strict")
     batch, _ = next(ProbeImages(settings[0], settings[0], 32, 0).blocks("train", view.canvas_size(32)))
     images, parameters = view(batch, 32)
     assert torch.equal(several.images["strict"][:, :2], (images.transpose(0, 1) * 255).round().to(torch.uint8))
@@ -140,4 +146,4 @@ def test_several_draws_begin_with_that_of_one_and_two_processes_find_what_one_fi
 def test_sprites_are_all_trained_on_and_probed_with_test_sprites():
     source = SpritesSource()
     rest, probe = open_probe(source, 96, 8, make_path("rotation"))
-    assert rest is source and probe is not None and probe.num_fit + probe.num_test == 96
+    assert rest is source and probe is not None and len(probe.labels) == 96

@@ -84,7 +84,8 @@ class Evaluation:
         if "samples" in self.__dict__:
             samples = self.samples
             draws = {f"{part}_draws": self.num_draws(part) for part in ("train", "test")}
-            if max(draws.values()) == 1 or "r2" not in settings.task or settings.target_columns:
+            measures_r2 = {"r2", "disentanglement"} & set(settings.task) and not settings.target_columns
+            if max(draws.values()) == 1 or not measures_r2:
                 draws = {}
             names = ("full", "transform", "protocol", "pooling", "head", "k", "temperature")
             facts["protocol"] |= {

@@ -31,24 +31,27 @@ R2_HEADS = ("mlp", "linear", "kernel")
 
 
 def pair_features(
-    evaluation: Evaluation,
+    evaluation: Evaluation, num_draws: Callable[[str], int] = lambda part: 1
 ) -> Iterator[tuple[TransformationPath, str, dict[str, Features], dict[str, Features]]]:
-    """For each path and protocol: the features of all encoders for the images to fit on and to test on."""
+    """For each path and protocol: the features of all encoders for the images to fit on and to test on.
+
+    `num_draws` says how many draws a seed has for each of the `"train"` or `"test"` images.
+    """
     for name in evaluation.settings.transform:
         path = make_path(name)
         for protocol in evaluation.settings.protocol:
             found = []
             for part in ("train", "test"):
-                num_draws = evaluation.settings.seeds * evaluation.num_draws(part)
-                found.append(evaluation.features(part, DrawsView(path, protocol, num_draws)))
+                view = DrawsView(path, protocol, evaluation.settings.seeds * num_draws(part))
+                found.append(evaluation.features(part, view))
             yield path, protocol, found[0], found[1]
 
 
 def draws(
     features: Features, part: str, layer: str, pooling: str, num_seeds: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first draw of each of S seeds: features of the images (N, d), of their transformed versions (S, N, d), and
-    the parameters (S, N, P)."""
+    """Features of the images (N, d), of their transformed versions (S, N, d), and the parameters (S, N, P), where a
+    seed has one draw of each image."""
     vectors = to_device(select(features.vectors, part, layer, pooling)).transpose(0, 1)
     parameters = to_device(features.parameters).unflatten(-1, (vectors.shape[0] - 1, -1)).transpose(0, 1)
     return vectors[0], vectors[1 : 1 + num_seeds], parameters[:num_seeds]
@@ -264,7 +267,7 @@ def r2(evaluation: Evaluation) -> list[Row]:
     transformed image only: it shows how much of the parameters is visible without the original. Few images are shown
     under several draws each (`Evaluation.num_draws`).
     """
-    return [row for pair in pair_features(evaluation) for row in _pair_rows(evaluation, *pair)]
+    return [row for pair in pair_features(evaluation, evaluation.num_draws) for row in _pair_rows(evaluation, *pair)]
 
 
 def _pair_rows(

@@ -28,6 +28,7 @@ LEAST_PROBE_SAMPLES = 96  # with fewer pairs of images the figures would say lit
 _LARGEST_SHARE = 8  # of the training images at most 1 / 8 are held out
 _LARGEST_SHARE_OF_FEW = 3  # of fewer than 768 at most 1 / 3, until there are 96
 _LEAST_IMAGES = 10  # held out
+_NUM_FOLDS = 5  # of few images; each is tested on once
 _BATCH_SIZE = 64
 _PARTS = ("equivariant", "invariant", "backbone")
 _NAMES = {"strict": "probe/r2", "paper": "probe/r2_paper"}
@@ -76,8 +77,9 @@ def open_probe(
 class RunProbe:
     """R2 of the run's path from each part, in both protocols, and kNN accuracy if the images have labels.
 
-    A third of the images is for testing, the others are fitted on. Each of several processes renders and encodes a
-    share.
+    A third of the images is for testing, the others are fitted on. If each image has several draws, there are few: then
+    each fifth is for testing in turn, the others are fitted on, and R2 is that of all predictions. Each of several
+    processes renders and encodes a share.
 
     Args:
         source: images that are not trained on.
@@ -133,14 +135,20 @@ class RunProbe:
             self.labels = torch.cat(labels)[:used]
 
     @property
-    def num_test(self) -> int:
-        """Number of images to test on."""
-        return len(self.labels) // 3
+    def sizes(self) -> str:
+        """How many images are fitted on and tested on, in words."""
+        count = len(self.labels)
+        if self.num_draws == 1:
+            return f"fitted on {count - count // 3} images, tested on {count // 3}"
+        return f"{count} images, {self.num_draws} draws of each, a fifth tested on in turn"
 
-    @property
-    def num_fit(self) -> int:
-        """Number of images to fit on."""
-        return len(self.labels) - self.num_test
+    def splits(self) -> list[tuple[slice | torch.Tensor, slice | torch.Tensor]]:
+        """Which images to fit on, and which to test on, once or several times."""
+        count = len(self.labels)
+        if self.num_draws == 1:
+            return [(slice(count // 3, None), slice(None, count // 3))]
+        fold = torch.arange(count) % _NUM_FOLDS
+        return [(fold != own, fold == own) for own in range(_NUM_FOLDS)]
 
     def measure(
         self,
@@ -164,21 +172,28 @@ class RunProbe:
         model.train(training)
         if not is_main:
             return {}
-        test, fit = slice(None, self.num_test), slice(self.num_test, None)
         figures = {}
         for protocol, parts in vectors.items():
             for part, features in parts.items():
-                parameters = self.parameters.to(features.device)
-                o, (g,), (targets,) = pairs_of(features[fit], parameters[fit])
-                test_o, (test_g,), (true,) = pairs_of(features[test], parameters[test])
-                predicted = kernel_regression(PairData(o, g, targets, test_o, test_g, self.num_draws))
-                scores = r2_per_parameter(predicted.cpu().numpy(), true.cpu().numpy())
-                figures[f"{_NAMES[protocol]}/{part}"] = float(scores.mean())
+                figures[f"{_NAMES[protocol]}/{part}"] = self._r2(features)
         if (self.labels >= 0).all() and len(self.labels.unique()) > 1:
             for part, features in vectors.get("paper", vectors["strict"]).items():  # whole images
-                labels, whole = self.labels.to(features.device), features[:, 0]
-                figures[f"probe/knn/{part}"] = knn_accuracy(whole[fit], labels[fit], whole[test], labels[test])
+                labels, x = self.labels.to(features.device), features[:, 0]
+                found = [knn_accuracy(x[fit], labels[fit], x[test], labels[test]) for fit, test in self.splits()]
+                figures[f"probe/knn/{part}"] = sum(found) / len(found)
         return figures
+
+    def _r2(self, features: torch.Tensor) -> float:
+        """R2 of the parameters from features (N, 1 + D, d), mean over the parameters."""
+        parameters = self.parameters.to(features.device)
+        predicted = []
+        true = []
+        for fit, test in self.splits():
+            o, (g,), (targets,) = pairs_of(features[fit], parameters[fit])
+            test_o, (test_g,), (test_targets,) = pairs_of(features[test], parameters[test])
+            predicted.append(kernel_regression(PairData(o, g, targets, test_o, test_g, self.num_draws)))
+            true.append(test_targets)
+        return float(r2_per_parameter(torch.cat(predicted).cpu().numpy(), torch.cat(true).cpu().numpy()).mean())
 
     def _encode(
         self, encoder: ModelEncoder, images: torch.Tensor, gather: Callable[[torch.Tensor], torch.Tensor]

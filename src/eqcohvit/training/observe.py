@@ -178,9 +178,7 @@ class Observer:
         probe = self.images.probe
         about: dict[str, Any] = {"images": self.images.source.name, "model": describe_size(self.trained), **versions()}
         if probe is not None:
-            draws = f", {probe.num_draws} draws of each" if probe.num_draws > 1 else ""
-            sizes = f"fitted on {probe.num_fit} images, tested on {probe.num_test}{draws}"
-            about["probes"] = f"{sizes}, every {self.probe_interval} steps"
+            about["probes"] = f"{probe.sizes}, every {self.probe_interval} steps"
         state = f"step {run.step} of {args.max_steps}, {time.strftime('%Y-%m-%d %H:%M')}, {run.output_dir}"
         try:
             write_run_page(
