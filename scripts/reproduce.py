@@ -7,8 +7,9 @@
     python scripts/reproduce.py --data imagenette --budget 1200 --time_limit 9        # on a GPU; repeat until done
 
 A: SSL methods with and without the task, and controls. B: number of intermediate states. C: lambda, d_equi, border,
-what the decoders and the invariant part read. D: dense and geometric tasks. E: other paths. Each run has a folder with its recipe, metrics, model and results.json. tables.md is written only
-from the results.json files. The same command continues where it was, even in the middle of a run.
+what the decoders and the invariant part read. D: dense and geometric tasks. E: other paths. Each run has a folder with
+its recipe, metrics, model and results.json. tables.md is written only from the results.json files. The same command
+continues where it was, even in the middle of a run.
 """
 
 from __future__ import annotations
