@@ -164,7 +164,7 @@ class PretrainArguments(RunSettings):
         "the invariant part reads only this many token directions, those most alike in both views; 0 for all, as in "
         "the paper; by default an eighth of the part's dimensions, and all without the reconstruction",
     )
-    invariant_rank_start: float = setting(0.9, "share of the steps (0-1) before invariant_rank takes effect")
+    invariant_rank_start: float = setting(0.6, "share of the steps (0-1) before invariant_rank takes effect")
     projector_dim: int = setting(512, "hidden width of the objective's projection head")
 
     # Optimization
