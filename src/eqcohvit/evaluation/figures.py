@@ -11,11 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..transforms import make_path
 from .context import Evaluation, ReportFigure
 from .extraction import CentralView, PairView
 from .feature_cache import Features
 from .features import LAST, RANDOM, Encoder, Feature, parts_of, select
 from .metrics.r2.coefficients import r2_per_parameter
+from .pairs import PROTOCOLS, moves
 from .probes import nearest_neighbors
 from .results import Row
 
@@ -32,7 +34,7 @@ def figures_of_rows(rows: Sequence[Row]) -> list[ReportFigure]:
     """Bars of the headline R2, and lines if there are layers."""
     pooled = [row for row in rows if row.headline and row.settings.get("task") == "r2"]
     pooled = [row for row in pooled if row.settings["pooling"] == pooled[0].settings["pooling"]]
-    bars = [row for row in pooled if row.settings["layer"] == LAST]
+    bars = [row for row in pooled if row.settings["layer"] == LAST and _is_of_its_own(row, pooled[0])]
     layers = [row for row in pooled if row.settings["layer"].isdigit() or row.part == "pixels"]
     figures = []
     if bars:
@@ -42,6 +44,14 @@ def figures_of_rows(rows: Sequence[Row]) -> list[ReportFigure]:
         caption = "R2 of the pooled hidden states of the backbone by layer. Dashed: random weights, dotted: raw pixels."
         figures.append(ReportFigure("r2_by_layer", caption, lambda: _plots().r2_by_layer(layers)))
     return figures
+
+
+def _is_of_its_own(row: Row, first: Row) -> bool:
+    """Whether a row is not that of the first protocol once more: where nothing moves, the protocols are the same."""
+    protocol = row.settings["protocol"]
+    if protocol == first.settings["protocol"] or protocol not in PROTOCOLS:
+        return True
+    return moves(make_path(row.settings["transform"]))
 
 
 def scatter_figure(

@@ -69,7 +69,8 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
     middles = [np.mean([place for line, place in places.items() if line[0] == encoder]) for encoder in encoders]
     axes[0][0].set_yticks(middles, list(labels.values()), fontsize=8)
     axes[0][0].set_ylim(max(places.values()) + 0.8, min(places.values()) - 0.8)  # the first encoder is on top
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of each column
+        axis.tick_params(axis="x", labelbottom=True)
         axis.set_xlabel("R2", fontsize=9)
     _part_legend(figure, list(dict.fromkeys(part for _, part in lines)))
     return figure
@@ -157,7 +158,9 @@ def scatter(
             axis.set_ylim(low - margin, high + margin)
             axis.text(0.04, 0.94, f"R2 {scores[key][line]:.2f}", transform=axis.transAxes, va="top", fontsize=8)
             axis.tick_params(labelsize=7)
-            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.xaxis.set_major_locator(
+                MaxNLocator(max(2, int(2.5 * side)), steps=[1, 2, 5, 10])
+            )  # labels do not touch
             if line == 0:
                 axis.set_title(titles[key], fontsize=8)
         axes[line][0].set_ylabel(f"{names[line]}\npredicted", fontsize=8)

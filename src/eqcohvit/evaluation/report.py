@@ -25,7 +25,8 @@ tbody td:nth-child(n) { vertical-align: top; text-align: right; }
 thead th:first-child, tbody th[rowspan] { white-space: normal; overflow-wrap: anywhere; }
 thead th:first-child, tbody th[rowspan] { min-width: 8rem; max-width: 17rem; }
 tr.first th { border-top: 2px solid var(--line); }
-figure img { width: 100%; }
+figure { overflow-x: auto; }
+figure img { box-sizing: border-box; width: 100%; max-width: none; min-width: 56rem; }
 small { color: var(--faint); font-weight: 400; font-size: 11.5px; }
 table.suite th[colspan] { text-align: center; }
 table.suite td { line-height: 1.25; }
@@ -183,7 +184,9 @@ def suite_table(rows: Sequence[Row]) -> str:
     cells = [(transform, protocol) for transform, chosen in columns.items() for protocol in chosen]
     contenders = [line for line in lines if not line[1].endswith(ALONE)]
     best = {
-        cell: max((row.mean for line in contenders if (row := found.get((*line, *cell)))), default=None)
+        cell: max(
+            (row.mean for line in contenders if (row := found.get((*line, *cell))) and row.mean > 0), default=None
+        )
         for cell in cells
     }
     top = "".join(
