@@ -133,7 +133,7 @@ def test_several_draws_begin_with_that_of_one_and_two_processes_find_what_one_fi
     batch, _ = next(ProbeImages(settings[0], settings[0], 32, 0).blocks("train", view.canvas_size(32)))
     images, parameters = view(batch, 32)
     assert torch.equal(several.images["strict"][:, :2], (images.transpose(0, 1) * 255).round().to(torch.uint8))
-    assert torch.equal(several.parameters[:, :1], parameters)
+    assert torch.equal(several.parameters[:, : parameters.shape[1]], parameters)
     found = several.measure(model, *MEAN_STD)
     handed: list[torch.Tensor] = []
     shares = [RunProbe(*settings, rank, 2, num_draws=4) for rank in (0, 1)]
