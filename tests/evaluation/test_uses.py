@@ -95,7 +95,9 @@ def test_the_guide_s_figures_say_what_its_titles_say():
     for column in range(2):
         assert pose["equivariant part"][column] > pose["invariant part"][column] + 0.2
     many, few = (pose["equivariant part"][column] - pose["raw pixels"][column] for column in range(2))
-    assert few > 0.1 and -0.02 < many < 0  # as its text says
+    assert -0.1 < few < 0 and -0.02 < many < 0  # as its text says
+    many, few = (pose["equivariant part"][column] - pose["backbone"][column] for column in range(2))
+    assert -0.1 < few < 0 and -0.02 < many < 0
 
 
 def test_the_guide_s_pose_is_that_of_the_released_results():
