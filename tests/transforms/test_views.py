@@ -22,10 +22,10 @@ from eqcohvit.transforms import (
 )
 from eqcohvit.transforms import views as views_module
 from eqcohvit.transforms.augmentations import ViewParameters, sample_view
+from eqcohvit.transforms.paths import path_reach
 from eqcohvit.transforms.random import uniforms
 from eqcohvit.transforms.render import render as render_states
 from eqcohvit.transforms.resize import resized_crop, resized_region
-from eqcohvit.transforms.views import path_reach
 
 SIZE, CANVAS, BATCH = 24, 32, 6
 
