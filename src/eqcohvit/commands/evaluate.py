@@ -93,7 +93,7 @@ def completed(settings: EvaluationSettings, given: Iterable[str]) -> EvaluationS
     if settings.suite:
         settings = _with_suite(settings, settings.suite, given)
     settings = with_size(settings)
-    transform = registered("transforms", "PATHS") if "all" in settings.transform else settings.transform
+    transform = list(registered("transforms", "PATHS")) if "all" in settings.transform else settings.transform
     settings = replace(settings, transform=transform, cache_dir=settings.cache_dir or str(DEFAULT_CACHE))
     _check(settings)
     return settings

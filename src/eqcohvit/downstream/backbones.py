@@ -103,3 +103,8 @@ def spread_stages(num_layers: int) -> list[int]:
     if num_layers < 4:
         raise ValueError(f"this head reads 4 stages, and the backbone has only {num_layers} layers")
     return [num_layers * i // 4 for i in (1, 2, 3, 4)]
+
+
+def pyramid(patch_size: int) -> list[float]:
+    """Scales of four feature maps, so that a cell is 4, 8, 16 and 32 pixels wide with patches of 8 or 16 pixels."""
+    return [2, 1, 0.5, 0.25] if patch_size <= 8 else [4, 2, 1, 0.5]
