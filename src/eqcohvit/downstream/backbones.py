@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from ..files import first_line
-from ..hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
+from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
-from ..loading import find_model, load_whole, resize_positions
+from ..loading import find_model, load_whole, read_config, resize_positions
 from ..preprocessing import Preprocessing, read_preprocessing
 
 
@@ -37,16 +36,8 @@ class EncoderFolder:
             ValueError: the model cannot be found, or it cannot be a backbone.
         """
         place = find_model(name_or_path)
-        try:
-            config = AutoConfig.from_pretrained(place)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no model at {name_or_path}: {first_line(error)}") from None
-        if config.model_type != EqCohViTConfig.model_type:
-            if config.model_type not in FAMILIES:
-                known = ", ".join((EqCohViTConfig.model_type, *FAMILIES))
-                raise ValueError(
-                    f"{name_or_path} is a {config.model_type}, expected an encoder of one of the types {known}"
-                )
+        config = read_config(place, name_or_path)
+        if not isinstance(config, EqCohViTConfig):
             config = EqCohViTConfig(backbone_config=config)
         return cls(name_or_path, config, read_preprocessing(place, config))
 
