@@ -23,7 +23,7 @@ from ..evaluation.rows import Rows, find_column, read_image, row_errors
 from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..preprocessing import Preprocessing
 from . import DENSE_TASKS
-from .backbones import EncoderFolder, find_backbone
+from .backbones import EncoderFolder, find_backbone, pyramid
 from .options import TaskOptions
 
 TASK_FILE = "task.json"
@@ -69,6 +69,7 @@ class DenseTask(ABC):
     models: ClassVar[dict[str, type[PreTrainedModel]]]  # by the name of the head, as in `DENSE_TASKS`
     target_columns: ClassVar[tuple[str, ...]] = ()  # usual names of the targets' column; none if they are generated
     target_purpose: ClassVar[str] = "annotations"
+    reads_pyramid: ClassVar[bool] = False  # then the side of the input is a multiple of the cell of its coarsest map
 
     @abstractmethod
     def head_config(self, backbone: EqCohViTConfig) -> PreTrainedConfig:
@@ -109,11 +110,6 @@ class DenseTask(ABC):
         """The fields that only this task has; a `ValueError` of one line if options or rows do not fit."""
         return {}
 
-    @classmethod
-    def patches_of_size(cls, patch_size: int) -> int:
-        """The side of the input must be a multiple of so many patches."""
-        return 1
-
     def backbone_options(self, num_layers: int) -> dict[str, Any]:
         """Arguments of `EncoderFolder.backbone`: which feature maps the head reads."""
         return {}
@@ -132,7 +128,7 @@ class DenseTask(ABC):
         """The task of these options; a `ValueError` of one line if options, columns or encoder do not fit."""
         patch_size = encoder.config.square_patch_size
         size = options.image_size or encoder.preprocessing.image_size
-        unit = patch_size * cls.patches_of_size(patch_size)
+        unit = round(patch_size / pyramid(patch_size)[-1]) if cls.reads_pyramid else patch_size
         if size < unit or size % unit:
             expected = f"must be a multiple of {unit} for this backbone and head"
             raise ValueError(f"image_size of {cls.name} {expected}, got {size}")

@@ -53,6 +53,7 @@ class Detection(DenseTask):
         f"{MAX_DETECTIONS} boxes per image"
     )
     counted = "object"
+    reads_pyramid = True
     models = {"rt_detr": RTDetrForObjectDetection}
     target_columns = ("objects",)
     target_purpose = "objects"
@@ -60,10 +61,6 @@ class Detection(DenseTask):
     @classmethod
     def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
         return {"label_names": _label_names(rows, target_column, options.num_labels)}
-
-    @classmethod
-    def patches_of_size(cls, patch_size: int) -> int:
-        return round(1 / pyramid(patch_size)[-1])
 
     @property
     def scales(self) -> list[float]:

@@ -92,6 +92,7 @@ class InstanceSegmentation(DenseTask):
     )
     default_rows = staticmethod(sprite_grids)
     counted = "instance"
+    reads_pyramid = True
     models = {"mask2former": Mask2FormerForUniversalSegmentation}
     target_columns = ("annotation", "label", "mask")
 
@@ -103,10 +104,6 @@ class InstanceSegmentation(DenseTask):
                 f"instance segmentation needs --num_labels, the number of classes (1 to 255), got {num_labels}"
             )
         return {"num_labels": num_labels, "reduce_labels": options.reduce_labels}
-
-    @classmethod
-    def patches_of_size(cls, patch_size: int) -> int:
-        return round(1 / pyramid(patch_size)[-1])
 
     def backbone_options(self, num_layers: int) -> dict[str, Any]:
         return {"out_indices": spread_stages(num_layers), "scale_factors": pyramid(self.patch_size)}
