@@ -71,21 +71,17 @@ def join_alone() -> None:
         dist.init_process_group("gloo", init_method=f"file://{store}/file", rank=0, world_size=1)
 
 
-def ibot_step(
-    folder: Path, config: EqCohViTConfig, options: Any, hidden_dim: int, views: Views, autocast: Callable[[], Any]
-) -> Callable[[], None]:
-    """A training step of the official iBOT on these views: the backbone of `config`, heads and losses of `options`."""
-    assert views.local is not None and views.masks is not None
-    device, local = views.first.device, views.local.transpose(0, 1)
+def _ibot_networks(
+    folder: Path, config: EqCohViTConfig, options: Any, hidden_dim: int, image_size: int, device: torch.device
+) -> tuple[Any, Any, ModuleType]:
+    """The official student and its teacher with the same weights, and the module of their helpers."""
     backbone: Any = config.backbone_config
     with imported_from(folder / "ibot"):
         transformer = importlib.import_module("models.vision_transformer").VisionTransformer
         make_head = importlib.import_module("models.head").iBOTHead
         utils = importlib.import_module("utils")
-    loss_class = classes_of(folder / "ibot" / "main_ibot.py", "iBOTLoss").iBOTLoss
-    join_alone()
     sizes = {
-        "img_size": [views.first.shape[-1]], "patch_size": backbone.patch_size, "embed_dim": backbone.hidden_size,
+        "img_size": [image_size], "patch_size": backbone.patch_size, "embed_dim": backbone.hidden_size,
         "depth": backbone.num_hidden_layers, "num_heads": backbone.num_attention_heads, "qkv_bias": True,
         "return_all_tokens": True,
     }  # fmt: skip
@@ -101,6 +97,18 @@ def ibot_step(
     )  # fmt: skip
     teacher.load_state_dict(student.state_dict(), strict=False)
     teacher.requires_grad_(False)
+    return student, teacher, utils
+
+
+def ibot_step(
+    folder: Path, config: EqCohViTConfig, options: Any, hidden_dim: int, views: Views, autocast: Callable[[], Any]
+) -> Callable[[], None]:
+    """A training step of the official iBOT on these views: the backbone of `config`, heads and losses of `options`."""
+    assert views.local is not None and views.masks is not None
+    device, local = views.first.device, views.local.transpose(0, 1)
+    student, teacher, utils = _ibot_networks(folder, config, options, hidden_dim, views.first.shape[-1], device)
+    loss_class = classes_of(folder / "ibot" / "main_ibot.py", "iBOTLoss").iBOTLoss
+    join_alone()
     temperatures = (0.04, 0.07, 0.04, 0.07)
     objective = loss_class(
         options.num_prototypes,
@@ -112,6 +120,7 @@ def ibot_step(
         nepochs=2,
     ).to(device)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=device.type == "cuda")
+    backbone: Any = config.backbone_config
     side = views.first.shape[-1] // backbone.patch_size
     masks = [view.unflatten(-1, (side, side)) for view in views.masks.unbind(1)]
     globals_ = [views.first, views.end]

@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, open_source
 from eqcohvit.data.decode import decode_image
-from eqcohvit.training.arguments import PretrainArguments, parse_arguments
+from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_model, build_renderer
 from eqcohvit.training.prefetch import DevicePrefetcher
 from eqcohvit.training.signals import StopSignals
 from eqcohvit.transforms import Draws, ViewRenderer, Views
 
+from .cases import case_name, recipe_settings, sized_settings
 from .cost import step_cost
 from .measure import (
     Case,
@@ -45,48 +46,6 @@ Target = tuple[str, str, float] | None
 
 COST_RECIPES = {"imagenet1k_vicreg_vits16": 256, "imagenet1k_ibot_vits16": 128, "imagenet1k_dinov2_vitl16": 64}
 
-# The paper's decoders, which read only the patches.
-_COMMON: dict[str, Any] = {"patch_size": 16, "decoder_context": "none", "decoder_patch_dropout": 0.0, "border": "zeros"}
-_VICREG: dict[str, Any] = {
-    **_COMMON,
-    "objective": "vicreg",
-    "augmentation": "vicreg",
-    "feature_dim": 512,
-    "equivariant_dim": 256,
-}
-_DINOV2: dict[str, Any] = {
-    **_COMMON, "objective": "dinov2", "augmentation": "dinov2", "feature_dim": 2048, "equivariant_dim": 512,
-    "projector_dim": 2048, "local_crops_number": 8, "local_crops_size": 96,
-}  # fmt: skip
-
-
-def _settings(preset: str, batch_size: int, image_size: int = 224, **changes: Any) -> PretrainArguments:
-    recipe = _DINOV2 if changes.get("objective") == "dinov2" else _VICREG
-    values: dict[str, Any] = {
-        **recipe,
-        "model_preset": preset,
-        "image_size": image_size,
-        "per_device_train_batch_size": batch_size,
-    }
-    values |= changes
-    if preset == "micro":
-        values |= {"patch_size": 8}
-    args = PretrainArguments(**values)
-    args.check()
-    return args
-
-
-def _recipe(name: str, batch_size: int, *flags: str) -> PretrainArguments:
-    return parse_arguments(["--config", name, "--per_device_train_batch_size", str(batch_size), *flags])
-
-
-def _name(args: PretrainArguments) -> str:
-    sizes: dict[str | None, str] = {"micro": "micro", "small": "S", "base": "B", "large": "L"}
-    objective = f"{args.objective} (recon_from {args.recon_from})" if args.masking() else args.objective
-    model = f"ViT-{sizes[args.model_preset]}/{args.patch_size}"
-    return f"{model}, {objective}, {args.image_size} px, batch {args.per_device_train_batch_size}"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Suites
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,12 +55,12 @@ def inference(setup: Setup) -> list[Case]:
     """The split model beside its own backbone: what the feature head and the split cost a user who extracts
     features."""
     batch_sizes = (1, 256) if setup.is_cuda else (1, 4)
-    args = _settings("small", 2)
+    args = sized_settings("small", 2)
     cases = [
         (replace(args, per_device_train_batch_size=n), ("ratio", "<=", 1.03) if n > 1 else None) for n in batch_sizes
     ]
     return [
-        Case(_name(args), partial(_inference, setup, args, target, setup.seconds / len(cases)))
+        Case(case_name(args), partial(_inference, setup, args, target, setup.seconds / len(cases)))
         for args, target in cases
     ]
 
@@ -116,22 +75,23 @@ def _inference(setup: Setup, args: PretrainArguments, target: Target, seconds: f
             {"split": lambda: model(pixels), "backbone": lambda: model.backbone(pixels)}, setup.device, seconds
         )
     figures = {**milliseconds(times), **paired_ratio(times["split"], times["backbone"])}
-    return [Result("inference", _name(args), figures, target)]
+    return [Result("inference", case_name(args), figures, target)]
 
 
 def overhead(setup: Setup) -> list[Case]:
     """A step with the reconstruction beside one without it; render_share is the part of the difference that goes into
     its targets."""
     if setup.is_cuda:
-        cases = [(_settings("small", 256), 1.05), (_settings("large", 64, objective="dinov2"), 1.03)]
+        cases = [(sized_settings("small", 256), 1.05), (sized_settings("large", 64, objective="dinov2"), 1.03)]
         recipes, batch_size = {"simclr": "imagenette_simclr", "ibot": "imagenet1k_ibot_vits16"}, 128
     else:
-        cases = [(_settings("small", 2), 1.05)]
+        cases = [(sized_settings("small", 2), 1.05)]
         recipes, batch_size = {objective: f"cifar10_{objective}" for objective in ("simclr", "ibot", "dinov2")}, 8
-    cases += [(_recipe(name, batch_size, "--recon_from", "unmasked"), None) for name in recipes.values()]
-    cases.append((_recipe(recipes["ibot"], batch_size, "--recon_from", "masked"), None))
+    cases += [(recipe_settings(name, batch_size, "--recon_from", "unmasked"), None) for name in recipes.values()]
+    cases.append((recipe_settings(recipes["ibot"], batch_size, "--recon_from", "masked"), None))
     return [
-        Case(_name(args), partial(_overhead, setup, args, limit, setup.seconds / len(cases))) for args, limit in cases
+        Case(case_name(args), partial(_overhead, setup, args, limit, setup.seconds / len(cases)))
+        for args, limit in cases
     ]
 
 
@@ -144,7 +104,7 @@ def _overhead(setup: Setup, args: PretrainArguments, limit: float | None, second
     figures["render_share"] = (medians["render_ms"] - medians["render_without_ms"]) / medians["without_ms"]
     if setup.profile:
         print_operations(with_task, setup.device)
-    return [Result("overhead", _name(args), figures, ("ratio", "<=", limit) if limit else None)]
+    return [Result("overhead", case_name(args), figures, ("ratio", "<=", limit) if limit else None)]
 
 
 def data(setup: Setup) -> list[Case]:
@@ -165,7 +125,7 @@ def _resident(setup: Setup, seconds: float) -> list[Result]:
         source = open_source(train_dir=folder)
         kept = {"decoded": None, "resident": ResidentCanvases(source, size, setup.device)}
         streams = {name: CanvasStream(source, size, batch_size, resident=resident) for name, resident in kept.items()}
-        renderer = build_renderer(_settings("small", batch_size))
+        renderer = build_renderer(sized_settings("small", batch_size))
         draw = partial(_draw, renderer)
         batches = {name: DevicePrefetcher(iter(stream), setup.device, draw) for name, stream in streams.items()}
         for _ in range(count // batch_size):
@@ -189,7 +149,7 @@ def _data(
 ) -> list[Result]:
     number = 16
     count = 256 if setup.is_cuda else number  # a GPU renders them, so in a batch that fills it
-    args = _settings("small", count, image_size, augmentation=augmentation)
+    args = sized_settings("small", count, image_size, augmentation=augmentation)
     renderer, content = build_renderer(args), photo(0, width, height, image_format)
     decoded = decode_image(content, args.canvas_size)
     keys = torch.arange(count)
@@ -221,12 +181,13 @@ def train(setup: Setup) -> list[Case]:
     """End to end from files on a disk, beside the plain pipeline: samples per second, share of waiting, memory, model
     FLOPs utilisation."""
     if setup.is_cuda:
-        cases = [(_settings(preset, size, dataloader_num_workers=15), target) for preset, size, target in (
+        cases = [(sized_settings(preset, size, dataloader_num_workers=15), target) for preset, size, target in (
             ("small", 256, ("ours_samples_per_s", ">=", 2600.0)), ("large", 64, ("mfu", ">=", 0.5)))]  # fmt: skip
     else:
-        cases = [(_settings("micro", 8, 64) if setup.quick else _settings("small", 8), None)]
+        cases = [(sized_settings("micro", 8, 64) if setup.quick else sized_settings("small", 8), None)]
     return [
-        Case(_name(args), partial(_train, setup, args, target, setup.seconds / len(cases))) for args, target in cases
+        Case(case_name(args), partial(_train, setup, args, target, setup.seconds / len(cases)))
+        for args, target in cases
     ]
 
 
@@ -250,8 +211,8 @@ def _train(setup: Setup, args: PretrainArguments, target: Target, seconds: float
     needed = {f"{name}_{key}": value for name, sizes in memory.items() for key, value in sizes.items()}
     needed["ratio"] = next(iter(memory["ours"].values())) / next(iter(memory["plain"].values()))
     return [
-        Result("train", _name(args), figures, target if target and target[0] in figures else None),
-        Result("train", f"{_name(args)}: memory of a step", needed, ("ratio", "<=", 1.0)),
+        Result("train", case_name(args), figures, target if target and target[0] in figures else None),
+        Result("train", f"{case_name(args)}: memory of a step", needed, ("ratio", "<=", 1.0)),
     ]
 
 
@@ -306,11 +267,11 @@ def scaling(setup: Setup) -> list[Case]:
     """A step beside the base case, per sample: what more states, wider parts, other batches, images and numbers of
     processes cost."""
     base = (
-        _settings("small", 128)
+        sized_settings("small", 128)
         if setup.is_cuda
-        else _settings("micro", 8, 32)
+        else sized_settings("micro", 8, 32)
         if setup.quick
-        else _settings("micro", 16, 64)
+        else sized_settings("micro", 16, 64)
     )
     batch_size, image_size = base.per_device_train_batch_size, base.image_size
     changes: dict[str, dict[str, Any]] = {
@@ -343,7 +304,7 @@ def _scaling(setup: Setup, base: PretrainArguments, name: str, change: dict[str,
         times[key] = [value / size for value in times[key]]
         memory |= {f"{key}_{unit}": value / size for unit, value in peak_memory(step, setup.device).items()}
     figures = {**milliseconds(times), **paired_ratio(times["step"], times["base"]), **memory}
-    return [Result("scaling", f"{name}, beside {_name(base)}", figures)]
+    return [Result("scaling", f"{name}, beside {case_name(base)}", figures)]
 
 
 def cost(setup: Setup) -> list[Case]:
@@ -356,7 +317,7 @@ def cost(setup: Setup) -> list[Case]:
 
 
 def _cost(name: str, batch_size: int, task: str) -> list[Result]:
-    args = _recipe(name, batch_size, *(("--recon_weight", "0") if task == "off" else ()))
+    args = recipe_settings(name, batch_size, *(("--recon_weight", "0") if task == "off" else ()))
     figures = step_cost(args).figures()
     return [Result("cost", f"{name}, batch {batch_size}, task {task}", figures, ("render_share", "<=", 0.03))]
 
@@ -367,9 +328,9 @@ def peers(setup: Setup) -> list[Case]:
     names = {"ibot": "imagenet1k_ibot_vits16", "vicreg": "imagenet1k_vicreg_vits16"}
     if setup.quick:
         names = {"ibot": "cifar10_ibot", "vicreg": "cifar10_vicreg"}
-    cases = {objective: _recipe(name, batch_size) for objective, name in names.items()}
+    cases = {objective: recipe_settings(name, batch_size) for objective, name in names.items()}
     return [
-        Case(_name(args), partial(_peers, setup, objective, args, setup.seconds / len(cases)))
+        Case(case_name(args), partial(_peers, setup, objective, args, setup.seconds / len(cases)))
         for objective, args in cases.items()
     ]
 
@@ -389,7 +350,7 @@ def _peers(setup: Setup, objective: str, args: PretrainArguments, seconds: float
     times = take_turns({**functions, "official": official}, setup.device, seconds)
     ratios = {name: paired_ratio(times[name], times["official"])["ratio"] for name in functions}
     figures = {**milliseconds(times), **{f"{name}_ratio": ratio for name, ratio in ratios.items()}}
-    return [Result("peers", _name(args), figures, ("task_on_ratio", "<=", 0.95))]
+    return [Result("peers", case_name(args), figures, ("task_on_ratio", "<=", 0.95))]
 
 
 SUITES: dict[str, Callable[[Setup], list[Case]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
 
 from .files import (
     CHECKPOINTS,
@@ -24,8 +26,9 @@ from .files import (
     first_line,
     message_of,
 )
-from .hub.configuration_eqcohvit import EqCohViTConfig
+from .hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
 
+_MODEL_TYPES = (*FAMILIES, EqCohViTConfig.model_type)
 # Weights that no feature depends on, or that may start anew.
 _MAY_BE_NEW = re.compile(r"(^|\.)(pooler\..*|mask_token|position_ids)$")
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError)
@@ -91,6 +94,25 @@ def _settings(folder: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {message_of(error)}") from None
     return settings if isinstance(settings, dict) else {}
+
+
+def read_config(place: str, name: str | None = None, types: Sequence[str] = _MODEL_TYPES) -> PreTrainedConfig:
+    """The configuration of a folder or Hub id.
+
+    Args:
+        name: what messages call the place; by default itself.
+        types: the `model_type` values to accept.
+
+    Raises:
+        ValueError: it cannot be found, or its model is of no type of these.
+    """
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model at {name or place}: {first_line(error)}") from None
+    if config.model_type not in types:
+        raise ValueError(f"{name or place}: expected a model_type of {', '.join(types)}, found {config.model_type!r}")
+    return config
 
 
 def load_whole(model_class: Any, name: str | Path, **kwargs: Any) -> Any:

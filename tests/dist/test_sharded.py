@@ -64,14 +64,8 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
     log = train(run_server, tmp_path, "sharded", flags, SHARDED)[0].output()
     assert "Warning" not in log
 
-    argv = [
-        *FLAGS.split(),
-        *flags.split(),
-        "--output_dir",
-        str(tmp_path / "killed"),
-        "--resume_from_checkpoint",
-        "latest",
-    ]
+    argv = [*FLAGS.split(), *flags.split(), "--output_dir", str(tmp_path / "killed")]
+    argv += ["--resume_from_checkpoint", "latest"]
     lives = run_server.start(argv, tmp_path / "killed-record", num_processes=2, stall="3", environment=SHARDED)
     deadline = time.monotonic() + PATIENCE
     while not all("stalled" in life.output() for life in lives):
@@ -91,15 +85,8 @@ def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_wit
     for line, again in zip(read(tmp_path / "sharded"), read(tmp_path / "killed"), strict=True):
         assert {k: v for k, v in line.items() if k not in drop} == {k: v for k, v in again.items() if k not in drop}
     for line, other in zip(read(tmp_path / "sharded"), read(tmp_path / "whole"), strict=True):
-        for key in (
-            "loss",
-            "ssl/cls",
-            "ssl/patch",
-            "recon/u_1",
-            "grad_norm/encoder",
-            "grad_norm/objective",
-            "separation/correlation",
-        ):
+        names = "loss ssl/cls ssl/patch recon/u_1 grad_norm/encoder grad_norm/objective separation/correlation"
+        for key in names.split():
             assert line[key] == pytest.approx(other[key], rel=1e-4), key
     assert (tmp_path / "sharded" / "samples" / "step-4.png").is_file()
 

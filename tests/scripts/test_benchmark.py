@@ -13,11 +13,11 @@ def benchmark(monkeypatch):
     """The script with models that take no time."""
     module = load_script("benchmark")
     suites = importlib.import_module("benchmarks.suites")
-    sized, recipe = suites._settings, suites._recipe
+    sized, recipe = suites.sized_settings, suites.recipe_settings
     monkeypatch.setattr(
-        suites, "_settings", lambda preset, batch, size=224, **changes: sized("micro", 4, 16, **changes)
+        suites, "sized_settings", lambda preset, batch, size=224, **changes: sized("micro", 4, 16, **changes)
     )
-    monkeypatch.setattr(suites, "_recipe", lambda name, batch, *flags: recipe(name, 2, *flags))
+    monkeypatch.setattr(suites, "recipe_settings", lambda name, batch, *flags: recipe(name, 2, *flags))
     return module
 
 

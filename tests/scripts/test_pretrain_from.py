@@ -56,9 +56,14 @@ def vit(tmp_path_factory):
 def continued(pretrain, vit, photos, tmp_path_factory):
     """A finished run from that ViT, whose model folder holds the training state of its last step."""
     output_dir = tmp_path_factory.mktemp("runs") / "continued"
-    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", output_dir, "--push_training_state"]
+    flags = [*start(vit, photos, output_dir), "--push_training_state"]
     assert run(pretrain, *flags, *NEW_HEADS, *RUN) == 0
     return output_dir
+
+
+def start(source, images, output_dir):
+    """Flags of a run from a source."""
+    return ["--init_from", source, "--train_dir", images, "--output_dir", output_dir]
 
 
 def run(pretrain, *flags):
@@ -91,7 +96,7 @@ def test_run_from_a_vit_keeps_its_sizes_and_normalization(continued):
 
 
 def test_head_warmup_leaves_the_backbone_as_it_came(pretrain, vit, photos, tmp_path, capsys):
-    flags = ["--init_from", vit, "--train_dir", photos, "--output_dir", tmp_path / "run", "--head_warmup_steps", "4"]
+    flags = [*start(vit, photos, tmp_path / "run"), "--head_warmup_steps", "4"]
     assert run(pretrain, *flags, *NEW_HEADS, *RUN) == 0
     said = capsys.readouterr().out.replace("\n  ", " ")  # a long path begins a line
     assert f"starting from {vit}: backbone; all else is new" in said
@@ -119,7 +124,7 @@ def test_run_stopped_while_only_the_heads_learn_resumes_exactly(pretrain, vit, p
 
 
 def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, continued, photos, tmp_path, capsys):
-    flags = ["--init_from", continued / "model", "--train_dir", photos, "--output_dir", tmp_path / "run"]
+    flags = start(continued / "model", photos, tmp_path / "run")
     options = "num_prototypes=32,bottleneck_dim=8,teacher_momentum=1"  # and a rate of about 0: all stays as it begins
     flags += ["--learning_rate", "1e-30", "--min_learning_rate", "0", "--objective_options", options]
     assert run(pretrain, *flags, *RUN) == 0
@@ -134,16 +139,7 @@ def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, con
 
 
 def test_run_with_another_objective_takes_all_but_its_heads(pretrain, continued, photos, tmp_path, capsys):
-    flags = [
-        "--init_from",
-        continued / "model",
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "run",
-        "--objective",
-        "simclr",
-    ]
+    flags = [*start(continued / "model", photos, tmp_path / "run"), "--objective", "simclr"]
     assert run(pretrain, *flags, *RUN) == 0
     out = " ".join(capsys.readouterr().out.split())  # lines are broken at 100 columns
     assert "backbone, feature head and decoders; all else is new" in out
@@ -152,7 +148,7 @@ def test_run_with_another_objective_takes_all_but_its_heads(pretrain, continued,
 
 def test_run_from_a_checkpoint_equals_the_run_from_the_model_exported_there(pretrain, continued, photos, tmp_path):
     for name, source in (("a", continued / "model"), ("b", continued / "checkpoints" / "step-4"), ("c", continued)):
-        assert run(pretrain, "--init_from", source, "--train_dir", photos, "--output_dir", tmp_path / name, *RUN) == 0
+        assert run(pretrain, *start(source, photos, tmp_path / name), *RUN) == 0
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b") == metrics(tmp_path / "c")
 
 
@@ -190,16 +186,7 @@ def test_published_state_refuses_other_settings(pretrain, continued, photos, tmp
 
 
 def test_mismatched_heads_are_refused_with_both_shapes(pretrain, continued, photos, tmp_path, capsys):
-    flags = [
-        "--init_from",
-        continued / "model",
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "run",
-        "--projector_dim",
-        "8",
-    ]
+    flags = [*start(continued / "model", photos, tmp_path / "run"), "--projector_dim", "8"]
     assert run(pretrain, *flags, *RUN) == 2
     error = capsys.readouterr().err
     assert "expected head.cls.mlp.0.bias of shape (8,), found (16,)" in error and error.count("\n") == 1
@@ -318,7 +305,7 @@ GUARD = "--label_column folder --knn_guard_steps 1 --knn_guard_samples 80 --knn_
 
 
 def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path, capsys):
-    flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
+    flags = [*start(vit, stripes, tmp_path / "run"), *NEW_HEADS, *RUN, *GUARD]
     assert run(pretrain, *flags, "--max_steps", "40", "--learning_rate", "1") == 1
     captured = capsys.readouterr()
     assert "kNN accuracy at the start: 0.8" in captured.out
@@ -327,7 +314,7 @@ def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path
 
 
 def test_guard_lets_a_gentle_run_pass_and_logs_it(pretrain, vit, stripes, tmp_path):
-    flags = ["--init_from", vit, "--train_dir", stripes, "--output_dir", tmp_path / "run", *NEW_HEADS, *RUN, *GUARD]
+    flags = [*start(vit, stripes, tmp_path / "run"), *NEW_HEADS, *RUN, *GUARD]
     assert run(pretrain, *flags, "--learning_rate", "1e-5", "--head_warmup_steps", "2") == 0
     assert all(0.75 <= line["guard/knn"] <= 1 for line in metrics(tmp_path / "run"))
 
@@ -344,18 +331,7 @@ def test_guard_takes_labeled_images_from_elsewhere(pretrain, vit, stripes, photo
         features = datasets.Features({"image": datasets.Image(), "label": classes})
         source = tmp_path / "labeled.parquet"
         datasets.Dataset.from_list(rows, features=features).to_parquet(source)
-    flags = [
-        "--init_from",
-        vit,
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "run",
-        *NEW_HEADS,
-        *RUN,
-        "--max_steps",
-        "2",
-    ]
+    flags = [*start(vit, photos, tmp_path / "run"), *NEW_HEADS, *RUN, "--max_steps", "2"]
     flags += [
         "--knn_guard_steps",
         "2",
@@ -371,36 +347,15 @@ def test_guard_takes_labeled_images_from_elsewhere(pretrain, vit, stripes, photo
 
 
 def test_guard_without_labels_is_refused_at_the_start(pretrain, photos, tmp_path, capsys):
-    flags = [
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "run",
-        *RUN,
-        "--knn_guard_steps",
-        "1",
-        "--knn_guard_samples",
-        "10",
-    ]
-    assert run(pretrain, *flags) == 2
+    flags = ["--train_dir", photos, "--output_dir", tmp_path / "run", *RUN]
+    assert run(pretrain, *flags, "--knn_guard_steps", "1", "--knn_guard_samples", "10") == 2
     assert "has no label column" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_absurd_learning_rate_stops_the_run_names_the_terms_and_keeps_the_batch(
     pretrain, vit, photos, tmp_path, capsys
 ):
-    flags = [
-        "--init_from",
-        vit,
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "run",
-        *NEW_HEADS,
-        *RUN,
-        "--save_steps",
-        "1",
-    ]
+    flags = [*start(vit, photos, tmp_path / "run"), *NEW_HEADS, *RUN, "--save_steps", "1"]
     assert run(pretrain, *flags, "--learning_rate", "1e30") == 1
     error = capsys.readouterr().err
     assert "loss, " in error and "not finite at step 2" in error and "nonfinite" in error
@@ -418,17 +373,7 @@ def test_collapsed_parts_and_a_loss_that_does_not_move_are_warned_of(pretrain, c
     for name in ("weight", "bias"):
         tensors[f"eqcohvit.feature_head.{name}"].zero_()  # equal features for all images
     save_file(tensors, flat / "model.safetensors", metadata={"format": "pt"})
-    flags = [
-        "--init_from",
-        flat,
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "run",
-        "--objective",
-        "simclr",
-        *RUN,
-    ]
+    flags = [*start(flat, photos, tmp_path / "run"), "--objective", "simclr", *RUN]
     assert run(pretrain, *flags, "--learning_rate", "1e-30", "--min_learning_rate", "0", "--recon_weight", "0") == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning at step")]
     assert len(warnings) == 3 and all("at step 2" in warning for warning in warnings)  # once each, though they last
@@ -445,7 +390,7 @@ def test_infinite_weight_in_a_start_is_named(pretrain, continued, photos, tmp_pa
     tensors = weights(broken)
     tensors["decoders.from_patches.bias"][0] = float("inf")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    assert run(pretrain, "--init_from", broken, "--train_dir", photos, "--output_dir", tmp_path / "run", *RUN) == 1
+    assert run(pretrain, *start(broken, photos, tmp_path / "run"), *RUN) == 1
     error = capsys.readouterr().err
     assert (
         "recon/u_1" in error and "weights were not finite before this step (model.decoders.from_patches.bias)" in error

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from eqcohvit.transforms import PATHS, intermediate_fractions, make_path, ops
-from eqcohvit.transforms.paths import Rotation, homography
+from eqcohvit.transforms.paths import Rotation, homography, path_reach
 
 ALL = [*PATHS, "rotation+color_jitter", "zoom+perspective+gaussian_blur"]
 
@@ -171,3 +171,11 @@ def test_magnitude_scales_the_ranges():
 def test_make_path_refuses(name, magnitude, message):
     with pytest.raises(ValueError, match=message):
         make_path(name, magnitude)
+
+
+def test_reach_of_paths():
+    assert path_reach(make_path("color_jitter")) == 1
+    assert path_reach(make_path("rotation")) == pytest.approx(2**0.5, abs=1e-3)
+    assert path_reach(make_path("translation")) == pytest.approx(1 + 20 / 224, abs=1e-3)
+    assert path_reach(make_path("zoom")) == pytest.approx(1.5, abs=1e-3)
+    assert path_reach(make_path("perspective", 5.0)) == 3

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,21 +87,20 @@ def completed(settings: EvaluationSettings, given: Iterable[str]) -> EvaluationS
         ValueError: a setting that cannot work.
     """
     from ..evaluation.feature_cache import DEFAULT_CACHE
-    from ..evaluation.suite import apply_size
+    from ..evaluation.suite import with_size
 
     check_choices(settings)
-    settings.cache_dir = settings.cache_dir or str(DEFAULT_CACHE)
     if settings.suite:
-        _apply_suite(settings, settings.suite, given)
-    apply_size(vars(settings))
-    if "all" in settings.transform:
-        settings.transform = list(registered("transforms", "PATHS"))
+        settings = _with_suite(settings, settings.suite, given)
+    settings = with_size(settings)
+    transform = list(registered("transforms", "PATHS")) if "all" in settings.transform else settings.transform
+    settings = replace(settings, transform=transform, cache_dir=settings.cache_dir or str(DEFAULT_CACHE))
     _check(settings)
     return settings
 
 
-def _apply_suite(settings: EvaluationSettings, name_of_suite: str, given: Iterable[str]) -> None:
-    """Set the settings that the suite fixes; raise a `ValueError` if one of them was given another value."""
+def _with_suite(settings: EvaluationSettings, name_of_suite: str, given: Iterable[str]) -> EvaluationSettings:
+    """The settings with those that the suite fixes; raise a `ValueError` if one of them was given another value."""
     from ..evaluation.suite import SUITES
 
     suite = SUITES[name_of_suite]
@@ -109,12 +109,11 @@ def _apply_suite(settings: EvaluationSettings, name_of_suite: str, given: Iterab
         if name in given and own != value:
             advice = "leave it out, or give --task without --suite"
             raise ValueError(f"suite {name_of_suite} fixes {name} to {value}, got {own}: {advice}")
-        setattr(settings, name, value)
     if settings.target_columns:
         raise ValueError(f"suite {name_of_suite} regresses transformations: give target_columns without --suite")
-    for name in ("max_samples", "max_test_samples"):
-        if getattr(settings, name) is None:
-            setattr(settings, name, getattr(suite, name))
+    most = ("max_samples", "max_test_samples")
+    counts = {name: getattr(suite, name) for name in most if getattr(settings, name) is None}
+    return replace(settings, **suite.fixed(), **counts)
 
 
 def _check(settings: EvaluationSettings) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from ..files import first_line
-from ..hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
+from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..hub.modeling_eqcohvit import EqCohViTBackbone, start_positions
-from ..loading import find_model, load_whole, resize_positions
+from ..loading import find_model, load_whole, read_config, resize_positions
 from ..preprocessing import Preprocessing, read_preprocessing
 
 
@@ -37,16 +36,8 @@ class EncoderFolder:
             ValueError: the model cannot be found, or it cannot be a backbone.
         """
         place = find_model(name_or_path)
-        try:
-            config = AutoConfig.from_pretrained(place)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no model at {name_or_path}: {first_line(error)}") from None
-        if config.model_type != EqCohViTConfig.model_type:
-            if config.model_type not in FAMILIES:
-                known = ", ".join((EqCohViTConfig.model_type, *FAMILIES))
-                raise ValueError(
-                    f"{name_or_path} is a {config.model_type}, expected an encoder of one of the types {known}"
-                )
+        config = read_config(place, name_or_path)
+        if not isinstance(config, EqCohViTConfig):
             config = EqCohViTConfig(backbone_config=config)
         return cls(name_or_path, config, read_preprocessing(place, config))
 
@@ -103,3 +94,8 @@ def spread_stages(num_layers: int) -> list[int]:
     if num_layers < 4:
         raise ValueError(f"this head reads 4 stages, and the backbone has only {num_layers} layers")
     return [num_layers * i // 4 for i in (1, 2, 3, 4)]
+
+
+def pyramid(patch_size: int) -> list[float]:
+    """Scales of four feature maps, so that a cell is 4, 8, 16 and 32 pixels wide with patches of 8 or 16 pixels."""
+    return [2, 1, 0.5, 0.25] if patch_size <= 8 else [4, 2, 1, 0.5]

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.shared_memory import WAIT_SECONDS, check_result, share
 from ..evaluation.extraction import progress
-from ..evaluation.rows import Rows, row_errors
+from ..evaluation.rows import Rows, find_column, read_image, row_errors
+from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..preprocessing import Preprocessing
 from . import DENSE_TASKS
-from .backbones import EncoderFolder, find_backbone
+from .backbones import EncoderFolder, find_backbone, pyramid
 from .options import TaskOptions
 
 TASK_FILE = "task.json"
@@ -65,19 +66,14 @@ class DenseTask(ABC):
     picture_titles: ClassVar[tuple[str, ...]] = ("image", "target", "prediction")
     default_rows: ClassVar[Callable[[], tuple[Rows, Rows]] | None] = None  # for training and testing without data flags
     counted: ClassVar[str | None] = None  # has classes in the second part of a target, and a row may have none
-
-    @classmethod
-    @abstractmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
-        """The task of these options; a `ValueError` of one line if options, columns or encoder do not fit."""
-
-    @abstractmethod
-    def model_class(self) -> type[PreTrainedModel]:
-        """The class that `head` names."""
+    models: ClassVar[dict[str, type[PreTrainedModel]]]  # by the name of the head, as in `DENSE_TASKS`
+    target_columns: ClassVar[tuple[str, ...]] = ()  # usual names of the targets' column; none if they are generated
+    target_purpose: ClassVar[str] = "annotations"
+    reads_pyramid: ClassVar[bool] = False  # then the side of the input is a multiple of the cell of its coarsest map
 
     @abstractmethod
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        """The encoder, trained or random, with a new head."""
+    def head_config(self, backbone: EqCohViTConfig) -> PreTrainedConfig:
+        """The configuration of the head's model with this backbone."""
 
     @abstractmethod
     def read_target(self, row: dict[str, Any]) -> Any:
@@ -107,6 +103,20 @@ class DenseTask(ABC):
     def picture(self, sample: Sample, prediction: Any) -> list[Image.Image]:
         """One picture for each of `picture_titles`."""
 
+    # ------------------------------------------------------------------------------------ what a task may do otherwise
+
+    @classmethod
+    def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
+        """The fields that only this task has; a `ValueError` of one line if options or rows do not fit."""
+        return {}
+
+    def backbone_options(self, num_layers: int) -> dict[str, Any]:
+        """Arguments of `EncoderFolder.backbone`: which feature maps the head reads."""
+        return {}
+
+    def check_fit(self, target: Any, image: Image.Image) -> None:  # noqa: B027  not every target has a size
+        """Raise a `ValueError` of one line if a target does not fit its image."""
+
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Samples of equal shapes -> batch."""
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
@@ -114,36 +124,49 @@ class DenseTask(ABC):
     # ---------------------------------------------------------------------------------------------- shared by all tasks
 
     @classmethod
-    def choose_head(cls, options: TaskOptions) -> str:
-        """The head that the options name, or the task's first."""
+    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+        """The task of these options; a `ValueError` of one line if options, columns or encoder do not fit."""
+        patch_size = encoder.config.square_patch_size
+        size = options.image_size or encoder.preprocessing.image_size
+        unit = round(patch_size / pyramid(patch_size)[-1]) if cls.reads_pyramid else patch_size
+        if size < unit or size % unit:
+            expected = f"must be a multiple of {unit} for this backbone and head"
+            raise ValueError(f"image_size of {cls.name} {expected}, got {size}")
         heads = DENSE_TASKS[cls.name].heads
         head = options.head or heads[0]
         if head not in heads:
             raise ValueError(f"head of {cls.name} must be one of {', '.join(heads)}, got {head}")
-        return head
+        target = ""
+        if cls.target_columns:
+            target = find_column(rows, options.target_column, cls.target_columns, cls.target_purpose)
+        return cls(
+            image_size=size,
+            patch_size=patch_size,
+            mean=encoder.preprocessing.mean,
+            std=encoder.preprocessing.std,
+            head=head,
+            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
+            target_column=target,
+            **cls.own_fields(options, rows, target),
+        )
 
-    @classmethod
-    def common(cls, options: TaskOptions, encoder: EncoderFolder, multiple_of_patches: int = 1) -> dict[str, Any]:
-        """The fields that do not depend on the columns; the image size must be a multiple of so many patches."""
-        size = options.image_size or encoder.preprocessing.image_size
-        unit = encoder.config.square_patch_size * multiple_of_patches
-        if size < unit or size % unit:
-            raise ValueError(
-                f"image_size of {cls.name} must be a multiple of {unit} for this backbone and head, got {size}"
-            )
-        sizes = {"image_size": size, "patch_size": encoder.config.square_patch_size}
-        return {
-            **sizes,
-            "mean": encoder.preprocessing.mean,
-            "std": encoder.preprocessing.std,
-            "head": cls.choose_head(options),
-        }
+    def model_class(self) -> type[PreTrainedModel]:
+        """The class that `head` names."""
+        return self.models[self.head]
 
-    @staticmethod
-    def with_backbone(model: PreTrainedModel, backbone: torch.nn.Module) -> PreTrainedModel:
-        """Copy the weights of the backbone into the model of a new head."""
+    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
+        """The encoder, trained or random, with a new head."""
+        backbone = encoder.backbone(random_weights, **self.backbone_options(encoder.config.num_hidden_layers))
+        model = self.model_class()(self.head_config(backbone.config))
         find_backbone(model).load_state_dict(backbone.state_dict())
         return model
+
+    def read(self, row: dict[str, Any]) -> tuple[Image.Image, Any]:
+        """The image and the target of a row; a `ValueError` of one line if one of them is not valid."""
+        image = read_image(row, self.image_column)
+        target = self.read_target(row)
+        self.check_fit(target, image)
+        return image, target
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -160,6 +183,10 @@ class DenseTask(ABC):
         scale = self.image_size / min(image.size)
         width, height = (max(1, round(scale * side / self.patch_size)) * self.patch_size for side in image.size)
         return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+    def stretch(self, image: Image.Image) -> Image.Image:
+        """Resize to `image_size` x `image_size`."""
+        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
     def to_image(self, pixel_values: torch.Tensor) -> Image.Image:
         """The inverse of `normalize`."""
@@ -202,6 +229,26 @@ class RenderedRows:
     def select(self, indices: range) -> Self:
         """The first of these rows, as in a dataset."""
         return type(self)(len(indices), self.offset)
+
+
+def draw_square(size: tuple[int, int], least: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """A random square of an image of this size (width, height): left, top, right, bottom in pixels.
+
+    Its side is at least so large a fraction of the image's shorter side.
+    """
+    side = rng.uniform(least, 1.0) * min(size)
+    left = rng.uniform(0, size[0] - side)
+    top = rng.uniform(0, size[1] - side)
+    return left, top, left + side, top + side
+
+
+def draw_rectangle(size: tuple[int, int], least: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random rectangle of an image of this size (width, height): its start (x, y) and its sides in pixels.
+
+    Each side is at least so large a fraction of the image's.
+    """
+    sides = np.array(size) * rng.uniform(least, 1.0, 2)
+    return rng.uniform(0, np.array(size) - sides), sides
 
 
 def cut(

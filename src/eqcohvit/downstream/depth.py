@@ -5,25 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, PreTrainedModel
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
 
 from ..data.sprites import render_sprites
 from ..evaluation.images import TEST_SPRITES
 from ..evaluation.metrics.depth_errors.depths import depth_errors
 from ..evaluation.pictures import color_values
 from ..evaluation.results import LOWER
-from ..evaluation.rows import Rows, check_size, find_column, read_depth, read_image
-from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, RenderedRows, Sample, cut, resize_maps
+from ..evaluation.rows import Rows, check_size, read_depth
+from ..hub.configuration_eqcohvit import EqCohViTConfig
+from .backbones import spread_stages
+from .base import DenseTask, RenderedRows, Sample, cut, draw_square, resize_maps
 from .options import TaskOptions
 
 MIN_DEPTH = 1e-3
-_CROP_RANGE = (0.7, 1.0)  # side of a training crop, as a fraction of the shorter side
+_LEAST_CROP = 0.7  # side of a training crop, as a fraction of the shorter side
 _VARIANCE_FOCUS = 0.85  # lambda of the loss (arXiv:1907.10326, equation 6)
 
 
@@ -86,36 +87,31 @@ class Depth(DenseTask):
         "errors over pixels with 0 < depth <= max_depth"
     )
     default_rows = staticmethod(sprite_rows)
+    models = {"depth_anything": DepthAnythingForDepthEstimation}
+    target_columns = ("depth_map", "depth", "annotation")
+    target_purpose = "depth"
 
     @classmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
-        for name, value in (("max_depth", options.max_depth), ("depth_scale", options.depth_scale)):
+    def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
+        values = {"max_depth": options.max_depth, "depth_scale": options.depth_scale}
+        for name, value in values.items():
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        return cls(
-            **cls.common(options, encoder),
-            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
-            target_column=find_column(rows, options.target_column, ["depth_map", "depth", "annotation"], "depth"),
-            max_depth=options.max_depth,
-            depth_scale=options.depth_scale,
-        )
+        return values
 
-    def model_class(self) -> type[PreTrainedModel]:
-        return DepthAnythingForDepthEstimation
+    def backbone_options(self, num_layers: int) -> dict[str, Any]:
+        return {"out_indices": spread_stages(num_layers), "reshape_hidden_states": False}
 
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        stages = spread_stages(encoder.config.num_hidden_layers)
-        width = encoder.config.hidden_size
-        backbone = encoder.backbone(random_weights, out_indices=stages, reshape_hidden_states=False)
-        config = DepthAnythingConfig(
-            backbone_config=backbone.config,
+    def head_config(self, backbone: EqCohViTConfig) -> DepthAnythingConfig:
+        width = backbone.hidden_size
+        return DepthAnythingConfig(
+            backbone_config=backbone,
             patch_size=self.patch_size,
             reassemble_hidden_size=width,
             neck_hidden_sizes=[max(16, width // 8), max(16, width // 4), width // 2, width],
             depth_estimation_type="metric",
             max_depth=self.max_depth,
         )
-        return self.with_backbone(DepthAnythingForDepthEstimation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> np.ndarray:
         """Depth of each pixel, float32 (H, W); 0 if it is unknown.
@@ -130,22 +126,16 @@ class Depth(DenseTask):
             raise ValueError(f"{problem}; see --max_depth and --depth_scale")
         return depth
 
-    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        image = read_image(row, self.image_column)
-        depth = self.read_target(row)
-        check_size(depth, image, "depth map")
-        return image, depth
+    def check_fit(self, target: np.ndarray, image: Image.Image) -> None:
+        check_size(target, image, "depth map")
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image, depth = self._read(row)
-        side = rng.uniform(*_CROP_RANGE) * min(image.size)
-        left = rng.uniform(0, image.width - side)
-        top = rng.uniform(0, image.height - side)
-        image, depth = cut(image, depth, (left, top, left + side, top + side), self.image_size, rng)
+        image, depth = self.read(row)
+        image, depth = cut(image, depth, draw_square(image.size, _LEAST_CROP, rng), self.image_size, rng)
         return {"pixel_values": self.normalize(image), "depth": torch.from_numpy(np.ascontiguousarray(depth))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, depth = self._read(row)
+        image, depth = self.read(row)
         return {"pixel_values": self.normalize(self.resize_whole(image)), "depth": depth}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import PreTrainedModel, RTDetrConfig, RTDetrForObjectDetection
+from transformers import RTDetrConfig, RTDetrForObjectDetection
 
 from ..evaluation.pictures import palette
-from ..evaluation.rows import Rows, find_column, read_image
-from .backbones import EncoderFolder
-from .base import DenseTask, Sample
+from ..evaluation.rows import Rows
+from ..hub.configuration_eqcohvit import EqCohViTConfig
+from .backbones import pyramid
+from .base import DenseTask, Sample, draw_rectangle
 from .coco import PrecisionScore
 from .options import TaskOptions
 
 MAX_DETECTIONS = 100  # per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
-_CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
+_LEAST_CROP = 0.7  # sides of a training crop, as fractions of the image's
 _MIN_VISIBLE = 0.4  # share of a box's area that a crop must keep
 
 
@@ -52,40 +53,38 @@ class Detection(DenseTask):
         f"{MAX_DETECTIONS} boxes per image"
     )
     counted = "object"
+    reads_pyramid = True
+    models = {"rt_detr": RTDetrForObjectDetection}
+    target_columns = ("objects",)
+    target_purpose = "objects"
 
     @classmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
-        target = find_column(rows, options.target_column, ["objects"], "objects")
-        return cls(
-            **cls.common(options, encoder, multiple_of_patches=4 if encoder.config.square_patch_size <= 8 else 2),
-            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
-            target_column=target,
-            label_names=_label_names(rows, target, options.num_labels),
-        )
+    def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
+        return {"label_names": _label_names(rows, target_column, options.num_labels)}
 
-    def model_class(self) -> type[PreTrainedModel]:
-        return RTDetrForObjectDetection
+    @property
+    def scales(self) -> list[float]:
+        """Of the three feature maps beside the map of the backbone."""
+        return pyramid(self.patch_size)[1:]
 
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        layers = encoder.config.num_hidden_layers
-        width = encoder.config.hidden_size
-        if layers < 3:
-            raise ValueError(f"this head reads 3 stages, and the backbone has only {layers} layers")
-        scales = [1, 0.5, 0.25] if self.patch_size <= 8 else [2, 1, 0.5]
-        backbone = encoder.backbone(random_weights, out_indices=[layers - 2, layers - 1, layers], scale_factors=scales)
-        num_tokens = sum(int(self.image_size // self.patch_size * scale) ** 2 for scale in scales)
-        config = RTDetrConfig(
-            backbone_config=backbone.config,
+    def backbone_options(self, num_layers: int) -> dict[str, Any]:
+        if num_layers < 3:
+            raise ValueError(f"this head reads 3 stages, and the backbone has only {num_layers} layers")
+        return {"out_indices": [num_layers - 2, num_layers - 1, num_layers], "scale_factors": self.scales}
+
+    def head_config(self, backbone: EqCohViTConfig) -> RTDetrConfig:
+        num_tokens = sum(int(self.image_size // self.patch_size * scale) ** 2 for scale in self.scales)
+        return RTDetrConfig(
+            backbone_config=backbone,
             freeze_backbone_batch_norms=False,
-            encoder_in_channels=[width] * 3,
-            feat_strides=[int(self.patch_size / scale) for scale in scales],
+            encoder_in_channels=[backbone.hidden_size] * 3,
+            feat_strides=[int(self.patch_size / scale) for scale in self.scales],
             decoder_layers=3,
             hidden_expansion=0.5,
             num_queries=min(MAX_DETECTIONS, num_tokens),
             id2label=dict(enumerate(self.label_names)),
             label2id={name: index for index, name in enumerate(self.label_names)},
         )
-        return self.with_backbone(RTDetrForObjectDetection(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Boxes x, y, width, height in pixels (N, 4), and their classes (N,); N may be 0.
@@ -126,21 +125,18 @@ class Detection(DenseTask):
             )
         return boxes, classes
 
-    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        image = read_image(row, self.image_column)
-        boxes, classes = self.read_target(row)
+    def check_fit(self, target: tuple[np.ndarray, np.ndarray], image: Image.Image) -> None:
+        boxes, _ = target
         outside = np.flatnonzero(((boxes[:, :2] >= image.size) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1))
         if len(outside):
             raise ValueError(
                 f"the box {boxes[outside[0]].tolist()} lies outside of its image of {image.width} x "
                 f"{image.height} pixels"
             )
-        return image, boxes, classes
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image, boxes, classes = self._read(row)
-        sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
-        start = rng.uniform(0, np.array(image.size) - sides)
+        image, (boxes, classes) = self.read(row)
+        start, sides = draw_rectangle(image.size, _LEAST_CROP, rng)
         crop = image.resize(
             (self.image_size,) * 2, Image.Resampling.BICUBIC, box=(*start, *(start + sides)), reducing_gap=2.0
         )
@@ -159,10 +155,9 @@ class Detection(DenseTask):
         return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), "labels": labels}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, boxes, classes = self._read(row)
-        resized = image.resize((self.image_size,) * 2, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        image, (boxes, classes) = self.read(row)
         geometry = {"width": image.width, "height": image.height, "image": image}
-        return {"pixel_values": self.normalize(resized), "boxes": boxes, "classes": classes, **geometry}
+        return {"pixel_values": self.normalize(self.stretch(image)), "boxes": boxes, "classes": classes, **geometry}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         outputs = model(pixel_values=batch["pixel_values"], labels=batch["labels"])

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from transformers import PreTrainedModel
 
 from ..evaluation.metrics.corner_error.corners import corner_error
 from ..evaluation.results import LOWER
-from ..evaluation.rows import Rows, find_column, read_image
-from .backbones import EncoderFolder
+from ..evaluation.rows import read_image
+from ..hub.configuration_eqcohvit import EqCohViTConfig
 from .base import DenseTask, Sample
 from .heads import DenseHeadConfig, HomographyRegressor
-from .options import TaskOptions
 
 IMAGE_SIZE = (320, 240)  # width, height
 PATCH_SIZE = 128
@@ -76,21 +74,11 @@ class Homography(DenseTask):
         "S-COCO: patches of 128 px from images of 320 x 240, corners moved by up to 32 px; one fixed pair from each "
         "test image"
     )
+    models = {"conv": HomographyRegressor}
     picture_titles = ("first patch", "second patch", "true corners green, predicted red")
 
-    @classmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
-        column = find_column(rows, options.image_column, ["image"], "images")
-        return cls(**cls.common(options, encoder), image_column=column, target_column="")
-
-    def model_class(self) -> type[PreTrainedModel]:
-        return HomographyRegressor
-
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        backbone = encoder.backbone(random_weights)
-        return self.with_backbone(
-            HomographyRegressor(DenseHeadConfig(backbone_config=backbone.config, image_size=self.image_size)), backbone
-        )
+    def head_config(self, backbone: EqCohViTConfig) -> DenseHeadConfig:
+        return DenseHeadConfig(backbone_config=backbone, image_size=self.image_size)
 
     def read_target(self, row: dict[str, Any]) -> None:
         """None: the pairs are generated, so the data need no annotations."""

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedModel
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ..data.sprite_shapes import SHAPES
 from ..data.sprites import render_sprites
 from ..evaluation.images import TEST_SPRITES
 from ..evaluation.pictures import overlay
-from ..evaluation.rows import Rows, check_size, find_column, read_image, read_instances
-from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, RenderedRows, Sample, cut, resize_maps
+from ..evaluation.rows import Rows, check_size, read_instances
+from ..hub.configuration_eqcohvit import EqCohViTConfig
+from .backbones import pyramid, spread_stages
+from .base import DenseTask, RenderedRows, Sample, cut, draw_rectangle, resize_maps
 from .coco import PrecisionScore
 from .options import TaskOptions
 
 MAX_INSTANCES = 100  # predictions per image, as COCO counts
 _MIN_SCORE_SHOWN = 0.4
-_CROP_RANGE = (0.7, 1.0)  # sides of a training crop, as fractions of the image's
+_LEAST_CROP = 0.7  # sides of a training crop, as fractions of the image's
 _MIN_PIXELS = 4  # of an instance in a training crop; smaller instances are left out
 
 
@@ -91,38 +92,31 @@ class InstanceSegmentation(DenseTask):
     )
     default_rows = staticmethod(sprite_grids)
     counted = "instance"
+    reads_pyramid = True
+    models = {"mask2former": Mask2FormerForUniversalSegmentation}
+    target_columns = ("annotation", "label", "mask")
 
     @classmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+    def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
         num_labels = options.num_labels or getattr(rows, "num_labels", None)
         if num_labels is None or not 1 <= num_labels <= 255:
             raise ValueError(
                 f"instance segmentation needs --num_labels, the number of classes (1 to 255), got {num_labels}"
             )
-        return cls(
-            **cls.common(options, encoder, multiple_of_patches=4 if encoder.config.square_patch_size <= 8 else 2),
-            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
-            target_column=find_column(rows, options.target_column, ["annotation", "label", "mask"], "annotations"),
-            num_labels=num_labels,
-            reduce_labels=options.reduce_labels,
-        )
+        return {"num_labels": num_labels, "reduce_labels": options.reduce_labels}
 
-    def model_class(self) -> type[PreTrainedModel]:
-        return Mask2FormerForUniversalSegmentation
+    def backbone_options(self, num_layers: int) -> dict[str, Any]:
+        return {"out_indices": spread_stages(num_layers), "scale_factors": pyramid(self.patch_size)}
 
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        scales = [2, 1, 0.5, 0.25] if self.patch_size <= 8 else [4, 2, 1, 0.5]
-        stages = spread_stages(encoder.config.num_hidden_layers)
-        backbone = encoder.backbone(random_weights, out_indices=stages, scale_factors=scales)
-        config = Mask2FormerConfig(
-            backbone_config=backbone.config,
+    def head_config(self, backbone: EqCohViTConfig) -> Mask2FormerConfig:
+        return Mask2FormerConfig(
+            backbone_config=backbone,
             num_labels=self.num_labels,
             num_queries=MAX_INSTANCES,
             encoder_layers=3,
             decoder_layers=4,  # the first prediction counts as one
             train_num_points=min(12544, self.image_size**2 // 4),
         )
-        return self.with_backbone(Mask2FormerForUniversalSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """The number 1 .. N of the instance at each pixel, int32 (H, W), or 0, and the classes (N,) of the instances.
@@ -140,16 +134,12 @@ class InstanceSegmentation(DenseTask):
             )
         return instances, labels - shift
 
-    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        image = read_image(row, self.image_column)
-        instances, classes = self.read_target(row)
-        check_size(instances, image)
-        return image, instances, classes
+    def check_fit(self, target: tuple[np.ndarray, np.ndarray], image: Image.Image) -> None:
+        check_size(target[0], image)
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image, instances, classes = self._read(row)
-        sides = np.array(image.size) * rng.uniform(*_CROP_RANGE, 2)
-        start = rng.uniform(0, np.array(image.size) - sides)
+        image, (instances, classes) = self.read(row)
+        start, sides = draw_rectangle(image.size, _LEAST_CROP, rng)
         image, numbers = cut(image, instances, (*start, *(start + sides)), self.image_size, rng)
         masks = numbers == np.arange(1, len(classes) + 1)[:, None, None]
         kept = masks.sum(axis=(1, 2)) >= _MIN_PIXELS
@@ -164,9 +154,9 @@ class InstanceSegmentation(DenseTask):
         return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), **lists}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, instances, classes = self._read(row)
-        resized = image.resize((self.image_size,) * 2, Image.Resampling.BICUBIC, reducing_gap=2.0)
-        return {"pixel_values": self.normalize(resized), "instances": instances, "classes": classes, "image": image}
+        image, (instances, classes) = self.read(row)
+        pixel_values = self.normalize(self.stretch(image))
+        return {"pixel_values": pixel_values, "instances": instances, "classes": classes, "image": image}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         outputs = model(pixel_values=batch["pixel_values"], mask_labels=batch["masks"], class_labels=batch["classes"])

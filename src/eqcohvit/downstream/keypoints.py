@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import PreTrainedModel, VitPoseConfig, VitPoseForPoseEstimation
+from transformers import VitPoseConfig, VitPoseForPoseEstimation
 
 from ..evaluation.metrics.pck.distances import correct_keypoints
-from ..evaluation.rows import Rows, find_column, read_image
-from .backbones import EncoderFolder
+from ..evaluation.rows import Rows
+from ..hub.configuration_eqcohvit import EqCohViTConfig
 from .base import DenseTask, Sample
 from .coco import OTHER_SIGMA, PrecisionScore
 from .options import TaskOptions
@@ -144,34 +144,27 @@ class Keypoints(DenseTask):
         f"area of the box, sigmas of COCO for 17 keypoints, else {OTHER_SIGMA}; a prediction's score is "
         "the mean height of its peaks"
     )
+    models = {"classic": VitPoseForPoseEstimation, "simple": VitPoseForPoseEstimation}
+    target_columns = ("keypoints",)
+    target_purpose = "keypoints"
 
     @classmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
-        target = find_column(rows, options.target_column, ["keypoints"], "keypoints")
-        points = _read_points(rows[0], target)
-        return cls(
-            **cls.common(options, encoder),
-            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
-            target_column=target,
-            num_keypoints=len(points),
-            box_column="bbox" if "bbox" in rows.features else "",
-        )
+    def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
+        box_column = "bbox" if "bbox" in rows.features else ""
+        return {"num_keypoints": len(_read_points(rows[0], target_column)), "box_column": box_column}
 
     @property
     def map_side(self) -> int:
         """Side of a heat map in cells."""
         return self.image_size // self.patch_size * UPSAMPLING
 
-    def model_class(self) -> type[PreTrainedModel]:
-        return VitPoseForPoseEstimation
+    def backbone_options(self, num_layers: int) -> dict[str, Any]:
+        return {"image_size": self.image_size, "reshape_hidden_states": False, "include_prefix_tokens": False}
 
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
-        shape = {"reshape_hidden_states": False, "include_prefix_tokens": False}
-        backbone = encoder.backbone(random_weights, image_size=self.image_size, **shape)
-        config = VitPoseConfig(
-            backbone_config=backbone.config, num_labels=self.num_keypoints, use_simple_decoder=self.head == "simple"
+    def head_config(self, backbone: EqCohViTConfig) -> VitPoseConfig:
+        return VitPoseConfig(
+            backbone_config=backbone, num_labels=self.num_keypoints, use_simple_decoder=self.head == "simple"
         )
-        return self.with_backbone(VitPoseForPoseEstimation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Points (K, 2) in pixels, which of them are labeled (K,), and the box x, y, width, height.
@@ -211,8 +204,7 @@ class Keypoints(DenseTask):
         return Crop(np.array(image.size) / 2, float(max(image.size)), 0.0, self.image_size)
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image = read_image(row, self.image_column)
-        points, visible, box = self.read_target(row)
+        image, (points, visible, box) = self.read(row)
         whole = self._whole(image, box)
         center = whole.center + rng.uniform(-_SHIFT, _SHIFT, 2) * whole.side
         crop = Crop(
@@ -232,8 +224,7 @@ class Keypoints(DenseTask):
         }
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image = read_image(row, self.image_column)
-        points, visible, box = self.read_target(row)
+        image, (points, visible, box) = self.read(row)
         crop = self._whole(image, box)
         geometry = {
             "points": points,

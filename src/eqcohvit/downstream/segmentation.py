@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import PreTrainedConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from ..evaluation.metrics.mean_iou.confusion import confusion_matrix, iou_scores
 from ..evaluation.pictures import IGNORED, color_labels
-from ..evaluation.rows import Rows, check_size, find_column, read_image, read_labels
-from .backbones import EncoderFolder, spread_stages
-from .base import DenseTask, Sample, cut, resize_maps
+from ..evaluation.rows import Rows, check_size, read_labels
+from ..hub.configuration_eqcohvit import EqCohViTConfig
+from .backbones import spread_stages
+from .base import DenseTask, Sample, cut, draw_square, resize_maps
 from .heads import DenseHeadConfig, LinearSegmentation
 from .options import TaskOptions
 
-_CROP_RANGE = (0.6, 1.0)  # side of a training crop, as a fraction of the shorter side
+_LEAST_CROP = 0.6  # side of a training crop, as a fraction of the shorter side
 
 
 class _IoUScore:
@@ -52,42 +53,34 @@ class Segmentation(DenseTask):
         "whole images with the shorter side at image_size, logits resized to the annotation; mIoU "
         "over the classes of all images"
     )
+    models = {"upernet": UperNetForSemanticSegmentation, "linear": LinearSegmentation}
+    target_columns = ("annotation", "label", "mask", "segmentation_mask")
 
     @classmethod
-    def from_options(cls, options: TaskOptions, encoder: EncoderFolder, rows: Rows) -> Self:
+    def own_fields(cls, options: TaskOptions, rows: Rows, target_column: str) -> dict[str, Any]:
         if options.num_labels is None or not 2 <= options.num_labels <= IGNORED:
             raise ValueError(
                 f"segmentation needs --num_labels, the number of classes (2 to {IGNORED}), got {options.num_labels}"
             )
-        return cls(
-            **cls.common(options, encoder),
-            image_column=find_column(rows, options.image_column, ["image"], "photographs"),
-            target_column=find_column(
-                rows, options.target_column, ["annotation", "label", "mask", "segmentation_mask"], "annotations"
-            ),
-            num_labels=options.num_labels,
-            ignore_label=options.ignore_label,
-            reduce_labels=options.reduce_labels,
-        )
+        return {name: getattr(options, name) for name in ("num_labels", "ignore_label", "reduce_labels")}
 
-    def model_class(self) -> type[PreTrainedModel]:
-        return UperNetForSemanticSegmentation if self.head == "upernet" else LinearSegmentation
-
-    def build(self, encoder: EncoderFolder, random_weights: bool) -> PreTrainedModel:
+    def backbone_options(self, num_layers: int) -> dict[str, Any]:
         if self.head == "linear":
-            backbone = encoder.backbone(random_weights)
-            return self.with_backbone(
-                LinearSegmentation(DenseHeadConfig(backbone_config=backbone.config, num_labels=self.num_labels)),
-                backbone,
-            )
-        stages = spread_stages(encoder.config.num_hidden_layers)
-        backbone = encoder.backbone(random_weights, out_indices=stages, scale_factors=[4, 2, 1, 0.5])
-        width = encoder.config.hidden_size
-        sizes = {"hidden_size": width, "auxiliary_in_channels": width, "auxiliary_channels": width}
-        config = UperNetConfig(
-            backbone_config=backbone.config, num_labels=self.num_labels, loss_ignore_index=IGNORED, **sizes
+            return {}
+        return {"out_indices": spread_stages(num_layers), "scale_factors": [4, 2, 1, 0.5]}
+
+    def head_config(self, backbone: EqCohViTConfig) -> PreTrainedConfig:
+        if self.head == "linear":
+            return DenseHeadConfig(backbone_config=backbone, num_labels=self.num_labels)
+        width = backbone.hidden_size
+        return UperNetConfig(
+            backbone_config=backbone,
+            num_labels=self.num_labels,
+            loss_ignore_index=IGNORED,
+            hidden_size=width,
+            auxiliary_in_channels=width,
+            auxiliary_channels=width,
         )
-        return self.with_backbone(UperNetForSemanticSegmentation(config), backbone)
 
     def read_target(self, row: dict[str, Any]) -> np.ndarray:
         """Class of each pixel, int64 (H, W), 255 if the pixel does not count.
@@ -114,31 +107,26 @@ class Segmentation(DenseTask):
             raise ValueError("the annotation is empty: no pixel has a class")
         return np.where(ignored, IGNORED, labels)
 
-    def _read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        image = read_image(row, self.image_column)
-        labels = self.read_target(row)
-        check_size(labels, image)
-        return image, labels
+    def check_fit(self, target: np.ndarray, image: Image.Image) -> None:
+        check_size(target, image)
 
     def train_sample(self, row: dict[str, Any], rng: np.random.Generator) -> Sample:
-        image, labels = self._read(row)
-        side = rng.uniform(*_CROP_RANGE) * min(image.size)
-        left = rng.uniform(0, image.width - side)
-        top = rng.uniform(0, image.height - side)
-        rows, columns = np.nonzero(labels[int(top) : int(top + side) + 1, int(left) : int(left + side) + 1] != IGNORED)
+        image, labels = self.read(row)
+        box = draw_square(image.size, _LEAST_CROP, rng)
+        left, top, right, bottom = box
+        rows, columns = np.nonzero(labels[int(top) : int(bottom) + 1, int(left) : int(right) + 1] != IGNORED)
         if len(rows) == 0:  # a crop without labeled pixels teaches nothing: take one around a labeled pixel
             rows, columns = np.nonzero(labels != IGNORED)
-            at = rng.integers(len(rows))
-            left, top = (
-                np.clip(at - side / 2, 0, limit - side)
-                for at, limit in zip((columns[at], rows[at]), image.size, strict=True)
-            )
-        box = (left, top, left + side, top + side)
+            chosen = rng.integers(len(rows))
+            side = right - left
+            place = np.array([columns[chosen], rows[chosen]])
+            start = np.clip(place - side / 2, 0, np.array(image.size) - side)
+            box = (*start, *(start + side))
         image, labels = cut(image, labels.astype(np.uint8), box, self.image_size, rng)
         return {"pixel_values": self.normalize(image), "labels": torch.from_numpy(labels.astype(np.int64))}
 
     def test_sample(self, row: dict[str, Any], index: int) -> Sample:
-        image, labels = self._read(row)
+        image, labels = self.read(row)
         return {"pixel_values": self.normalize(self.resize_whole(image)), "labels": labels}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ class Evaluation:
     Encoders and images are opened when a task first uses them, so that a task that needs neither does not wait.
 
     Args:
-        settings: all of them, those that depend on the size too (`suite.apply_size`).
+        settings: all of them, those that depend on the size too (`suite.with_size`).
         open_samples: opens the images to fit and to test probes on.
     """
 

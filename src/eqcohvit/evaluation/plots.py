@@ -36,7 +36,6 @@ def color_of(part: str) -> str:
 
 def r2_bars(rows: Sequence[Row]) -> Figure:
     """R2 by transformation and protocol (panels): a bar for each encoder and part, with its 95 % interval."""
-    panels = list(dict.fromkeys((row.settings["transform"], row.settings["protocol"]) for row in rows))
     lines = list(dict.fromkeys((row.encoder, row.part) for row in rows))
     encoders = list(dict.fromkeys(encoder for encoder, _ in lines))
     labels = {encoder: wrap(encoder, 26) for encoder in encoders}
@@ -47,20 +46,12 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
         room = max(len(own), 0.75 * (label.count("\n") + 1))  # in bars
         places |= {line: start + (room - len(own)) / 2 + index for index, line in enumerate(own)}
         start += room + 0.6
-    columns = min(len(panels), _MAX_PANELS)
-    num_rows = -(-len(panels) // columns)
-    height = 0.2 * start + 0.5
-    figure = Figure(figsize=(_WIDTH, num_rows * height + 0.6), layout="constrained")
-    axes = figure.subplots(num_rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        for row in rows:
-            if (row.settings["transform"], row.settings["protocol"]) == panel:
-                length = min(max(row.mean, _FLOOR), 1.05)
-                axis.barh(places[row.encoder, row.part], length, 0.85, xerr=row.half, **_bar_style(row.part))
+    figure, axes, panels = _panels(rows, _MAX_PANELS, height=0.2 * start + 0.5, legend_height=0.6, sharex=True)
+    for axis, shown in panels:
+        for row in shown:
+            length = min(max(row.mean, _FLOOR), 1.05)
+            axis.barh(places[row.encoder, row.part], length, 0.85, xerr=row.half, **_bar_style(row.part))
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(", ".join(panel).replace("_", " "), fontsize=10)
         axis.set_xlim(_FLOOR, 1.05)
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
@@ -74,6 +65,27 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
         axis.set_xlabel("R2", fontsize=9)
     _part_legend(figure, list(dict.fromkeys(part for _, part in lines)))
     return figure
+
+
+def _panels(
+    rows: Sequence[Row], most: int, height: float, legend_height: float, sharex: bool
+) -> tuple[Figure, np.ndarray, list[tuple[Axes, list[Row]]]]:
+    """A figure with a panel for each transformation and protocol, all its axes (lines, columns), and each panel's rows.
+
+    most: panels side by side. height: of a line of panels in inches. legend_height: of what comes below them.
+    """
+    by_panel: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_panel.setdefault((row.settings["transform"], row.settings["protocol"]), []).append(row)
+    columns = min(most, len(by_panel))
+    num_lines = -(-len(by_panel) // columns)
+    figure = Figure(figsize=(_WIDTH, num_lines * height + legend_height), layout="constrained")
+    axes = figure.subplots(num_lines, columns, squeeze=False, sharex=sharex, sharey=True)
+    for axis in axes.flat[len(by_panel) :]:
+        axis.set_visible(False)
+    for axis, panel in zip(axes.flat, by_panel, strict=False):
+        axis.set_title(", ".join(panel).replace("_", " "), fontsize=10)
+    return figure, axes, list(zip(axes.flat, by_panel.values(), strict=False))
 
 
 def _bar_style(part: str) -> dict[str, Any]:
@@ -94,16 +106,9 @@ def _part_legend(figure: Figure, parts: Sequence[str]) -> None:
 def r2_by_layer(rows: Sequence[Row]) -> Figure:
     """R2 of the hidden states of the backbone by index: a panel for each transformation and protocol, a line for each
     encoder."""
-    panels = list(dict.fromkeys((row.settings["transform"], row.settings["protocol"]) for row in rows))
     encoders = list(dict.fromkeys(row.encoder for row in rows))
-    columns = min(3, len(panels))
-    num_rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(_WIDTH, 3 * num_rows + 0.25 * len(encoders)), layout="constrained")
-    axes = figure.subplots(num_rows, columns, squeeze=False, sharey=True)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        shown = [row for row in rows if (row.settings["transform"], row.settings["protocol"]) == panel]
+    figure, axes, panels = _panels(rows, most=3, height=3, legend_height=0.25 * len(encoders), sharex=False)
+    for axis, shown in panels:
         for encoder in encoders:
             own = [row for row in shown if row.encoder == encoder and row.settings["layer"].isdigit()]
             if own:
@@ -111,7 +116,6 @@ def r2_by_layer(rows: Sequence[Row]) -> Figure:
         pixels = [row.mean for row in shown if row.part == "pixels"]
         if pixels:
             axis.axhline(pixels[0], color=PART_COLORS["pixels"], linestyle=":", label=PIXELS)
-        axis.set_title(", ".join(panel).replace("_", " "), fontsize=10)
         axis.set_xlabel("hidden state (0: embedding)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)

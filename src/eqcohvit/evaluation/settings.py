@@ -12,7 +12,7 @@ from ..cli import is_list, registered, setting
 FROZEN_TASKS = registered("evaluation", "FROZEN_TASKS")
 DENSE_TASKS = registered("downstream", "DENSE_TASKS")
 VIDEO_TASKS = registered("evaluation", "VIDEO_TASKS")
-_BY_SIZE: Any = None  # `suite.apply_size` or the suite fills these, with what an evaluation of that size has
+_BY_SIZE: Any = None  # `suite.with_size` or the suite fills these, with what an evaluation of that size has
 
 
 @dataclass(kw_only=True)

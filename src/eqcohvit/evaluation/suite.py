@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .results import Row
+from .settings import EvaluationSettings
 
 # Raise it whenever the same model and data give other figures than before: after a change of transformations,
 # protocols, decoding, pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a
@@ -77,12 +78,11 @@ QUICK = Size(("strict",), ("cls_mean",), seeds=1, max_samples=1024, max_test_sam
 FULL = Size(("paper", "strict"), ("cls_mean", "grid"), seeds=3, max_samples=4096, max_test_samples=2048, alone="all")
 
 
-def apply_size(settings: dict[str, Any]) -> None:
-    """Fill the settings that no flag gave: from `FULL` with `--full` or a suite, else from `QUICK`."""
-    size = FULL if settings["full"] or settings["suite"] else QUICK
-    for name, value in asdict(size).items():
-        if settings.get(name) is None:
-            settings[name] = list(value) if isinstance(value, tuple) else value
+def with_size(settings: EvaluationSettings) -> EvaluationSettings:
+    """The settings with those that no flag gave: from `FULL` with `--full` or a suite, else from `QUICK`."""
+    size = FULL if settings.full or settings.suite else QUICK
+    left_open = {name: value for name, value in vars(size).items() if getattr(settings, name) is None}
+    return replace(settings, **left_open)
 
 
 def describe_size(settings: Mapping[str, Any]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 MAX_SERIES = 8  # in one chart
 _WIDTH, _HEIGHT = 540, 250
@@ -66,10 +67,9 @@ def line_chart(
     if len(series) > MAX_SERIES:
         raise ValueError(f"a chart takes at most {MAX_SERIES} series, got {len(series)}")
     values = [y for line in series for _, y in line.points if math.isfinite(y)]
-    steps = [x for line in series for x, _ in line.points]
     is_log = limits is None and bool(values) and min(values) > 0 and max(values) > _LOG_RATIO * min(values)
-    axis = _LogAxis(values) if is_log else _Axis(values, limits)
-    last_step = max([*steps, max_step, 1])
+    axis = _log_axis(values) if is_log else _linear_axis(values, limits)
+    last_step = max([max_step, 1, *(x for line in series for x, _ in line.points)])
     legend = "".join(_legend(line, limits) for line in series)
     drawn = [_grid(axis, last_step, f"{unit}, logarithmic" if is_log and unit else unit)]
     drawn += [_line(line, axis, last_step) for line in series]
@@ -78,36 +78,38 @@ def line_chart(
     return f"<figure class='chart'><h3>{html.escape(title)}</h3><div class='legend'>{legend}</div>{svg}</figure>"
 
 
+@dataclass(frozen=True)
 class _Axis:
-    """A linear vertical axis that shows all values, with round ticks."""
+    """A vertical axis: `low` and `high` are its ends on the scale, `ticks` are values."""
 
-    def __init__(self, values: Sequence[float], limits: tuple[float, float] | None):
-        low, high = min([*values, *(limits or ())], default=0.0), max([*values, *(limits or ())], default=1.0)
-        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-        self.low = low if limits is not None and low == limits[0] else low - margin
-        self.high = high if limits is not None and high == limits[1] else high + margin
-        if low >= 0 > self.low:
-            self.low = 0.0
-        self.ticks = round_ticks(self.low, self.high)
+    low: float
+    high: float
+    ticks: Sequence[float]
+    scale: Callable[[float], float] = float
 
-    def place(self, value: float) -> float:
-        """Height on the axis, 0 to 1."""
-        return (value - self.low) / (self.high - self.low)
+    def y(self, value: float) -> float:
+        """Place of a value in the picture."""
+        height = (self.scale(value) - self.low) / (self.high - self.low)
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - height)
 
 
-class _LogAxis(_Axis):
-    """A logarithmic axis for positive values, with ticks at powers of ten."""
+def _linear_axis(values: Sequence[float], limits: tuple[float, float] | None) -> _Axis:
+    """Shows all values, with round ticks."""
+    least, most = min([*values, *(limits or ())], default=0.0), max([*values, *(limits or ())], default=1.0)
+    margin = 0.05 * (most - least) or 0.05 * abs(most) or 1.0
+    low = least if limits is not None and least == limits[0] else least - margin
+    high = most if limits is not None and most == limits[1] else most + margin
+    if least >= 0 > low:
+        low = 0.0
+    return _Axis(low, high, round_ticks(low, high))
 
-    def __init__(self, values: Sequence[float]):
-        low, high = math.log10(min(values)), math.log10(max(values))
-        margin = 0.05 * (high - low)
-        self.low, self.high = low - margin, high + margin
-        every = math.ceil((high - low) / 5)
-        self.ticks = [10.0**exponent for exponent in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, every)]
 
-    def place(self, value: float) -> float:
-        """Height on the axis, 0 to 1."""
-        return (math.log10(value) - self.low) / (self.high - self.low)
+def _log_axis(values: Sequence[float]) -> _Axis:
+    """For positive values, with ticks at powers of ten."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    margin = 0.05 * (high - low)
+    exponents = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, math.ceil((high - low) / 5))
+    return _Axis(low - margin, high + margin, [10.0**exponent for exponent in exponents], math.log10)
 
 
 def round_ticks(low: float, high: float, most: int = 7) -> list[float]:
@@ -134,48 +136,34 @@ def _x(step: float, last_step: float) -> float:
     return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last_step
 
 
-def _y(value: float, axis: _Axis) -> float:
-    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - axis.place(value))
-
-
 def _grid(axis: _Axis, last_step: float, unit: str) -> str:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = []
     for tick in axis.ticks:
-        y = _y(tick, axis)
+        y = axis.y(tick)
+        number = short(0.0 if abs(tick) < 1e-12 else tick)
         parts.append(f"<line class='grid' x1='{_LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        parts.append(
-            f"<text x='{_LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>"
-            f"{short(0.0 if abs(tick) < 1e-12 else tick)}</text>"
-        )
+        parts.append(f"<text x='{_LEFT - 7}' y='{y + 4:.1f}' text-anchor='end'>{number}</text>")
     for tick in round_ticks(0, last_step):
         x = _x(tick, last_step)
         parts.append(f"<line class='axis' x1='{x:.1f}' x2='{x:.1f}' y1='{bottom}' y2='{bottom + 4}'/>")
         parts.append(f"<text x='{x:.1f}' y='{bottom + 17}' text-anchor='middle'>{short(tick)}</text>")
+    place = f"translate(12 {(_TOP + bottom) / 2:.0f}) rotate(-90)"
     parts.append(f"<line class='axis' x1='{_LEFT}' x2='{right}' y1='{bottom}' y2='{bottom}'/>")
     parts.append(f"<text x='{(_LEFT + right) / 2:.0f}' y='{_HEIGHT - 4}' text-anchor='middle'>step</text>")
-    middle = (_TOP + bottom) / 2
-    parts.append(
-        f"<text transform='translate(12 {middle:.0f}) rotate(-90)' text-anchor='middle'>{html.escape(unit)}</text>"
-    )
+    parts.append(f"<text transform='{place}' text-anchor='middle'>{html.escape(unit)}</text>")
     return "".join(parts)
 
 
 def _line(line: Series, axis: _Axis, last_step: float) -> str:
     every = max(1, math.ceil(len(line.points) / _MAX_POINTS))
     chosen = [*line.points[::every], *(line.points[-1:] if (len(line.points) - 1) % every else [])]
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for step, value in chosen:
-        if math.isfinite(value):
-            pieces[-1].append((_x(step, last_step), _y(value, axis)))
-        elif pieces[-1]:
-            pieces.append([])
-    marked = len(chosen) <= _MAX_MARKED
     parts = []
-    for piece in pieces:
+    for is_finite, points in groupby(chosen, lambda point: math.isfinite(point[1])):
+        piece = [(_x(step, last_step), axis.y(value)) for step, value in points] if is_finite else []
         if len(piece) > 1:
             parts.append(f"<polyline class='s{line.color}' points='{' '.join(f'{x:.1f},{y:.1f}' for x, y in piece)}'/>")
-        if marked or len(piece) == 1:
+        if len(chosen) <= _MAX_MARKED or len(piece) == 1:
             parts += [f"<circle class='d{line.color}' cx='{x:.1f}' cy='{y:.1f}' r='2.6'/>" for x, y in piece]
     return "".join(parts)
 

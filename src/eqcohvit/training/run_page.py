@@ -120,12 +120,11 @@ def render_run_page(
         caption = f"After step {step}: two views, and the states between them beside their reconstructions."
         image = f"<img alt='{caption}' src='data:image/png;base64,{source}'>"
         body.append(f"<h2>Samples</h2><figure>{image}<figcaption>{caption}</figcaption></figure>")
-    curves_text = (
-        f"<div class='charts'>{''.join(curves)}</div>"
-        if curves
-        else "<p class='faint'>No metrics have been logged yet.</p>"
-    )
-    body.append(f"<h2>Curves</h2>{curves_text}")
+    body.append("<h2>Curves</h2>")
+    if curves:
+        body[-1] += f"<div class='charts'>{''.join(curves)}</div>"
+    else:
+        body[-1] += "<p class='faint'>No metrics have been logged yet.</p>"
     chosen = {name: value for name, value in settings.items() if value not in (None, "")}
     body.append(f"<h2>How it was run</h2><pre>{html.escape(command)}</pre>{facts(about)}")
     body.append(f"<details><summary>All settings</summary>{facts(chosen)}</details>")
@@ -142,20 +141,23 @@ _STYLE = """
 
 def _charts(spec: _Chart, history: Sequence[dict[str, float]], max_step: int) -> Iterator[str]:
     """The charts of its metrics: none without metrics, several for more than eight lines."""
-    names = list(
-        dict.fromkeys(
-            name for line in history for name in line if name == spec.prefix or name.startswith(f"{spec.prefix}/")
-        )
-    )
+    names = [name for name in _names(history) if _belongs(name, spec.prefix)]
     for start in range(0, len(names), MAX_SERIES):
         lines = []
         for index, name in enumerate(names[start : start + MAX_SERIES]):
             label = spec.title.lower() if name == spec.prefix else name.removeprefix(f"{spec.prefix}/")
             points = [(line["step"], _number(line[name])) for line in history if name in line]
             lines.append(Series(label, points, _COLORS.get(label, index % MAX_SERIES)))
-        yield line_chart(
-            spec.title if start == 0 else f"{spec.title}, continued", spec.unit, lines, spec.limits, max_step
-        )
+        title = f"{spec.title}, continued" if start else spec.title
+        yield line_chart(title, spec.unit, lines, spec.limits, max_step)
+
+
+def _names(history: Sequence[dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for line in history for name in line))
+
+
+def _belongs(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}/")
 
 
 def _number(value: Any) -> float:
@@ -165,12 +167,9 @@ def _number(value: Any) -> float:
 def _others(history: Sequence[dict[str, float]]) -> list[_Chart]:
     """Charts of the metrics that no other chart has, by the first word of their names."""
     shown = [spec.prefix for spec in (*_KNOWN, *_CURVES)]
-    names = dict.fromkeys(name for line in history for name in line if name != "step")
-    left = [name for name in names if not any(name == prefix or name.startswith(f"{prefix}/") for prefix in shown)]
-    return [
-        _Chart(prefix, prefix.replace("_", " ").capitalize(), "value")
-        for prefix in dict.fromkeys(name.split("/")[0] for name in left)
-    ]
+    left = [name for name in _names(history) if not any(_belongs(name, prefix) for prefix in shown)]
+    prefixes = dict.fromkeys(name.split("/")[0] for name in left if name != "step")
+    return [_Chart(prefix, prefix.replace("_", " ").capitalize(), "value") for prefix in prefixes]
 
 
 def _warnings(output_dir: Path, history: Sequence[dict[str, float]], watch: HealthWatch) -> list[str]:

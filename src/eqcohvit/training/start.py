@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..files import (
     CONFIG_FILE,
@@ -24,29 +24,13 @@ from ..files import (
     WEIGHTS_FILE,
     first_line,
 )
-from ..hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
-from ..loading import is_run, nothing_saved
+from ..hub.configuration_eqcohvit import EqCohViTConfig
+from ..loading import is_run, nothing_saved, read_config
 from ..preprocessing import Preprocessing, read_preprocessing, side_of
 from .arguments import PretrainArguments
 from .checkpoint import list_checkpoints
 
 Weights = dict[str, torch.Tensor]
-
-
-def read_config(source: str) -> PreTrainedConfig:
-    """The configuration of a folder or Hub id.
-
-    Raises:
-        ValueError: it cannot be found, or its model is not supported.
-    """
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model at {source}: {first_line(error)}") from None
-    allowed = (*FAMILIES, EqCohViTConfig.model_type)
-    if config.model_type not in allowed:
-        raise ValueError(f"{source}: expected a model_type of {', '.join(allowed)}, found {config.model_type!r}")
-    return config
 
 
 def part_of(weights: Weights, prefix: str) -> Weights:

@@ -10,8 +10,8 @@ from transformers import AutoModel, PreTrainedModel
 from ..files import first_line
 from ..hub.configuration_eqcohvit import FAMILIES
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining, EqCohViTModel
-from ..loading import check_loaded, load_whole, resize_positions
-from .start import Start, Weights, part_of, read_config
+from ..loading import check_loaded, load_whole, read_config, resize_positions
+from .start import Start, Weights, part_of
 
 
 def load_vit(source: str) -> tuple[PreTrainedModel, list[str]]:
@@ -20,9 +20,7 @@ def load_vit(source: str) -> tuple[PreTrainedModel, list[str]]:
     Raises:
         ValueError: it cannot be loaded, or is of no known family.
     """
-    config = read_config(source)
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{source}: expected a model_type of {', '.join(FAMILIES)}, found {config.model_type!r}")
+    read_config(source, types=tuple(FAMILIES))
     try:
         model, info = AutoModel.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
@@ -50,18 +48,13 @@ def fill(module: nn.Module, weights: Weights, source: str) -> None:
     missing = [key for key in expected if key not in found and not key.endswith("mask_token")]
     left_over = [key for key in found if key not in expected and not key.endswith("mask_token")]
     changed = [key for key in expected if key in found and found[key] != expected[key]]
-    problem = ""
-    if missing:
-        first = min(missing)
-        problem = f"expected {first} of shape {expected[first]}, found nothing of that name"
-    elif left_over:
-        first = min(left_over)
-        problem = f"found {first} of shape {found[first]}, which has no place"
-    elif changed:
-        first = min(changed)
-        problem = f"expected {first} of shape {expected[first]}, found {found[first]}"
-    if problem:
-        raise ValueError(f"{source}: {problem} ({len(missing or left_over or changed)} such tensors)")
+    wrong = missing or left_over or changed
+    if wrong:
+        name = min(wrong)
+        problem = f"expected {name} of shape {expected.get(name)}, found {found.get(name, 'nothing of that name')}"
+        if name in left_over:
+            problem = f"found {name} of shape {found[name]}, which has no place"
+        raise ValueError(f"{source}: {problem} ({len(wrong)} such tensors)")
     module.load_state_dict({key: weights[key] for key in weights if key in expected}, strict=False)
 
 

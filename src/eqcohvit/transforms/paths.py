@@ -18,6 +18,7 @@ from .ops import affine, compose, constant, luminance, mapped
 from .render import render
 
 _PARTS = ("matrix", "color", "sigma")
+_MAX_REACH = 3.0  # of a path, in halves of the side of the view
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,27 @@ def make_path(name: str, magnitude: float = 1.0) -> TransformationPath:
     path = paths[0] if len(paths) == 1 else Composition(paths)
     path.limits = tuple((low * magnitude, high * magnitude) for low, high in path.limits)
     return path
+
+
+def path_reach(path: TransformationPath) -> float:
+    """How far from the center of u the views of a path read, in halves of the side of u: 1 if nothing moves, at most 3.
+
+    Checked at extreme parameters and at any fraction of the way. A path with many parameters has too many combinations
+    of extremes to try all of them.
+    """
+    extremes = torch.rand(4096, path.num_parameters, generator=torch.Generator().manual_seed(0)).round()
+    drawn = path.sample(extremes)
+    view = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
+    reach = torch.tensor(1.0)
+    for step in range(1, 9):
+        matrix = drawn.at(step / 8).matrix
+        if matrix is None:
+            return 1.0
+        moved = view @ matrix.transpose(1, 2)
+        behind = moved[..., 2:] <= 0  # the horizon lies within the view
+        places = (moved[..., :2] / moved[..., 2:]).abs().masked_fill(behind, _MAX_REACH).nan_to_num(_MAX_REACH)
+        reach = torch.maximum(reach, places.max())
+    return min(reach.item(), _MAX_REACH)
 
 
 def _symmetric(limit: float) -> tuple[float, float]:

@@ -19,7 +19,7 @@ import torch
 from . import ops
 from .augmentations import AUGMENTATIONS, NUM_DRAWS, ViewParameters, recolor, sample_view
 from .masks import BlockMasking
-from .paths import SampledPath, Transformation, TransformationPath, intermediate_fractions
+from .paths import SampledPath, Transformation, TransformationPath, intermediate_fractions, path_reach
 from .random import uniforms
 from .render import render, still_view
 from .resize import DENSITY, OFF_CENTER, by_lines, resized_crop, resized_region
@@ -30,7 +30,6 @@ _LOCAL = 16
 
 _MIN_CANVAS = 1.5  # least canvas side, in sides of the view; details lost in a smaller one cannot be restored
 _MARGIN = 4  # points of the region beyond those that the views read
-_MAX_REACH = 3.0  # of a region, in halves of the side of u
 _PIVOT_SIZE = 64  # side in pixels of the small u on which the contrast's pivots are measured
 _CACHED_VALUES = 2**19  # what a CPU renders at a time, so that it stays in the cache: 25 % faster at 224 pixels
 
@@ -363,27 +362,6 @@ class ViewRenderer:
         scale = ops.constant(self._scale, images)[:, None, None]
         shift = ops.constant(self._shift, images)[:, None, None]
         return images * scale - shift
-
-
-def path_reach(path: TransformationPath) -> float:
-    """How far from the center of u the views of a path read, in halves of the side of u: 1 if nothing moves, at most 3.
-
-    Checked at extreme parameters and at any fraction of the way. A path with many parameters has too many combinations
-    of extremes to try all of them.
-    """
-    extremes = torch.rand(4096, path.num_parameters, generator=torch.Generator().manual_seed(0)).round()
-    drawn = path.sample(extremes)
-    view = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]])
-    reach = torch.tensor(1.0)
-    for step in range(1, 9):
-        matrix = drawn.at(step / 8).matrix
-        if matrix is None:
-            return 1.0
-        moved = view @ matrix.transpose(1, 2)
-        behind = moved[..., 2:] <= 0  # the horizon lies within the view
-        places = (moved[..., :2] / moved[..., 2:]).abs().masked_fill(behind, _MAX_REACH).nan_to_num(_MAX_REACH)
-        reach = torch.maximum(reach, places.max())
-    return min(reach.item(), _MAX_REACH)
 
 
 def _without_empty(canvases: torch.Tensor, largest: int) -> torch.Tensor:
