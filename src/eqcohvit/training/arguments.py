@@ -243,9 +243,13 @@ class PretrainArguments(RunSettings):
 
     def separation_rank(self, invariant_dim: int) -> int:
         """Number of directions that an invariant part of so many dimensions reads; 0 for all."""
+        import torch
+
         if self.invariant_rank is not None:
             return self.invariant_rank
-        return max(1, invariant_dim // _DIMENSIONS_A_DIRECTION) if self.recon_weight > 0 else 0
+        if self.recon_weight == 0 or torch.backends.mps.is_available():  # Apple's GPUs have no float64
+            return 0
+        return max(1, invariant_dim // _DIMENSIONS_A_DIRECTION)
 
     def probe_interval(self, num_processes: int, has_few_images: bool = False) -> int:
         """Steps between two probes. With few images there are at least 10, because such runs are short."""
