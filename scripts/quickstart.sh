@@ -7,9 +7,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh train
 export HF_HUB_OFFLINE=1 # nothing here needs the network
 started=$SECONDS
-# The first two settings are our additions to the paper: the invariant part reads only the 16 directions that both views share most, and the
-# decoders of most samples see the global equivariant feature alone.
-settings=(--invariant_rank 16 --decoder_patch_dropout 0.8 --max_steps 1400 --per_device_train_batch_size 32 --learning_rate 0.002
+# The first settings are our additions to the paper: the invariant part reads only the 16 directions that both views share most, here from the
+# first step on, and the decoders of most samples see the global equivariant feature alone.
+settings=(--invariant_rank 16 --invariant_rank_start 0 --decoder_patch_dropout 0.8 --max_steps 1400 --per_device_train_batch_size 32 --learning_rate 0.002
   --warmup_steps 100 --resume_from_checkpoint latest)
 
 echo "1/3  Pretraining with the equivariant task (rotation)"

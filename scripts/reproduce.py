@@ -6,9 +6,10 @@
     python scripts/reproduce.py --table B --budget 60 --output_dir runs/k_ablation    # takes about an hour in all
     python scripts/reproduce.py --data imagenette --budget 1200 --time_limit 9        # on a GPU; repeat until done
 
-A: SSL methods x paths. B: number of intermediate states. C: lambda, d_equi, border, what the decoders read. D: dense
-and geometric tasks. Each run has a folder with its recipe, metrics, model and results.json. tables.md is written only
-from the results.json files. The same command continues where it was, even in the middle of a run.
+A: SSL methods with and without the task, and controls. B: number of intermediate states. C: lambda, d_equi, border,
+what the decoders and the invariant part read. D: dense and geometric tasks. E: other paths. Each run has a folder with
+its recipe, metrics, model and results.json. tables.md is written only from the results.json files. The same command
+continues where it was, even in the middle of a run.
 """
 
 from __future__ import annotations
@@ -203,14 +204,11 @@ class Reproduction:
         }
         if run.equivariant_share is not None:
             size["equivariant_dim"] = round(recipe.feature_dim * run.equivariant_share)
-        paper = (
-            "--path rotation --invariant_rank 0 --decoder_patch_dropout 0.5".split()
-        )  # a recipe may have other settings
         train = [
             "--config",
             self._recipe(run),
             *self._data(run, train=True),
-            *paper,
+            *("--path", "rotation"),  # unless the run has another; the recipes differ
             *_flags(size),
             *run.flags,
             "--output_dir",

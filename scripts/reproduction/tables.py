@@ -1,4 +1,4 @@
-"""Tables A to D: which runs they need, and how they are written from results.json files."""
+"""Tables A to E: which runs they need, and how they are written from results.json files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ PATHS = {  # key of a run's name -> its label, its flags
     "translation": ("+ translation", ("--path", "translation")),
     "all": ("+ all", ("--path", "se2+color_jitter+gaussian_blur")),
 }
-_FIRST_PATHS = ("none", "rotation", "se2")  # the comparison itself; the others fill the rows afterwards
+_COMPARED = ("none", "se2")  # in table A; the other paths are in table E
 TRANSFORMS = ("rotation", "color_jitter", "gaussian_blur", "translation")
 _MOVES = ("rotation", "translation")  # where the two protocols differ
 PROTOCOLS = ("paper", "strict")
 PARTS = ("invariant", "equivariant", "backbone")
 BASE = "vicreg-rotation"  # what tables B and C vary
+_COMPARISONS = {"A": "SSL methods with and without the task", "E": "other paths"}
 _ABLATIONS = {
     "B": "number of intermediate states (VICReg, rotation)",
     "C": "λ, d_equi, border, decoders (VICReg, rotation)",
@@ -54,6 +55,13 @@ def _runs_of_a(paths: Iterable[str]) -> list[Run]:
 
 _KNOWN_G = ("--recon_weight", "0")  # these two train the equivariant part by their own loss
 _REFERENCES = [
+    Run(
+        "identity",
+        "VICReg, g = identity: the decoders rebuild the view itself",
+        "vicreg",
+        ("--path", "se2", "--path_magnitude", "1e-6", "--probe_samples", "0"),
+        TRANSFORMS,
+    ),
     Run("sie", "SIE, rotation", "vicreg", ("--objective", "sie", *_KNOWN_G), TRANSFORMS),
     Run(
         "cross_attention",
@@ -81,6 +89,12 @@ _B = [
 ]
 _C = [
     Run(
+        "split-none",
+        "the invariant part reads all directions (paper)",
+        "vicreg",
+        ("--invariant_rank", "0"),
+    ),
+    Run(
         "context-none",
         "decoders read each patch alone (paper)",
         "vicreg",
@@ -94,15 +108,12 @@ _C = [
     Run("d_equi-three-quarters", "d_equi three quarters of d_patch", "vicreg", (), equivariant_share=0.75),
 ]
 TABLES: dict[str, list[Run]] = {
-    "A": _runs_of_a(_FIRST_PATHS)
-    + _REFERENCES
-    + _MASKED
-    + _runs_of_a(path for path in PATHS if path not in _FIRST_PATHS),
+    "A": _runs_of_a(_COMPARED) + _REFERENCES,
     "B": _B,
     "C": [
         Run(
             BASE,
-            "as table A: λ of the recipe, d_equi half, black border, decoders read the mean too",
+            "λ of the recipe, d_equi half, black border, decoders read the mean too",
             "vicreg",
             (),
             TRANSFORMS,
@@ -114,6 +125,7 @@ TABLES: dict[str, list[Run]] = {
         Run("dense-rotation", "VICReg + rotation", "vicreg", PATHS["rotation"][1], dense=True),
         Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
     ],
+    "E": _runs_of_a(path for path in PATHS if path not in _COMPARED) + _MASKED,
 }
 # Table D: task -> script, folder of the data, flags, and the number that is shown. Sized for minutes on a CPU.
 DENSE: dict[str, tuple[str, str, str, str]] = {
@@ -164,15 +176,8 @@ DENSE: dict[str, tuple[str, str, str, str]] = {
 
 
 def chosen_runs(tables: Sequence[str]) -> list[Run]:
-    """The runs of these tables, each once: first the comparisons of table A, then the small tables, then the rest."""
-    first = len(_FIRST_PATHS) * len(METHODS) + len(_REFERENCES) + len(_MASKED)
-    own = {name: TABLES[name] for name in tables}
-    ordered = [
-        *own.get("A", [])[:first],
-        *(run for name in "DBC" for run in own.get(name, [])),
-        *own.get("A", [])[first:],
-    ]
-    return list({run.name: run for run in ordered}.values())
+    """The runs of these tables, each once: the comparison of table A first, then the small tables, then the rest."""
+    return list({run.name: run for table in "ADBCE" if table in tables for run in TABLES[table]}.values())
 
 
 class Results:
@@ -250,8 +255,8 @@ def _lines(results: Results, runs: Sequence[Run], columns: Sequence[tuple[str, .
     return lines
 
 
-def _table_a(results: Results, runs: Sequence[Run]) -> list[str]:
-    """R2 of all transformations, R2 of the rotation by part, and accuracies by part."""
+def _comparison(results: Results, title: str, runs: Sequence[Run]) -> list[str]:
+    """Table A or E: R2 of all transformations, R2 of the rotation by part, and accuracies by part."""
     columns: list[tuple[str, ...]] = [
         (heading, "equivariant", metric) for heading, metric in r2_columns(TRANSFORMS).items()
     ]
@@ -261,7 +266,7 @@ def _table_a(results: Results, runs: Sequence[Run]) -> list[str]:
     by_part = [(f"{heading}: {part}", part, metric) for heading, metric in rotation.items() for part in PARTS]
     classes = [(f"{metric}: {part}", part, metric) for metric in ("kNN-20", "linear") for part in PARTS]
     return [
-        "## Table A: SSL methods and paths\n\nR2 of the parameters of each transformation, equivariant part.",
+        f"## Table {title}\n\nR2 of the parameters of each transformation, equivariant part.",
         format_table(_lines(results, runs, columns)),
         "R2 of the rotation, by part.",
         format_table(_lines(results, runs, by_part)),
@@ -299,10 +304,10 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
     """Markdown of the tables that have numbers, from the results.json files below `folder`.
 
     Raises:
-        ValueError: the results of tables A to C were measured with different versions of the protocol.
+        ValueError: the results of the tables were measured with different versions of the protocol.
     """
     results = Results(folder)
-    chosen = [name for name in "ABC" if name in tables]
+    chosen = [name for name in "ABCE" if name in tables]
     names = dict.fromkeys(run.name for name in chosen for run in TABLES[name])
     check_same_version((name, found) for name in names for found in results.read(name))
     sections = [section for name in chosen for section in _sections(results, name)]
@@ -312,11 +317,14 @@ def render_tables(folder: Path, tables: Sequence[str] = tuple(TABLES)) -> str:
 
 
 def _sections(results: Results, name: str) -> list[str]:
-    """Table A, B or C; empty if no run has numbers for it."""
+    """Any table but D; empty if no run has numbers for it."""
     runs = [run for run in TABLES[name] if results.read(run.name)]
-    least = 1 if name == "A" else 2  # one of B and C is the run that the others vary
+    least = 2 if name in _ABLATIONS else 1  # one of their runs is the one that the others vary
     if len(runs) < least:
         return []
-    sections = _table_a(results, runs) if name == "A" else _ablation(results, name, _ABLATIONS[name], runs)
+    if name in _ABLATIONS:
+        sections = _ablation(results, name, _ABLATIONS[name], runs)
+    else:
+        sections = _comparison(results, f"{name}: {_COMPARISONS[name]}", runs)
     missing = [run.label for run in TABLES[name] if run not in runs]
     return [*sections, f"Not run: {', '.join(missing)}."] if missing else sections

@@ -123,7 +123,7 @@ RUN = {  # settings of no effect on what is learnt, or on the machines alone
 # What the equivariance task adds, the same in all recipes of a method: it has a table of its own, with one recipe of
 # each.
 TASK = {
-    "path", "recon_weight", "recon_from", "decoder_context", "decoder_patch_dropout", "feature_dim",
+    "path", "recon_weight", "recon_from", "decoder_context", "decoder_patch_dropout", "invariant_rank", "feature_dim",
     "equivariant_dim", "decoder_dim",
 }  # fmt: skip
 

@@ -49,6 +49,17 @@ def test_layer_scale_of_0_means_none(value, start, is_trained):
     }  # so that checkpoints hold both
 
 
+@pytest.mark.parametrize(
+    ("changes", "rank"),
+    [({}, 1), ({"invariant_rank": 0}, None), ({"invariant_rank": 3}, 3), ({"recon_weight": 0.0}, None),
+     ({"recon_weight": 0.0, "invariant_rank": 3}, 3)],
+)  # fmt: skip
+def test_by_default_the_invariant_part_reads_an_eighth_of_its_dimensions_if_there_is_a_task(changes, rank):
+    args = settings(**changes)  # 8 invariant dimensions
+    separation = build_module(args, build_model(args)).separation
+    assert (None if separation is None else separation.rank) == rank
+
+
 @pytest.mark.parametrize(("share", "start"), [(0.0, 0), (0.6, 6)])
 def test_restriction_of_the_invariant_part_begins_after_its_share_of_the_steps(share, start):
     args = settings(invariant_rank=3, invariant_rank_start=share, max_steps=10)

@@ -23,6 +23,7 @@ Completion = Callable[[dict[str, Any], set[str]], dict[str, Any]]
 PRECISIONS = ("no", "bf16", "fp16")
 CLIPPING = ("none", "module", "parameter")
 DROP_PATH_SCHEDULES = ("uniform", "linear")
+_DIMENSIONS_A_DIRECTION = 8  # of the invariant part, see scripts/recipes/README.md, "The split"
 _SAMPLES_BETWEEN_PROBES = 15_000  # so that they take about 2 % of the time of a small model, and less of a larger one
 _PLACES = ("dataset_name", "train_dir", "init_from", "resume_from_checkpoint", "output_dir")
 # Titles in --help, by the first setting below each.
@@ -158,10 +159,12 @@ class PretrainArguments(RunSettings):
     objective_options: str = setting(
         "", "more options of the objective, as name=value,name=value; in a recipe also a mapping"
     )
-    invariant_rank: int = setting(
-        0, "the invariant part reads only this many token directions, those most alike in both views; 0 for all"
+    invariant_rank: int | None = setting(
+        None,
+        "the invariant part reads only this many token directions, those most alike in both views; 0 for all, as in "
+        "the paper; by default an eighth of the part's dimensions, and all without the reconstruction",
     )
-    invariant_rank_start: float = setting(0.0, "share of the steps (0-1) before invariant_rank takes effect")
+    invariant_rank_start: float = setting(0.6, "share of the steps (0-1) before invariant_rank takes effect")
     projector_dim: int = setting(512, "hidden width of the objective's projection head")
 
     # Optimization
@@ -233,6 +236,12 @@ class PretrainArguments(RunSettings):
         from .model_settings import model_config
 
         return model_config(self, backbone)
+
+    def separation_rank(self, invariant_dim: int) -> int:
+        """Number of directions that an invariant part of so many dimensions reads; 0 for all."""
+        if self.invariant_rank is not None:
+            return self.invariant_rank
+        return max(1, invariant_dim // _DIMENSIONS_A_DIRECTION) if self.recon_weight > 0 else 0
 
     def probe_interval(self, num_processes: int) -> int:
         """Steps between two probes."""

@@ -60,7 +60,7 @@ def _check_numbers(args: PretrainArguments) -> None:
     for name in _SHARES.split():
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {getattr(args, name)}")
-    if args.invariant_rank < 0:
+    if args.invariant_rank is not None and args.invariant_rank < 0:
         raise ValueError(f"invariant_rank must not be negative, got {args.invariant_rank}; 0 turns the separation off")
     if not 0 < args.layer_decay <= 1:
         raise ValueError(f"layer_decay must lie in (0, 1], got {args.layer_decay}")
