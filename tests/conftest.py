@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the Hub's library reads it when 
 from transformers.utils import logging
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
+from eqcohvit.data import jpeg
 from eqcohvit.publish.folder import save_hub_folder
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits for the first
@@ -30,6 +31,14 @@ def save_tiny_encoder(folder: Path, image_size: int = 32, num_layers: int = 4) -
     )
     torch.manual_seed(0)
     return save_hub_folder(folder, EqCohViTForPreTraining(config))
+
+
+@pytest.fixture(params=["Pillow", "simplejpeg"])
+def jpeg_decoder(request, monkeypatch):
+    """What holds for every decoder of JPEGs: a test is run with each."""
+    reason = "the extra jpeg is not installed"
+    library = None if request.param == "Pillow" else pytest.importorskip("simplejpeg", reason=reason)
+    monkeypatch.setattr(jpeg, "_simplejpeg", library)
 
 
 @pytest.fixture(autouse=True)

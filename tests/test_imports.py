@@ -34,7 +34,7 @@ LIBRARIES = {
     "hub": {"torch", "transformers", "huggingface_hub", "numpy", "PIL"},
     "transforms": {"torch"},
     "objectives": {"torch"},
-    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow", "psutil"},
+    "data": {"torch", "numpy", "PIL", "datasets", "pyarrow", "psutil"},  # and simplejpeg, by its name
 }
 
 

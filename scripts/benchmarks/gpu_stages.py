@@ -77,7 +77,7 @@ def smoke(name: str, args: argparse.Namespace) -> None:
         ).split()
         whole, resumed = Path(folder) / "whole", Path(folder) / "resumed"
         _script("pretrain", *flags, "--output_dir", str(whole))
-        stopped = subprocess.Popen(_command("pretrain", *flags, "--output_dir", str(resumed)), env=_environment())
+        stopped = subprocess.Popen(_command("pretrain", *flags, "--output_dir", str(resumed)), env=environment())
         while stopped.poll() is None and not list(resumed.glob("checkpoints/step-3")):
             time.sleep(0.05)
         stopped.kill()
@@ -205,7 +205,7 @@ def sharded(args: argparse.Namespace) -> None:
         flags = f"--objective ibot --image_size 64 --max_steps 4 --save_steps 2 --logging_steps 1 {TEACHER}"
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
         command = [*launch, str(SCRIPTS / "pretrain.py"), *flags.split(), "--output_dir", f"{folder}/run"]
-        subprocess.run(command, env=_environment(), check=True)
+        subprocess.run(command, env=environment(), check=True)
         record(args, "sharded", losses=_losses(Path(folder) / "run"))
 
 
@@ -306,8 +306,10 @@ def _losses(run: Path) -> list[float]:
     return [row["loss"] for row in read_rows(run / "metrics.jsonl") if "loss" in row]
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(SCRIPTS.parent / "src")}
+def environment() -> dict[str, str]:
+    """Of the scripts that a stage starts: ours first, and what the caller has put into PYTHONPATH, such as wheels."""
+    places = [str(SCRIPTS.parent / "src"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def _command(script: str, *flags: str) -> list[str]:
@@ -315,7 +317,7 @@ def _command(script: str, *flags: str) -> list[str]:
 
 
 def _script(script: str, *flags: str) -> None:
-    subprocess.run(_command(script, *flags), env=_environment(), check=True)
+    subprocess.run(_command(script, *flags), env=environment(), check=True)
 
 
 STAGES: dict[str, Stage] = {

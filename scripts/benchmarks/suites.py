@@ -9,13 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, open_source
+from eqcohvit.data import Batch, CanvasStream, ResidentCanvases, jpeg, open_source
 from eqcohvit.data.decode import decode_image
 from eqcohvit.training.arguments import PretrainArguments
 from eqcohvit.training.build import build_model, build_renderer
@@ -114,7 +115,24 @@ def data(setup: Setup) -> list[Case]:
     kinds = [(*photos[0], "path_only"), *((*kind, "vicreg") for kind in photos), ("JPEG", 32, 32, 32, "small")]
     seconds = setup.seconds / len(kinds)
     cases = [Case(_kind(*kind), partial(_data, setup, *kind, seconds)) for kind in kinds]
-    return [*cases, Case("resident", partial(_resident, setup, seconds))]
+    cases.append(Case("resident", partial(_resident, setup, seconds)))
+    if jpeg.jpeg_decoder() == "simplejpeg":
+        cases += [Case(f"decoders {size}", partial(_decoders, setup, size, seconds)) for size in (32, 96, 224, 792)]
+    return cases
+
+
+def _decoders(setup: Setup, size: int, seconds: float) -> list[Result]:
+    """A file to a canvas, by simplejpeg beside Pillow."""
+    contents = [photo(seed, 500, 375) for seed in range(8)]
+
+    def by_simplejpeg() -> None:
+        for content in contents:
+            decode_image(content, size)
+
+    by_pillow = patch.object(jpeg, "_simplejpeg", None)(by_simplejpeg)
+    times = take_turns({"simplejpeg": by_simplejpeg, "pillow": by_pillow}, setup.device, seconds)
+    figures = {**milliseconds(times, per=len(contents)), **paired_ratio(times["simplejpeg"], times["pillow"])}
+    return [Result("data", f"JPEG 500 x 375 to a canvas of {size} px, by simplejpeg and by Pillow", figures)]
 
 
 def _resident(setup: Setup, seconds: float) -> list[Result]:

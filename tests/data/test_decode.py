@@ -10,6 +10,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from eqcohvit.data.decode import BadImage, decode_image, image_extensions
 
+pytestmark = pytest.mark.usefixtures("jpeg_decoder")
+
 RED_LEFT = np.zeros((20, 40, 3), dtype=np.uint8)  # wide: left half red, right half blue
 RED_LEFT[:, :20, 0] = 255
 RED_LEFT[:, 20:, 2] = 255

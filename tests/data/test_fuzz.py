@@ -76,7 +76,7 @@ def broken(data: bytes, other: bytes, generator: random.Random) -> bytes:
 
 
 @pytest.mark.filterwarnings("error", "ignore:This DataLoader will create")  # the latter on a machine of one core
-def test_each_of_2000_broken_images_is_used_or_skipped(tmp_path, capsys):
+def test_each_of_2000_broken_images_is_used_or_skipped(tmp_path, capsys, jpeg_decoder):
     generator, files = random.Random(0), whole_files()
     kinds = list(files)
     counts: Counter = Counter()

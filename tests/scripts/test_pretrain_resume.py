@@ -12,6 +12,7 @@ from PIL import Image
 from tests.image_kinds import file_of
 from tests.tiny import SIZES, load_script
 
+from eqcohvit.data import stream
 from eqcohvit.training.checkpoint import list_checkpoints, read_state
 
 SMALL = (
@@ -92,6 +93,20 @@ def test_other_content_under_the_same_names_is_refused_and_a_copy_elsewhere_is_n
     message = capsys.readouterr().err
     assert "cannot resume over other images (other content in files of the same names): restore them" in message
     assert message.count("\n") == 1
+
+
+def test_a_resumed_run_says_that_another_library_decodes_now(pretrain, images, tmp_path, capsys, monkeypatch):
+    resume = ("--resume_from_checkpoint", "latest")
+    monkeypatch.setattr(stream, "jpeg_decoder", lambda: "Pillow")
+    assert run(pretrain, images, tmp_path / "run", 1) == 0
+    assert read_state(list_checkpoints(tmp_path / "run")[-1])["data"]["jpeg_decoder"] == "Pillow"
+    assert run(pretrain, images, tmp_path / "run", 2, *resume) == 0
+    assert "has decoded the JPEGs" not in capsys.readouterr().out
+    monkeypatch.setattr(stream, "jpeg_decoder", lambda: "simplejpeg")
+    assert run(pretrain, images, tmp_path / "run", 3, *resume) == 0
+    told = "Pillow has decoded the JPEGs of this run, from here on simplejpeg does: pixels may differ by rounding\n"
+    assert capsys.readouterr().out.count(told) == 1
+    assert read_state(list_checkpoints(tmp_path / "run")[-1])["data"]["jpeg_decoder"] == "simplejpeg"
 
 
 def test_images_that_have_moved_are_found_by_a_flag(pretrain, images, tmp_path, capsys):

@@ -25,6 +25,7 @@ from ..hub.image_reading_eqcohvit import (
     quiet,
     to_8_bits,
 )
+from .jpeg import read_jpeg
 
 __all__ = ["FITS", "MAX_PIXELS", "BadImage", "Decoded", "decode_image", "image_extensions", "one_line"]
 
@@ -83,19 +84,13 @@ def one_line(error: Exception, limit: int = 200) -> str:
 
 
 def _decode(data: Any, canvas_size: int, fit: str) -> Decoded:
-    image = opened(data)
-    width, height = image.size
-    # JPEG only: decode at 1/2, 1/4 or 1/8, never below the canvas. It changes the image, so not for one that the caller
-    # holds.
-    drafted = image is not data and image.draft("RGB", (canvas_size, canvas_size)) is not None
-    load(image)
-    if not drafted:
-        width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
-    turned = orientation(image)
+    stored = read_jpeg(data, canvas_size)
+    image, (height, width), turned = stored or _read_by_pillow(data, canvas_size)
     if fit == "square":
         image = _central_square(image, turned)
         width = height = min(width, height)
-    image = to_8_bits(image)
+    if isinstance(image, Image.Image):
+        image = to_8_bits(image)
     if fit == "square":
         content = _resized(image, canvas_size, canvas_size)
     else:
@@ -109,28 +104,48 @@ def _decode(data: Any, canvas_size: int, fit: str) -> Decoded:
     return Decoded(canvas.numpy(), (height, width))
 
 
-def _central_square(image: Image.Image, turned: int) -> Image.Image:
+def _read_by_pillow(data: Any, canvas_size: int) -> tuple[Image.Image, tuple[int, int], int]:
+    """The loaded image, (height, width) in the file, and the EXIF orientation."""
+    image = opened(data)
+    width, height = image.size
+    # JPEG only: decode at 1/2, 1/4 or 1/8, never below the canvas. It changes the image, so not for one that the caller
+    # holds.
+    drafted = image is not data and image.draft("RGB", (canvas_size, canvas_size)) is not None
+    load(image)
+    if not drafted:
+        width, height = image.size  # some readers learn the size, or turn the image upright (TIFF), only now
+    return image, (height, width), orientation(image)
+
+
+def _central_square(image: Image.Image | np.ndarray, turned: int) -> Image.Image | np.ndarray:
     """The largest central square. An odd margin is one pixel wider on the right or at the bottom of the upright
     image."""
-    side = min(image.size)
-    left = (image.width - side + (turned in _COLUMNS_REVERSED)) // 2
-    top = (image.height - side + (turned in _ROWS_REVERSED)) // 2
-    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    side = min(height, width)
+    left = (width - side + (turned in _COLUMNS_REVERSED)) // 2
+    top = (height - side + (turned in _ROWS_REVERSED)) // 2
+    if isinstance(image, np.ndarray):
+        return image[top : top + side, left : left + side]
+    return image if width == height else image.crop((left, top, left + side, top + side))
 
 
-def _resized(image: Image.Image, height: int, width: int) -> torch.Tensor:
-    """Modes RGB, L, RGBa -> (3, height, width), as Pillow's bicubic `resize` up to rounding; transparency lies on
-    white.
+def _resized(image: Image.Image | np.ndarray, height: int, width: int) -> torch.Tensor:
+    """Modes RGB, L, RGBa, or uint8 (h, w, 1 or 3) -> (3, height, width), as Pillow's bicubic `resize` up to rounding;
+    transparency lies on white.
 
     For the interleaved 8-bit channels that Pillow gives, torch has vectorized kernels; it holds more copies, so large
     images come smaller.
     """
-    if image.width * image.height > 16 * width * height:
+    most = 16 * width * height
+    if isinstance(image, np.ndarray) and image.shape[0] * image.shape[1] > most:
+        image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+    if isinstance(image, Image.Image) and image.width * image.height > most:
         halfway = (min(image.width, 2 * width), min(image.height, 2 * height))
         image = image.resize(halfway, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    pixels = torch.from_numpy(np.asarray(image)).reshape(image.height, image.width, -1).permute(2, 0, 1)  # read only
+    values = np.asarray(image)  # read only
+    pixels = torch.from_numpy(values).reshape(*values.shape[:2], -1).permute(2, 0, 1)
     if pixels.shape[1:] != (height, width):
         pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
-    if image.mode == "RGBa":
+    if isinstance(image, Image.Image) and image.mode == "RGBa":
         pixels = torch.from_numpy(on_white(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
     return pixels.expand(3, -1, -1)

@@ -18,6 +18,7 @@ import torch
 from .bad_images import BadImages, printable
 from .decode import BadImage
 from .fingerprint import content_mark, digest
+from .jpeg import jpeg_decoder
 from .order import MAX_GROUP_SHARDS, START, Order, in_order
 from .resident import ResidentCanvases
 from .retry import ReadError, is_transient
@@ -203,12 +204,17 @@ def check_first_rows(source: Source, canvas_size: int, max_bad_fraction: float =
 
 def describe_data(source: Source) -> dict[str, Any]:
     """What a checkpoint says of the images that it was trained on: `identity`, `content` (of files and of the first
-    rows, which may be remote), and `num_images` (0 where the source does not say)."""
+    rows, which may be remote), `num_images` (0 where the source does not say), and `jpeg_decoder`."""
     content = [source.content]
     for sample in islice(in_order(source), FIRST_ROWS):
         payload = sample.record.payload
         content.append(content_mark([payload]) if isinstance(payload, str) else digest([payload]))
-    return {"identity": source.identity, "content": digest(content), "num_images": length_hint(source)}
+    return {
+        "identity": source.identity,
+        "content": digest(content),
+        "num_images": length_hint(source),
+        "jpeg_decoder": jpeg_decoder(),
+    }
 
 
 def sequential(

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from .. import preprocessing
-from ..data import Batch, decode, order, sources, stream, workers
+from ..data import Batch, decode, jpeg, order, sources, stream, workers
 from ..hub import image_reading_eqcohvit
 from ..transforms import TransformationPath, ops, paths, random
 from . import features, images, pairs
@@ -30,6 +30,7 @@ _ENCODED_AT_ONCE = 256  # images
 _PIPELINE = (
     image_reading_eqcohvit,
     decode,
+    jpeg,
     order,
     sources,
     stream,
@@ -109,7 +110,7 @@ def code_hash(encoder: Encoder | None = None) -> str:
 
 def cache_of(cache_dir: str | Path, encoder: Encoder, samples: ProbeImages, part: str, view: View) -> FeatureCache:
     """Where the features of an encoder are kept."""
-    code = (code_hash(), code_hash(encoder))
+    code = (code_hash(), code_hash(encoder), jpeg.jpeg_decoder())
     size = str(encoder.image_size)
     return FeatureCache(cache_dir, *code, encoder.fingerprint, samples.fingerprint(part), view.name, size)
 

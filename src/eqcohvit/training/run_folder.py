@@ -34,6 +34,8 @@ def open_run(output_dir: Path, args: RunSettings, data: dict[str, Any] | None = 
         raise _cannot_write(output_dir, error) from None
     prepare_output_dir(output_dir, args)
     if checkpoint is not None:
+        if data is not None:
+            tell_other_decoder(checkpoint, data)
         for moved in set_later_aside(output_dir, read_state(checkpoint)["step"]):
             print(f"kept as {moved}, because the run resumes from an earlier step")
     elif args.resume_from_checkpoint:
@@ -103,6 +105,14 @@ def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
         f"cannot resume over other images ({difference}): restore them, or start a new run from this one, "
         "with --init_from CHECKPOINT and another --output_dir"
     )
+
+
+def tell_other_decoder(checkpoint: Path, data: dict[str, Any]) -> None:
+    """Print a line if another library decodes JPEGs now than before the checkpoint."""
+    before = read_state(checkpoint)["data"].get("jpeg_decoder", "Pillow")
+    now = data["jpeg_decoder"]
+    if before != now:
+        print(f"{before} has decoded the JPEGs of this run, from here on {now} does: pixels may differ by rounding")
 
 
 def _cannot_write(output_dir: Path, error: OSError) -> ValueError:

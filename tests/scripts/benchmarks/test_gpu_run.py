@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +47,27 @@ def test_a_stage_is_ended_at_its_limit_and_what_has_no_time_is_named(gpu_run, mo
     assert code == 1
     assert [row["stage"] for row in rows] == [name for name in gpu_run.STAGES if name != "imagenette"]
     assert all("skipped" in row for row in rows)
+
+
+def test_a_started_script_finds_ours_and_what_the_caller_has_carried(gpu_run, monkeypatch, tmp_path):
+    (tmp_path / "carried.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    from benchmarks.gpu_stages import environment
+
+    program = "import carried, importlib.util; print(importlib.util.find_spec('eqcohvit').origin)"
+    command = [sys.executable, "-P", "-c", program]  # without the folder that it is started in
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(SCRIPT.parents[2] / "src" / "eqcohvit" / "__init__.py")
+
+
+@pytest.mark.slow
+def test_steps_of_a_recipe_are_timed_with_and_without_the_task_and_traced(gpu_run, monkeypatch, tmp_path):
+    name = "steps imagenet1k_vicreg_vits16"
+    code, [with_task, without, end] = run(gpu_run, monkeypatch, tmp_path, "--only", name)
+    assert code == 0 and end["exit_code"] == 0
+    assert with_task["task"] and not without["task"]
+    assert min(with_task["step_ms"], with_task["render_ms"], without["model_ms"]) > 0
+    assert [path.name for path in tmp_path.glob("trace-*")] == ["trace-imagenet1k_vicreg_vits16.json.gz"]
 
 
 def test_a_second_call_leaves_out_what_the_first_has_finished(gpu_run, monkeypatch, tmp_path):
