@@ -304,6 +304,7 @@ def stripes(tmp_path_factory):
 
 
 GUARD = "--label_column folder --knn_guard_steps 1 --knn_guard_samples 80 --knn_guard_drop 0.1".split()
+GUARD += ["--probe_samples", "0"]  # which would take some of the images
 
 
 def test_guard_stops_a_run_that_ruins_its_start(pretrain, vit, stripes, tmp_path, capsys):

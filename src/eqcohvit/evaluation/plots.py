@@ -60,7 +60,7 @@ def r2_bars(rows: Sequence[Row]) -> Figure:
     middles = [np.mean([place for line, place in places.items() if line[0] == encoder]) for encoder in encoders]
     axes[0][0].set_yticks(middles, list(labels.values()), fontsize=8)
     axes[0][0].set_ylim(max(places.values()) + 0.8, min(places.values()) - 0.8)  # the first encoder is on top
-    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:  # the lowest panel of each column
+    for axis in axes.flat[max(0, len(panels) - axes.shape[1]) : len(panels)]:  # the lowest panel of each column
         axis.tick_params(axis="x", labelbottom=True)
         axis.set_xlabel("R2", fontsize=9)
     _part_legend(figure, list(dict.fromkeys(part for _, part in lines)))
