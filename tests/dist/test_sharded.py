@@ -21,11 +21,12 @@ FLAGS = (
     "--max_steps 4 "
     "--per_device_train_batch_size 4 --warmup_steps 1 --learning_rate 1e-4 --logging_steps 1 --sample_steps 2 "
     "--save_steps 2 "
-    "--probe_samples 0"
+    "--probe_samples 0 --invariant_rank 0"
 )
 CROPS = "--local_crops_number 2 --local_crops_size 8 --objective_options num_prototypes=16"
 RUNS = {
-    "vicreg": "--objective vicreg --clip_gradients none --invariant_rank 3 --probe_samples 96 --probe_steps 2",
+    "vicreg": "--objective vicreg --clip_gradients none --invariant_rank 3 --invariant_rank_start 0 --probe_samples 96 "
+    "--probe_steps 2",
     "simclr": "--objective simclr --clip_gradients parameter --gradient_accumulation_steps 2",
     "ibot": f"--objective ibot {CROPS} --clip_gradients parameter --gradient_checkpointing",
     "dinov2": f"--objective dinov2 {CROPS} --gradient_accumulation_steps 3 --layer_decay 0.9 --drop_path_rate 0.3",
@@ -59,7 +60,8 @@ def train(run_server, tmp_path, name, flags, environment=None):
 
 
 def test_a_killed_sharded_run_goes_on_to_the_same_end_which_is_that_of_a_run_without_shards(run_server, tmp_path):
-    flags = f"--objective ibot {CROPS} --invariant_rank 3 --clip_gradients module --max_grad_norm 0.5"
+    flags = f"--objective ibot {CROPS} --invariant_rank 3 --invariant_rank_start 0 --clip_gradients module "
+    flags += "--max_grad_norm 0.5"
     train(run_server, tmp_path, "whole", flags)
     log = train(run_server, tmp_path, "sharded", flags, SHARDED)[0].output()
     assert "Warning" not in log
