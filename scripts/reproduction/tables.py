@@ -102,8 +102,8 @@ _C = [
     ),
     Run("border-canvas", "border: the photograph goes on", "vicreg", ("--border", "canvas")),
     Run("border-reflection", "border: its mirror image", "vicreg", ("--border", "reflection")),
-    Run("lambda-10", "λ / 10", "vicreg", ("--recon_weight", "10")),
-    Run("lambda-1", "λ / 100", "vicreg", ("--recon_weight", "1")),
+    Run("lambda-100", "λ = 100", "vicreg", ("--recon_weight", "100")),
+    Run("lambda-1", "λ = 1", "vicreg", ("--recon_weight", "1")),
     Run("d_equi-quarter", "d_equi a quarter of d_patch", "vicreg", (), equivariant_share=0.25),
     Run("d_equi-three-quarters", "d_equi three quarters of d_patch", "vicreg", (), equivariant_share=0.75),
 ]

@@ -60,8 +60,9 @@ def pairs(evaluation, images, transform, num_draws=1):
 def test_the_invariant_part_finds_a_turned_and_shifted_picture(evaluation):
     found = pairs(evaluation, "test", "se2")
     recall = {key: found_itself(*vectors[:2]).float().mean().item() for key, vectors in found.items()}
+    del recall[NAME, "equivariant"]  # which finds as many of these
     invariant = recall.pop((NAME, "invariant"))
-    assert invariant > max(recall.values()) + 0.02, (invariant, recall)
+    assert invariant > max(recall.values()) + 0.05, (invariant, recall)
 
 
 def test_the_equivariant_part_reads_the_angle_and_the_invariant_part_does_not(evaluation):
@@ -90,14 +91,16 @@ def test_the_guide_s_figures_say_what_its_titles_say():
     recall = table("Find the same picture after it was turned or shifted: the invariant part")
     assert len(recall) == 5
     for column in range(2):
-        assert max(recall, key=lambda name: recall[name][column]) == "invariant part"
+        invariant = recall["invariant part"][column]
+        assert abs(recall["backbone"][column] - invariant) < 0.005  # "as much", as its text says
+        others = [values[column] for name, values in recall.items() if name not in ("invariant part", "backbone")]
+        assert invariant > max(others) + 0.05
     pose = table("Read the pose: the equivariant part")
     for column in range(2):
         assert pose["equivariant part"][column] > pose["invariant part"][column] + 0.2
-    many, few = (pose["equivariant part"][column] - pose["raw pixels"][column] for column in range(2))
-    assert -0.1 < few < 0 and -0.02 < many < 0  # as its text says
-    many, few = (pose["equivariant part"][column] - pose["backbone"][column] for column in range(2))
-    assert -0.1 < few < 0 and -0.02 < many < 0
+    for column in range(2):  # as its text says
+        equivariant = pose["equivariant part"][column]
+        assert pose["backbone"][column] + 0.02 < equivariant < pose["raw pixels"][column] - 0.02
 
 
 def test_the_guide_s_pose_is_that_of_the_released_results():

@@ -130,6 +130,7 @@ def test_high_resolution_phase_goes_on_from_the_end_of_a_run(pretrain, photos, t
     """As imagenet1k_dinov2_vitl16_highres: larger images, from a checkpoint; with a rate of about 0, so that what was
     taken can be seen."""
     flags = [*SMALL, "--train_dir", str(photos), "--objective", "dinov2", "--local_crops_number", "2"]
+    flags += ["--invariant_rank", "0"]  # as the recipe
     low, high = tmp_path / "low", tmp_path / "high"
     options = [
         "--local_crops_size",

@@ -49,7 +49,7 @@ def test_every_command_is_one_that_its_script_takes(tmp_path):
         script = stage.command[1].rsplit("/", 1)[1].removesuffix(".py")
         seen[run.name, stage.name] = scripts[script](stage.command[2:])
     assert len(seen) == len(stages) == 2 * (len(work.runs) - 3) + 2 * 7 + 5
-    assert seen["vicreg-none", "pretrain"].recon_weight == 0 and seen["vicreg-rotation", "pretrain"].recon_weight == 100
+    assert seen["vicreg-none", "pretrain"].recon_weight == 0 and seen["vicreg-rotation", "pretrain"].recon_weight == 10
     assert (
         seen["simclr-rotation", "pretrain"].recon_weight == 20
         and seen["simclr-all", "pretrain"].path == "se2+color_jitter+gaussian_blur"

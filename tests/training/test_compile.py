@@ -23,7 +23,7 @@ def make(objective):
         objective=objective, objective_options="num_prototypes=16,bottleneck_dim=8" if objective in TEACHER else "",
         local_crops_number=1 if objective in TEACHER else 0, local_crops_size=8, image_size=16, patch_size=4,
         feature_dim=24, equivariant_dim=8, decoder_dim=16, projector_dim=16, augmentation="vicreg", path="se2",
-        decoder_patch_dropout=0.0, logging_steps=2, max_steps=4, invariant_rank=4,
+        decoder_patch_dropout=0.0, logging_steps=2, max_steps=4, invariant_rank=4, invariant_rank_start=0.0,
     )  # fmt: skip
     args.check()
     torch.manual_seed(0)

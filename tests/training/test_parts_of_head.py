@@ -19,7 +19,7 @@ def make_module(objective, options="", backbone="dinov2", recon_from="unmasked",
     args = PretrainArguments(
         objective=objective, backbone=backbone, image_size=16, patch_size=4, feature_dim=24, equivariant_dim=8,
         decoder_dim=16, projector_dim=16, objective_options=options, model_preset="micro", recon_from=recon_from,
-        recon_weight=recon_weight, decoder_patch_dropout=0.0,
+        recon_weight=recon_weight, decoder_patch_dropout=0.0, invariant_rank=0,
     )  # fmt: skip
     torch.manual_seed(0)
     return build_module(args, build_model(args)).train()

@@ -40,6 +40,7 @@ def make_module(
         projector_dim=16,
         path=path,
         invariant_rank=invariant_rank,
+        invariant_rank_start=0.0,
     )
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "use_mask_token": teacher}
     sizes |= {"mlp_ratio": 2} if backbone_type.startswith("dinov2") else {"intermediate_size": 32}
