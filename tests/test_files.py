@@ -1,4 +1,5 @@
 import os
+import stat
 
 import pytest
 
@@ -35,3 +36,14 @@ def test_folder_stays_as_it_was_when_writing_fails(tmp_path):
         (new / "weights").write_text("half")
         raise RuntimeError("disk")
     assert os.listdir(tmp_path) == ["model"] and (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with write_folder_whole(tmp_path / "model") as new:
+            (new / "part").mkdir()
+            (new / "part" / "weights").touch(mode=0o600)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "model" / "part" / "weights").stat().st_mode) == 0o640

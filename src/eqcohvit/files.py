@@ -79,7 +79,10 @@ def write_text_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def write_folder_whole(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to write into; it replaces `path` at the end, unless an error was raised."""
+    """Yield an empty folder beside `path` to write into; it replaces `path` at the end, unless an error was raised.
+
+    Whoever may read the folder may read its files: safetensors writes them for their owner alone.
+    """
     path = Path(os.path.abspath(path))
     new = path_beside(path)
     old = path.with_name(f".{path.name}.old")
@@ -87,7 +90,10 @@ def write_folder_whole(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        readable = new.stat().st_mode & 0o666
         for file in (new, *new.rglob("*")):
+            if file.is_file():
+                file.chmod(readable)
             flush_to_disk(file)
         if path.is_dir():
             shutil.rmtree(old, ignore_errors=True)
