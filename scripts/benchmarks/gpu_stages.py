@@ -1,4 +1,4 @@
-"""The stages of gpu_run.py. Each imports what it needs only when it runs, in a process of its own."""
+"""The stages of gpu_run.py. Each imports what it needs only when it runs, in its own process."""
 
 from __future__ import annotations
 

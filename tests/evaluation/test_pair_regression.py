@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from eqcohvit.evaluation.metrics.r2.coefficients import r2_per_parameter
-from eqcohvit.evaluation.pair_regression import BASES, Head, PairData, regress_pair
+from eqcohvit.evaluation.pair_regression import BASES, Head, PairData, _is_lower, regress_pair
 
 
 def make(num=1200, seed=0, dim=12):
@@ -119,3 +119,11 @@ def test_a_dead_dimension_does_not_explode():
     x[600, -1] = 0.05
     for score, before in zip(scores(x, y, 500), alive, strict=True):
         assert (score > 0.9).all() and np.array_equal(score, before)
+
+
+@pytest.mark.parametrize(("num_draws", "lower"), [(1, [True, True, False]), (2, [True, False, False])])
+def test_of_few_images_an_error_is_lower_by_more_than_chance_among_them(num_draws, lower):
+    others = torch.tensor([[2.0, 2, 4, 4], [3.0, 3, 1, 1], [1.0, 1, 1, 1]])
+    errors = torch.tensor([[1.0, 1, 1, 1], [0.0, 0, 3, 3], [1.0, 1, 1, 1]])
+    # gains by image: 1, 3 (mean 2, standard error 1); 3, -2 (mean 0.5, standard error 2.5); 0, 0
+    assert _is_lower(errors, others, num_draws).tolist() == lower

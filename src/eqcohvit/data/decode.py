@@ -55,7 +55,7 @@ def decode_image(data: Any, canvas_size: int, fit: str = "native") -> Decoded:
 
     `fit="native"` puts the whole image at its own resolution into the top left corner, smaller along an axis that
     exceeds the canvas. `fit="square"` cuts the central square of the upright original before any resampling, and
-    resamples it to the whole canvas, by the same factor along x and y; the size is then that of the square.
+    resamples it to the whole canvas, by the same factor along x and y; the size is then the square's.
 
     Its pixels become 8-bit RGB by the `PIXELS` there: upright, transparency on white, numbers scaled. Raises `BadImage`
     for anything that is not a whole image.

@@ -1,6 +1,6 @@
 """What is seen on a sprite: the parameters of a scene, drawn only from (seed, index).
 
-They come from a counter-based hash, so there is no generator state to fork, to save or to share, and scene i is the
+They come from a counter-based hash, so no generator state has to be forked, saved or shared, and scene i is the
 same in every batch, worker and run.
 
 Coordinates: positions are fractions of the image side from the image center, x to the right and y down, as in pixel

@@ -71,7 +71,7 @@ class CanvasStream:
     To resume, `position` is the `position` of a batch of this rank, or the list of the positions of all ranks if their
     number has changed. Source, `seed` and `shuffle_window` must be the same as before; batch size and number of workers
     can differ. Bad images are skipped, counted (`num_bad` of `num_seen`, up to the last yielded batch) and
-    listed once each in `bad_images_path` (JSON lines). `fit` is that of `decode_image`. Images are mixed from up to
+    listed once each in `bad_images_path` (JSON lines). `fit` is as in `decode_image`. Images are mixed from up to
     `group_shards` shards at a time. With `resident` the canvases are on its device, and each image is decoded once if
     there is room.
     """

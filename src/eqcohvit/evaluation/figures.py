@@ -47,7 +47,7 @@ def figures_of_rows(rows: Sequence[Row]) -> list[ReportFigure]:
 
 
 def _is_of_its_own(row: Row, first: Row) -> bool:
-    """Whether a row is not that of the first protocol once more: where nothing moves, the protocols are the same."""
+    """Whether a row adds to the first protocol: where nothing moves, the protocols are the same."""
     protocol = row.settings["protocol"]
     if protocol == first.settings["protocol"] or protocol not in PROTOCOLS:
         return True

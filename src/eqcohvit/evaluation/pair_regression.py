@@ -128,8 +128,9 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
 
     Held-out samples (`split_rows`, different ones for each seed) make all choices, in the same way for every encoder:
     the inputs and the penalty of a ridge regression; the best of `heads` on average over the seeds, each trained for a
-    part of the steps; and for each seed the epoch of that head, or the ridge regression if no epoch is better. The
-    test samples choose nothing.
+    part of the steps; and for each seed the epoch of that head, or the ridge regression if no epoch is better. Where
+    images are few (`num_draws` above 1), it has to be better by a standard error over the held-out images. The test
+    samples choose nothing.
 
     Args:
         heads: to choose from. Without any, `"mlp"` is the ridge regression too, which takes a fraction of the time.
@@ -148,19 +149,30 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
         bases = ("[o]",)
         candidates = list(dict.fromkeys(head.of_one_image() for head in heads))
     screened = {basis: task.ridge(basis, 0) for basis in bases}
-    basis = min(bases, key=lambda name: screened[name][1].item())
+    basis = min(bases, key=lambda name: screened[name][1].mean().item())
     found = [screened[basis], *(task.ridge(basis, seed) for seed in range(1, num_seeds))]
     linear = torch.stack([predicted for predicted, _ in found])
-    ridge_error = torch.stack([error for _, error in found])
+    ridge_errors = torch.stack([errors for _, errors in found])
     if not candidates:
         return {"mlp": linear, "linear": linear, "chosen": [f"ridge of {basis}"] * num_seeds}
     chosen = candidates[0]
     if len(candidates) > 1:
         chosen = min(candidates, key=lambda head: task.train(head, range(num_seeds), _SCREENED)[1].mean().item())
-    predicted, error = task.train(chosen, range(num_seeds))
-    better = error < ridge_error
+    predicted, errors = task.train(chosen, range(num_seeds))
+    better = _is_lower(errors, ridge_errors, data.num_draws)
     names = [str(chosen) if is_better else f"ridge of {basis}" for is_better in better.tolist()]
     return {"mlp": torch.where(better[:, None, None], predicted, linear), "linear": linear, "chosen": names}
+
+
+def _is_lower(errors: torch.Tensor, others: torch.Tensor, num_draws: int) -> torch.Tensor:
+    """Whether the mean error of each seed (S,) is lower than another; errors (S, n), pairs of one image adjacent.
+
+    With several draws of few images: lower by the standard error of the images' mean differences.
+    """
+    gains = (others - errors).unflatten(1, (-1, num_draws)).mean(dim=2)
+    if num_draws == 1:
+        return gains.mean(dim=1) > 0
+    return gains.mean(dim=1) > gains.std(dim=1) / gains.shape[1] ** 0.5
 
 
 class _SeededTask:
@@ -175,18 +187,16 @@ class _SeededTask:
         self.spread = self.targets.std(dim=1, keepdim=True).clamp_min(1e-12)
 
     def ridge(self, basis: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions of ridge regression (M, P), and its mean squared error on the held-out samples.
-
-        The error is in units of the spread of the targets.
-        """
+        """Predictions of ridge regression (M, P), and its squared errors (n,) on the held-out samples, means over the
+        targets in units of their spread."""
         train, test = self.data.of_seed(seed).inputs(basis)
         val = self.val[seed]
         how = {"seed": seed, "num_draws": self.data.num_draws}
         held_out, tested = linear_regression(train, self.targets[seed], train[val], test, **how)
-        return tested, ((self.targets[seed, val] - held_out) / self.spread[seed]).square().mean()
+        return tested, ((self.targets[seed, val] - held_out) / self.spread[seed]).square().mean(dim=1)
 
     def train(self, head: Head, seeds: Sequence[int], share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions (S, M, P) of a head at its best epoch, and its error (S,) there, in the same units as `ridge`.
+        """Predictions (S, M, P) of a head at its best epoch, and its errors (S, n) there, as those of `ridge`.
 
         Args:
             share: of the steps.
@@ -207,7 +217,7 @@ class _SeededTask:
         best = _BestEpoch(mlp, _rows(train_x, val), _rows(y, val), weight)
         generators = [torch.Generator().manual_seed(seed) for seed in index]
         _fit_mlp(mlp, head, share, _rows(train_x, fit), _rows(y, fit), generators, best)
-        return mean + best.predict(test_x) * scale, best.error
+        return mean + best.predict(test_x) * scale, best.errors()
 
 
 def _fit_mlp(
@@ -273,6 +283,10 @@ class _BestEpoch:
         self.learned = self.learned | better
         for kept, parameter in zip(self.parameters, self.mlp.parameters(), strict=True):
             kept[better] = parameter[better]
+
+    def errors(self) -> torch.Tensor:
+        """Of the kept heads for each held-out sample, (S, n)."""
+        return ((self.predict(self.x) - self.y).square() * self.weight).mean(dim=2)
 
     @torch.no_grad()
     def predict(self, x: torch.Tensor) -> torch.Tensor:

@@ -78,8 +78,8 @@ class RunProbe:
     """R2 of the run's path from each part, in both protocols, and kNN accuracy if the images have labels.
 
     A third of the images is for testing, the others are fitted on. If each image has several draws, there are few: then
-    each fifth is for testing in turn, the others are fitted on, and R2 is that of all predictions. Each of several
-    processes renders and encodes a share.
+    each fifth is for testing in turn, the others are fitted on, and R2 is computed from all predictions. Each of
+    several processes renders and encodes a share.
 
     Args:
         source: images that are not trained on.
