@@ -81,7 +81,7 @@ def test_evaluate_does_what_the_command_does(encoder_folder, tmp_path, capsys):
         ({"model": "runs/none/model"}, "no such folder: runs/none/model"),
         (
             {"model": "x", "task": "r3"},
-            "task must be one of r2, knn, linear, disentanglement, retrieval, ",
+            "task must be one of r2, knn, linear, disentanglement, retrieval, reconstruction, ",
         ),
         ({"model": "x", "seeds": 0}, "seeds must be positive, got 0"),
     ],

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from eqcohvit.data import Batch
-from eqcohvit.evaluation.pairs import PROTOCOLS, band_limited, canvas_size, render_pair, strict_crop
+from eqcohvit.evaluation.pairs import PROTOCOLS, band_limited, canvas_size, render_pair, render_states, strict_crop
 from eqcohvit.transforms import PATHS, make_path, ops
 
 
@@ -50,6 +50,20 @@ def test_strict_protocol_reads_nothing_beyond_the_canvas(name):
 
 def test_strict_crop_of_45_degrees_is_the_inscribed_square():
     assert strict_crop(make_path("rotation")) == pytest.approx(2**-0.5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_states_are_on_the_way_of_the_pair(protocol):
+    path = make_path("rotation")
+    batch = make_batch(canvas_size(24, path, protocol))
+    (states,) = render_states(batch, path, protocol, 24, [0], [0.0, 0.5, 1.0])
+    pair = render_pair(batch, path, protocol, 24)
+    assert torch.equal(states.parameters, pair.parameters)
+    assert torch.equal(states.on_path[:, 2], pair.transformed)
+    torch.testing.assert_close(states.on_path[:, 0], states.original, atol=1e-5, rtol=0)
+    distance = (states.on_path - pair.transformed[:, None]).abs().mean(dim=(2, 3, 4))
+    moved = pair.parameters[:, 0].abs() > 0.2
+    assert (distance[moved, 1] < distance[moved, 0]).all()
 
 
 def test_pair_shares_everything_but_the_transformation():

@@ -40,6 +40,15 @@ class Pair:
     labels: torch.Tensor
 
 
+@dataclass(frozen=True)
+class States:
+    """original (B, 3, H, H), on_path (B, V, 3, H, H), both in [0, 1]; parameters: (B, P) of g."""
+
+    original: torch.Tensor
+    on_path: torch.Tensor
+    parameters: torch.Tensor
+
+
 def strict_crop(path: TransformationPath) -> float:
     """The fraction of a square image's side whose view stays filled under every g of the path: 1 / sqrt(2) for 45
     degrees.
@@ -130,6 +139,23 @@ def render_pairs(
     batch: Batch, path: TransformationPath, protocol: str, image_size: int, seeds: Sequence[int]
 ) -> list[Pair]:
     """`render_pair` for each of the seeds; what they share is computed once."""
+    found = render_states(batch, path, protocol, image_size, seeds, [1.0])
+    return [Pair(drawn.original, drawn.on_path[:, 0], drawn.parameters, batch.labels) for drawn in found]
+
+
+def render_states(
+    batch: Batch,
+    path: TransformationPath,
+    protocol: str,
+    image_size: int,
+    seeds: Sequence[int],
+    fractions: Sequence[float],
+) -> list[States]:
+    """As `render_pairs`, the views at V fractions of the path, where 1 is g.
+
+    Raises:
+        ValueError: an unknown protocol.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     canvases, crop, border = batch.canvases.float() / 255, 1.0, "zeros"
@@ -137,30 +163,28 @@ def render_pairs(
         crop, border = strict_crop(path), "canvas"
         view_side = image_size / crop
         canvases = band_limited(canvases, batch.sizes[:, 0], view_side, math.ceil(_READ_DENSITY * view_side))
-    return [_read_pair(canvases, batch, path, crop, border, image_size, seed) for seed in seeds]
+    return [_read_states(canvases, batch.keys, path, crop, border, image_size, seed, fractions) for seed in seeds]
 
 
-def _read_pair(
+def _read_states(
     canvases: torch.Tensor,
-    batch: Batch,
+    keys: torch.Tensor,
     path: TransformationPath,
     crop: float,
     border: str,
     image_size: int,
     seed: int,
-) -> Pair:
-    """The pair for a seed, from pictures (B, 3, S, S) in [0, 1] of which the views show the fraction `crop`."""
-    draws = uniforms(
-        seed, keys=batch.keys, epochs=torch.zeros_like(batch.keys), stream=_STREAM, count=path.num_parameters
-    )
+    fractions: Sequence[float],
+) -> States:
+    """The views for a seed, from pictures (B, 3, S, S) in [0, 1] of which the views show the fraction `crop`."""
+    draws = uniforms(seed, keys=keys, epochs=torch.zeros_like(keys), stream=_STREAM, count=path.num_parameters)
     drawn = path.sample(draws)
-    states = Transformation.stack([drawn.at(1.0)])
+    states = Transformation.stack([drawn.at(fraction) for fraction in fractions])
     from_view = torch.diag(torch.tensor([crop, crop, 1.0]))
     original = still_view(canvases, from_view, image_size)
     pivot = ops.luminance(original).mean(dim=(1, 2, 3))
     picture = original if states.matrix is None else canvases
-    transformed = render(picture, from_view, states, border, image_size, pivot)
-    return Pair(original, transformed.squeeze(1), drawn.parameters, batch.labels)
+    return States(original, render(picture, from_view, states, border, image_size, pivot), drawn.parameters)
 
 
 def canvas_size(image_size: int, path: TransformationPath, protocol: str) -> int:

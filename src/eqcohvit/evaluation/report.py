@@ -63,7 +63,8 @@ _LATENTS = (
 
 def protocol_notes(rows: Sequence[Row]) -> list[str]:
     """A line for each transformation and protocol that gives g away, such as "zoom, strict: sharpness tells it"."""
-    settings = [row.settings for row in rows if row.settings.get("protocol") in PROTOCOLS]
+    about_g = [row.settings for row in rows if row.settings.get("task") != "reconstruction"]
+    settings = [own for own in about_g if own.get("protocol") in PROTOCOLS]
     pairs = dict.fromkeys((own["transform"], own["protocol"]) for own in settings)
     found = {pair: given_away(make_path(pair[0]), pair[1]) for pair in pairs}
     return [f"{transform}, {protocol}: {reason}" for (transform, protocol), reason in found.items() if reason]

@@ -18,6 +18,7 @@ from .feature_cache import prune_cache
 from .figures import figures_of_rows
 from .images import TEST_SPRITES, ProbeImages, check_test_data
 from .r2_tasks import r2
+from .reconstruction import reconstruction
 from .report import protocol_notes, write_report
 from .results import INTERVAL, Row, format_tables, training_seeds, versions, write_results
 from .retrieval import retrieval
@@ -32,6 +33,7 @@ FROZEN_TASKS: dict[str, Task] = {
     "linear": tasks.linear,
     "disentanglement": tasks.disentanglement,
     "retrieval": retrieval,
+    "reconstruction": reconstruction,
 }
 
 

@@ -1,0 +1,121 @@
+"""How well the decoders rebuild the states between two views of test images, in dB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..hub.configuration_eqcohvit import EqCohViTConfig
+from ..hub.modeling_eqcohvit import EqCohViTForPreTraining
+from ..loading import find_model, load_whole, read_config
+from ..preprocessing import Preprocessing, read_preprocessing
+from ..transforms import TransformationPath, intermediate_fractions, make_path
+from .context import Evaluation, short_names
+from .extraction import progress
+from .intervals import accuracy_resampled, half_width
+from .pairs import canvas_size, render_states
+from .results import Row
+
+NEARER, BLEND = "the nearer view", "blend of both views"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model with its decoders, the path that they were trained on, and the places of the states on it, in (0, 1]."""
+
+    name: str
+    model: EqCohViTForPreTraining
+    preprocessing: Preprocessing
+    path: TransformationPath
+    fractions: list[float]
+
+
+def reconstruction(evaluation: Evaluation) -> list[Row]:
+    """PSNR of the reconstructed states of test images, on the path that each model was trained on, beside two pictures
+    that need no model: the nearer of the two views, and both views blended as the state's place on the path says.
+
+    10 log10(1 / MSE) of colors in [0, 1], for each image and state; the mean over the states. Each seed has its own
+    draw of g. Nothing is fitted.
+
+    Raises:
+        ValueError: no model has decoders.
+    """
+    settings = evaluation.settings
+    rows: list[Row] = []
+    decoders = list(_decoders(settings.model))
+    if not decoders:
+        raise ValueError(
+            f"reconstruction needs a model with decoders, got {', '.join(settings.model)}: give one that pretraining made"
+        )
+    for decoder in decoders:
+        for protocol in settings.protocol:
+            metric = f"PSNR {decoder.path.name}, {protocol} (dB)"
+            about = {"task": "reconstruction", "transform": decoder.path.name, "protocol": protocol}
+            for (name, part), found in _measure(evaluation, decoder, protocol).items():
+                values = found.mean(axis=1).tolist()
+                half = half_width(values, accuracy_resampled(found))
+                row = Row(name, part, metric, values, True, about, half)
+                if row not in rows:  # models of one path and size share the pictures without a model
+                    rows.append(row)
+    return rows
+
+
+def _decoders(names: list[str]) -> Iterator[Decoder]:
+    """The models of these names that have decoders."""
+    for name, short in zip(names, short_names(names), strict=True):
+        place = find_model(name)
+        config = read_config(place, name)
+        if not isinstance(config, EqCohViTConfig):
+            continue
+        model = load_whole(EqCohViTForPreTraining, name, dtype=torch.float32).eval()
+        fractions = intermediate_fractions(config.num_intermediates) + [1.0] * config.include_final
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        preprocessing = read_preprocessing(place, config)
+        yield Decoder(short, model.to(device), preprocessing, make_path(config.path), fractions)
+
+
+def _measure(evaluation: Evaluation, decoder: Decoder, protocol: str) -> dict[tuple[str, str], np.ndarray]:
+    """PSNR of each test image (S, M), the mean over the states, by encoder and part."""
+    size, seeds = decoder.preprocessing.image_size, range(evaluation.settings.seeds)
+    samples = evaluation.samples
+    views = f"views of {size} px"
+    found: dict[tuple[str, str], list[torch.Tensor]] = {}
+    bar = progress(f"reconstruction, {protocol}", samples.num_test, unit="img")
+    for batch, _ in samples.blocks("test", canvas_size(size, decoder.path, protocol)):
+        of_batch: dict[tuple[str, str], list[torch.Tensor]] = {}
+        for states in render_states(batch, decoder.path, protocol, size, seeds, [*decoder.fractions, 1.0]):
+            first, targets, end = states.original, states.on_path[:, :-1], states.on_path[:, -1]
+            blend = torch.tensor(decoder.fractions).view(1, -1, 1, 1, 1)
+            both = (1 - blend) * first[:, None] + blend * end[:, None]
+            nearer = torch.where(blend < 0.5, first[:, None], end[:, None])
+            rebuilt = _rebuild(decoder, first, end)
+            for key, images in (
+                ((decoder.name, "equivariant"), rebuilt),
+                ((NEARER, views), nearer),
+                ((BLEND, views), both),
+            ):
+                of_batch.setdefault(key, []).append(_psnr(images, targets))
+        for key, values in of_batch.items():
+            found.setdefault(key, []).append(torch.stack(values))
+        bar.update(len(batch))
+    bar.close()
+    return {key: torch.cat(values, dim=1).numpy() for key, values in found.items()}
+
+
+@torch.no_grad()
+def _rebuild(decoder: Decoder, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Both views (B, 3, H, H) in [0, 1] -> the reconstructed states (B, K, 3, H, H) in [0, 1]."""
+    preprocessing, device = decoder.preprocessing, next(decoder.model.parameters()).device
+    first, end = (preprocessing.normalize(view).to(device) for view in (first, end))
+    rebuilt = decoder.model(first, end).reconstructions.cpu()
+    std, mean = (torch.tensor(values)[:, None, None] for values in (preprocessing.std, preprocessing.mean))
+    return (rebuilt * std + mean).clamp(0, 1)
+
+
+def _psnr(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio: two (B, K, 3, H, H) in [0, 1] -> (B,) in dB, the mean over the K states."""
+    errors = (images - targets).square().flatten(2).mean(dim=-1).clamp_min(1e-10)  # at most 100 dB
+    return (-10 * errors.log10()).mean(dim=-1).double()
