@@ -48,7 +48,7 @@ def reconstruction(evaluation: Evaluation) -> list[Row]:
     decoders = list(_decoders(settings.model))
     if not decoders:
         raise ValueError(
-            f"reconstruction needs a model with decoders, got {', '.join(settings.model)}: give one that pretraining made"
+            f"reconstruction needs a model with decoders, got {', '.join(settings.model)}: give one from pretraining"
         )
     for decoder in decoders:
         for protocol in settings.protocol:
