@@ -38,7 +38,7 @@ from .measure import (
     print_operations,
     take_turns,
 )
-from .peers import ibot_step, vicreg_step
+from .peers import dinov2_step, ibot_step, vicreg_step
 from .photos import photo, write_photos
 from .reference import PlainViews, plain_views
 from .steps import PlainStep, Step, in_processes
@@ -343,10 +343,15 @@ def _cost(name: str, batch_size: int, task: str) -> list[Result]:
 def peers(setup: Setup) -> list[Case]:
     """Our step beside the official one on the same views, task off and on: needs --peers FOLDER (peers.py)."""
     batch_size = 64 if setup.is_cuda else 2
-    names = {"ibot": "imagenet1k_ibot_vits16", "vicreg": "imagenet1k_vicreg_vits16"}
+    names = {
+        "ibot": "imagenet1k_ibot_vits16",
+        "vicreg": "imagenet1k_vicreg_vits16",
+        "dinov2": "imagenet1k_dinov2_vitl16",
+    }
     if setup.quick:
-        names = {"ibot": "cifar10_ibot", "vicreg": "cifar10_vicreg"}
-    cases = {objective: recipe_settings(name, batch_size) for objective, name in names.items()}
+        names = {objective: f"cifar10_{objective}" for objective in names}
+    size = () if setup.quick else ("--model_preset", "small")
+    cases = {objective: recipe_settings(name, batch_size, *size) for objective, name in names.items()}
     return [
         Case(case_name(args), partial(_peers, setup, objective, args, setup.seconds / len(cases)))
         for objective, args in cases.items()
@@ -358,9 +363,10 @@ def _peers(setup: Setup, objective: str, args: PretrainArguments, seconds: float
         raise ValueError("--peers FOLDER is needed, with the official repositories in it")
     steps = {name: Step(replace(args, recon_weight=weight), setup) for name, weight in (("on", 1.0), ("off", 0.0))}
     views, config = steps["on"].render(), steps["on"].module.model.config
-    if objective == "ibot":
+    if objective in ("ibot", "dinov2"):
+        make = ibot_step if objective == "ibot" else dinov2_step
         options = args.parsed_objective_options()
-        official = ibot_step(setup.peers, config, options, args.projector_dim, views, setup.autocast)
+        official = make(setup.peers, config, options, args.projector_dim, views, setup.autocast)
     else:
         widths = "-".join([str(args.projector_dim)] * 3)
         official = vicreg_step(setup.peers, config, widths, views, setup.autocast)

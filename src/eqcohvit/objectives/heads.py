@@ -59,16 +59,21 @@ class Prototypes(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., in_dim) -> (..., K)."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(F.normalize(features.float(), dim=-1), self._prototypes())
+            return F.linear(F.normalize(features.float(), dim=-1), self._scaled())
 
-    def mean(self, features: torch.Tensor) -> torch.Tensor:
-        """(M, in_dim) -> (K,), the mean of the M results of `forward`, without computing them."""
+    def rows_and_mean(self, features: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M, in_dim) -> the results of `forward` for the chosen rows (R, K), and the mean (K,) of all M results, which
+        are not computed."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(F.normalize(features.float(), dim=-1).mean(dim=0), self._prototypes())
+            units, scaled = F.normalize(features.float(), dim=-1), self._scaled()
+            return F.linear(units[rows], scaled), F.linear(units.mean(dim=0), scaled)
 
-    def _prototypes(self) -> torch.Tensor:
-        prototypes = F.normalize(self.weight.float(), dim=-1)
-        return prototypes if self.gain is None else self.gain.float() * prototypes
+    def _scaled(self) -> torch.Tensor:
+        """Prototypes of length 1 times their gains. One kernel, where separate operations on (K, in_dim) would be most
+        of a small batch's step."""
+        weight = self.weight.float()
+        gain = weight.new_ones(len(weight), 1) if self.gain is None else self.gain.float()
+        return torch._weight_norm(weight, gain, 0)
 
 
 class DINOHead(nn.Module):
@@ -93,8 +98,7 @@ class DINOHead(nn.Module):
 
     def rows_and_mean(self, features: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (R, K) of the chosen rows of features (M, in_dim), and the mean (K,) of the logits of all rows."""
-        hidden = self.mlp(features)
-        return self.prototypes(hidden[rows]), self.prototypes.mean(hidden)
+        return self.prototypes.rows_and_mean(self.mlp(features), rows)
 
 
 @dataclass(frozen=True)
@@ -138,12 +142,19 @@ class TokenHeads(nn.Module):
         `chosen` (R,) are indices into the flattened patches: of the others, only the mean of their logits is computed.
         """
         every = cls if local is None else torch.cat([cls, local])
-        logits = self.cls(every)
-        outputs = {"cls": logits[: len(cls)], "local": None if local is None else logits[len(cls) :]}
-        head = self.patch or self.cls
-        if patches is None:
-            return HeadOutputs(**outputs, patches=None)
-        if chosen is None:
-            return HeadOutputs(**outputs, patches=head(patches))
-        rows, mean = head.rows_and_mean(patches.flatten(0, -2), chosen)
-        return HeadOutputs(**outputs, patches=rows, patch_mean=mean)
+        patch_logits = patch_mean = None
+        if patches is not None and chosen is None and self.patch is None:  # the prototypes are scaled once
+            tokens = [every.flatten(0, 1), patches.flatten(0, -2)]
+            of_tokens, of_patches = self.cls(torch.cat(tokens)).split([len(rows) for rows in tokens])
+            logits = of_tokens.unflatten(0, every.shape[:2])
+            patch_logits = of_patches.unflatten(0, patches.shape[:-1])
+        else:
+            logits = self.cls(every)
+            head = self.patch or self.cls
+            if chosen is not None:
+                assert patches is not None
+                patch_logits, patch_mean = head.rows_and_mean(patches.flatten(0, -2), chosen)
+            elif patches is not None:
+                patch_logits = head(patches)
+        of_local = None if local is None else logits[len(cls) :]
+        return HeadOutputs(logits[: len(cls)], of_local, patch_logits, patch_mean)
