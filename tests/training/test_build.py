@@ -6,9 +6,8 @@ from eqcohvit.training.build import build_model, build_module
 
 
 def settings(**kwargs):
-    return PretrainArguments(
-        image_size=16, feature_dim=16, equivariant_dim=8, decoder_dim=16, projector_dim=16, **kwargs
-    )
+    sizes = {"image_size": 16, "feature_dim": 16, "equivariant_dim": 8, "decoder_dim": 16, "projector_dim": 16}
+    return PretrainArguments(**sizes | kwargs)
 
 
 @pytest.mark.parametrize("backbone", ["dinov2", "dinov2_with_registers", "dinov3_vit"])
@@ -52,7 +51,8 @@ def test_layer_scale_of_0_means_none(value, start, is_trained):
 @pytest.mark.parametrize(
     ("changes", "rank"),
     [({}, 1), ({"invariant_rank": 0}, None), ({"invariant_rank": 3}, 3), ({"recon_weight": 0.0}, None),
-     ({"recon_weight": 0.0, "invariant_rank": 3}, 3)],
+     ({"recon_weight": 0.0, "invariant_rank": 3}, 3),
+     ({"feature_dim": 1608}, 16)],  # 1,600 invariant dimensions read a backbone of 128
 )  # fmt: skip
 def test_by_default_the_invariant_part_reads_an_eighth_of_its_dimensions_if_there_is_a_task(changes, rank):
     args = settings(**changes)  # 8 invariant dimensions

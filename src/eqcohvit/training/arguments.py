@@ -162,7 +162,8 @@ class PretrainArguments(RunSettings):
     invariant_rank: int | None = setting(
         None,
         "the invariant part reads only this many token directions, those most alike in both views; 0 for all, as in "
-        "the paper; by default an eighth of the part's dimensions, and all without the reconstruction",
+        "the paper; by default an eighth of the part's dimensions or of the backbone's, whichever are fewer, and all "
+        "without the reconstruction",
     )
     invariant_rank_start: float = setting(0.6, "share of the steps (0-1) before invariant_rank takes effect")
     projector_dim: int = setting(512, "hidden width of the objective's projection head")
@@ -241,15 +242,16 @@ class PretrainArguments(RunSettings):
 
         return model_config(self, backbone)
 
-    def separation_rank(self, invariant_dim: int) -> int:
-        """Number of directions that an invariant part of so many dimensions reads; 0 for all."""
+    def separation_rank(self, invariant_dim: int, hidden_size: int) -> int:
+        """Number of directions of the backbone's `hidden_size` that an invariant part of so many dimensions reads; 0
+        for all."""
         import torch
 
         if self.invariant_rank is not None:
             return self.invariant_rank
         if self.recon_weight == 0 or torch.backends.mps.is_available():  # Apple's GPUs have no float64
             return 0
-        return max(1, invariant_dim // _DIMENSIONS_A_DIRECTION)
+        return max(1, min(invariant_dim, hidden_size) // _DIMENSIONS_A_DIRECTION)
 
     def probe_interval(self, num_processes: int, has_few_images: bool = False) -> int:
         """Steps between two probes. With few images there are at least 10, because such runs are short."""

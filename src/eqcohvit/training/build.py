@@ -128,7 +128,7 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
     start = int(args.invariant_rank_start * args.max_steps)
-    rank = args.separation_rank(config.invariant_dim)
+    rank = args.separation_rank(config.invariant_dim, config.hidden_size)
     module = PretrainModule(model, objective, args.recon_weight, args.recon_from, rank, start)
     # After the teacher is made: it shares weights that are frozen by then, and it must stay whole.
     if args.layerscale_value == 0:
