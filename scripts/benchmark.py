@@ -79,7 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="time of one suite's measurements; default: 20, with --quick 12")
     parser.add_argument("--device", help="device to measure on; default: cuda if available")
     parser.add_argument("--output", type=os.path.expanduser, help="JSON file for results, device and versions")
-    parser.add_argument("--peers", type=Path, help="suite peers: folder with the official repositories ibot, dinov2, vicreg")
+    parser.add_argument("--peers", type=Path, help="suite peers: folder with clones of ibot, dinov2 and vicreg")
     parser.add_argument("--compare", metavar="STORED.json", help="an earlier --output: print the ratios to it")
     args = parser.parse_args(argv)
     if args.seconds is not None and args.seconds <= 0:

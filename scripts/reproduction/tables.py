@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,8 @@ class Run:
     untrained: bool = False  # no training: the other dense runs' backbone with random weights
 
 
-def _runs_of_a(paths: Iterable[str]) -> list[Run]:
-    return [Run(f"{m}-{p}", f"{METHODS[m]} {PATHS[p][0]}", m, PATHS[p][1], TRANSFORMS) for p in paths for m in METHODS]
+def _runs_of_a(paths: Sequence[str]) -> list[Run]:
+    return [Run(f"{m}-{p}", f"{METHODS[m]} {PATHS[p][0]}", m, PATHS[p][1], TRANSFORMS) for m in METHODS for p in paths]
 
 
 _KNOWN_G = ("--recon_weight", "0")  # these two train the equivariant part by their own loss
@@ -125,7 +125,7 @@ TABLES: dict[str, list[Run]] = {
         Run("dense-rotation", "VICReg + rotation", "vicreg", PATHS["rotation"][1], dense=True),
         Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
     ],
-    "E": _runs_of_a(path for path in PATHS if path not in _COMPARED) + _MASKED,
+    "E": _runs_of_a([path for path in PATHS if path not in _COMPARED]) + _MASKED,
 }
 # Table D: task -> script, folder of the data, flags, and the number that is shown. Sized for minutes on a CPU.
 DENSE: dict[str, tuple[str, str, str, str]] = {

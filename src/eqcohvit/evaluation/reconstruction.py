@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -81,28 +82,30 @@ def _measure(evaluation: Evaluation, decoder: Decoder, protocol: str) -> dict[tu
     """PSNR of each test image (S, M), the mean over the states, by encoder and part."""
     size, seeds = decoder.preprocessing.image_size, range(evaluation.settings.seeds)
     samples = evaluation.samples
-    views = f"views of {size} px"
-    found: dict[tuple[str, str], list[torch.Tensor]] = {}
+    found: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)
     bar = progress(f"reconstruction, {protocol}", samples.num_test, unit="img")
     for batch, _ in samples.blocks("test", canvas_size(size, decoder.path, protocol)):
-        of_batch: dict[tuple[str, str], list[torch.Tensor]] = {}
-        for states in render_states(batch, decoder.path, protocol, size, seeds, [*decoder.fractions, 1.0]):
-            first, targets, end = states.original, states.on_path[:, :-1], states.on_path[:, -1]
-            blend = torch.tensor(decoder.fractions).view(1, -1, 1, 1, 1)
-            both = (1 - blend) * first[:, None] + blend * end[:, None]
-            nearer = torch.where(blend < 0.5, first[:, None], end[:, None])
-            rebuilt = _rebuild(decoder, first, end)
-            for key, images in (
-                ((decoder.name, "equivariant"), rebuilt),
-                ((NEARER, views), nearer),
-                ((BLEND, views), both),
-            ):
-                of_batch.setdefault(key, []).append(_psnr(images, targets))
+        of_batch: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)
+        for drawn in render_states(batch, decoder.path, protocol, size, seeds, [*decoder.fractions, 1.0]):
+            targets, end = drawn.on_path[:, :-1], drawn.on_path[:, -1]
+            for key, pictures in _estimates(decoder, drawn.original, end).items():
+                of_batch[key].append(_psnr(pictures, targets))
         for key, values in of_batch.items():
-            found.setdefault(key, []).append(torch.stack(values))
+            found[key].append(torch.stack(values))
         bar.update(len(batch))
     bar.close()
     return {key: torch.cat(values, dim=1).numpy() for key, values in found.items()}
+
+
+def _estimates(decoder: Decoder, first: torch.Tensor, end: torch.Tensor) -> dict[tuple[str, str], torch.Tensor]:
+    """Both views (B, 3, H, H) -> what stands for the K states (B, K, 3, H, H), by encoder and part."""
+    views = f"views of {first.shape[-1]} px"
+    way = torch.tensor(decoder.fractions).view(1, -1, 1, 1, 1)
+    return {
+        (decoder.name, "equivariant"): _rebuild(decoder, first, end),
+        (NEARER, views): torch.where(way < 0.5, first[:, None], end[:, None]),
+        (BLEND, views): (1 - way) * first[:, None] + way * end[:, None],
+    }
 
 
 @torch.no_grad()
