@@ -9,7 +9,7 @@
 A: SSL methods with and without the task, and controls. B: number of intermediate states. C: lambda, d_equi, border,
 what the decoders and the invariant part read. D: dense and geometric tasks. E: other paths. Each run has a folder with
 its recipe, metrics, model and results.json. tables.md is written only from the results.json files. The same command
-continues where it was, even in the middle of a run.
+continues where it was, even in the middle of a run; the model of an evaluated run may be deleted.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class Reproduction:
         Raises:
             RuntimeError: a run has failed. It is raised after all others are done.
         """
-        todo = [(run, stage) for run in self.runs for stage in self.stages(run) if not stage.product.is_file()]
+        todo = [(run, stage) for run in self.runs for stage in self._missing(run)]
         failed: dict[str, str] = {}
         for index, (run, stage) in enumerate(todo):
             if run.name in failed:
@@ -296,6 +296,13 @@ class Reproduction:
                 raise TimeIsUp
         if failed:
             raise RuntimeError(f"{len(failed)} of {len(self.runs)} runs failed; first: {next(iter(failed.values()))}")
+
+    def _missing(self, run: Run) -> list[Stage]:
+        """The stages whose product is not there. A run that has been evaluated needs no model any more."""
+        stages = self.stages(run)
+        if not run.dense and stages[-1].product.is_file():  # dense tasks may read the model of another run
+            return []
+        return [stage for stage in stages if not stage.product.is_file()]
 
     def _execute(self, run: Run, stage: Stage) -> tuple[int, float, Path]:
         """Run a stage with its output in logs/RUN-STAGE.txt.

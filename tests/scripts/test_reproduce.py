@@ -67,9 +67,23 @@ def test_every_command_is_one_that_its_script_takes(tmp_path):
 def test_runs_that_compare_come_first_and_each_once():
     names = [run.name for run in tables.chosen_runs(["C", "E", "A", "B"])]
     assert len(names) == len(set(names))
-    assert names[:4] == ["vicreg-none", "simclr-none", "ibot-none", "dinov2-none"]
+    assert names[:4] == ["vicreg-none", "vicreg-se2", "simclr-none", "simclr-se2"]
     late = ["vicreg-se2", "identity", "k-1", "vicreg-rotation", "context-none", "simclr-rotation"]
     assert sorted(late, key=names.index) == late
+
+
+def test_an_evaluated_run_needs_no_model(tmp_path):
+    flags = "--table B --data cifar10 --max_steps 5 --output_dir".split()
+    work = reproduce.Reproduction(reproduce.parse([*flags, str(tmp_path)]))
+    run = work.runs[0]
+    home = work.home(run)
+    (home / "model").mkdir(parents=True)
+    assert [stage.name for stage in work._missing(run)] == ["pretrain", "evaluate"]
+    (home / "model" / "config.json").write_text("{}")
+    assert [stage.name for stage in work._missing(run)] == ["evaluate"]
+    (home / "results.json").write_text("{}")
+    shutil.rmtree(home / "model")
+    assert work._missing(run) == []
 
 
 def test_tables_hold_what_the_results_say(tmp_path):
