@@ -14,7 +14,7 @@ from eqcohvit.evaluation.suite import check_same_version
 
 METHODS = {"vicreg": "VICReg", "simclr": "SimCLR", "ibot": "iBOT", "dinov2": "DINOv2"}
 PATHS = {  # key of a run's name -> its label, its flags
-    "none": ("λ = 0", ("--recon_weight", "0")),
+    "none": ("λ = 0", ("--recon_weight", "0", "--path", "se2")),  # the views of the runs that table A compares
     "rotation": ("+ rotation", ("--path", "rotation")),
     "se2": ("+ SE(2)", ("--path", "se2")),
     "color_jitter": ("+ color", ("--path", "color_jitter")),
@@ -121,7 +121,7 @@ TABLES: dict[str, list[Run]] = {
         *_C,
     ],
     "D": [
-        Run("dense-none", "VICReg λ = 0", "vicreg", PATHS["none"][1], dense=True),
+        Run("dense-none", "VICReg λ = 0", "vicreg", ("--recon_weight", "0"), dense=True),
         Run("dense-rotation", "VICReg + rotation", "vicreg", PATHS["rotation"][1], dense=True),
         Run("dense-random", "random weights", "vicreg", (), dense=True, untrained=True),
     ],
