@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from tests.conftest import load_script
 from tests.evaluation.latent_renders import write_3diebench
+from transformers import Dinov2Config, Dinov2Model
 
 from eqcohvit import EqCohViTConfig, EqCohViTForPreTraining
 from eqcohvit.publish.folder import save_hub_folder
@@ -143,6 +144,10 @@ def test_python_blocks_run(path, text, tiny_folder, tmp_path, monkeypatch):
         shutil.copytree(path.parent, path.parent.name)
     for name in re.findall(r'"(path/to/\w+)"', text):  # the folder of a metric, in its own README
         shutil.copytree(path.parent, name)
+    if '"vit-small-focus"' in text:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "image_size": 28}
+        Dinov2Model(Dinov2Config(**sizes)).save_pretrained("vit-small-focus")
+        Path("vit-small-focus/preprocessor_config.json").write_text("{}")
     if "3DIEBench" in text:
         write_3diebench(tmp_path, {"train": 2, "val": 1})
     for name in re.findall(r'"([\w./-]+\.(?:jpg|png))"', text):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import Dinov2Config, Dinov2Model
 
 from eqcohvit.cli import RECIPES as FOLDER
 from eqcohvit.hub.configuration_eqcohvit import PRESETS
@@ -185,3 +186,10 @@ def test_sources_of_the_tables_are_files_at_a_commit():
     assert set(re.findall(r"\[([\w-]+)\](?!\()", section)) == sources.keys()
     pattern = r"https://github\.com/[\w.-]+/[\w.-]+/blob/[0-9a-f]{40}/\S+|https://arxiv\.org/abs/\d{4}\.\d{5}"
     assert all(re.fullmatch(pattern, link) for link in sources.values())
+
+
+def test_the_recipe_for_photographs_starts_from_a_vit_of_any_size(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "start")
+    args = parse_arguments(["--config", "photos", "--init_from", str(tmp_path / "start"), "--peft", "lora"])
+    assert (args.image_size, args.patch_size, args.model_preset, args.recon_weight) == (84, 14, None, 10)
