@@ -17,6 +17,7 @@ from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.training.build import build_model, build_module, build_renderer
 from eqcohvit.training.optim import clip_gradients, make_optimizer, set_step
 from eqcohvit.training.schedules import step_values
+from eqcohvit.training.start_settings import complete_settings
 
 README = Path(__file__).parents[2] / "scripts" / "recipes" / "README.md"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -191,5 +192,6 @@ def test_sources_of_the_tables_are_files_at_a_commit():
 def test_the_recipe_for_photographs_starts_from_a_vit_of_any_size(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "start")
-    args = parse_arguments(["--config", "photos", "--init_from", str(tmp_path / "start"), "--peft", "lora"])
+    flags = ["--config", "photos", "--init_from", str(tmp_path / "start"), "--peft", "lora"]
+    args = parse_arguments(flags, complete_settings)
     assert (args.image_size, args.patch_size, args.model_preset, args.recon_weight) == (84, 14, None, 10)
