@@ -216,7 +216,7 @@ def test_decode_image_holds_at_most_13_bytes_for_a_pixel(mode):
     decode_image(JPEG, 8)  # what is imported or allocated once
     reading, writing = os.pipe()
     child = os.fork()
-    if child == 0:  # a process of its own, whose peak begins at what it inherits
+    if child == 0:  # its own process, whose peak begins at what it inherits
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         decode_image(data, 64)
         os.write(writing, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before).encode())

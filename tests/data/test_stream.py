@@ -191,7 +191,7 @@ def test_bad_images_of_two_processes_and_of_a_killed_one_are_listed_once(tmp_pat
             next(stream)
     assert sorted(json.loads(line)["key"] for line in path.read_text().splitlines()) == [3, 11]
     whole = path.read_bytes()
-    path.write_bytes(whole[:-9])  # cut short: the last entry is written again, on a line of its own
+    path.write_bytes(whole[:-9])  # cut short: the last entry is written again, on its own line
     take(make_stream(source, bad_images_path=path), 10)
     lines = path.read_text().splitlines()
     assert sorted(json.loads(line)["key"] for line in (lines[0], lines[2])) == [3, 11] and len(lines) == 3

@@ -184,7 +184,7 @@ def test_predictability_tells_a_linear_action_from_an_arbitrary_one():
 
 @pytest.mark.slow
 def test_knn_of_50000_by_10000_features_stays_below_2_gib_and_60_seconds():
-    """In a process of its own, so that its peak is its own: the size of CIFAR-10 with 384-dimensional features."""
+    """In its own process, so that no other raises its peak: the size of CIFAR-10 with 384-dimensional features."""
     code = """
 import resource, time, torch
 from eqcohvit.evaluation.probes import knn_accuracy

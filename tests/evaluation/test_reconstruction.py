@@ -72,3 +72,11 @@ def test_a_model_without_decoders_is_an_error_of_one_line(tmp_path):
     ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="reconstruction needs a model with decoders, got .*plain: give one"):
         eqcohvit.evaluate(model=str(tmp_path / "plain"), task="reconstruction", max_test_samples=8)
+
+
+def test_a_model_without_decoders_beside_one_with_them_has_no_row(model, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "plain")
+    models = [str(tmp_path / "plain"), str(model)]
+    rows = eqcohvit.evaluate(model=models, task="reconstruction", max_test_samples=8)
+    assert [row.encoder for row in rows] == ["made", "the nearer view", "blend of both views"]

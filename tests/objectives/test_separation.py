@@ -82,7 +82,7 @@ def test_scale_and_shift_of_the_tokens_change_nothing():
     _, plain = separated(first, end, rows, rank=2)
     _, scaled = separated(
         first * scale + shift, end * scale - shift, rows / scale, rank=2
-    )  # a shift of each view of its own
+    )  # each view has its own shift
     assert torch.allclose(scaled * scale, plain, atol=1e-3)
 
 

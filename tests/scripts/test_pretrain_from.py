@@ -42,7 +42,7 @@ def pretrain():
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
-    """A randomly initialized DINOv2 folder, with a normalization and a license of its own."""
+    """A randomly initialized DINOv2 folder, with its own normalization and license."""
     folder = tmp_path_factory.mktemp("hub") / "dinov2"
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**VIT)).save_pretrained(folder)

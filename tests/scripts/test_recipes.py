@@ -122,7 +122,7 @@ RUN = {  # settings of no effect on what is learnt, or on the machines alone
     "objective", "per_device_train_batch_size", "dataloader_num_workers",
     "save_steps", "keep_every_steps", "sample_steps", "logging_steps",
 }  # fmt: skip
-# What the equivariance task adds, the same in all recipes of a method: it has a table of its own, with one recipe of
+# What the equivariance task adds, the same in all recipes of a method: it has its own table, with one recipe of
 # each.
 TASK = {
     "path", "recon_weight", "recon_from", "decoder_context", "decoder_patch_dropout", "invariant_rank", "feature_dim",

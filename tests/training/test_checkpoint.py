@@ -208,7 +208,7 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, name, pla
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 3 MB of its own, or none (None) where this user may not mount one."""
+    """A separate file system of 3 MB, or None where this user may not mount one."""
     mounted = (
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)], capture_output=True

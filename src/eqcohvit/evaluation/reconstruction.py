@@ -11,10 +11,10 @@ import torch
 
 from ..hub.configuration_eqcohvit import EqCohViTConfig
 from ..hub.modeling_eqcohvit import EqCohViTForPreTraining
-from ..loading import find_model, load_whole, read_config
-from ..preprocessing import Preprocessing, read_preprocessing
+from ..loading import load_whole
+from ..preprocessing import Preprocessing
 from ..transforms import TransformationPath, intermediate_fractions, make_path
-from .context import Evaluation, short_names
+from .context import Evaluation
 from .extraction import progress
 from .intervals import accuracy_resampled, half_width
 from .pairs import canvas_size, render_states
@@ -46,12 +46,7 @@ def reconstruction(evaluation: Evaluation) -> list[Row]:
     """
     settings = evaluation.settings
     rows: list[Row] = []
-    decoders = list(_decoders(settings.model))
-    if not decoders:
-        raise ValueError(
-            f"reconstruction needs a model with decoders, got {', '.join(settings.model)}: give one from pretraining"
-        )
-    for decoder in decoders:
+    for decoder in _decoders(evaluation):
         for protocol in settings.protocol:
             metric = f"PSNR {decoder.path.name}, {protocol} (dB)"
             about = {"task": "reconstruction", "transform": decoder.path.name, "protocol": protocol}
@@ -61,21 +56,21 @@ def reconstruction(evaluation: Evaluation) -> list[Row]:
                 row = Row(name, part, metric, values, True, about, half)
                 if row not in rows:  # models of one path and size share the pictures without a model
                     rows.append(row)
+    if not rows:
+        raise ValueError(
+            f"reconstruction needs a model with decoders, got {', '.join(settings.model)}: give one from pretraining"
+        )
     return rows
 
 
-def _decoders(names: list[str]) -> Iterator[Decoder]:
-    """The models of these names that have decoders."""
-    for name, short in zip(names, short_names(names), strict=True):
-        place = find_model(name)
-        config = read_config(place, name)
-        if not isinstance(config, EqCohViTConfig):
-            continue
-        model = load_whole(EqCohViTForPreTraining, name, dtype=torch.float32).eval()
-        fractions = intermediate_fractions(config.num_intermediates) + [1.0] * config.include_final
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        preprocessing = read_preprocessing(place, config)
-        yield Decoder(short, model.to(device), preprocessing, make_path(config.path), fractions)
+def _decoders(evaluation: Evaluation) -> Iterator[Decoder]:
+    """The models that have decoders, one at a time."""
+    for place, encoder in zip(evaluation.settings.model, evaluation.model_encoders, strict=True):
+        config = encoder.model.config
+        if isinstance(config, EqCohViTConfig):
+            model = load_whole(EqCohViTForPreTraining, place, dtype=torch.float32).eval().to(encoder.device)
+            fractions = intermediate_fractions(config.num_intermediates) + [1.0] * config.include_final
+            yield Decoder(encoder.name, model, encoder.preprocessing, make_path(config.path), fractions)
 
 
 def _measure(evaluation: Evaluation, decoder: Decoder, protocol: str) -> dict[tuple[str, str], np.ndarray]:
