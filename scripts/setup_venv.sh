@@ -1,6 +1,8 @@
-# Sourced by quickstart.sh and test.sh: .venv with the package and the extra "$1", installed once for each state of pyproject.toml.
+# Sourced by quickstart.sh and test.sh: .venv with the package and the extra "$1", installed once for each state of
+# pyproject.toml.
 python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $("$python" --version)" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  { echo "error: Python 3.11 or newer is needed, found $("$python" --version)" >&2; exit 2; }
 stamp=.venv/.installed-$1
 wanted=$(cat pyproject.toml constraints.txt | cksum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then

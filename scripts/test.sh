@@ -4,9 +4,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_venv.sh dev
-if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if ! command -v chromium chromium-browser google-chrome >/dev/null &&
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "Installing chromium for the tests of the demo's page ..."
-  { apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium; } >/dev/null || echo "chromium cannot be installed: these tests will be skipped" >&2
+  { apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium; } >/dev/null ||
+    echo "chromium cannot be installed: these tests will be skipped" >&2
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

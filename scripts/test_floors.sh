@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Do the oldest versions that pyproject.toml allows work? They are installed into an environment of their own, and a quick set of tests
-# runs with them.
+# Do the oldest versions that pyproject.toml allows work? They are installed into an environment of their own, and a
+# quick set of tests runs with them.
 #
 #     bash scripts/test_floors.sh /tmp/floors                   # the folder of the environment; made where it is missing
 #     bash scripts/test_floors.sh /tmp/floors torch==2.13.0     # with another version where the oldest cannot be had
@@ -28,6 +28,7 @@ cat "$folder/floors.txt"
 install="$folder/bin/python -m pip install --quiet --disable-pip-version-check --constraint $folder/floors.txt"
 $install torch
 $install --editable ".[train]" pytest hypothesis
-"$folder/bin/python" -m pytest tests/test_registration.py tests/hub/test_modeling.py tests/hub/test_weights.py tests/hub/test_pipeline.py \
-  tests/hub/test_peft.py tests/hub/test_heads.py tests/data/test_decode.py tests/data/test_sources.py tests/evaluation/metrics \
-  tests/training/test_checkpoint.py tests/scripts/test_pretrain.py tests/scripts/test_evaluate.py tests/scripts/test_finetune.py
+"$folder/bin/python" -m pytest tests/test_registration.py tests/hub/test_modeling.py tests/hub/test_weights.py \
+  tests/hub/test_pipeline.py tests/hub/test_peft.py tests/hub/test_heads.py tests/data/test_decode.py \
+  tests/data/test_sources.py tests/evaluation/metrics tests/training/test_checkpoint.py tests/scripts/test_pretrain.py \
+  tests/scripts/test_evaluate.py tests/scripts/test_finetune.py
