@@ -183,7 +183,7 @@ def _parts(whole: TransformationPath, paths: dict[str, TransformationPath]) -> d
 
 
 def _label(name: str) -> str:
-    return name.replace("_", " ").replace("+", " + ").capitalize()
+    return name.replace("_", " ").replace("+", " + ").replace(":", " × ").capitalize()
 
 
 def all_controls(choices: dict[str, Choice]) -> list[Control]:

@@ -59,7 +59,7 @@ _REFERENCES = [
         "identity",
         "VICReg, g = identity: the decoders rebuild the view itself",
         "vicreg",
-        ("--path", "se2", "--path_magnitude", "1e-6", "--probe_samples", "0"),
+        ("--path", "se2:1e-6", "--probe_samples", "0"),
         TRANSFORMS,
     ),
     Run("sie", "SIE, rotation", "vicreg", ("--objective", "sie", *_KNOWN_G), TRANSFORMS),

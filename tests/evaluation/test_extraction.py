@@ -82,7 +82,7 @@ def test_other_images_views_or_encoders_do_not_find_old_features(tmp_path):
         {"encoder": Counting(24)},
         {"num": 41},
         {"source": SpritesSource(seed=1)},
-        {"view": PairView(make_path("rotation", 0.5), "paper")},
+        {"view": PairView(make_path("rotation:0.5"), "paper")},
         {"view": PairView(make_path("rotation"), "strict")},
         {"view": CentralView()},
     )

@@ -6,7 +6,7 @@ import torch
 from controls import UNITS, all_controls, list_choices
 from eqcohvit.transforms import PATHS, TransformationPath, make_path
 
-EVERY_PATH = [*PATHS, "se2+color_jitter", "rotation+color_jitter+gaussian_blur"]
+EVERY_PATH = [*PATHS, "se2:0.5", "se2+color_jitter", "rotation+color_jitter+gaussian_blur"]
 CONTROLS = all_controls(list_choices("se2"))
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from eqcohvit.transforms import PATHS, intermediate_fractions, make_path, ops
 from eqcohvit.transforms.paths import Rotation, homography, path_reach
 
-ALL = [*PATHS, "rotation+color_jitter", "zoom+perspective+gaussian_blur"]
+ALL = [*PATHS, "rotation:2", "rotation+color_jitter", "zoom+perspective+gaussian_blur"]
 
 
 @pytest.fixture
@@ -156,21 +156,28 @@ def test_intermediate_fractions_are_equidistant():
     assert intermediate_fractions(1) == [0.5]
 
 
-def test_magnitude_scales_the_ranges():
-    assert make_path("rotation", 0.5).limits[0][1] == pytest.approx(math.radians(22.5))
+def test_factor_scales_the_ranges_of_its_part():
+    path = make_path("rotation:0.5+translation")
+    assert path.name == "rotation:0.5+translation"
+    assert path.limits[0] == pytest.approx((-math.radians(22.5), math.radians(22.5)))
+    assert path.limits[1:] == make_path("translation").limits
+    assert make_path("rotation").limits[0][1] == pytest.approx(math.radians(45))  # the class keeps its own
 
 
 @pytest.mark.parametrize(
-    ("name", "magnitude", "message"),
+    ("name", "message"),
     [
-        ("rotate", 1.0, "unknown path 'rotate'; known: rotation, translation, se2"),
-        ("rotation+rotation", 1.0, "names the same transformation twice"),
-        ("rotation", 0.0, "magnitude must be positive"),
+        ("rotate", "unknown path 'rotate'; known: rotation, translation, se2"),
+        ("rotation+rotation:2", "names the same transformation twice"),
+        ("rotation:0", "factor of a path must be a positive number, as in rotation:2, got 'rotation:0'"),
+        ("se2+zoom:inf", "got 'zoom:inf'"),
+        ("rotation:", "got 'rotation:'"),
+        ("rotation:two", "got 'rotation:two'"),
     ],
 )
-def test_make_path_refuses(name, magnitude, message):
+def test_make_path_refuses(name, message):
     with pytest.raises(ValueError, match=message):
-        make_path(name, magnitude)
+        make_path(name)
 
 
 def test_reach_of_paths():
@@ -178,4 +185,4 @@ def test_reach_of_paths():
     assert path_reach(make_path("rotation")) == pytest.approx(2**0.5, abs=1e-3)
     assert path_reach(make_path("translation")) == pytest.approx(1 + 20 / 224, abs=1e-3)
     assert path_reach(make_path("zoom")) == pytest.approx(1.5, abs=1e-3)
-    assert path_reach(make_path("perspective", 5.0)) == 3
+    assert path_reach(make_path("perspective:5")) == 3

@@ -5,6 +5,7 @@ Matplotlib is imported only when they are drawn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ def scatter_figure(
     shown = f"{count} test images" if num_draws == 1 else f"{count} pairs of {len(true) // num_draws} test images"
     caption = f"Predicted versus true parameters of {name} ({protocol}), {shown}, first seed."
     draw = lambda: _plots().scatter(points, true[:_NUM_POINTS], parameter_names, scores)  # noqa: E731
-    return ReportFigure(f"scatter_{name.replace('+', '_')}", caption, draw)
+    return ReportFigure(f"scatter_{re.sub(r'[+:]', '_', name)}", caption, draw)
 
 
 def pca_figure(evaluation: Evaluation, view: PairView) -> ReportFigure:

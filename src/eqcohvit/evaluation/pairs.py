@@ -74,7 +74,7 @@ def given_away(path: TransformationPath, protocol: str) -> str:
         return ""
     if protocol == "paper":
         return "the black border tells it"
-    names = path.name.split("+")
+    names = [part.partition(":")[0] for part in path.name.split("+")]
     if "zoom" in names:
         return "sharpness tells it"
     return "sharpness tells a part of it" if "perspective" in names else ""

@@ -77,7 +77,9 @@ class EvaluationSettings(AnnotationSettings, DataSettings):
 
     # Transformations and pooled features
     transform: list[str] = setting(
-        ("rotation",), "all, or some, joined by +, of " + ", ".join(registered("transforms", "PATHS"))
+        ("rotation",),
+        f"all, or some, joined by +, of {', '.join(registered('transforms', 'PATHS'))}; a factor such as rotation:2 "
+        "scales the ranges",
     )
     protocol: list[str] = setting(
         _BY_SIZE,

@@ -127,10 +127,10 @@ class PretrainArguments(RunSettings):
     # Views
     path: str = setting(
         "rotation",
-        f"transformation of the second view: {', '.join(registered('transforms', 'PATHS'))}; join several with +",
+        f"transformation of the second view: {', '.join(registered('transforms', 'PATHS'))}; join several with +; "
+        "a factor such as rotation:2 scales the ranges",
         common=True,
     )
-    path_magnitude: float = setting(1.0, "scales the ranges of the path's parameters")
     augmentation: str = setting(
         "path_only",
         "base augmentation of both views; path_only is the paper's 'rot'",

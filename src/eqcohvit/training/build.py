@@ -124,7 +124,7 @@ def build_module(args: PretrainArguments, model: EqCohViTForPreTraining) -> Pret
         equivariant_dim=config.equivariant_dim,
         projector_dim=args.projector_dim,
         patch_size=config.square_patch_size,
-        parameter_limits=make_path(args.path, args.path_magnitude).limits,
+        parameter_limits=make_path(args.path).limits,
     )
     objective = OBJECTIVES[args.objective](sizes, args.parsed_objective_options())
     start = int(args.invariant_rank_start * args.max_steps)
@@ -143,7 +143,7 @@ def build_renderer(
 ) -> ViewRenderer:
     """The renderer of a batch's views, normalized with a mean and a standard deviation per channel."""
     return ViewRenderer(
-        make_path(args.path, args.path_magnitude),
+        make_path(args.path),
         args.image_size,
         args.num_intermediates,
         args.augmentation,

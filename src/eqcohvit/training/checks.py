@@ -35,7 +35,7 @@ def check(args: PretrainArguments) -> None:
     check_choices(args, _REGISTRIES)
     if args.model_preset is not None or (args.init_from is None and args.resume_from_checkpoint is None):
         args.model_config()
-    make_path(args.path, args.path_magnitude)
+    make_path(args.path)
     _check_numbers(args)
     _check_local_crops(args)
     _check_probes(args)

@@ -38,7 +38,7 @@ def open_images(args: PretrainArguments, accelerator: Accelerator) -> Images:
     source = open_training_source(args, columns, accelerator.num_processes, report)
     probe = None
     if args.probe_samples:
-        path = make_path(args.path, args.path_magnitude)
+        path = make_path(args.path)
         how = (args.max_bad_fraction, args.dataloader_num_workers, accelerator.process_index, accelerator.num_processes)
         source, probe = open_probe(source, args.probe_samples, args.image_size, path, *how, report=report)
     if args.knn_guard_steps == 0:

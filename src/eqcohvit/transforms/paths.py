@@ -285,23 +285,38 @@ PATHS: dict[str, type[TransformationPath]] = {
 }
 
 
-def make_path(name: str, magnitude: float = 1.0) -> TransformationPath:
-    """The path called `name`, or a composition such as `"rotation+color_jitter"`; `magnitude` scales all its ranges.
+def make_path(name: str) -> TransformationPath:
+    """The path called `name`, or a composition such as `"rotation+color_jitter"`.
+
+    A factor scales all ranges of a path: `"rotation:2"` turns by up to 90 degrees instead of 45.
 
     Raises:
-        ValueError: a name is not one of `PATHS`, or the magnitude is not positive.
+        ValueError: a name is not one of `PATHS`, or a factor is not a positive number.
     """
-    if magnitude <= 0:
-        raise ValueError(f"path magnitude must be positive, got {magnitude}")
     parts = name.split("+")
-    for part in parts:
-        if part not in PATHS:
-            raise ValueError(f"unknown path {part!r}; known: {', '.join(PATHS)}, or several joined by '+'")
-    if len(set(parts)) != len(parts):
+    kinds = [part.partition(":")[0] for part in parts]
+    for kind in kinds:
+        if kind not in PATHS:
+            raise ValueError(f"unknown path {kind!r}; known: {', '.join(PATHS)}, or several joined by '+'")
+    if len(set(kinds)) != len(kinds):
         raise ValueError(f"path {name!r} names the same transformation twice")
-    paths = [PATHS[part]() for part in parts]
-    path = paths[0] if len(paths) == 1 else Composition(paths)
-    path.limits = tuple((low * magnitude, high * magnitude) for low, high in path.limits)
+    paths = [_scaled(PATHS[kind](), part) for kind, part in zip(kinds, parts, strict=True)]
+    return paths[0] if len(paths) == 1 else Composition(paths)
+
+
+def _scaled(path: TransformationPath, part: str) -> TransformationPath:
+    """The path, called `part`, with its ranges times the factor that stands in `part` after a colon, if one does."""
+    _, colon, text = part.partition(":")
+    if not colon:
+        return path
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise ValueError(f"the factor of a path must be a positive number, as in rotation:2, got {part!r}")
+    path.name = part
+    path.limits = tuple((low * factor, high * factor) for low, high in path.limits)
     return path
 
 
