@@ -1,3 +1,6 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from tests.evaluation.task_tools import Encoder, make, rings
@@ -10,6 +13,8 @@ from eqcohvit.evaluation.features import LAST, Feature, PixelEncoder
 from eqcohvit.evaluation.images import ProbeImages
 from eqcohvit.evaluation.pair_regression import Head
 from eqcohvit.transforms import make_path
+
+UNITS = {"angle": "degrees", "shift_x": "fraction of the side", "shift_y": "fraction of the side"}
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +31,11 @@ def test_r2_rows_hold_every_encoder_part_and_head(tmp_path):
     )
     names = ["R2 se2", "R2 se2 angle", "R2 se2 shift_x", "R2 se2 shift_y"]
     expected = [f"{name}, paper{head}" for head in ("", ", linear head") for name in names]
+    errors = [f"median error of {name}, se2, paper ({unit})" for name, unit in UNITS.items()]
     for encoder, part in (("raw pixels", "pixels"), ("constant", "constant")):
         own = [row for row in rows if (row.encoder, row.part) == (encoder, part)]
-        assert [row.metric for row in own] == expected and all(len(row.values) == 2 and row.half > 0 for row in own)
+        assert [row.metric for row in own] == expected + errors
+        assert all(len(row.values) == 2 and row.half > 0 for row in own[: len(expected)])
         alone = [row for row in rows if (row.encoder, row.part) == (encoder, f"{part}, g alone")]
         assert [row.metric for row in alone] == expected
         assert [row.metric for row in alone if row.headline] == (["R2 se2, paper"] if part == "pixels" else [])
@@ -36,12 +43,24 @@ def test_r2_rows_hold_every_encoder_part_and_head(tmp_path):
         pooled, *single = own[:4]
         assert pooled.mean == pytest.approx(sum(row.mean for row in single) / 3)
         if encoder == "constant":
-            assert all(row.mean <= 0 for row in own)
+            assert all(row.mean <= 0 for row in own[: len(expected)])
+
+
+def test_median_errors_are_in_degrees_and_in_the_path_s_units():
+    true = np.zeros((2, 3, 2))
+    predictions = np.array([[[0.1, 3.0], [-0.2, -1.0], [0.9, 2.0]], [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]])
+    job = r2_tasks.ProbeJob("model", "backbone", LAST, "mean")
+    settings = {"transform": "made", "protocol": "strict"}
+    angle, shift = r2_tasks.error_rows(job, predictions, true, {"angle": "radians", "shift": "pixels"}, settings)
+    assert angle.metric == "median error of angle, made, strict (degrees)" and not angle.headline
+    assert angle.values == pytest.approx([math.degrees(0.2), 0]) and shift.values == [2, 0]
+    assert (shift.encoder, shift.part, shift.settings["parameter"]) == ("model", "backbone", "shift")
 
 
 def test_r2_of_rotation_invariant_features_is_about_zero(tmp_path):
     rows = r2_tasks.r2(make(tmp_path, [PixelEncoder(16), Encoder("rings", rings)], seeds=1, protocol=["paper"]))
-    scores = {(row.encoder, row.settings["head"]): row.mean for row in rows if not row.part.endswith("g alone")}
+    kept = [row for row in rows if row.metric.startswith("R2") and not row.part.endswith("g alone")]
+    scores = {(row.encoder, row.settings["head"]): row.mean for row in kept}
     assert all(-0.2 < scores["rings", head] < 0.05 for head in r2_tasks.FITTED_HEADS)
     assert scores["raw pixels", "mlp"] > 0.2
 
@@ -49,9 +68,10 @@ def test_r2_of_rotation_invariant_features_is_about_zero(tmp_path):
 def test_the_first_head_and_pooling_lead_the_table(tmp_path):
     small = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 64, 32)
     encoders = [PixelEncoder(16), Encoder("rings", rings)]
-    pixels, pixels_grid, alone, pooled, _ = r2_tasks.r2(
+    found = r2_tasks.r2(
         make(tmp_path, encoders[:1], small, head=["linear"], pooling=["cls_mean", "grid"])
     ) + r2_tasks.r2(make(tmp_path, encoders[1:], small, head=["linear"], pooling=["mean"], alone="all"))
+    pixels, pixels_grid, alone, pooled, _ = [row for row in found if row.metric.startswith("R2")]
     assert pixels.headline and pooled.headline and pixels.metric == pooled.metric == "R2 rotation, strict, linear head"
     assert (
         pixels_grid.metric == "R2 rotation, strict, grid, linear head" and pixels_grid.values == pixels.values

@@ -158,6 +158,7 @@ def rows_of_jobs(
     settings: dict[str, Any],
     mean: np.ndarray | None = None,
     num_draws: int = 1,
+    units: Sequence[str] = (),
 ) -> list[Row]:
     """The rows of all probes of one target.
 
@@ -168,6 +169,7 @@ def rows_of_jobs(
         settings: of the rows, `transform` and `protocol` among them.
         mean: (P,) that was subtracted from the targets. With it there is also a row of R2 pooled over all components.
         num_draws: how many adjacent targets of the M belong to one image.
+        units: of the targets. With them there are also rows of the errors of the first head and pooling.
     """
     first_pooling = evaluation.settings.pooling[0]
     heads = evaluation.settings.head
@@ -180,6 +182,28 @@ def rows_of_jobs(
             rows += [replace(row, headline=row.headline and is_headline) for row in made]
             if mean is not None and len(names) > 1:
                 rows.append(_pooled_row(made[0], own[head] + mean, true + mean))
+        if units and job.pooling == first_pooling and not job.alone:
+            rows += error_rows(job, own[heads[0]], true, dict(zip(names, units, strict=True)), job_settings)
+    return rows
+
+
+def error_rows(
+    job: ProbeJob, predictions: np.ndarray, true: np.ndarray, units: dict[str, str], settings: dict[str, Any]
+) -> list[Row]:
+    """The median absolute error of each target, predictions and targets (S, M, P). Radians are given in degrees.
+
+    Args:
+        units: by the names of the P targets.
+        settings: as of `r2_rows`.
+    """
+    rows = []
+    for index, (name, unit) in enumerate(units.items()):
+        errors = np.median(np.abs(predictions - true)[..., index], axis=1)
+        if unit == "radians":
+            errors, unit = np.rad2deg(errors), "degrees"
+        metric = f"median error of {name}, {settings['transform']}, {settings['protocol']} ({unit})"
+        about = {**settings, "parameter": name}
+        rows.append(Row(job.encoder, job.name, metric, errors.tolist(), headline=False, settings=about))
     return rows
 
 
@@ -262,10 +286,10 @@ def shown_predictions(
 def r2(evaluation: Evaluation) -> list[Row]:
     """R2 of the parameters of g from the features of the image and of the transformed image (paper, section 5).
 
-    The mean over the parameters and each of them; on pooled features and on the patch grid; by the chosen head and by
-    ridge regression. Each seed of the probe has its own draw of g. For the first pooling there is also a row of the
-    transformed image only: it shows how much of the parameters is visible without the original. Few images are shown
-    under several draws each (`Evaluation.num_draws`).
+    The mean over the parameters and each of them, and the median error of each; on pooled features and on the patch
+    grid; by the chosen head and by ridge regression. Each seed of the probe has its own draw of g. For the first
+    pooling there is also a row of the transformed image only: it shows how much of the parameters is visible without
+    the original. Few images are shown under several draws each (`Evaluation.num_draws`).
     """
     return [row for pair in pair_features(evaluation, evaluation.num_draws) for row in _pair_rows(evaluation, *pair)]
 
@@ -294,7 +318,7 @@ def _pair_rows(
     true = parameters.cpu().numpy()
     names = path.parameter_names
     about = {"transform": path.name, "protocol": protocol}
-    rows = rows_of_jobs(evaluation, found, true, names, about, num_draws=num_test_draws)
+    rows = rows_of_jobs(evaluation, found, true, names, about, num_draws=num_test_draws, units=path.units)
     shown = shown_predictions(evaluation, found)
     if settings.output and protocol == settings.protocol[-1] and shown:
         evaluation.figures.append(scatter_figure(path.name, protocol, names, shown, true[0], num_test_draws))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ def make_accelerator(
     if ACCUMULATION in os.environ:  # which Accelerate prefers to its argument
         os.environ[ACCUMULATION] = str(num_batches)
     set_defaults()
+    # Newer torch has another name for what Accelerate passes on to it.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=not uses_all_weights)
     return Accelerator(
         mixed_precision=mixed_precision,
