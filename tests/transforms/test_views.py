@@ -302,6 +302,32 @@ def test_renderer_refuses(arguments, message):
         ViewRenderer(make_path("rotation"), SIZE, **arguments)
 
 
+def test_mixed_border_is_black_in_some_samples_and_the_photograph_in_the_others(canvases):
+    settings = {"path": "se2", "augmentation": "vicreg"}
+    mixed, renderer = render(canvases, border="mixed", **settings)
+    photograph, _ = render(canvases, border="canvas", **settings)
+    black, _ = render(canvases, border="zeros", **settings)
+    chosen = renderer.draw(**samples()).black
+    assert chosen.any() and not chosen.all()
+    for name in ("end", "intermediates"):
+        found, shown, empty = (getattr(views, name) for views in (mixed, photograph, black))
+        assert torch.allclose(found[~chosen], shown[~chosen], atol=1e-5)
+        assert (
+            found[chosen] - empty[chosen]
+        ).abs().mean() < 2e-3  # half a pixel at the edge differs
+        assert (found[chosen] - shown[chosen]).abs().mean() > 0.02
+    assert torch.equal(mixed.first, photograph.first)  # the choice has its own random stream
+    alone, _ = render(canvases, border="mixed", rows=slice(1, 2), **settings)
+    assert torch.allclose(alone.end, mixed.end[1:2], atol=1e-5)
+
+
+def test_mixed_border_is_black_in_half_of_the_samples():
+    keys = torch.arange(4000)
+    renderer = ViewRenderer(make_path("rotation"), SIZE, border="mixed")
+    drawn = renderer.draw(torch.full((4000, 2), CANVAS), keys, torch.zeros_like(keys))
+    assert abs(drawn.black.float().mean() - 0.5) < 0.03  # 4 standard deviations
+
+
 @pytest.mark.parametrize("border", ["zeros", "reflection"])
 @pytest.mark.parametrize("path", ["se2+color_jitter", "rotation+gaussian_blur"])
 def test_transformation_of_an_image_is_the_end_view_of_training(canvases, path, border):

@@ -131,7 +131,8 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
         decoder_patch_dropout (`float`): share of the training samples whose decoders read only the global feature.
         num_prefix_tokens (`int`, *optional*): tokens before the patch tokens; derived from the backbone if not given.
         path (`str`): the transformation path that the decoders were trained on, for example `"rotation"` or `"se2"`.
-        border (`str`): what fills the area outside a moved image in training: `"canvas"`, `"zeros"` or `"reflection"`.
+        border (`str`): what fills the area outside a moved image in training: `"canvas"`, `"zeros"`, `"reflection"` or
+            `"mixed"`.
         classifier_part (`"invariant"`, `"equivariant"`, `"both"` or `"backbone"`): features that the classification
             head reads. With `"backbone"` the feature head is frozen, because nothing trains it.
         classifier_hidden_dim (`int`): hidden width of the classification head's MLP; 0 means a linear head.
@@ -169,7 +170,7 @@ class EqCohViTConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_patch_dropout: float | int = 0.0
     num_prefix_tokens: int | None = None
     path: str = "rotation"
-    border: Literal["canvas", "zeros", "reflection"] = "canvas"
+    border: Literal["canvas", "zeros", "reflection", "mixed"] = "canvas"
     classifier_part: Literal["invariant", "equivariant", "both", "backbone"] = "both"
     classifier_hidden_dim: int = 0
     initializer_range: float = 0.02

@@ -138,8 +138,9 @@ class PretrainArguments(RunSettings):
     )
     border: str = setting(
         "zeros",
-        "fills the area outside a moved view: the rest of the photograph, black, or a mirror image",
-        registered("transforms", "BORDERS"),
+        "fills the area outside a moved view: the rest of the photograph, black, a mirror image, or in one half of the "
+        "samples black and in the other half the photograph",
+        registered("transforms", "VIEW_BORDERS"),
     )
     local_crops_number: int = setting(0, "number of small crops that only the student sees (ibot, dinov2)")
     local_crops_size: int = setting(16, "side of the local crops in pixels")

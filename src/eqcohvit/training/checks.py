@@ -9,7 +9,7 @@ from ..evaluation.run_probe import LEAST_PROBE_SAMPLES
 from ..hub.configuration_eqcohvit import FAMILIES, PRESETS
 from ..objectives import OBJECTIVES
 from ..transforms import AUGMENTATIONS, make_path
-from ..transforms.ops import BORDERS
+from ..transforms.views import VIEW_BORDERS
 from .arguments import PretrainArguments
 
 _POSITIVE = (
@@ -26,7 +26,7 @@ _REGISTRIES: dict[str, Iterable[str]] = {
     "backbone": FAMILIES,
     "model_preset": PRESETS,
     "augmentation": AUGMENTATIONS,
-    "border": BORDERS,
+    "border": VIEW_BORDERS,
 }
 
 

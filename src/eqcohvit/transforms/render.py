@@ -27,6 +27,7 @@ def render(
     size: int,
     pivot: torch.Tensor | None = None,
     recolor: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    black: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Motion, base colors, the path's colors, the path's blur, border, in this order.
 
@@ -41,6 +42,8 @@ def render(
             state; a pivot measured on the moved state would show how much of the view has left the frame. Needed if the
             states have colors.
         recolor: base colors of the moved states (B * V, 3, size, size).
+        black: (B,) booleans. With the border `"zeros"`, only these views are black outside, and the others show the
+            picture.
 
     Returns:
         (B, V, 3, size, size).
@@ -64,6 +67,8 @@ def render(
     if states.sigma is not None:
         images = ops.gaussian_blur(images, states.sigma.flatten() * (size / SIGMA_SIZE))
     if coverage is not None:
+        if black is not None:
+            coverage = torch.where(black[:, None, None, None, None], coverage, 1.0)
         images = images * coverage.flatten(0, 1)
     return images.unflatten(0, (-1, number))
 

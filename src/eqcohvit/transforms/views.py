@@ -25,9 +25,11 @@ from .render import render, still_view
 from .resize import DENSITY, OFF_CENTER, by_lines, resized_crop, resized_region
 
 # Random streams. Local crop i has the stream _LOCAL + i.
-_FIRST, _SECOND, _PATH, _MASKS = range(4)
+_FIRST, _SECOND, _PATH, _MASKS, _BORDER = range(5)
 _LOCAL = 16
 
+# What a training view shows outside of u: one of `ops.BORDERS`, or for each sample the photograph or black.
+VIEW_BORDERS = ("canvas", "zeros", "reflection", "mixed")
 _MIN_CANVAS = 1.5  # least canvas side, in sides of the view; details lost in a smaller one cannot be restored
 _MARGIN = 4  # points of the region beyond those that the views read
 _PIVOT_SIZE = 64  # side in pixels of the small u on which the contrast's pivots are measured
@@ -57,8 +59,8 @@ class Draws:
     """All that is random about the views of B samples.
 
     first: of v1. second: of u. moves: (B, V, ...), from u to the targets and v2. parameters: (B, P) of g. local: (B *
-    L, ...) or None. masks: (B, 2, N) booleans or None. sizes: (B, 2) of the original images. largest: the longest side
-    of them in pixels.
+    L, ...) or None. masks: (B, 2, N) booleans or None. black: (B,) booleans, whose corners are black, or None if all
+    samples are alike. sizes: (B, 2) of the original images. largest: the longest side of them in pixels.
     """
 
     first: ViewParameters
@@ -67,6 +69,7 @@ class Draws:
     parameters: torch.Tensor
     local: ViewParameters | None
     masks: torch.Tensor | None
+    black: torch.Tensor | None
     sizes: torch.Tensor
     largest: int
 
@@ -114,7 +117,8 @@ class ViewRenderer:
         augmentation: a key of `AUGMENTATIONS`. `"path_only"` keeps v1 = I and u = I (the paper's "rot"); the others are
             the paper's "all".
         border: what appears where a moved view reads outside of u: `"canvas"` (the photograph, and beyond its edge its
-            mirror image), `"zeros"` (black), `"reflection"` (the mirror image of u).
+            mirror image), `"zeros"` (black), `"reflection"` (the mirror image of u), `"mixed"` (black in half of the
+            samples, the photograph in the others).
         include_final: also make v2 a target, after u_K (the paper's "2 + final").
         local_crops: number and size of the local crops, or None.
         masking: how the patches of both global views are masked, or None.
@@ -143,8 +147,8 @@ class ViewRenderer:
     ):
         if augmentation not in AUGMENTATIONS:
             raise ValueError(f"unknown augmentation {augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
-        if border not in ops.BORDERS:
-            raise ValueError(f"unknown border {border!r}; known: {', '.join(ops.BORDERS)}")
+        if border not in VIEW_BORDERS:
+            raise ValueError(f"unknown border {border!r}; known: {', '.join(VIEW_BORDERS)}")
         if num_intermediates < 1:
             raise ValueError(f"num_intermediates must be at least 1, got {num_intermediates}")
         self.path = path
@@ -161,7 +165,7 @@ class ViewRenderer:
         self.std = std
         self._scale = tuple((1 / torch.tensor(std)).tolist())
         self._shift = tuple((torch.tensor(mean) / torch.tensor(std)).tolist())
-        reach = path_reach(path) if border == "canvas" else 1.0
+        reach = path_reach(path) if border in ("canvas", "mixed") else 1.0
         self.num_points = 2 * math.ceil(reach * image_size * DENSITY / 2 + _MARGIN)  # of the region along each axis
         self._render_global = self._global_views
         self._render_local = self._local_views
@@ -247,7 +251,9 @@ class ViewRenderer:
         """
         first, second, path = self.sample(sizes=sizes, keys=keys, epochs=epochs)
         fractions = intermediate_fractions(self.num_intermediates) if with_intermediates else []
-        masks = None
+        masks = black = None
+        if self.border == "mixed":
+            black = self._draw(keys, epochs, [_BORDER], 1).flatten() < 0.5
         if self.masking is not None:
             grid_size = self.image_size // self.patch_size
             masks = self.masking.sample(self.seed, keys=keys, epochs=epochs, stream=_MASKS, grid_size=grid_size)
@@ -258,6 +264,7 @@ class ViewRenderer:
             parameters=path.parameters,
             local=self.sample_local(sizes=sizes, keys=keys, epochs=epochs) if self.local_crops else None,
             masks=masks,
+            black=black,
             sizes=sizes,
             largest=int(sizes.max()),
         )
@@ -268,7 +275,7 @@ class ViewRenderer:
         drawn = drawn.to(canvases.device)
         canvases = _without_empty(canvases, drawn.largest)
         sizes = drawn.sizes
-        first, states = self._render_global(canvases, sizes, drawn.first, drawn.second, drawn.moves)
+        first, states = self._render_global(canvases, sizes, drawn.first, drawn.second, drawn.moves, drawn.black)
         return Views(
             first=first,
             end=states[:, -1],
@@ -285,12 +292,20 @@ class ViewRenderer:
         first: ViewParameters,
         second: ViewParameters,
         moves: Transformation,
+        black: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """v1 (B, 3, H, H) and the states of u, (B, V, 3, H, H), for moves (B, V, ...)."""
         side = canvases.shape[-1]
         values = 3 * (self.num_points**2 + (1 + moves.num_states) * self.image_size**2 + side**2)
         parts = [
-            self._render_part(canvases[rows], sizes[rows], first[rows], second[rows], moves[rows])
+            self._render_part(
+                canvases[rows],
+                sizes[rows],
+                first[rows],
+                second[rows],
+                moves[rows],
+                None if black is None else black[rows],
+            )
             for rows in _parts(canvases, values)
         ]
         return torch.cat([images for images, _ in parts]), torch.cat([states for _, states in parts])
@@ -302,15 +317,21 @@ class ViewRenderer:
         first: ViewParameters,
         second: ViewParameters,
         moves: Transformation,
+        black: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 canvases (B, 3, S, S), moves (B, V, ...) -> v1 (B, 3, H, H) and the states of u (B, V, 3, H, H)."""
         lines = by_lines(_content(canvases, sizes))
         images = resized_crop(lines, sizes, first, self.image_size)
         images, _ = recolor(images, self.augmentations[0], first, first.sigma)
-        return self.normalize(images), self.normalize(self._states(lines, sizes, second, moves))
+        return self.normalize(images), self.normalize(self._states(lines, sizes, second, moves, black))
 
     def _states(
-        self, lines: torch.Tensor, sizes: torch.Tensor, drawn: ViewParameters, moves: Transformation
+        self,
+        lines: torch.Tensor,
+        sizes: torch.Tensor,
+        drawn: ViewParameters,
+        moves: Transformation,
+        black: torch.Tensor | None,
     ) -> torch.Tensor:
         """Canvases (B, S, 3, S), moves (B, V, ...) -> the states of u, (B, V, 3, H, H) in [0, 1]."""
         number = moves.num_states
@@ -336,7 +357,8 @@ class ViewRenderer:
         def recolor_states(states: torch.Tensor) -> torch.Tensor:
             return recolor(states, augmentation, drawn[owner], sigma.flatten(), shared_pivots, number)[0]
 
-        return render(picture, crop, moves, self.border, self.image_size, pivot, recolor_states)
+        border = "zeros" if black is not None else self.border
+        return render(picture, crop, moves, border, self.image_size, pivot, recolor_states, black)
 
     def crop_of_region(self, region: torch.Tensor) -> torch.Tensor:
         """(3, 3), from the coordinates of u to those of the region around it."""
