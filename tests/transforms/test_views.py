@@ -312,9 +312,7 @@ def test_mixed_border_is_black_in_some_samples_and_the_photograph_in_the_others(
     for name in ("end", "intermediates"):
         found, shown, empty = (getattr(views, name) for views in (mixed, photograph, black))
         assert torch.allclose(found[~chosen], shown[~chosen], atol=1e-5)
-        assert (
-            found[chosen] - empty[chosen]
-        ).abs().mean() < 2e-3  # half a pixel at the edge differs
+        assert (found[chosen] - empty[chosen]).abs().mean() < 2e-3  # half a pixel at the edge differs
         assert (found[chosen] - shown[chosen]).abs().mean() > 0.02
     assert torch.equal(mixed.first, photograph.first)  # the choice has its own random stream
     alone, _ = render(canvases, border="mixed", rows=slice(1, 2), **settings)
