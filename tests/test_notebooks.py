@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "scripts" / "notebooks").glob("*
 QUICK = {  # in place of the cell of parameters
     "features": "NUM_TURNED, NUM_FITTED, NUM_TESTED = 4, 30, 20",
     "pretraining": "STEPS, NUM_PROBED = 3, 96",
-    "use": "NUM_PICTURES, NUM_FITTED, NUM_TESTED, NUM_FRAMES, NUM_THINGS, NUM_POSES = 24, 40, 20, 12, 6, 9",
+    "use": "NUM_PICTURES, NUM_FITTED, NUM_TESTED = 24, 40, 20",
 }
 
 

@@ -151,8 +151,9 @@ def test_r2_of_few_images_by_several_draws(tmp_path, photos, monkeypatch):
     del evaluation.num_draws  # what `make` has set
     found = []
     monkeypatch.setattr(r2_tasks, "r2_resampled", lambda *data: found.append(data) or r2_resampled(*data))
-    (row,) = r2_tasks.r2(evaluation)
+    row, error = r2_tasks.r2(evaluation)
     assert row.mean == pytest.approx(1, abs=1e-3) and row.half < 1e-2
+    assert error.metric == "median error of angle, rotation, strict (degrees)" and error.mean < 1
     assert [(predicted.shape, num_draws) for predicted, _, num_draws in found] == [((2, 500, 1), 50)]
     features = evaluation.features("train", Colors(make_path("rotation"), "strict", 2 * 36))
     assert features["colors"].vectors[Feature("colors", LAST, "mean")].shape == (14, 73, 3)

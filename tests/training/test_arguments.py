@@ -7,7 +7,7 @@ from eqcohvit.hub.configuration_eqcohvit import FAMILIES, PRESETS
 from eqcohvit.objectives import OBJECTIVES
 from eqcohvit.training.arguments import PretrainArguments, parse_arguments
 from eqcohvit.transforms import AUGMENTATIONS, PATHS
-from eqcohvit.transforms.ops import BORDERS
+from eqcohvit.transforms.views import VIEW_BORDERS
 
 
 def test_defaults_are_valid():
@@ -87,7 +87,7 @@ def test_saved_settings_are_a_recipe(tmp_path):
         ("--knn_guard_drop 2", "knn_guard_drop must lie between 0 and 1, got 2"),
         ("--objective vicregg", "objective must be one of vicreg, .*, got 'vicregg'; did you mean 'vicreg'"),
         ("--backbone resnet", "backbone must be one of dinov2, "),
-        ("--border wrap", "border must be one of canvas, zeros, reflection, got 'wrap'"),
+        ("--border wrap", "border must be one of canvas, zeros, reflection, mixed, got 'wrap'"),
         ("--model_preset huge", "model_preset must be one of micro, tiny, small, base, large, got 'huge'"),
         ("--augmentation none", "augmentation must be one of path_only, "),
         ("--config cifar_vicreg", "cannot read the recipe cifar_vicreg: .*; did you mean 'cifar10_vicreg'"),
@@ -159,7 +159,7 @@ def test_probes_are_at_most_50_and_at_least_15000_samples_apart():
         ("backbone", FAMILIES),
         ("model_preset", PRESETS),
         ("augmentation", AUGMENTATIONS),
-        ("border", BORDERS),
+        ("border", VIEW_BORDERS),
     ],
 )
 def test_help_lists_what_a_registry_has_without_importing_it(name, registry):
