@@ -19,7 +19,7 @@ from eqcohvit.transforms import (
     resize,
     training_canvas_size,
 )
-from eqcohvit.transforms import views as views_module
+from eqcohvit.transforms import canvases as canvases_module
 from eqcohvit.transforms.augmentations import ViewParameters, sample_view
 from eqcohvit.transforms.random import uniforms
 from eqcohvit.transforms.render import render as render_states
@@ -77,7 +77,7 @@ def test_views_do_not_depend_on_the_batch_around_them(canvases, augmentation, bo
 def test_rendering_in_parts_gives_the_same_views(canvases, monkeypatch, path):
     """On a CPU the batch is rendered in parts that fit its cache."""
     whole, _ = render(canvases, path, augmentation="vicreg")
-    monkeypatch.setattr(views_module, "_CACHED_VALUES", 1)
+    monkeypatch.setattr(canvases_module, "_CACHED_VALUES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     parts, _ = render(canvases, path, augmentation="vicreg")
     for name in ("first", "end", "intermediates"):

@@ -18,6 +18,7 @@ import torch
 
 from . import ops
 from .augmentations import AUGMENTATIONS, NUM_DRAWS, ViewParameters, recolor, sample_view
+from .canvases import content, split, without_empty
 from .masks import BlockMasking
 from .paths import SampledPath, Transformation, TransformationPath, intermediate_fractions, path_reach
 from .random import uniforms
@@ -33,7 +34,6 @@ VIEW_BORDERS = ("canvas", "zeros", "reflection", "mixed")
 _MIN_CANVAS = 1.5  # least canvas side, in sides of the view; details lost in a smaller one cannot be restored
 _MARGIN = 4  # points of the region beyond those that the views read
 _PIVOT_SIZE = 64  # side in pixels of the small u on which the contrast's pivots are measured
-_CACHED_VALUES = 2**19  # what a CPU renders at a time, so that it stays in the cache: 25 % faster at 224 pixels
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class ViewRenderer:
     def render(self, canvases: torch.Tensor, drawn: Draws) -> Views:
         """The views that `draw` has decided on, from uint8 canvases (B, 3, S, S)."""
         drawn = drawn.to(canvases.device)
-        canvases = _without_empty(canvases, drawn.largest)
+        canvases = without_empty(canvases, drawn.largest)
         sizes = drawn.sizes
         first, states = self._render_global(canvases, sizes, drawn.first, drawn.second, drawn.moves, drawn.black)
         return Views(
@@ -306,7 +306,7 @@ class ViewRenderer:
                 moves[rows],
                 None if black is None else black[rows],
             )
-            for rows in _parts(canvases, values)
+            for rows in split(canvases, values)
         ]
         return torch.cat([images for images, _ in parts]), torch.cat([states for _, states in parts])
 
@@ -320,7 +320,7 @@ class ViewRenderer:
         black: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 canvases (B, 3, S, S), moves (B, V, ...) -> v1 (B, 3, H, H) and the states of u (B, V, 3, H, H)."""
-        lines = by_lines(_content(canvases, sizes))
+        lines = by_lines(content(canvases, sizes))
         images = resized_crop(lines, sizes, first, self.image_size)
         images, _ = recolor(images, self.augmentations[0], first, first.sigma)
         return self.normalize(images), self.normalize(self._states(lines, sizes, second, moves, black))
@@ -371,9 +371,9 @@ class ViewRenderer:
         assert self.local_crops is not None
         number, size = self.local_crops.number, self.local_crops.size
         parts = []
-        for rows in _parts(canvases, 3 * canvases.shape[-1] * (number * size + canvases.shape[-1])):
+        for rows in split(canvases, 3 * canvases.shape[-1] * (number * size + canvases.shape[-1])):
             of_rows = drawn[slice(rows.start * number, rows.stop * number)]
-            lines = by_lines(_content(canvases[rows], sizes[rows]))
+            lines = by_lines(content(canvases[rows], sizes[rows]))
             crops = resized_crop(lines, sizes[rows].repeat_interleave(number, dim=0), of_rows, size)
             crops, _ = recolor(crops, self.local_augmentation, of_rows, of_rows.sigma)
             parts.append(self.normalize(crops))
@@ -384,28 +384,3 @@ class ViewRenderer:
         scale = ops.constant(self._scale, images)[:, None, None]
         shift = ops.constant(self._shift, images)[:, None, None]
         return images * scale - shift
-
-
-def _without_empty(canvases: torch.Tensor, largest: int) -> torch.Tensor:
-    """Canvases cut at the first quarter of their side that the largest image ends in; at most four sizes to compile."""
-    side = canvases.shape[-1]
-    quarter = math.ceil(side / 4)
-    kept = min(side, math.ceil(largest / quarter) * quarter)
-    return canvases[..., :kept, :kept]
-
-
-def _content(canvases: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """On a CPU, the part of canvases (B, 3, S, S) that the images cover."""
-    if canvases.device.type != "cpu" or torch.compiler.is_compiling():
-        return canvases
-    height, width = sizes.amax(dim=0).tolist()
-    return canvases[..., :height, :width]
-
-
-def _parts(canvases: torch.Tensor, values_per_sample: int) -> list[slice]:
-    """The batch, split on a CPU into parts that fit its cache, each with at least one sample for each thread."""
-    batch = len(canvases)
-    size = batch
-    if canvases.device.type == "cpu" and not torch.compiler.is_compiling():
-        size = max(torch.get_num_threads(), _CACHED_VALUES // values_per_sample)
-    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
