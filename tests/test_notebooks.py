@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, in a kernel of their own, and are kept with what they printed and drew."""
+"""The notebooks run from top to bottom, each in its own kernel, and are kept with what they printed and drew."""
 
 import re
 from pathlib import Path

@@ -191,7 +191,7 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
             key, found, expected = sorted(info["mismatched_keys"])[0]
             raise RuntimeError(
                 f"{name}: expected {key} of shape {tuple(expected)}, found {tuple(found)} "
-                f"({len(info['mismatched_keys'])} such tensors); ignore_mismatched_sizes=True starts them anew"
+                f"({len(info['mismatched_keys'])} such tensors); ignore_mismatched_sizes=True makes them random"
             )
         model._remember_random(filter(_ENCODER_KEYS.search, new))
         model._freeze_unused()

@@ -29,7 +29,7 @@ from .files import (
 from .hub.configuration_eqcohvit import FAMILIES, EqCohViTConfig
 
 _MODEL_TYPES = (*FAMILIES, EqCohViTConfig.model_type)
-# Weights that no feature depends on, or that may start anew.
+# Weights that no feature depends on, or that may start from random values.
 _MAY_BE_NEW = re.compile(r"(^|\.)(pooler\..*|mask_token|position_ids)$")
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError)
 

@@ -5,7 +5,7 @@
 The token comes from HF_TOKEN or `hf auth login`. If the connection breaks, run the command again: files that have
 arrived are not sent again. `--dry_run` prints the files and the card, and sends nothing.
 
-The card gets the name of the repository. With `--run_dir runs/photos` it is written anew from the files of the run
+The card gets the name of the repository. With `--run_dir runs/photos` it is written again from the files of the run
 (config.yaml, metrics.jsonl, results.json). With `--training_state runs/photos/checkpoints/step-N` others can continue
 the run, with `python scripts/pretrain.py --resume_from_checkpoint user/name --output_dir runs/continued`.
 
@@ -42,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=path, help="a model folder, the folder of a run, or a checkpoint")
     parser.add_argument("--repo_id", required=True, help="repository, user/name; created if it is missing")
     parser.add_argument("--dry_run", action="store_true", help="print the files and the card, and send nothing")
-    parser.add_argument("--run_dir", type=path, help="folder of the run from which the card is written anew")
+    parser.add_argument("--run_dir", type=path, help="folder of the run from which the card is written again")
     parser.add_argument("--dataset", help="Hub id of the training images, for the card, if local files were read")
     parser.add_argument("--training_state", type=path, help="a checkpoint of the run, to upload with the model")
     parser.add_argument("--space", action="store_true", help="upload the demo with the model in it")
