@@ -170,6 +170,10 @@ def test_results_of_other_models_are_not_taken_for_this_one(run_dir):
     results = {"rows": [{"encoder": name, "part": "both", "metric": "knn", "values": [0.5]} for name in ("a", "b")]}
     with pytest.raises(ValueError, match=r"results are of several models \(a, b\), none with the name 'run-7'"):
         render_card(TEMPLATE, run, results)
+    controls = ("random weights", "raw pixels", "the nearer view", "blend of both views")
+    beside = [{"encoder": name, "part": "both", "metric": "knn", "values": [0.5]} for name in controls]
+    (only,) = check_card(render_card(TEMPLATE, run, {"rows": results["rows"][:1] + beside}))["model-index"]
+    assert len(only["results"][0]["metrics"]) == 1
     results["rows"][0]["encoder"] = "run-7"
     assert len(check_card(render_card(TEMPLATE, run, results))["model-index"][0]["results"]) == 1
 

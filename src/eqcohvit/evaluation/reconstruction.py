@@ -18,9 +18,7 @@ from .context import Evaluation
 from .extraction import progress
 from .intervals import accuracy_resampled, half_width
 from .pairs import canvas_size, render_states
-from .results import Row
-
-NEARER, BLEND = "the nearer view", "blend of both views"
+from .results import BLEND, NEARER, Row
 
 
 @dataclass(frozen=True)

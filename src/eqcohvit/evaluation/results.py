@@ -22,6 +22,7 @@ INTERVAL = (
 )
 ALONE = ", g alone"  # end of the name of a part if the probe sees only the transformed image
 LOWER = "↓"  # end of the name of a metric if lower is better
+NEARER, BLEND = "the nearer view", "blend of both views"  # beside rebuilt states, in place of an encoder
 _MAX_COLUMNS = 6  # of numbers in one table; more are split into several tables
 _NAME_WIDTH = 24  # of an encoder in a table on a terminal
 
@@ -89,7 +90,8 @@ def training_seeds(rows: Sequence[Row]) -> list[Row]:
 def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
     """Tables of cells: a header, then one line per encoder and part, one column per metric.
 
-    Metrics that do not fit side by side are grouped by task, protocol and pooling.
+    Metrics that do not fit side by side are grouped by task, protocol and pooling. Groups of the same encoders share a
+    table as long as they fit.
     """
     metrics: dict[str, tuple] = {}
     for row in rows:
@@ -101,9 +103,17 @@ def tables(rows: Sequence[Row]) -> list[list[list[str]]]:
         groups = {}
         for metric, group in metrics.items():
             groups.setdefault(group, []).append(metric)
+    encoders = {metric: {row.encoder for row in rows if row.metric == metric} for metric in metrics}
+    together: list[list[str]] = []
+    for columns in groups.values():
+        fits = together and len(together[-1]) + len(columns) <= _MAX_COLUMNS
+        if fits and encoders[together[-1][0]] == encoders[columns[0]]:
+            together[-1] += columns
+        else:
+            together.append(columns)
     cells = {(row.encoder, row.part, row.metric): str(row) for row in rows}
     found = []
-    for columns in groups.values():
+    for columns in together:
         keys = dict.fromkeys((row.encoder, row.part) for row in rows if row.metric in columns)
         found.append(
             [["encoder", "part", *columns]]

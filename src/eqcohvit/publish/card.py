@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.results import INTERVAL, Row, tables
+from ..evaluation.results import BLEND, INTERVAL, NEARER, Row, tables
 from ..files import (
     LOCAL_DATA_SETTINGS,
     METRICS_FILE,
@@ -23,7 +23,7 @@ from ..files import (
 )
 from .license import LICENSE_PATTERN, describe_base, hub_id, license_of
 
-_CONTROLS = ("random weights", "raw pixels")
+_CONTROLS = ("random weights", "raw pixels", NEARER, BLEND)
 _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
 
 
@@ -80,9 +80,10 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     title = repo_id.split("/")[-1] if repo_id else run["name"]
     shown = [[f"`{key}`", f"`{value}`"] for key, value in _shown(settings).items()]
     logged = [[f"`{key}`", f"{value:.4g}"] for key, value in metrics.items()]
-    copied = ("objective", "path", "augmentation", "border", "recon_weight", "num_intermediates", "feature_dim")
+    copied = ("objective", "path", "augmentation", "border", "num_intermediates", "feature_dim")
     fields = {key: settings[key] for key in (*copied, "equivariant_dim", "seed", "image_size")}
     fields |= {
+        "recon_weight": f"{settings['recon_weight']:g}",
         "license_fields": yaml.safe_dump(license.fields, sort_keys=False).strip(),
         "license": license.text,
         "front_matter": _front_matter(settings, title, rows, results, run["name"]),
