@@ -105,6 +105,13 @@ def test_card_holds_no_number_that_the_run_did_not_produce(run_dir):
     assert numbers(card) <= produced, numbers(card) - produced
 
 
+def test_card_does_not_tell_where_the_images_of_an_evaluation_lie(run_dir):
+    protocol = {"source": "/home/me/birds", "test_source": "~/more/fish", "k": 20}
+    card = render_card(TEMPLATE, read_run(run_dir), {**RESULTS, "protocol": protocol})
+    assert "| `source` | `birds` |\n| `test_source` | `fish` |\n| `k` | `20` |" in card
+    assert "/home" not in card and "~/" not in card
+
+
 def test_card_of_a_run_without_evaluation_says_so(run_dir):
     run = {**read_run(run_dir), "repo_id": "user/name"}
     card = render_card(TEMPLATE, run)

@@ -245,6 +245,11 @@ def _evaluated_on(results: dict[str, Any], dataset: str | None) -> str:
     source = str(protocol.get("test_source") or protocol.get("source") or "see the card")
     if dataset and source.split()[0] in _BUILDERS:  # its files were read
         return dataset
+    return _without_place(source)
+
+
+def _without_place(source: str) -> str:
+    """A name of images, without where their folder is on this machine."""
     return Path(source).name if source.startswith(("/", ".", "~")) else source
 
 
@@ -254,7 +259,9 @@ def _describe_results(rows: list[Row], results: dict) -> str:
     parts = [_table(header, lines) for header, *lines in tables(rows)]
     if any(row.half is not None for row in rows):
         parts.append(INTERVAL)
-    protocol = [[f"`{key}`", f"`{value}`"] for key, value in _shown(_protocol(results)).items()]
+    shown = _shown(_protocol(results))
+    shown |= {key: _without_place(str(shown[key])) for key in ("source", "test_source") if key in shown}
+    protocol = [[f"`{key}`", f"`{value}`"] for key, value in shown.items()]
     versions = ", ".join(f"{key} {value}" for key, value in results.get("versions", {}).items())
     details = [_table(["protocol", "value"], protocol)] if protocol else []
     if versions:
