@@ -49,6 +49,13 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     assert results["protocol"]["data_fingerprint"] and results["models"][0]["name"] == "tiny"
 
 
+def test_missing_labels_are_said_before_any_features_are_computed(evaluate, folder, photos, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    assert run(evaluate, folder, output, "--task", "r2", "knn", "--train_dir", str(photos)) == 2
+    errors = capsys.readouterr().err
+    assert "classification needs labels" in errors and "features" not in errors and not output.exists()
+
+
 def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path, capsys):
     arguments = ["--model", str(folder), "--head", "linear", "--max_samples", "40", "--max_test_samples", "20"]
     assert evaluate.cli([*arguments, "--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "r.json")]) == 0

@@ -55,6 +55,8 @@ def run_evaluation(settings: EvaluationSettings, command: str, chosen: Sequence[
         evaluation.open()  # a difference is an error before the work starts
         check_comparable({"this command": version | evaluation.facts()} | others)
         beside = rows_beside(others, [encoder.name for encoder in evaluation.model_encoders])
+    if tasks.knn in chosen or tasks.linear in chosen:
+        tasks.check_labels(evaluation.samples)  # before other tasks take their time
     rows: list[Row] = []
     for task in chosen:
         rows += [row for row in evaluation.run(task) if row not in rows]

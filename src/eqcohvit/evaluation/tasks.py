@@ -19,6 +19,7 @@ from .extraction import CentralView
 from .feature_cache import Features
 from .features import LAST, part_name, parts_of, select
 from .figures import neighbors_figure
+from .images import ProbeImages
 from .intervals import accuracy_resampled, half_width
 from .probe_cache import cached
 from .probes import LEARNING_RATES, change_under, knn_correct, linear_cka, linear_classification, predictability
@@ -41,6 +42,13 @@ class Classification:
     test_y: torch.Tensor
 
 
+def check_labels(samples: ProbeImages) -> None:
+    """Raise a `ValueError` if the images to fit on or to test on have no labels."""
+    for source in (samples.train, samples.test):
+        if not source.has_labels:
+            raise ValueError(f"classification needs labels, and {source.name} has none: give --label_column")
+
+
 def labeled(evaluation: Evaluation) -> tuple[dict[str, Features], dict[str, Features]]:
     """Features of the images to fit on and to test on.
 
@@ -48,9 +56,7 @@ def labeled(evaluation: Evaluation) -> tuple[dict[str, Features], dict[str, Feat
         ValueError: a source has no labels.
     """
     samples = evaluation.samples
-    for source in (samples.train, samples.test):
-        if not source.has_labels:
-            raise ValueError(f"classification needs labels, and {source.name} has none: give --label_column")
+    check_labels(samples)
     train = evaluation.features("train", CentralView())
     test = evaluation.features("test", CentralView())
     for source, features in ((samples.train, train), (samples.test, test)):
