@@ -17,6 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 CHECKPOINTS = "checkpoints"
 MODEL_FOLDER = "model"
+PLACEHOLDER = "USER/NAME"  # of a repository, in commands that a user completes
 FINETUNE_SETTINGS_FILE = "finetune.yaml"
 # In a checkpoint. SETTINGS_FILE, WEIGHTS_FILE and CONFIG_FILE are there too.
 STATE_FILE = "run_state.json"

@@ -1,5 +1,6 @@
 """What a newcomer sees of a run: its first words, its lines, and the commands at its end."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from tests.tiny import TINY, load_script
 
 import eqcohvit.commands.evaluate
 import eqcohvit.commands.push_to_hub
-from eqcohvit.training.output import COLUMNS, fitted, fitted_command
+from eqcohvit.training.output import COLUMNS, entry_of, fitted, fitted_command, viewer
 
 
 def test_the_first_words_come_before_torch_is_imported():
@@ -30,7 +31,8 @@ def printed(photos, tmp_path_factory):
     flags = [*TINY, "--max_steps", "9", "--logging_steps", "3", "--knn_guard_steps", "9", "--knn_guard_samples", "8"]
     flags += ["--train_dir", "my photos", "--label_column", "folder", "--output_dir", "runs/photos"]
     command = [sys.executable, "-m", "eqcohvit.commands.pretrain", *flags]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    clean = {"PATH": "/usr/bin:/bin", "DISPLAY": ":0"}  # a screen, and none of our entries installed
+    done = subprocess.run(command, cwd=folder, env=os.environ | clean, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout
 
@@ -59,6 +61,26 @@ def test_the_three_commands_at_the_end_are_complete(printed, monkeypatch):
     assert (settings.model, settings.train_dir) == (["runs/photos/model"], "my photos")
     assert publish[:3] == ["python", "-m", "eqcohvit.commands.push_to_hub"] and publish[-1] == "--dry_run"
     assert load_script("push_to_hub").cli(publish[3:]) == 0
+
+
+def test_commands_are_the_installed_entries_where_there_are_any(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert entry_of("evaluate") == ["python", "-m", "eqcohvit.commands.evaluate"]
+    for name in ("eqcohvit-evaluate", "eqcohvit-push"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert entry_of("evaluate") == ["eqcohvit-evaluate"] and entry_of("push_to_hub") == ["eqcohvit-push"]
+    assert entry_of("pretrain") == ["python", "-m", "eqcohvit.commands.pretrain"]
+
+
+def test_a_machine_without_a_screen_serves_the_page(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    serve = ["python", "-m", "http.server", "--bind", "127.0.0.1", "--directory"]
+    assert viewer("runs/a/report.html") == [*serve, "runs/a"] and viewer("report.html") == [*serve, "."]
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    assert viewer("runs/a/report.html") == ["python", "-m", "webbrowser", "runs/a/report.html"]
 
 
 def test_long_texts_get_lines_and_paths_stay_whole():

@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from eqcohvit.evaluation.results import Row, format_tables, training_seeds, wrap, write_results
+from eqcohvit.evaluation.results import (
+    Row,
+    format_tables,
+    interval_note,
+    training_seeds,
+    verdicts,
+    wrap,
+    write_results,
+)
 
 
 def test_row_prints_its_interval():
@@ -63,6 +71,43 @@ def test_a_table_on_a_terminal_leaves_out_parts_that_it_measures_nothing_of():
     first, second = (text.splitlines() for text in format_tables(rows).split("\n\n"))
     assert [line.split()[:3] for line in first[2:]] == [["model", "backbone", "0.500"], ["backbone,", "g", "alone"]]
     assert [line.split() for line in second[2:]] == [["model", "backbone", "0.500", "0.500"]]
+
+
+def r2_row(encoder, part, value, half, metric="R2 rotation, strict"):
+    return Row(encoder, part, metric, [value], settings={"task": "r2"}, half_width=half)
+
+
+def test_verdicts_say_what_is_guessing_and_what_is_no_better_than_pixels():
+    rows = [
+        r2_row("a", "equivariant", 0.06, 0.11),
+        r2_row("b", "equivariant", 0.47, 0.18),
+        r2_row("c", "equivariant", 0.90, 0.02),
+        r2_row("c", "invariant", 0.01, 0.05),
+        r2_row("random weights (a)", "equivariant", 0.0, 0.1),
+        r2_row("raw pixels", "pixels", 0.3, 0.1),
+        r2_row("raw pixels", "pixels, g alone", 0.95, 0.1),
+    ]
+    assert verdicts(rows) == [
+        "a: the equivariant part could be guessing in R2 rotation, strict (0.060 ± 0.110).",
+        "b: the equivariant part is not clearly above raw pixels in R2 rotation, strict (0.470 ± 0.180, pixels 0.300 ± "
+        "0.100).",
+    ]
+    shift = "R2 translation, strict"
+    both = [r2_row("a", "equivariant", 0.0, 0.1), r2_row("a", "equivariant", -0.1, 0.05, shift)]
+    assert verdicts(both) == [
+        "a: the equivariant part could be guessing in R2 rotation, strict (0.000 ± 0.100); R2 translation, strict "
+        "(-0.100 ± 0.050)."
+    ]
+
+
+def test_the_note_on_intervals_says_what_they_cover():
+    one = r2_row("a", "equivariant", 0.06, 0.11)
+    assert interval_note([Row("a", "b", "kNN-20", [0.5])]) == ""
+    assert interval_note([one]) == (
+        "±: half of a 95 % interval, over the test images (bootstrap). It does not include other training runs."
+    )
+    assert "over the seeds of the probe" in interval_note([one, Row("a", "b", "kNN-20", [0.5, 0.6])])
+    assert "of several training seeds." in interval_note([one, Row("a, 3 training seeds", "b", "kNN-20", [0.5, 0.6])])
 
 
 def test_long_names_are_broken_behind_their_separators():

@@ -66,7 +66,7 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     assert f"Measured: strict protocol, pooling cls_mean, 1 seed, {images}.\n" in printed
     assert "\n40 images are few to fit a probe on: expect wide intervals below 500.\n" in printed
     full = "paper and strict protocol, pooling cls_mean and grid, 3 seeds, at most 4,096 images to fit on and 2,048"
-    assert f"With --full: {full} to test on.\n" in printed
+    assert f"--full takes longer: {full} to test on.\n" in printed
     results = json.loads((tmp_path / "r.json").read_text())
     assert {row["settings"]["protocol"] for row in results["rows"]} == {"strict"}
     assert {row["part"] for row in results["rows"] if row["part"].endswith("alone")} == {"pixels, g alone"}

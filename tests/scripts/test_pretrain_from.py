@@ -145,7 +145,7 @@ def test_run_with_another_objective_takes_all_but_its_heads(pretrain, continued,
     assert run(pretrain, *flags, *RUN) == 0
     out = " ".join(capsys.readouterr().out.split())  # lines are broken at 100 columns
     assert "backbone, feature head and decoders; all else is new" in out
-    assert "ssl/contrast of new heads begins at about 2.398" in out  # ln(2 * 6 - 1)
+    assert "the loss term ssl/contrast of untrained heads is about 2.398" in out  # ln(2 * 6 - 1)
 
 
 def test_run_from_a_checkpoint_equals_the_run_from_the_model_exported_there(pretrain, continued, photos, tmp_path):

@@ -74,12 +74,25 @@ def test_resumed_run_has_the_same_probes_and_its_page_the_whole_history(pretrain
     assert "step 0/4" not in capsys.readouterr().out
 
 
-def test_lines_show_the_newest_r2_and_fit_100_columns(pretrain, tmp_path, capsys):
+def test_lines_show_each_r2_once_and_fit_100_columns(pretrain, tmp_path, capsys):
     assert pretrain.cli([*PROBED, "--output_dir", str(tmp_path / "run")]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["0/4", "2/4", "4/4"] and max(map(len, lines)) <= 100
-    for line, entry in zip(lines, [metrics(tmp_path / "run")[index] for index in (0, 0, 3)], strict=True):
+    first, between, last = lines
+    for line, entry in ((first, metrics(tmp_path / "run")[0]), (last, metrics(tmp_path / "run")[3])):
         assert f"R2 equi {entry['probe/r2/equivariant']:.3f} inv {entry['probe/r2/invariant']:.3f}" in line
+    assert "R2" not in between  # nothing was measured since step 0
+
+
+def test_a_run_that_ends_without_knowing_the_angle_says_so(pretrain, tmp_path, capsys):
+    assert pretrain.cli([*PROBED, "--output_dir", str(tmp_path / "run")]) == 0
+    r2 = metrics(tmp_path / "run")[-1]["probe/r2/equivariant"]
+    assert r2 < 0.1  # after four steps
+    said = f"R2 of the equivariant part is {r2:.3f}, where guessing has 0: it hardly tells the"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (tmp_path / "run" / "report.html").read_text()
+    assert pretrain.cli([*PROBED, "--recon_weight", "0", "--output_dir", str(tmp_path / "plain")]) == 0
+    assert "guessing has 0" not in capsys.readouterr().out
 
 
 def test_page_is_one_file_that_says_how_the_run_was_made(probed):

@@ -12,6 +12,7 @@ from tests.patience import PATIENCE
 
 from eqcohvit import EqCohViTConfig, EqCohViTModel
 from eqcohvit.commands.push_to_hub import cli
+from eqcohvit.files import PLACEHOLDER
 from eqcohvit.publish.folder import save_hub_folder
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
@@ -74,8 +75,11 @@ def test_dry_run_shows_files_and_card_with_the_repository_and_changes_nothing(tm
     shown = capsys.readouterr().out
     size = f"{(folder / 'model.safetensors').stat().st_size:,d}  model.safetensors"
     assert shown.startswith(f"would upload {len(before)} files (") and size in shown
+    assert shown.endswith("\n\nNothing was uploaded to me/birds. Without --dry_run the same command uploads it.\n")
     assert "# birds\n" in shown and 'model="me/birds", trust' in shown and "default" not in shown
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert call("--folder", folder, "--repo_id", PLACEHOLDER, "--dry_run") == 0
+    assert capsys.readouterr().out.endswith("Replace USER/NAME by your name and that of the model first.\n")
 
 
 def test_card_and_training_state_are_uploaded_with_the_model(tmp_path):

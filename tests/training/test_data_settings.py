@@ -59,6 +59,12 @@ def test_photographs_get_larger_views_and_flags_stay(large, monkeypatch, capsys)
     assert sizes("--train_dir", large, "--image_size", 64) == (64, 8, "tiny")
 
 
+def test_a_start_gives_the_sizes_and_the_images_the_batch(large, tmp_path, monkeypatch):
+    values = vars(parse_arguments([])) | {"train_dir": str(large), "init_from": "some/vit"}
+    assert settings_of_images(values, set()) == {"per_device_train_batch_size": 2}
+    assert settings_of_images(values, {"per_device_train_batch_size"}) == {}
+
+
 def test_images_that_cannot_be_read_change_nothing(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     assert sizes("--train_dir", tmp_path) == (32, 8, "micro")
@@ -71,6 +77,6 @@ def test_the_choice_is_written_and_a_resumed_run_keeps_it(photos, large, tmp_pat
     flags += ["--train_dir", str(photos), "--output_dir", str(tmp_path / "run")]
     assert load_script("pretrain").cli(flags) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["image_size"] == 32 and "images of 36 px" in capsys.readouterr().out
+    assert saved["image_size"] == 32 and "shorter side 36 px" in capsys.readouterr().out
     assert load_script("pretrain").cli([*flags, "--max_steps", "2"]) == 0
-    assert "images of" not in capsys.readouterr().out
+    assert "shorter side" not in capsys.readouterr().out

@@ -84,7 +84,7 @@ def test_page_shows_the_newest_picture(tmp_path):
     for step in (9, 10):
         Image.new("RGB", (step, 4)).save(tmp_path / "samples" / f"step-{step}.png")
     text = write(tmp_path, [line(10)])
-    assert text.count("data:image/png;base64,") == 1 and "After step 10:" in text
+    assert text.count("data:image/png;base64,") == 1 and "Training images after step 10:" in text
 
 
 def test_page_repeats_the_warnings_of_the_history_and_counts_bad_images(tmp_path):

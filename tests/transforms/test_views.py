@@ -64,6 +64,20 @@ def test_path_only_first_view_is_the_whole_image(canvases):
     assert torch.allclose(views.first, renderer.normalize(whole), atol=1e-4)
 
 
+def test_path_only_first_view_of_a_photograph_is_its_central_square():
+    """Photographs of 48 x 24 and of 24 x 48 pixels, gray but for a white square of 24 in their middle."""
+    for height, width in ((24, 48), (48, 24)):
+        photo = torch.full((height, width, 3), 90, dtype=torch.uint8)
+        top, left = (height - 24) // 2, (width - 24) // 2
+        photo[top : top + 24, left : left + 24] = 255
+        canvas, size, _ = decode_image(Image.fromarray(photo.numpy()), 48)
+        renderer = ViewRenderer(make_path("rotation"), 24)
+        keys = torch.zeros(1, dtype=torch.long)
+        views = renderer(torch.as_tensor(canvas)[None], sizes=torch.tensor([size]), keys=keys, epochs=keys)
+        white = renderer.normalize(torch.ones(3, 1, 1))
+        assert torch.allclose(views.first[0, :, 2:-2, 2:-2], white.expand(3, 20, 20), atol=1e-3)
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("border", ops.BORDERS)
 def test_views_do_not_depend_on_the_batch_around_them(canvases, augmentation, border):

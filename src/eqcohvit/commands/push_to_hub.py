@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..cli import CommandParser, exit_code_of
-from ..files import CARD_FILE, STATE_FILE, STATE_FOLDER
+from ..files import CARD_FILE, PLACEHOLDER, STATE_FILE, STATE_FOLDER
 from ..publish.spaces import ROOT, demo_files, metric_files, metric_names
 
 _USAGE = "python -m eqcohvit.commands.push_to_hub --folder FOLDER --repo_id USER/NAME [settings]"
@@ -89,14 +89,17 @@ def model_files(args: argparse.Namespace, folder: Path) -> Mapping[str, Path | b
 
 
 def describe(files: Mapping[str, Path | bytes], repo_id: str) -> str:
-    """What `--dry_run` prints: each file with its size, then the card."""
+    """What `--dry_run` prints: each file with its size, the card, and how to go on."""
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     lines = [f"would upload {len(sizes)} files ({sum(sizes.values()) / 1e6:.1f} MB) to {repo_id}:"]
     lines += [f"{size:12,d}  {name}" for name, size in sorted(sizes.items())]
     card = files.get(CARD_FILE)
     if card is not None:
         text = card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
-        lines += ["", f"{CARD_FILE}:", text]
+        lines += ["", f"{CARD_FILE}:", text.rstrip()]
+    lines += ["", f"Nothing was uploaded to {repo_id}. Without --dry_run the same command uploads it."]
+    if repo_id == PLACEHOLDER:
+        lines.append(f"Replace {repo_id} by your name and that of the model first.")
     return "\n".join(lines)
 
 

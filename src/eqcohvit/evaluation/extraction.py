@@ -194,8 +194,9 @@ def _encode(
 
 
 def progress(what: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
-    """A progress bar on a terminal, or a line now and then in a log. It disappears at the end."""
-    interval = 0.2 if sys.stderr.isatty() else 30
+    """A progress bar on a terminal, which disappears at the end; in a log, a line now and then after 30 s."""
+    is_terminal = sys.stderr.isatty()
+    interval = 0.2 if is_terminal else 30
     return tqdm(
         desc=what,
         total=total,
@@ -205,4 +206,5 @@ def progress(what: str, total: int, initial: int = 0, unit: str = "it") -> tqdm:
         dynamic_ncols=True,
         mininterval=interval,
         maxinterval=max(interval, 10),
+        delay=0 if is_terminal else interval,
     )

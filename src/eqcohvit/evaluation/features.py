@@ -19,13 +19,13 @@ from ..hub.configuration_eqcohvit import EqCohViTConfig, drops_patches
 from ..hub.modeling_eqcohvit import start_positions
 from ..loading import find_model, load_whole
 from ..preprocessing import Preprocessing, read_preprocessing
+from .results import PIXELS, RANDOM
 
 PIXELS_SIDE = 16
 GRID_SIDE, GRID_CHANNELS = 8, 12
 POOLINGS = ("cls_mean", "cls", "mean", "grid")
 PARTS = ("equivariant", "invariant", "both", "backbone", "pixels")
 LAST = "last"
-RANDOM, PIXELS = "random weights", "raw pixels"
 
 
 class Feature(NamedTuple):

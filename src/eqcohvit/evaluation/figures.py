@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -62,8 +63,13 @@ def scatter_figure(
     predictions: Predictions,
     true: np.ndarray,
     num_draws: int = 1,
+    units: Sequence[str] = (),
 ) -> ReportFigure:
-    """Predictions (N, P) of each (encoder, part) against the true parameters (N, P), of N pairs."""
+    """Predictions (N, P) of each (encoder, part) against the true parameters (N, P), of N pairs.
+
+    Args:
+        units: of the parameters. Radians are drawn as degrees.
+    """
     keys = [key for key in predictions if key[1] != "both"]
     if len(keys) > _MAX_COLUMNS:
         keys = [*keys[: _MAX_COLUMNS - 1], keys[-1]]  # the last one is the pixels
@@ -72,7 +78,13 @@ def scatter_figure(
     count = min(len(true), _NUM_POINTS)
     shown = f"{count} test images" if num_draws == 1 else f"{count} pairs of {len(true) // num_draws} test images"
     caption = f"Predicted versus true parameters of {name} ({protocol}), {shown}, first seed."
-    draw = lambda: _plots().scatter(points, true[:_NUM_POINTS], parameter_names, scores)  # noqa: E731
+    factors = np.array([180 / np.pi if unit == "radians" else 1 for unit in units] or [1.0])
+    points = {key: values * factors for key, values in points.items()}
+    labels = [
+        f"{parameter} ({'degrees' if unit == 'radians' else unit})" if unit else parameter
+        for parameter, unit in zip_longest(parameter_names, units)
+    ]
+    draw = lambda: _plots().scatter(points, true[:_NUM_POINTS] * factors, labels, scores)  # noqa: E731
     return ReportFigure(f"scatter_{re.sub(r'[+:]', '_', name)}", caption, draw)
 
 

@@ -321,7 +321,8 @@ def _pair_rows(
     rows = rows_of_jobs(evaluation, found, true, names, about, num_draws=num_test_draws, units=path.units)
     shown = shown_predictions(evaluation, found)
     if settings.output and protocol == settings.protocol[-1] and shown:
-        evaluation.figures.append(scatter_figure(path.name, protocol, names, shown, true[0], num_test_draws))
+        figure = scatter_figure(path.name, protocol, names, shown, true[0], num_test_draws, path.units)
+        evaluation.figures.append(figure)
         if path.name == settings.transform[0]:
             evaluation.figures.append(pca_figure(evaluation, PairView(path, protocol)))
     return rows

@@ -15,9 +15,8 @@ from ..files import write_text_whole
 from ..html_page import facts, page
 from ..transforms import make_path
 from .context import ReportFigure
-from .features import PIXELS, RANDOM
 from .pairs import PROTOCOLS, given_away, moves
-from .results import ALONE, INTERVAL, LOWER, Row, tables
+from .results import ALONE, LOWER, PIXELS, RANDOM, Row, interval_note, tables, verdicts
 
 _STYLE = """
 tbody th { background: none; font-weight: 400; vertical-align: top; text-align: left; white-space: nowrap; }
@@ -109,15 +108,17 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     beside = f", beside {' and '.join(controls)}" if controls else ""
     version = results.get("protocol_version")
     notes = protocol_notes(headline)
+    interval = interval_note(headline)
     suite = f"suite {html.escape(results['suite'])}, " if results.get("suite") else ""
     measured = f"<br>{suite}protocol version {html.escape(version)}" if version else ""
     headline_tables = [suite_table(headline)] if suite else [_table(cells, headline) for cells in tables(headline)]
     body = [
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
         *headline_tables,
+        *(f"<p>{html.escape(text)}</p>" for text in verdicts(headline)),
         *(f"<p class='faint'>{text}</p>" for text in read),
         *([f"<p class='faint'><b>Gives g away</b>: {'; '.join(map(html.escape, notes))}.</p>"] if notes else []),
-        *([f"<p class='faint'><b>±</b>{INTERVAL[1:]}</p>"] if any(row.half is not None for row in headline) else []),
+        *([f"<p class='faint'><b>±</b>{interval[1:]}</p>"] if interval else []),
         *(_figure(figure, png) for figure, png in figures),
     ]
     if details:

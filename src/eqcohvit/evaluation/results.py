@@ -15,11 +15,7 @@ from typing import Any
 
 from ..files import write_text_whole
 
-INTERVAL = (
-    "±: half of a 95 % interval, over the seeds of the probe, each with its own draw of the transformations, and, for "
-    "R2, kNN and linear, over the test images (bootstrap). It does not include other training runs, except in lines of "
-    "several training seeds."
-)
+RANDOM, PIXELS = "random weights", "raw pixels"  # the controls, in place of an encoder
 ALONE = ", g alone"  # end of the name of a part if the probe sees only the transformed image
 LOWER = "↓"  # end of the name of a metric if lower is better
 NEARER, BLEND = "the nearer view", "blend of both views"  # beside rebuilt states, in place of an encoder
@@ -85,6 +81,45 @@ def training_seeds(rows: Sequence[Row]) -> list[Row]:
         for (name, part, metric), group in groups.items()
         if len(group) > 1
     ]
+
+
+def interval_note(rows: Sequence[Row]) -> str:
+    """What ± covers in these rows; empty if none has an interval."""
+    found = [row for row in rows if row.half is not None]
+    if not found:
+        return ""
+    seeds = "the seeds of the probe, each with its own draw of the transformations"
+    images = "the test images (bootstrap)"
+    covered = images
+    if any(len(row.values) > 1 for row in found):
+        covered = f"{seeds}, and, for R2, kNN and linear, over {images}"
+    several = any("training seeds" in row.encoder for row in rows)
+    but = ", except in lines of several training seeds" if several else ""
+    return f"±: half of a 95 % interval, over {covered}. It does not include other training runs{but}."
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What R2 of the equivariant parts does not show: lines for those that could be guessing, or no better than pixels.
+
+    An R2 could be guessing if its interval reaches 0. It is not clearly above raw pixels if both intervals overlap.
+    """
+    headline = [row for row in rows if row.headline and row.settings.get("task") == "r2"]
+    pixels = {row.metric: row for row in headline if row.encoder == PIXELS and not row.part.endswith(ALONE)}
+    found: dict[str, list[str]] = {}
+    for row in headline:
+        if row.part != "equivariant" or row.encoder.startswith(RANDOM):
+            continue
+        control = pixels.get(row.metric)
+        low = row.mean - (row.half or 0)
+        if low <= 0:
+            found.setdefault(f"{row.encoder}: the equivariant part could be guessing in", []).append(
+                f"{row.metric} ({row})"
+            )
+        elif control is not None and low <= control.mean + (control.half or 0):
+            found.setdefault(f"{row.encoder}: the equivariant part is not clearly above raw pixels in", []).append(
+                f"{row.metric} ({row}, pixels {control})"
+            )
+    return [f"{text} {'; '.join(metrics)}." for text, metrics in found.items()]
 
 
 def tables(rows: Sequence[Row]) -> list[list[list[str]]]:

@@ -20,7 +20,7 @@ from .images import TEST_SPRITES, ProbeImages, check_test_data
 from .r2_tasks import r2
 from .reconstruction import reconstruction
 from .report import protocol_notes, write_report
-from .results import INTERVAL, Row, format_tables, training_seeds, versions, write_results
+from .results import Row, format_tables, interval_note, training_seeds, verdicts, versions, write_results
 from .retrieval import retrieval
 from .settings import EvaluationSettings
 from .suite import PROTOCOL_VERSION, check_comparable, describe_size, read_beside, rows_beside
@@ -89,9 +89,9 @@ def _counts(evaluation: Evaluation) -> dict[str, int]:
 def _print(rows: list[Row], measured: str) -> None:
     """Tables, and how they were measured, in 80 columns."""
     print(f"{format_tables(rows)}\n")
-    notes = [*protocol_notes(rows), *measured.splitlines()]
-    if any(row.half is not None for row in rows):
-        notes += ["", INTERVAL]
+    notes = [*verdicts(rows), *protocol_notes(rows), *measured.splitlines()]
+    if interval_note(rows):
+        notes += ["", interval_note(rows)]
     print("\n".join(textwrap.fill(note, 80, subsequent_indent="  ") for note in notes))
 
 

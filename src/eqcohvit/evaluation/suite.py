@@ -86,13 +86,18 @@ def with_size(settings: EvaluationSettings) -> EvaluationSettings:
 
 
 def describe_size(settings: Mapping[str, Any]) -> str:
-    """One line: how the figures of these settings were measured, and what `--full` would add."""
-    text = f"Measured: {_in_words(settings)}."
-    if settings["max_samples"] < _FEW:
-        text += f"\n{settings['max_samples']} images are few to fit a probe on: expect wide intervals below {_FEW}."
-    if settings["full"] or settings["suite"]:
-        return text
-    return f"{text}\nWith --full: {_in_words(asdict(FULL))}."
+    """Lines: how the figures of these settings were measured, whether few images were, and what `--full` does."""
+    lines = [f"Measured: {_in_words(settings)}.", *few_images(settings["max_samples"])]
+    if not settings["full"] and not settings["suite"]:
+        lines.append(f"--full takes longer: {_in_words(asdict(FULL))}.")
+    return "\n".join(lines)
+
+
+def few_images(number: int | None) -> list[str]:
+    """A line if `number` images are few to fit a probe on."""
+    if number is None or number >= _FEW:
+        return []
+    return [f"{number} images are few to fit a probe on: expect wide intervals below {_FEW}."]
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.results import BLEND, INTERVAL, NEARER, Row, tables
+from ..evaluation.results import BLEND, NEARER, PIXELS, RANDOM, Row, interval_note, tables, verdicts
+from ..evaluation.suite import few_images
 from ..files import (
     LOCAL_DATA_SETTINGS,
     METRICS_FILE,
@@ -23,7 +24,7 @@ from ..files import (
 )
 from .license import LICENSE_PATTERN, describe_base, hub_id, license_of
 
-_CONTROLS = ("random weights", "raw pixels", NEARER, BLEND)
+_CONTROLS = (RANDOM, PIXELS, NEARER, BLEND)
 _BUILDERS = ("arrow", "csv", "imagefolder", "json", "parquet", "text", "webdataset")
 
 
@@ -36,8 +37,8 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     """What a run has written.
 
     Returns:
-        `name` of its folder, `settings` (config.yaml), `metrics` (last line of metrics.jsonl), and `results`
-        (results.json, or None).
+        `name` of its folder, `folder` of its model, `settings` (config.yaml), `metrics` (last line of metrics.jsonl),
+        and `results` (results.json, or None).
 
     Raises:
         ValueError: the folder holds no run.
@@ -50,6 +51,7 @@ def read_run(run_dir: str | Path) -> dict[str, Any]:
     results = run_dir / RESULTS_FILE
     return {
         "name": run_dir.resolve().name,
+        "folder": (run_dir.name if run_dir.is_absolute() else run_dir.as_posix()) + f"/{MODEL_FOLDER}",
         "settings": yaml.safe_load((run_dir / SETTINGS_FILE).read_text()),
         "metrics": json.loads(lines[-1]) if lines else {},
         "results": json.loads(results.read_text()) if results.is_file() else None,
@@ -62,7 +64,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
     Args:
         template: text of the template, from `read_template`.
         run: from `read_run`. Optional entries: `repo_id` is the name by which users load the model (default:
-            `hub_model_id`, then RUN/model), `dataset` the Hub id of a dataset that was read from local files, and
+            `hub_model_id`, then `folder`), `dataset` the Hub id of a dataset that was read from local files, and
             `start`, for a run that began with a model from elsewhere than the Hub, its name and origin as Markdown,
             and the `License` of the weights.
         results: of an evaluation or a fine-tuning: `rows` (`evaluation.results.Row`), and `protocol` or `settings`.
@@ -88,7 +90,7 @@ def render_card(template: str, run: dict[str, Any], results: dict[str, Any] | No
         "license": license.text,
         "front_matter": _front_matter(settings, title, rows, results, run["name"]),
         "title": title,
-        "repo_id": repo_id or f"{run['name']}/{MODEL_FOLDER}",
+        "repo_id": repo_id or run["folder"],
         "backbone": f"{f'from {base}, trained further' if base else settings['model_preset']} ({settings['backbone']})",
         "invariant_dim": settings["feature_dim"] - settings["equivariant_dim"],
         "settings_table": _table(["setting", "value"], shown),
@@ -257,13 +259,15 @@ def _describe_results(rows: list[Row], results: dict) -> str:
     if not rows:
         return "This model has not been evaluated."
     parts = [_table(header, lines) for header, *lines in tables(rows)]
-    if any(row.half is not None for row in rows):
-        parts.append(INTERVAL)
-    shown = _shown(_protocol(results))
+    protocol = _protocol(results)
+    parts += [*verdicts(rows), *few_images(protocol.get("train_images"))]
+    if interval_note(rows):
+        parts.append(interval_note(rows))
+    shown = _shown(protocol)
     shown |= {key: _without_place(str(shown[key])) for key in ("source", "test_source") if key in shown}
-    protocol = [[f"`{key}`", f"`{value}`"] for key, value in shown.items()]
+    lines = [[f"`{key}`", f"`{value}`"] for key, value in shown.items()]
     versions = ", ".join(f"{key} {value}" for key, value in results.get("versions", {}).items())
-    details = [_table(["protocol", "value"], protocol)] if protocol else []
+    details = [_table(["protocol", "value"], lines)] if lines else []
     if versions:
         details.append(f"Measured with {versions}.")
     if details:

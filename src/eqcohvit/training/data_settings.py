@@ -6,7 +6,7 @@
 | less | views of that size, in whole patches; micro | the same |
 
 A batch is at most the largest power of two for which a folder has images. A setting that a flag, a recipe, a resumed
-run or `init_from` gives stays as it is. Embedded sprites keep the defaults.
+run or `init_from` gives stays as it is; `init_from` gives all sizes. Embedded sprites keep the defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..data import TooManyBadImages, open_source, sequential
+from ..data import Batch, TooManyBadImages, open_source, sequential
 from .output import say_once
 
 PHOTOGRAPH = 96  # pixels of the shorter side
@@ -54,9 +54,9 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
         decided: names of those that something else has decided.
     """
     places = ("dataset_name", "dataset_config_name", "dataset_split", "data_files", "train_dir", "image_column")
-    if not (values["train_dir"] or values["dataset_name"] or values["data_files"]) or values["init_from"]:
+    if not (values["train_dir"] or values["dataset_name"] or values["data_files"]):
         return {}
-    has_sizes = "image_size" in decided and ("model_preset" in decided or not has_gpu())
+    has_sizes = values["init_from"] or ("image_size" in decided and ("model_preset" in decided or not has_gpu()))
     has_batch = "per_device_train_batch_size" in decided or not values["train_dir"]
     if has_sizes and has_batch:
         return {}
@@ -67,6 +67,17 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
         return {}
     if not batches:
         return {}
+    found = {} if has_sizes else _sizes_of(batches, values, decided)
+    number = length_hint(source)  # 0 for streams
+    batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), values["per_device_train_batch_size"])
+    if not has_batch and batch != values["per_device_train_batch_size"]:
+        found["per_device_train_batch_size"] = batch
+        say_once(f"{number} images, so --per_device_train_batch_size {batch}")
+    return found
+
+
+def _sizes_of(batches: list[Batch], values: dict[str, Any], decided: set[str]) -> dict[str, Any]:
+    """The sizes for the images of these batches, without the decided ones; prints them."""
     shorter = median(torch.cat([batch.sizes for batch in batches]).amin(dim=1).tolist())
     found = sizes_for(shorter, values["patch_size"], has_gpu())
     if "patch_size" in decided:
@@ -78,10 +89,5 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
     found = {name: value for name, value in found.items() if name not in decided}
     if found:
         shown = " ".join(f"--{name} {value}" for name, value in found.items())
-        say_once(f"images of {shorter:.0f} px, so {shown}; flags override this")
-    number = length_hint(source)  # 0 for streams
-    batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), values["per_device_train_batch_size"])
-    if not has_batch and batch != values["per_device_train_batch_size"]:
-        found["per_device_train_batch_size"] = batch
-        say_once(f"{number} images, so --per_device_train_batch_size {batch}")
+        say_once(f"shorter side {shorter:.0f} px, so {shown}; flags override this")
     return found

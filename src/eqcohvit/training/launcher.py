@@ -82,12 +82,13 @@ def describe_launch(args: PretrainArguments, accelerator: Accelerator) -> str:
     """Processes, device, precision and accumulation, and where each comes from."""
     count = accelerator.num_processes
     device = accelerator.device.type
-    processes = f"{count} x {device} ({'launcher' if count > 1 else 'one process'})"
+    processes = f"{count} processes by the launcher" if count > 1 else "one process"
+    threads = f", threads {torch.get_num_threads()}" if device == "cpu" else ""
     precision = f"precision {accelerator.mixed_precision} ({_origin(args, 'mixed_precision')})"
     accumulation = f"accumulation {args.gradient_accumulation_steps} ({_origin(args, 'gradient_accumulation_steps')})"
     slow = accelerator.mixed_precision == "no" and "mixed_precision" not in args.given and precision_of(None) == "bf16"
     hint = "; --mixed_precision bf16 is faster on this GPU" if slow else ""
-    return f"{processes}, {precision}, {accumulation}{hint}"
+    return f"{device}, {processes}{threads}, {precision}, {accumulation}{hint}"
 
 
 def _origin(args: PretrainArguments, name: str) -> str:

@@ -22,6 +22,7 @@ from .sharding import with_weights
 from .source import Images
 
 _NUM_SAMPLES = 6  # rows of a picture
+_LEAST_R2 = 0.1  # of the equivariant part; a run that ends below it is told so
 _TIMED_STEPS = 5  # after the first one, tell how long the run will take
 
 
@@ -46,7 +47,8 @@ class Observer:
         self.accelerator = run.accelerator
         few = images.probe is not None and images.probe.num_draws > 1
         self.probe_interval = args.probe_interval(run.accelerator.num_processes, few)
-        self.shown_r2 = run.state.get("shown_r2", "")  # of the newest probe, for the progress lines
+        self.shown_r2 = run.state.get("shown_r2", "")  # of a probe since the last progress line
+        self.newest_r2: float | None = None  # of the equivariant part, on the main process
         self.shown: Batch | None = None  # the first batch of this process, which the pictures show
         self.watch = self.new_watch()
         self.first_step_ended = 0.0  # time of this process
@@ -76,7 +78,7 @@ class Observer:
         run.bar.say(f"on {describe_launch(args, self.accelerator)}")
         if run.step == 0:
             for name, value in self.trained.objective.start_values(compared).items():
-                run.bar.say(f"{name} of new heads begins at about {value:.4g}")
+                run.bar.say(f"the loss term {name} of untrained heads is about {value:.4g}")
         if guard is not None:
             known = run.state.get("knn_start")
             guard.start = self.knn_accuracy() if known is None else known
@@ -86,6 +88,7 @@ class Observer:
             run.write(self.probe_figures())
             if self.shown_r2:
                 run.bar.say(f"step 0/{args.max_steps}  {self.shown_r2}")
+                self.shown_r2 = ""
 
     # ------------------------------------------------------------------------------------------------------ measures
     def knn_accuracy(self) -> float:
@@ -103,6 +106,7 @@ class Observer:
         how = (self.renderer.mean, self.renderer.std, self.accelerator.gather, self.accelerator.is_main_process)
         figures = with_weights(self.trained, lambda: probe.measure(self.trained.model.eqcohvit, *how))
         if figures:
+            self.newest_r2 = figures["probe/r2/equivariant"]
             self.shown_r2 = f"R2 equi {figures['probe/r2/equivariant']:.3f} inv {figures['probe/r2/invariant']:.3f}"
         return figures
 
@@ -126,6 +130,7 @@ class Observer:
             figures["guard/knn"] = accuracy
         if values.is_logged:
             means = run.write_line(values.learning_rate, ranks, figures, self.shown_r2)
+            self.shown_r2 = ""
             for warning in self.watch.warnings(run.step, means):
                 run.bar.say(warning)
         else:
@@ -147,6 +152,17 @@ class Observer:
             seconds = step * (run.max_steps - run.step)
             minutes = max(1, round(seconds / 60))
             run.bar.say(f"about {minutes:,} min to go; fewer --max_steps or a smaller --image_size take less")
+
+    def verdict(self) -> str:
+        """Says if the newest R2 is hardly above guessing; empty if it is higher, or was not measured."""
+        probe = self.images.probe
+        if probe is None or self.newest_r2 is None or self.args.recon_weight == 0 or self.newest_r2 >= _LEAST_R2:
+            return ""
+        text = f"R2 of the equivariant part is {self.newest_r2:.3f}, where guessing has 0: it hardly tells the "
+        text += "transformation. More images, more steps, or the start from a trained model (--init_from) may help."
+        if probe.num_draws > 1:
+            text += f" {len(probe.labels)} held-out images may also be too few to show it; evaluate fits on more."
+        return text
 
     # ------------------------------------------------------------------------------------------------------ pictures
     @torch.no_grad()
@@ -189,6 +205,7 @@ class Observer:
                 watch=self.new_watch(),
                 about=about,
                 command=self.command,
+                verdict=self.verdict() if run.step == args.max_steps else "",
             )
         except OSError as error:
             run.bar.say(f"cannot write report.html: {error}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,19 @@ def fitted_command(words: Sequence[str]) -> str:
         text += ("\0" if is_value else " ") + shlex.quote(word).replace(" ", "\0")
     lines = textwrap.wrap(text.strip(), COLUMNS - 4, subsequent_indent="    ", **_WHOLE_WORDS)
     return "  " + " \\\n  ".join(lines).replace("\0", " ")
+
+
+def entry_of(module: str) -> list[str]:
+    """The words that start a command of ours: its installed entry, or the module."""
+    name = "eqcohvit-push" if module == "push_to_hub" else f"eqcohvit-{module}"
+    return [name] if shutil.which(name) else ["python", "-m", f"eqcohvit.commands.{module}"]
+
+
+def viewer(page: str) -> list[str]:
+    """A command that shows a page: in the browser, or served at http://127.0.0.1:8000 where there is no screen."""
+    if sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
+        return ["python", "-m", "webbrowser", page]
+    return ["python", "-m", "http.server", "--bind", "127.0.0.1", "--directory", os.path.dirname(page) or "."]
 
 
 def say_once(text: str) -> None:

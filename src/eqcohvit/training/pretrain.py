@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import Batch, CanvasStream, ResidentCanvases, describe_data
-from ..files import MODEL_FOLDER, RESULTS_FILE, WEIGHTS_FILE, link_model
+from ..files import MODEL_FOLDER, PLACEHOLDER, RESULTS_FILE, WEIGHTS_FILE, link_model
 from ..publish.card import read_run, read_template, render_card
 from ..publish.folder import save_hub_folder
 from ..publish.upload import push_hub_folder
@@ -27,7 +27,7 @@ from .launcher import make_accelerator, precision_of
 from .lora import merged
 from .observe import Observer
 from .optim import clip_gradients, make_optimizer, set_step
-from .output import fitted_command, teller
+from .output import entry_of, fitted, fitted_command, teller, viewer
 from .prefetch import DevicePrefetcher
 from .pretrain_module import PretrainModule
 from .run import Run
@@ -108,7 +108,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     run.bar.close()
     if accelerator.is_main_process:
         export(args, run, parts)
-        print(next_steps(args, stream.num_bad))
+        print(next_steps(args, stream.num_bad, observer.verdict()))
     run.trackers.finish()
     return output_dir / MODEL_FOLDER
 
@@ -288,8 +288,13 @@ def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = Fal
         print(f"not pushed, the next checkpoint tries again: {error}", file=sys.stderr)
 
 
-def next_steps(args: PretrainArguments, num_bad: int) -> str:
-    """Where everything is, and three commands for the next steps: look, evaluate on the same images, publish."""
+def next_steps(args: PretrainArguments, num_bad: int, verdict: str = "") -> str:
+    """Where everything is, and three commands for the next steps: look, evaluate on the same images, publish.
+
+    Args:
+        num_bad: unreadable images.
+        verdict: more text, above the commands.
+    """
     output_dir = Path(args.output_dir)
     model = str(output_dir / MODEL_FOLDER)
     page = str(output_dir / "report.html")
@@ -303,10 +308,7 @@ def next_steps(args: PretrainArguments, num_bad: int) -> str:
         if getattr(args, name):
             data += [f"--{name}", str(getattr(args, name))]
     evaluate = ["--model", model, *data, "--output", str(output_dir / RESULTS_FILE)]
-    push = ["--folder", model, "--run_dir", str(output_dir), "--repo_id", "USER/NAME", "--dry_run"]
-    commands = [
-        ["python", "-m", "webbrowser", page],
-        ["python", "-m", "eqcohvit.commands.evaluate", *evaluate],
-        ["python", "-m", "eqcohvit.commands.push_to_hub", *push],
-    ]
-    return "\n".join([*places, "next:", *map(fitted_command, commands)])
+    push = ["--folder", model, "--run_dir", str(output_dir), "--repo_id", PLACEHOLDER, "--dry_run"]
+    commands = [viewer(page), [*entry_of("evaluate"), *evaluate], [*entry_of("push_to_hub"), *push]]
+    said = [fitted(verdict)] if verdict else []
+    return "\n".join([*places, *said, "next:", *map(fitted_command, commands)])

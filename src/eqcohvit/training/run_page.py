@@ -69,6 +69,7 @@ def write_run_page(
     watch: HealthWatch,
     about: dict[str, Any],
     command: str,
+    verdict: str = "",
 ) -> Path:
     """Write `output_dir`/report.html whole or not at all, and return its path.
 
@@ -79,13 +80,14 @@ def write_run_page(
         watch: a fresh one, that reads the whole history for warnings.
         about: versions, source ... by name.
         command: that started the run.
+        verdict: of a run that has ended, shown with the warnings.
     """
     history = read_metrics(output_dir / "metrics.jsonl")
     pictures = sorted(
         (output_dir / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-"))
     )
     picture = pictures[-1] if pictures else None
-    warnings = _warnings(output_dir, history, watch)
+    warnings = [*_warnings(output_dir, history, watch), *([verdict] if verdict else [])]
     text = render_run_page(title, state, history, picture, warnings, settings, about, command)
     write_text_whole(output_dir / PAGE, text)
     return output_dir / PAGE
@@ -117,7 +119,9 @@ def render_run_page(
     if picture is not None:
         source = base64.b64encode(picture.read_bytes()).decode()
         step = picture.stem.removeprefix("step-")
-        caption = f"After step {step}: two views, and the states between them beside their reconstructions."
+        caption = (
+            f"Training images after step {step}: two views, and the states between them beside their reconstructions."
+        )
         image = f"<img alt='{caption}' src='data:image/png;base64,{source}'>"
         body.append(f"<h2>Samples</h2><figure>{image}<figcaption>{caption}</figcaption></figure>")
     body.append("<h2>Curves</h2>")

@@ -16,6 +16,7 @@ from ..transforms import make_path
 from .arguments import PretrainArguments
 from .output import teller
 
+_FEW = 2_000  # images to learn from random weights
 _FEW_BATCHES = 5  # fewer than this many batches of different images are worth a warning
 
 
@@ -89,6 +90,11 @@ def open_training_source(
     if 0 < number < batch:
         report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
     elif 0 < number < _FEW_BATCHES * batch:
-        report(f"warning: {number} images are few for batches of {batch}; more images learn more")
+        report(f"warning: {number} images are few for batches of {batch}")
+    if 0 < number < _FEW and not args.init_from and args.resume_from_checkpoint is None:
+        report(
+            f"warning: {number} images are few to learn from random weights; --init_from MODEL --peft lora continues "
+            f"a trained model, and {_FEW:,} images or more learn more"
+        )
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source

@@ -33,7 +33,7 @@ class Augmentation:
     """Ranges and probabilities of one view's base augmentation, in the order in which it is applied.
 
     Args:
-        crop_scale: area of the crop as a fraction of the image, (low, high). (1, 1) keeps the whole image, stretched.
+        crop_scale: area of the crop as a fraction of the image, (low, high). (1, 1) is the central square.
         crop_ratio: width over height of the crop, (low, high), drawn uniformly in the logarithm.
         color: largest changes of the factors of brightness, contrast and saturation from 1, and of the hue in turns;
             applied in random order.
@@ -179,7 +179,8 @@ def sample_view(
     draw = dict(zip(_DRAWS, draws.split(list(_DRAWS.values()), dim=-1), strict=True))
     if augmentation.crop_scale == (1.0, 1.0):
         height, width = sizes.to(draws.dtype).unbind(dim=-1)
-        box = torch.stack([torch.zeros_like(width), torch.zeros_like(width), width, height], dim=-1)
+        side = torch.minimum(height, width)
+        box = torch.stack([((width - side) / 2).floor(), ((height - side) / 2).floor(), side, side], dim=-1)
     else:
         box = random_resized_crop(draw, sizes, augmentation.crop_scale, augmentation.crop_ratio)
     is_colored = draw["is_colored"] < augmentation.color_probability
