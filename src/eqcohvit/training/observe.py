@@ -158,10 +158,12 @@ class Observer:
         probe = self.images.probe
         if probe is None or self.newest_r2 is None or self.args.recon_weight == 0 or self.newest_r2 >= _LEAST_R2:
             return ""
-        text = f"R2 of the equivariant part is {self.newest_r2:.3f}, where guessing has 0: it hardly tells the "
-        text += "transformation. More images, more steps, or the start from a trained model (--init_from) may help."
+        r2 = f"R2 of the equivariant part is {self.newest_r2:.3f}, where guessing has 0"
+        text = f"{r2}: the transformation is hardly read."
         if probe.num_draws > 1:
-            text += f" {len(probe.labels)} held-out images may also be too few to show it; evaluate fits on more."
+            text += f" {len(probe.labels)} images are few for this probe; the evaluation below fits on more."
+        if not self.args.init_from:
+            text += " A trained model (--init_from) is the better start for few images or steps."
         return text
 
     # ------------------------------------------------------------------------------------------------------ pictures

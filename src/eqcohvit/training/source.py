@@ -93,8 +93,8 @@ def open_training_source(
         report(f"warning: {number} images are few for batches of {batch}")
     if 0 < number < _FEW and not args.init_from and args.resume_from_checkpoint is None:
         report(
-            f"warning: {number} images are few to learn from random weights; --init_from MODEL --peft lora continues "
-            f"a trained model, and {_FEW:,} images or more learn more"
+            f"warning: {number} images are few to learn from random weights; with fewer than {_FEW:,}, use a trained "
+            "model as it is, or continue it by --init_from MODEL --peft lora"
         )
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source
