@@ -4,6 +4,7 @@ import pytest
 
 from eqcohvit.evaluation.results import (
     Row,
+    errors_of_angles,
     format_tables,
     interval_note,
     training_seeds,
@@ -97,6 +98,25 @@ def test_verdicts_say_what_is_guessing_and_what_is_no_better_than_pixels():
     assert verdicts(both) == [
         "a: the equivariant part could be guessing in R2 rotation, strict (0.000 ± 0.100); R2 translation, strict "
         "(-0.100 ± 0.050)."
+    ]
+
+
+def test_errors_of_angles_are_in_one_line():
+    def error(encoder, part, degrees):
+        return Row(encoder, part, "median error of angle, rotation, strict (degrees)", degrees, headline=False)
+
+    rows = [
+        error("a", "equivariant", [5.0, 6.0]),
+        error("a", "invariant", [22.0]),
+        error("a", "both", [7.0]),
+        error("random weights", "equivariant", [21.0]),
+        error("random weights", "invariant", [20.0]),
+        error("raw pixels", "pixels", [9.04]),
+        Row("a", "equivariant", "median error of shift_x, translation, strict (fraction of the side)", [0.1]),
+    ]
+    assert errors_of_angles(rows) == [
+        "Median error of angle, rotation, strict: a equivariant 5.5°, invariant 22.0°; random weights 21.0°; "
+        "raw pixels 9.0°."
     ]
 
 

@@ -98,10 +98,27 @@ def interval_note(rows: Sequence[Row]) -> str:
     return f"±: half of a 95 % interval, over {covered}. It does not include other training runs{but}."
 
 
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """What R2 of the equivariant parts does not show: lines for those that could be guessing, or no better than pixels.
+def errors_of_angles(rows: Sequence[Row]) -> list[str]:
+    """A line for each median error in degrees: those of the parts, of raw pixels, and of random weights."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row.metric.startswith("median error") and row.metric.endswith(" (degrees)") and row.part != "both":
+            parts = found.setdefault(row.metric.removesuffix(" (degrees)"), {}).setdefault(row.encoder, [])
+            if not row.encoder.startswith(RANDOM) or not parts:  # of random weights the first part is enough
+                name = "" if row.encoder.startswith((RANDOM, PIXELS)) else f"{row.part} "
+                parts.append(f"{name}{row.mean:.1f}°")
+    lines = []
+    for metric, encoders in found.items():
+        texts = [f"{encoder} {', '.join(parts)}" for encoder, parts in encoders.items()]
+        lines.append(f"{metric.capitalize()}: {'; '.join(texts)}.")
+    return lines
 
-    An R2 could be guessing if its interval reaches 0. It is not clearly above raw pixels if both intervals overlap.
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """What R2 of the equivariant parts does not show: a line for those that could be guessing, and for those that are
+    not clearly above raw pixels.
+
+    An R2 could be guessing if its interval reaches 0. It is not clearly above another if both intervals overlap.
     """
     headline = [row for row in rows if row.headline and row.settings.get("task") == "r2"]
     pixels = {row.metric: row for row in headline if row.encoder == PIXELS and not row.part.endswith(ALONE)}
@@ -112,14 +129,13 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         control = pixels.get(row.metric)
         low = row.mean - (row.half or 0)
         if low <= 0:
-            found.setdefault(f"{row.encoder}: the equivariant part could be guessing in", []).append(
-                f"{row.metric} ({row})"
-            )
+            kind, text = "could be guessing", f"{row.metric} ({row})"
         elif control is not None and low <= control.mean + (control.half or 0):
-            found.setdefault(f"{row.encoder}: the equivariant part is not clearly above raw pixels in", []).append(
-                f"{row.metric} ({row}, pixels {control})"
-            )
-    return [f"{text} {'; '.join(metrics)}." for text, metrics in found.items()]
+            kind, text = "is not clearly above raw pixels", f"{row.metric} ({row}, pixels {control})"
+        else:
+            continue
+        found.setdefault(f"{row.encoder}: the equivariant part {kind} in", []).append(text)
+    return [f"{start} {'; '.join(texts)}." for start, texts in found.items()]
 
 
 def tables(rows: Sequence[Row]) -> list[list[list[str]]]:

@@ -20,7 +20,16 @@ from .images import TEST_SPRITES, ProbeImages, check_test_data
 from .r2_tasks import r2
 from .reconstruction import reconstruction
 from .report import protocol_notes, write_report
-from .results import Row, format_tables, interval_note, training_seeds, verdicts, versions, write_results
+from .results import (
+    Row,
+    errors_of_angles,
+    format_tables,
+    interval_note,
+    training_seeds,
+    verdicts,
+    versions,
+    write_results,
+)
 from .retrieval import retrieval
 from .settings import EvaluationSettings
 from .suite import PROTOCOL_VERSION, check_comparable, describe_size, read_beside, rows_beside
@@ -72,7 +81,7 @@ def run_evaluation(settings: EvaluationSettings, command: str, chosen: Sequence[
         write_results(settings.output, results)
         page = write_report(settings.output, results, shown, [*figures_of_rows(shown), *evaluation.figures])
         places = f"\nReport: {page}   Numbers: {settings.output}"
-    _print([row for row in shown if row.headline], describe_size(values | _counts(evaluation)))
+    _print(shown, describe_size(values | _counts(evaluation)))
     if places:
         print(places)
     return shown
@@ -87,11 +96,12 @@ def _counts(evaluation: Evaluation) -> dict[str, int]:
 
 
 def _print(rows: list[Row], measured: str) -> None:
-    """Tables, and how they were measured, in 80 columns."""
-    print(f"{format_tables(rows)}\n")
-    notes = [*verdicts(rows), *protocol_notes(rows), *measured.splitlines()]
-    if interval_note(rows):
-        notes += ["", interval_note(rows)]
+    """Tables of the headline rows, and how they were measured, in 80 columns."""
+    headline = [row for row in rows if row.headline]
+    print(f"{format_tables(headline)}\n")
+    notes = [*errors_of_angles(rows), *verdicts(rows), *protocol_notes(headline), *measured.splitlines()]
+    if interval_note(headline):
+        notes += ["", interval_note(headline)]
     print("\n".join(textwrap.fill(note, 80, subsequent_indent="  ") for note in notes))
 
 
