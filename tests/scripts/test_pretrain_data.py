@@ -42,9 +42,11 @@ def test_the_start_says_what_is_left_out_and_a_small_folder_is_warned_of(pretrai
     for i in range(40):
         (folder / f"{i}.heic").touch()
     assert pretrain.cli([*SMALL, "--train_dir", str(folder), "--output_dir", str(tmp_path / "run")]) == 0
-    _, first, second, *_ = capsys.readouterr().out.replace("\n  ", " ").splitlines()
+    _, first, second, third, *_ = capsys.readouterr().out.replace("\n  ", " ").splitlines()
     assert first == f"4 images in {folder}; left out: 40 .heic (no ending of a format that is read)"
     assert second == "warning: a batch of 6 is more than the 4 images, so each batch has some images twice"
+    advice = "use a trained model as it is, or continue it by --init_from MODEL --peft lora"
+    assert third == (f"warning: 4 images are few to learn from random weights; with fewer than 2,000, {advice}")
 
 
 def write_images(path, column="image", values=range(12)):
