@@ -158,10 +158,10 @@ class Observer:
         probe = self.images.probe
         if probe is None or self.newest_r2 is None or self.args.recon_weight == 0 or self.newest_r2 >= _LEAST_R2:
             return ""
-        r2 = f"R2 of the equivariant part is {self.newest_r2:.3f}, where guessing has 0"
-        text = f"{r2}: the transformation is hardly read."
+        r2 = f"R2 of the equivariant part is {self.newest_r2:.3f} (strict), where guessing has 0"
+        text = f"{r2}: what the pictures show hardly tells it the transformation."
         if probe.num_draws > 1:
-            text += f" {len(probe.labels)} images are few for this probe; the evaluation below fits on more."
+            text += f" {len(probe.labels)} images are few for this probe; an evaluation fits on more."
         if not self.args.init_from:
             text += " A trained model (--init_from) is the better start for few images or steps."
         return text
