@@ -103,6 +103,22 @@ def test_the_invariant_part_finds_turned_pictures_as_the_guide_says():
         assert invariant[column] > max(others(recall, column, "invariant part")) + 0.05
 
 
+def test_the_model_without_the_task_finds_what_the_guide_says():
+    text = " ".join((ROOT / "scripts" / "guides" / "uses.md").read_text().split())
+    measured = {}
+    for name in ("results.json", "turned.json"):
+        results = json.loads((ROOT / "scripts" / "reproduction" / "photos-none" / name).read_text())
+        own = [row for row in results["rows"] if row["encoder"] == "photos-none"]
+        measured |= {(row["part"], row["metric"]): sum(row["values"]) / len(row["values"]) for row in own}
+    paths = ("rotation", "se2", "rotation:2", "rotation:4")
+    for part in ("backbone", "invariant"):
+        found = [f"{measured[part, f'recall@1 {path}, strict']:.3f}" for path in paths]
+        assert f"{', '.join(found[:3])} and {found[3]}" in text
+    assert f"an R2 of {measured['equivariant', 'R2 rotation, strict']:.3f}" in text
+    error = measured["equivariant", "median error of angle, rotation, strict (degrees)"]
+    assert f"a median error of {error:.1f} degrees" in text
+
+
 def test_the_equivariant_part_reads_the_pose_as_the_guide_says():
     pose = table("Read the pose: the equivariant part")
     assert len(pose) == 5
