@@ -39,7 +39,7 @@ def test_table_holds_all_parts_and_both_controls(evaluate, folder, tmp_path, cap
     parts = ("equivariant", "invariant", "both", "backbone")
     expected = {(name, part) for name in ("tiny", "random weights") for part in parts} | {("raw pixels", "pixels")}
     assert found == expected | {(name, f"{part}, g alone") for name, part in expected}
-    assert "\nrotation, paper: the black border tells it\n" in table and "rotation, strict: " not in table
+    assert "\nrotation, paper: the black border tells it\n" in table and "\nrotation, strict: " not in table
     assert results["settings"]["transform"] == ["rotation"] and results["versions"]["torch"]
     page = (tmp_path / "results.html").read_text()
     assert (
