@@ -2,16 +2,7 @@ import json
 
 import pytest
 
-from eqcohvit.evaluation.results import (
-    Row,
-    errors_of_angles,
-    format_tables,
-    interval_note,
-    training_seeds,
-    verdicts,
-    wrap,
-    write_results,
-)
+from eqcohvit.evaluation.results import Row, findings, format_tables, interval_note, training_seeds, wrap, write_results
 
 
 def test_row_prints_its_interval():
@@ -88,14 +79,14 @@ def test_verdicts_say_what_is_guessing_and_what_is_no_better_than_pixels():
         r2_row("raw pixels", "pixels", 0.3, 0.1),
         r2_row("raw pixels", "pixels, g alone", 0.95, 0.1),
     ]
-    assert verdicts(rows) == [
+    assert findings(rows) == [
         "a: the equivariant part could be guessing in R2 rotation, strict (0.060 ± 0.110).",
-        "b: the equivariant part is not clearly above raw pixels in R2 rotation, strict (0.470 ± 0.180, pixels 0.300 ± "
-        "0.100).",
+        "b: the equivariant part is not clearly above raw pixels in R2 rotation, strict (0.470 ± 0.180, pixels "
+        "0.300 ± 0.100).",
     ]
     shift = "R2 translation, strict"
     both = [r2_row("a", "equivariant", 0.0, 0.1), r2_row("a", "equivariant", -0.1, 0.05, shift)]
-    assert verdicts(both) == [
+    assert findings(both) == [
         "a: the equivariant part could be guessing in R2 rotation, strict (0.000 ± 0.100); R2 translation, strict "
         "(-0.100 ± 0.050)."
     ]
@@ -114,7 +105,7 @@ def test_errors_of_angles_are_in_one_line():
         error("raw pixels", "pixels", [9.04]),
         Row("a", "equivariant", "median error of shift_x, translation, strict (fraction of the side)", [0.1]),
     ]
-    assert errors_of_angles(rows) == [
+    assert findings(rows) == [
         "Median error of angle, rotation, strict: a equivariant 5.5°, invariant 22.0°; random weights 21.0°; "
         "raw pixels 9.0°."
     ]

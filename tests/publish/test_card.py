@@ -112,13 +112,16 @@ def test_card_does_not_tell_where_the_images_of_an_evaluation_lie(run_dir):
     assert "/home" not in card and "~/" not in card
 
 
-def test_card_of_a_run_without_evaluation_says_so(run_dir):
+def test_card_of_a_run_without_evaluation_says_so(run_dir, monkeypatch):
     run = {**read_run(run_dir), "repo_id": "user/name"}
     card = render_card(TEMPLATE, run)
     assert "This model has not been evaluated." in card
     assert "model-index" not in check_card(card)
     assert 'model="user/name"' in card and "\n# name\n" in card
-    assert 'model="run-7/model"' in render_card(TEMPLATE, read_run(run_dir))
+    assert 'model="run-7/model"' in render_card(TEMPLATE, read_run(run_dir))  # without a place on this machine
+    monkeypatch.chdir(run_dir.parent.parent)
+    relative = run_dir.relative_to(run_dir.parent.parent)
+    assert f'model="{relative.as_posix()}/model"' in render_card(TEMPLATE, read_run(relative))  # it loads from here
 
 
 def test_renamed_card_has_the_repository_everywhere_and_keeps_what_was_written_by_hand(run_dir):

@@ -88,9 +88,7 @@ def test_a_run_that_ends_without_knowing_the_angle_says_so(pretrain, tmp_path, c
     assert pretrain.cli([*PROBED, "--output_dir", str(tmp_path / "run")]) == 0
     r2 = metrics(tmp_path / "run")[-1]["probe/r2/equivariant"]
     assert r2 < 0.1  # after four steps
-    said = (
-        f"R2 of the equivariant part is {r2:.3f} (strict), where guessing has 0: what the pictures show hardly tells it"
-    )
+    said = f"R2 of the equivariant part is {r2:.3f} (strict), where guessing has 0: it hardly tells the transformation."
     assert said in " ".join(capsys.readouterr().out.split())
     assert said in (tmp_path / "run" / "report.html").read_text()
     assert pretrain.cli([*PROBED, "--recon_weight", "0", "--output_dir", str(tmp_path / "plain")]) == 0

@@ -16,7 +16,7 @@ from ..html_page import facts, page
 from ..transforms import make_path
 from .context import ReportFigure
 from .pairs import PROTOCOLS, given_away, moves
-from .results import ALONE, LOWER, PIXELS, RANDOM, Row, errors_of_angles, interval_note, tables, verdicts
+from .results import ALONE, LOWER, PIXELS, RANDOM, Row, findings, interval_note, tables
 
 _STYLE = """
 tbody th { background: none; font-weight: 400; vertical-align: top; text-align: left; white-space: nowrap; }
@@ -115,7 +115,7 @@ def render_page(results: dict[str, Any], rows: Sequence[Row], figures: Sequence[
     body = [
         f"<h1>What do the features know?</h1><p class='faint'>{html.escape(names)}{beside}{measured}</p>",
         *headline_tables,
-        *(f"<p>{html.escape(text)}</p>" for text in (*errors_of_angles(rows), *verdicts(rows))),
+        *(f"<p>{html.escape(text)}</p>" for text in findings(rows)),
         *(f"<p class='faint'>{text}</p>" for text in read),
         *([f"<p class='faint'><b>Gives g away</b>: {'; '.join(map(html.escape, notes))}.</p>"] if notes else []),
         *([f"<p class='faint'><b>±</b>{interval[1:]}</p>"] if interval else []),

@@ -98,7 +98,12 @@ def interval_note(rows: Sequence[Row]) -> str:
     return f"±: half of a 95 % interval, over {covered}. It does not include other training runs{but}."
 
 
-def errors_of_angles(rows: Sequence[Row]) -> list[str]:
+def findings(rows: Sequence[Row]) -> list[str]:
+    """Lines below a table of all rows: the errors of angles in degrees, and what R2 does not show."""
+    return [*_errors_of_angles(rows), *_verdicts(rows)]
+
+
+def _errors_of_angles(rows: Sequence[Row]) -> list[str]:
     """A line for each median error in degrees: those of the parts, of raw pixels, and of random weights."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
@@ -114,7 +119,7 @@ def errors_of_angles(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def verdicts(rows: Sequence[Row]) -> list[str]:
+def _verdicts(rows: Sequence[Row]) -> list[str]:
     """What R2 of the equivariant parts does not show: a line for those that could be guessing, and for those that are
     not clearly above raw pixels.
 

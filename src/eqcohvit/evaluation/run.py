@@ -20,16 +20,7 @@ from .images import TEST_SPRITES, ProbeImages, check_test_data
 from .r2_tasks import r2
 from .reconstruction import reconstruction
 from .report import protocol_notes, write_report
-from .results import (
-    Row,
-    errors_of_angles,
-    format_tables,
-    interval_note,
-    training_seeds,
-    verdicts,
-    versions,
-    write_results,
-)
+from .results import Row, findings, format_tables, interval_note, training_seeds, versions, write_results
 from .retrieval import retrieval
 from .settings import EvaluationSettings
 from .suite import PROTOCOL_VERSION, check_comparable, describe_size, read_beside, rows_beside
@@ -99,7 +90,7 @@ def _print(rows: list[Row], measured: str) -> None:
     """Tables of the headline rows, and how they were measured, in 80 columns."""
     headline = [row for row in rows if row.headline]
     print(f"{format_tables(headline)}\n")
-    notes = [*errors_of_angles(rows), *verdicts(rows), *protocol_notes(headline), *measured.splitlines()]
+    notes = [*findings(rows), *protocol_notes(headline), *measured.splitlines()]
     if interval_note(headline):
         notes += ["", interval_note(headline)]
     print("\n".join(textwrap.fill(note, 80, subsequent_indent="  ") for note in notes))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.results import BLEND, NEARER, PIXELS, RANDOM, Row, errors_of_angles, interval_note, tables, verdicts
+from ..evaluation.results import BLEND, NEARER, PIXELS, RANDOM, Row, findings, interval_note, tables
 from ..evaluation.suite import few_images
 from ..files import (
     LOCAL_DATA_SETTINGS,
@@ -260,8 +260,8 @@ def _describe_results(rows: list[Row], results: dict) -> str:
         return "This model has not been evaluated."
     parts = [_table(header, lines) for header, *lines in tables(rows)]
     protocol = _protocol(results)
-    everything = [Row(**row) for row in results["rows"]]
-    parts += [*errors_of_angles(everything), *verdicts(rows), *few_images(protocol.get("train_images"))]
+    parts += findings([Row(**row) for row in results["rows"]])  # also those that the tables leave out
+    parts += few_images(protocol.get("train_images"))
     if interval_note(rows):
         parts.append(interval_note(rows))
     shown = _shown(protocol)

@@ -159,7 +159,7 @@ class Observer:
         if probe is None or self.newest_r2 is None or self.args.recon_weight == 0 or self.newest_r2 >= _LEAST_R2:
             return ""
         r2 = f"R2 of the equivariant part is {self.newest_r2:.3f} (strict), where guessing has 0"
-        text = f"{r2}: what the pictures show hardly tells it the transformation."
+        text = f"{r2}: it hardly tells the transformation."
         if probe.num_draws > 1:
             text += f" {len(probe.labels)} images are few for this probe; an evaluation fits on more."
         if not self.args.init_from:

@@ -89,12 +89,12 @@ def open_training_source(
     batch = args.per_device_train_batch_size * num_processes
     if 0 < number < batch:
         report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
-    elif 0 < number < _FEW_BATCHES * batch:
-        report(f"warning: {number} images are few for batches of {batch}")
-    if 0 < number < _FEW and not args.init_from and args.resume_from_checkpoint is None:
+    if 0 < number < _FEW and not args.init_from:
         report(
             f"warning: {number} images are few to learn from random weights; with fewer than {_FEW:,}, use a trained "
             "model as it is, or continue it by --init_from MODEL --peft lora"
         )
+    elif batch <= number < _FEW_BATCHES * batch:
+        report(f"warning: {number} images are few for batches of {batch}")
     check_first_rows(source, args.canvas_size, args.max_bad_fraction)
     return source
