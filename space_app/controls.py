@@ -171,8 +171,10 @@ def _choice(
 
 
 def _parts(whole: TransformationPath, paths: dict[str, TransformationPath]) -> dict[str, list[int]]:
-    """Those of the paths, other than `whole` itself, whose parameters are all among those of `whole`, with their
-    indices there."""
+    """The paths whose parameters all occur in `whole`, with the indices of these parameters in `whole`.
+
+    `whole` itself is left out.
+    """
     signature = list(zip((name.rsplit(".", 1)[-1] for name in whole.parameter_names), whole.limits, strict=True))
     found = {}
     for name, path in paths.items():

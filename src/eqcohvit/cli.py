@@ -316,7 +316,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def settings_of_command(settings: type, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """The settings that a command line gives: those of `--config RECIPE`, overridden by flags."""
+    """The settings that a command line gives: the recipe of `--config`, overridden by flags."""
     flags = vars(parser.parse_args(argv))
     if flags.pop("list_recipes"):
         print(list_recipes())

@@ -79,7 +79,7 @@ def test_dry_run_shows_files_and_card_with_the_repository_and_changes_nothing(tm
     assert "# birds\n" in shown and 'model="me/birds", trust' in shown and "default" not in shown
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert call("--folder", folder, "--repo_id", PLACEHOLDER, "--dry_run") == 0
-    assert capsys.readouterr().out.endswith("Replace USER/NAME by your name and that of the model first.\n")
+    assert capsys.readouterr().out.endswith("Replace USER/NAME with your own repository first: name/model.\n")
 
 
 def test_card_and_training_state_are_uploaded_with_the_model(tmp_path):

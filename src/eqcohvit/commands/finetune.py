@@ -25,7 +25,7 @@ _GROUPS = {"image_size": "task", "dataset_name": "data", "per_device_train_batch
 
 
 def parse(argv: list[str] | None = None) -> FinetuneArguments:
-    """The settings of a command line: flags, then those of the run to resume, then defaults.
+    """The settings of a command line: flags, then the settings of the run to resume, then defaults.
 
     Raises:
         ValueError: the settings of the run cannot be read, or a flag does not exist.

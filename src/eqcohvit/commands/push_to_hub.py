@@ -99,7 +99,7 @@ def describe(files: Mapping[str, Path | bytes], repo_id: str) -> str:
         lines += ["", f"{CARD_FILE}:", text.rstrip()]
     lines += ["", f"Nothing was uploaded to {repo_id}. Without --dry_run the same command uploads it."]
     if repo_id == PLACEHOLDER:
-        lines.append(f"Replace {repo_id} by your name and that of the model first.")
+        lines.append(f"Replace {repo_id} with your own repository first: name/model.")
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
 """One image, in any format that Pillow reads, to one canvas: uint8 RGB, S x S, upright.
 
-The image lies in the upper left corner at its own resolution, so that crops of it are as sharp as those of the file;
-only an axis of more than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which
-follows from the original (height, width) that travels with the canvas. All problems with the data end in
-`BadImage`, never in another exception.
+The image lies in the upper left corner at its own resolution, so that crops are as sharp as crops of the file. Only an
+axis of more than S pixels is reduced to S. So the content is min(height, S) x min(width, S) pixels, which follows from
+the original (height, width) that travels with the canvas. All problems with the data end in `BadImage`, never in
+another exception.
 """
 
 from typing import Any, NamedTuple

@@ -17,9 +17,9 @@ class ResidentCanvases:
     """Canvas, size and label of each decoded image by its key. `CanvasStream` yields the same batches without it.
 
     It stops keeping images, with one line to `report`, when less than an eighth of the device's memory (on a CPU, of
-    the machine's) would stay free; the other images are decoded in each epoch. The shards of a
-    process change by epoch, so in the end each process keeps all images. The keys of the source must identify the same
-    image in each epoch, which those of `SpritesSource` do not.
+    the machine's) would stay free; the other images are decoded in each epoch. The shards of a process change by
+    epoch, so in the end each process keeps all images. A key must mean the same image in each epoch. `SpritesSource`
+    gives new keys in each epoch, so its images cannot be kept.
     """
 
     def __init__(self, source: Source, canvas_size: int, device: torch.device, report: Callable[[str], None] = print):

@@ -31,7 +31,7 @@ _Item = TypeVar("_Item")
 _WORKER_DIED = ("DataLoader worker", "Pin memory thread")
 
 
-# Columns of `Chunk.meta`; from `EPOCH` on those of `order.START`.
+# Columns of `Chunk.meta`. From `EPOCH` on they are the columns of `order.START`.
 KEY, LABEL, EPOCH, GROUP, ROW, NUM_SEEN, NUM_BAD = range(7)
 
 

@@ -196,7 +196,7 @@ class _SeededTask:
         return tested, ((self.targets[seed, val] - held_out) / self.spread[seed]).square().mean(dim=1)
 
     def train(self, head: Head, seeds: Sequence[int], share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions (S, M, P) of a head at its best epoch, and its errors (S, n) there, as those of `ridge`.
+        """Predictions (S, M, P) of a head at its best epoch, and its errors (S, n) there, in the form of `ridge`.
 
         Args:
             share: of the steps.

@@ -1,9 +1,9 @@
 """Label propagation through a video by the similarity of frozen patch features (arXiv:2006.14613; parameters of
 arXiv:2104.14294, 4.2.2).
 
-The label of a patch is the weighted mean of those of its most similar patches in the first frame, whose labels are
-given, and in the last few frames, whose labels were propagated. h, w: patches per column and row; C: classes, the
-background included.
+The label of a patch is a weighted mean over its most similar patches. These are searched in the first frame, whose
+labels are given, and in the last few frames, whose labels were propagated. h, w: patches per column and row; C:
+classes, the background included.
 """
 
 from __future__ import annotations

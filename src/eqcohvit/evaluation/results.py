@@ -104,7 +104,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 
 def _errors_of_angles(rows: Sequence[Row]) -> list[str]:
-    """A line for each median error in degrees: those of the parts, of raw pixels, and of random weights."""
+    """A line for each median error in degrees: of the parts, of raw pixels, and of random weights."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in rows:
         if row.metric.startswith("median error") and row.metric.endswith(" (degrees)") and row.part != "both":

@@ -33,7 +33,7 @@ class CrossAttentionOptions(VICRegOptions):
 
 
 class CrossAttentionDecoder(nn.Module):
-    """Patches of the end view from the first view's features, looked up by those of the end view.
+    """Patches of the end view, rebuilt from the first view's features. The end view's features are the queries.
 
     Queries are the end view's equivariant patch features, keys and values the first view's. There is no way past the
     attention, so that the content comes from the first view and its place from the relation of the two. Then a layer

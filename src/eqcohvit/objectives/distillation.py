@@ -110,7 +110,7 @@ class SelfDistillation(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The teacher's features and its `TokenHeads` -> probabilities for CLS (V, B, K) and the hidden patches (M, K).
 
-        The latter are None without masks. The centers are those of the steps before; this step's logits move them
+        The latter are None without masks. The centers come from the steps before. This step's logits move them
         afterwards.
         """
         momentum = self.options.center_momentum

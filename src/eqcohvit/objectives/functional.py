@@ -54,7 +54,7 @@ def variance_penalty(*views: torch.Tensor) -> torch.Tensor:
 
     Equation 6 of arXiv:2105.04906 sums the hinges of both views (equation 1). The official code halves each one
     (https://github.com/facebookresearch/vicreg, main_vicreg.py), as does SIE's
-    (https://github.com/facebookresearch/SIE): published weights and results are those of the halves, so they are taken
+    (https://github.com/facebookresearch/SIE): the published weights and results belong to the halves, so they are used
     here. Twice the weight gives the term of the paper's equation.
     """
     hinges = [F.relu(1 - (embeddings.var(dim=0) + 1e-4).sqrt()).mean() for embeddings in views]
@@ -180,7 +180,7 @@ def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     Equal features give a finite loss.
 
     The official code takes the CLS token of the backbone, and seeks neighbors among the images of one process. The
-    features here are those of the invariant part, because no SSL loss may reach the equivariant one; neighbors are
+    features here come from the invariant part, because no SSL loss may reach the equivariant one. Neighbors are
     sought among the images of all processes, which makes the loss independent of how the batch is split.
     """
     features = gather(F.normalize(features.float(), dim=-1, eps=eps))

@@ -51,7 +51,7 @@ def _is_until(line: str, step: int) -> bool:
 class Progress:
     """Means of the loss terms between two progress lines, speed, and the share of time that the loop waits for data.
 
-    `state`, of a checkpoint between two lines, makes the next line's means those of an uninterrupted run.
+    With `state` from a checkpoint between two lines, the next line has the same means as in an uninterrupted run.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class DevicePrefetcher:
 
     `fetch` takes the next one ahead. The loop calls it when the work of a step has been queued on a GPU: the host then
     draws while the GPU computes. Copies have their own stream; only kernels that read a batch wait for them. For
-    that the batches must be in page-locked memory, as those of `CanvasStream` are on a machine with a GPU.
+    that the batches must be in page-locked memory. `CanvasStream` puts them there on a machine with a GPU.
 
     Args:
         draw: gives the draws of a batch (`ViewRenderer.draw`).

@@ -90,7 +90,7 @@ def prepare_output_dir(output_dir: Path, args: RunSettings) -> None:
 
 
 def check_same_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Raise a `ValueError` if the images differ from those of the checkpoint: its positions would mean other images."""
+    """Raise a `ValueError` if the images changed since the checkpoint: its positions would mean other images."""
     saved = read_state(checkpoint).get("data")
     if saved is None:
         raise ValueError(f"{checkpoint} is not a checkpoint of pretraining")

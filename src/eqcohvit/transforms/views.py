@@ -245,7 +245,7 @@ class ViewRenderer:
     def draw(
         self, sizes: torch.Tensor, keys: torch.Tensor, epochs: torch.Tensor, with_intermediates: bool = True
     ) -> Draws:
-        """All random parameters of a batch, on the host as its arguments, which are those of a call.
+        """All random parameters of a batch, on the host. It takes the same arguments as calling the renderer.
 
         They are hundreds of operations on a few numbers a sample, which a GPU would take longer to launch.
         """
@@ -361,7 +361,7 @@ class ViewRenderer:
         return render(picture, crop, moves, border, self.image_size, pivot, recolor_states, black)
 
     def crop_of_region(self, region: torch.Tensor) -> torch.Tensor:
-        """(3, 3), from the coordinates of u to those of the region around it."""
+        """(3, 3), from coordinates in u to coordinates in the region around it."""
         scale = DENSITY * self.image_size / self.num_points
         shift = -2 * OFF_CENTER / self.num_points
         return ops.constant(((scale, 0.0, shift), (0.0, scale, shift), (0.0, 0.0, 1.0)), region)
