@@ -44,3 +44,18 @@ def test_features_that_are_all_alike_give_the_mean():
     same, targets = torch.ones(40, 3), torch.arange(40.0)[:, None]
     predicted = kernel_regression(PairData(same, same, targets, same[:5], same[:5]))
     assert torch.allclose(predicted, predicted[:1].expand(5, 1)) and 10 < predicted[0] < 30
+
+
+def make_turns(count, seed):
+    """Two directions in the plane and the sine of the angle between them, which changes its sign in reverse order."""
+    generator = torch.Generator().manual_seed(seed)
+    o, g = torch.nn.functional.normalize(torch.randn(2, count, 2, generator=generator), dim=-1)
+    return o, g, o[:, :1] * g[:, 1:] - o[:, 1:] * g[:, :1]
+
+
+def test_pairs_in_both_orders_teach_as_much_as_twice_the_pairs():
+    *pairs, targets = make_turns(20, 0)
+    *new, true = make_turns(300, 1)
+    one_order = r2(kernel_regression(PairData(*pairs, targets, *new)), true)
+    both_orders = r2(kernel_regression(PairData(*pairs, targets, *new, reverse_targets=-targets)), true)
+    assert both_orders > 0.9 and 1 - both_orders < (1 - one_order) / 2

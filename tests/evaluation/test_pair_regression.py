@@ -127,3 +127,22 @@ def test_of_few_images_an_error_is_lower_by_more_than_chance_among_them(num_draw
     errors = torch.tensor([[1.0, 1, 1, 1], [0.0, 0, 3, 3], [1.0, 1, 1, 1]])
     # gains by image: 1, 3 (mean 2, standard error 1); 3, -2 (mean 0.5, standard error 2.5); 0, 0
     assert _is_lower(errors, others, num_draws).tolist() == lower
+
+
+def test_pairs_in_both_orders_stand_next_to_each_other():
+    o = torch.tensor([[1.0], [2.0]])
+    g = torch.tensor([[[10.0], [20.0]], [[30.0], [40.0]]])  # of two seeds, which share o
+    y = torch.tensor([[[0.1], [0.2]], [[0.3], [0.4]]])
+    both = PairData(o, g, y, o, g, reverse_targets=-y).in_both_orders()
+    assert both.original.squeeze(-1).tolist() == [[1, 10, 2, 20], [1, 30, 2, 40]]
+    assert both.moved.squeeze(-1).tolist() == [[10, 1, 20, 2], [30, 1, 40, 2]]
+    assert torch.allclose(both.targets.squeeze(-1), torch.tensor([[0.1, -0.1, 0.2, -0.2], [0.3, -0.3, 0.4, -0.4]]))
+    assert both.num_draws == 2 and both.reverse_targets is None
+    assert torch.equal(both.test_original, o) and torch.equal(both.test_moved, g)
+
+
+def test_one_picture_or_unknown_reverse_targets_have_no_second_order():
+    o = torch.ones(2, 1)
+    for moved, reverse in ((None, o), (o, None)):
+        with pytest.raises(ValueError, match="reverse_targets"):
+            PairData(o, moved, o, o, moved, reverse_targets=reverse).in_both_orders()

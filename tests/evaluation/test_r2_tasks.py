@@ -97,3 +97,24 @@ def test_each_draw_is_that_of_its_pair(tmp_path):
     original, moved, targets = r2_tasks.draws(features, "pixels", LAST, "mean", 2)
     assert torch.equal(original, images[0].flatten(1)) and torch.equal(moved[1], images[2].flatten(1))
     assert torch.equal(targets[1], parameters[:, 3:6])
+
+
+def both_orders_of(tmp_path, **settings):
+    """R2 by protocol and head, with the predictions of both MLPs."""
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 400, 100)
+    settings = {"seeds": 1, "head": ["mlp", "both_orders"], **settings}
+    evaluation = make(tmp_path, [PixelEncoder(16)], samples, **settings)
+    evaluation.num_draws = lambda part: 1
+    rows = [row for row in r2_tasks.r2(evaluation) if row.metric.startswith("R2") and "g alone" not in row.part]
+    return {(row.settings["protocol"], row.settings["head"]): row.mean for row in rows}
+
+
+def test_both_orders_read_the_angle_from_few_strict_pairs_better(tmp_path):
+    found = both_orders_of(tmp_path, transform=["rotation"], protocol=["strict", "paper"])
+    assert found["strict", "both_orders"] > found["strict", "mlp"] + 0.2
+    assert found["paper", "both_orders"] == found["paper", "mlp"]  # black corners have no reverse
+
+
+def test_both_orders_are_the_mlp_where_a_path_has_no_inverse(tmp_path):
+    found = both_orders_of(tmp_path, transform=["gaussian_blur"], protocol=["strict"])
+    assert found["strict", "both_orders"] == found["strict", "mlp"]

@@ -45,7 +45,7 @@ def test_the_start_says_what_is_left_out_and_a_small_folder_is_warned_of(pretrai
     _, first, second, third, *_ = capsys.readouterr().out.replace("\n  ", " ").splitlines()
     assert first == f"4 images in {folder}; left out: 40 .heic (no ending of a format that is read)"
     assert second == "warning: a batch of 6 is more than the 4 images, so each batch has some images twice"
-    advice = "use a trained model as it is, or continue it by --init_from MODEL --peft lora"
+    advice = "use a trained model as it is, or continue it by --init_from MODEL"
     assert third == (f"warning: 4 images are few to learn from random weights; with fewer than 2,000, {advice}")
 
 

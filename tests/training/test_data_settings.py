@@ -65,6 +65,34 @@ def test_a_start_gives_the_sizes_and_the_images_the_batch(large, tmp_path, monke
     assert settings_of_images(values, {"per_device_train_batch_size"}) == {}
 
 
+CONTINUED = {"freeze_backbone": True, "learning_rate": 1e-3, "max_steps": 60, "warmup_steps": 6}
+CONTINUED |= {"invariant_rank_start": 0.0, "per_device_train_batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, CONTINUED),
+        ({"max_steps": 500}, {n: v for n, v in CONTINUED.items() if n not in ("max_steps", "warmup_steps")}),
+        ({"peft": "lora"}, {n: v for n, v in CONTINUED.items() if n != "freeze_backbone"}),
+        ({"init_heads": False}, {"per_device_train_batch_size": 2}),
+        (dict.fromkeys(CONTINUED, 2), {}),
+    ],
+)
+def test_few_images_continue_a_model_by_its_heads_alone(large, encoder_folder, flags, expected, capsys):
+    values = vars(parse_arguments([])) | {"train_dir": str(large), "init_from": str(encoder_folder), **flags}
+    assert settings_of_images(values, set(flags)) == expected
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("3 images continue" in said) == (len(expected) > 1)
+    assert all(f"--{name}" in said for name in expected)
+
+
+def test_many_images_train_as_the_flags_say(large, encoder_folder, monkeypatch):
+    monkeypatch.setattr(data_settings, "FEW_IMAGES", 3)
+    values = vars(parse_arguments([])) | {"train_dir": str(large), "init_from": str(encoder_folder)}
+    assert settings_of_images(values, set()) == {"per_device_train_batch_size": 2}
+
+
 def test_images_that_cannot_be_read_change_nothing(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     assert sizes("--train_dir", tmp_path) == (32, 8, "micro")

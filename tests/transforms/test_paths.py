@@ -186,3 +186,23 @@ def test_reach_of_paths():
     assert path_reach(make_path("translation")) == pytest.approx(1 + 20 / 224, abs=1e-3)
     assert path_reach(make_path("zoom")) == pytest.approx(1.5, abs=1e-3)
     assert path_reach(make_path("perspective:5")) == 3
+
+
+@pytest.mark.parametrize("name", ["rotation", "rotation:2", "translation", "se2", "zoom"])
+def test_the_inverse_takes_every_motion_back(name):
+    sampled = drawn(name)
+    back = sampled.path.at(sampled.path.inverse(sampled.parameters), 1.0).matrix
+    assert torch.allclose(sampled.at(1.0).matrix @ back, torch.eye(3, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_quarter_turn_and_a_shift_are_undone_by_the_turn_back_and_the_turned_shift():
+    """Counter-clockwise, then 0.1 to the right. Turned back clockwise, this shift to the right points down: undone by
+    0.1 upward, where y counts downward."""
+    found = make_path("se2").inverse(torch.tensor([[math.pi / 2, 0.1, 0.0]]))
+    assert torch.allclose(found, torch.tensor([[-math.pi / 2, 0.0, -0.1]]), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["color_jitter", "gaussian_blur", "perspective", "rotation+zoom"])
+def test_other_families_have_no_inverse(name):
+    sampled = drawn(name)
+    assert sampled.path.inverse(sampled.parameters) is None

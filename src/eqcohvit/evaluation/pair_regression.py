@@ -65,6 +65,8 @@ class PairData:
         test_original: o of the images to test on, (M, d) or (S, M, d).
         test_moved: g of the images to test on.
         num_draws: how many adjacent samples of the N belong to one image. What is held out is held out by image.
+        reverse_targets: in the shape of `targets`, of the pairs in reverse order, (g, o): what takes g back to o. None
+            if it is not known.
 
     Raises:
         ValueError: only one of `moved` and `test_moved` is given.
@@ -76,6 +78,7 @@ class PairData:
     test_original: torch.Tensor
     test_moved: torch.Tensor | None
     num_draws: int = 1
+    reverse_targets: torch.Tensor | None = None
 
     def __post_init__(self):
         if (self.moved is None) != (self.test_moved is None):
@@ -90,6 +93,21 @@ class PairData:
             test_original=_of_seed(self.test_original, seed),
             test_moved=None if self.test_moved is None else _of_seed(self.test_moved, seed),
             num_draws=self.num_draws,
+            reverse_targets=None if self.reverse_targets is None else _of_seed(self.reverse_targets, seed),
+        )
+
+    def in_both_orders(self) -> PairData:
+        """Twice the pairs to fit on: (o, g) and, next to each, (g, o) with its reverse target. The test pairs stay."""
+        if self.moved is None or self.reverse_targets is None:
+            raise ValueError("expected pairs with reverse_targets")
+        original = self.original.expand_as(self.moved)
+        return replace(
+            self,
+            original=_alternating(original, self.moved),
+            moved=_alternating(self.moved, original),
+            targets=_alternating(self.targets, self.reverse_targets),
+            num_draws=2 * self.num_draws,
+            reverse_targets=None,
         )
 
     def inputs(self, basis: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +122,11 @@ class PairData:
 
 def _of_seed(values: torch.Tensor, seed: int) -> torch.Tensor:
     return values[seed] if values.ndim == 3 else values
+
+
+def _alternating(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Two (..., N, d) -> (..., 2 N, d): their rows in turns."""
+    return torch.stack([first, second], dim=-2).flatten(-3, -2)
 
 
 def _join(original: torch.Tensor, moved: torch.Tensor | None, basis: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ from .probe_cache import cached
 from .results import ALONE, Row
 
 FITTED_HEADS = ("mlp", "linear")
-R2_HEADS = ("mlp", "linear", "kernel")
+R2_HEADS = ("mlp", "linear", "both_orders", "kernel")
 
 
 # ------------------------------------------------------------------------------------------------------------- features
@@ -132,11 +132,18 @@ def run_probes(
 def predict(evaluation: Evaluation, data: PairData) -> dict[str, np.ndarray]:
     """What the heads of the settings find: predictions (S, M, P) by head, and `"chosen"` (S,)."""
     heads = evaluation.settings.head
+    num_seeds = evaluation.settings.seeds
+    folder = evaluation.settings.cache_dir
+    one_order = replace(data, reverse_targets=None)
     found: dict[str, np.ndarray] = {}
     if "kernel" in heads:
-        found |= cached(evaluation.settings.cache_dir, kernel_regress, data, num_seeds=evaluation.settings.seeds)
+        found |= cached(folder, kernel_regress, data, num_seeds=num_seeds)
+    if "both_orders" in heads:
+        pairs = one_order if data.reverse_targets is None else data.in_both_orders()
+        own = cached(folder, regress, pairs, num_seeds=num_seeds, heads=("mlp",))
+        found |= {"both_orders": own["mlp"], "chosen": own["chosen"]}
     if fitted := tuple(head for head in heads if head in FITTED_HEADS):
-        found |= cached(evaluation.settings.cache_dir, regress, data, num_seeds=evaluation.settings.seeds, heads=fitted)
+        found |= cached(folder, regress, one_order, num_seeds=num_seeds, heads=fitted)
     return found
 
 
@@ -234,7 +241,7 @@ def r2_rows(
     title = f"R2 {settings['transform']}"
     suffix = f", {settings['protocol']}"
     suffix += "" if is_first else f", {settings['pooling']}"
-    suffix += "" if head == FITTED_HEADS[0] else f", {head} head"
+    suffix += "" if head == FITTED_HEADS[0] else f", {head.replace('_', ' ')} head"
     mean = values.mean(axis=1).tolist()
     rows = [
         Row(
@@ -310,7 +317,9 @@ def _pair_rows(
         test_original, test_moved, _ = pairs(test[job.encoder], job, settings.seeds)
         if job.alone:
             return PairData(moved, None, parameters, test_moved, None, num_draws)
-        return PairData(original, moved, parameters, test_original, test_moved, num_draws)
+        reverse = path.inverse(parameters.flatten(0, 1)) if protocol == "strict" else None
+        reverse = None if reverse is None else reverse.view_as(parameters)
+        return PairData(original, moved, parameters, test_original, test_moved, num_draws, reverse)
 
     jobs = probe_jobs(train, settings.pooling, settings.alone)
     found = run_probes(evaluation, f"{path.name}, {protocol}", jobs, train, data_of)

@@ -109,6 +109,7 @@ class RunProbe:
         num_draws: int = 1,
     ):
         self.image_size = image_size
+        self.path = path
         self.num_draws = num_draws
         self.world_size = world_size
         samples = ProbeImages(source, source, num_samples, 0, num_workers, max_bad_fraction)
@@ -175,7 +176,7 @@ class RunProbe:
         figures = {}
         for protocol, parts in vectors.items():
             for part, features in parts.items():
-                figures[f"{_NAMES[protocol]}/{part}"] = self._r2(features)
+                figures[f"{_NAMES[protocol]}/{part}"] = self._r2(features, protocol)
         if (self.labels >= 0).all() and len(self.labels.unique()) > 1:
             for part, features in vectors.get("paper", vectors["strict"]).items():  # whole images
                 labels, x = self.labels.to(features.device), features[:, 0]
@@ -183,7 +184,7 @@ class RunProbe:
                 figures[f"probe/knn/{part}"] = sum(found) / len(found)
         return figures
 
-    def _r2(self, features: torch.Tensor) -> float:
+    def _r2(self, features: torch.Tensor, protocol: str) -> float:
         """R2 of the parameters from features (N, 1 + D, d), mean over the parameters."""
         parameters = self.parameters.to(features.device)
         predicted = []
@@ -191,7 +192,8 @@ class RunProbe:
         for fit, test in self.splits():
             o, (g,), (targets,) = pairs_of(features[fit], parameters[fit])
             test_o, (test_g,), (test_targets,) = pairs_of(features[test], parameters[test])
-            predicted.append(kernel_regression(PairData(o, g, targets, test_o, test_g, self.num_draws)))
+            reverse = self.path.inverse(targets) if protocol == "strict" else None
+            predicted.append(kernel_regression(PairData(o, g, targets, test_o, test_g, self.num_draws, reverse)))
             true.append(test_targets)
         return float(r2_per_parameter(torch.cat(predicted).cpu().numpy(), torch.cat(true).cpu().numpy()).mean())
 

@@ -5,8 +5,9 @@
 | 96 px or more | views of 96 px, patches of 16 px, micro | views of 96 px, patches of 8 px, tiny |
 | less | views of that size, in whole patches; micro | the same |
 
-A batch is at most the largest power of two for which a folder has images. A setting that a flag, a recipe, a resumed
-run or `init_from` gives stays as it is; `init_from` gives all sizes. Embedded sprites keep the defaults.
+A batch is at most the largest power of two for which a folder has images. A folder with few images that continues one
+of our models trains its heads and decoders alone, for a few steps. A setting that a flag, a recipe, a resumed run or
+`init_from` gives stays as it is; `init_from` gives all sizes. Embedded sprites keep the defaults.
 """
 
 from __future__ import annotations
@@ -20,10 +21,21 @@ import torch
 
 from ..data import Batch, TooManyBadImages, open_source, sequential
 from .output import say_once
+from .start import open_start
 
+FEW_IMAGES = 2_000  # fewer are too few to learn from random weights, and to train a backbone further
 PHOTOGRAPH = 96  # pixels of the shorter side
 _NUM_IMAGES = 32  # the first ones decide
 _CANVAS = 32  # they are decoded to; only their original sizes matter
+_FEW_BATCH = 32
+# 60 such steps on 40 photographs leave R2 of the angle as it was and rebuild states better: scripts/guides/continue.md.
+_CONTINUED = {
+    "freeze_backbone": True,
+    "learning_rate": 1e-3,
+    "max_steps": 60,
+    "warmup_steps": 6,
+    "invariant_rank_start": 0.0,
+}
 
 
 def has_gpu() -> bool:
@@ -58,7 +70,7 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
         return {}
     has_sizes = values["init_from"] or ("image_size" in decided and ("model_preset" in decided or not has_gpu()))
     has_batch = "per_device_train_batch_size" in decided or not values["train_dir"]
-    if has_sizes and has_batch:
+    if has_sizes and has_batch and not (values["init_from"] and values["train_dir"]):
         return {}
     try:
         source = open_source(*(values[name] for name in places), leave_out=values["output_dir"])
@@ -69,11 +81,38 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
         return {}
     found = {} if has_sizes else _sizes_of(batches, values, decided)
     number = length_hint(source)  # 0 for streams
-    batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), values["per_device_train_batch_size"])
+    largest = values["per_device_train_batch_size"]
+    if 0 < number < FEW_IMAGES and _continues(values):
+        found |= _few_steps(number, values, decided)
+        largest = min(largest, _FEW_BATCH)
+    batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), largest)
     if not has_batch and batch != values["per_device_train_batch_size"]:
         found["per_device_train_batch_size"] = batch
         say_once(f"{number} images, so --per_device_train_batch_size {batch}")
     return found
+
+
+def _continues(values: dict[str, Any]) -> bool:
+    """Whether `init_from` is one of our models, and its heads are used."""
+    if not values["init_from"] or not values["init_heads"]:
+        return False
+    try:
+        return open_start(values["init_from"]).is_split
+    except (ValueError, OSError):  # the run itself says what is wrong
+        return False
+
+
+def _few_steps(number: int, values: dict[str, Any], decided: set[str]) -> dict[str, Any]:
+    """How few images continue a model, without what is decided; prints it."""
+    undecided = {name: value for name, value in _CONTINUED.items() if name not in decided}
+    if values["peft"]:
+        undecided.pop("freeze_backbone", None)
+    if "max_steps" in decided:
+        undecided.pop("warmup_steps", None)
+    if undecided:
+        shown = " ".join(f"--{name}" if value is True else f"--{name} {value:g}" for name, value in undecided.items())
+        say_once(f"{number} images continue {values['init_from']}, so {shown}; flags override this")
+    return undecided
 
 
 def _sizes_of(batches: list[Batch], values: dict[str, Any], decided: set[str]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from ..evaluation.guard import KnnGuard
 from ..evaluation.run_probe import RunProbe, open_probe
 from ..transforms import make_path
 from .arguments import PretrainArguments
+from .data_settings import FEW_IMAGES
 from .output import teller
 
-_FEW = 2_000  # images to learn from random weights
 _FEW_BATCHES = 5  # fewer than this many batches of different images are worth a warning
 
 
@@ -89,10 +89,10 @@ def open_training_source(
     batch = args.per_device_train_batch_size * num_processes
     if 0 < number < batch:
         report(f"warning: a batch of {batch} is more than the {number} images, so each batch has some images twice")
-    if 0 < number < _FEW and not args.init_from:
+    if 0 < number < FEW_IMAGES and not args.init_from:
         report(
-            f"warning: {number} images are few to learn from random weights; with fewer than {_FEW:,}, use a trained "
-            "model as it is, or continue it by --init_from MODEL --peft lora"
+            f"warning: {number} images are few to learn from random weights; with fewer than {FEW_IMAGES:,}, use a "
+            "trained model as it is, or continue it by --init_from MODEL"
         )
     elif batch <= number < _FEW_BATCHES * batch:
         report(f"warning: {number} images are few for batches of {batch}")

@@ -104,6 +104,10 @@ class TransformationPath(ABC):
     def at(self, parameters: torch.Tensor, t: float | torch.Tensor) -> Transformation:
         """g with parameters (B, P) at the fraction t, a number or (B,)."""
 
+    def inverse(self, parameters: torch.Tensor) -> torch.Tensor | None:
+        """Parameters (B, P) of the transformation that takes g with `parameters` back; None if the family has none."""
+        return None
+
 
 @dataclass(frozen=True)
 class SampledPath:
@@ -141,6 +145,9 @@ class Rotation(TransformationPath):
         sin = angle.sin()
         return Transformation(matrix=affine([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], angle))
 
+    def inverse(self, parameters):
+        return -parameters
+
 
 class Translation(TransformationPath):
     """Shift to the right and down, as a fraction of the side (10 of 224 pixels)."""
@@ -156,6 +163,9 @@ class Translation(TransformationPath):
         shift = 2 * parameters * (t[:, None] if isinstance(t, torch.Tensor) else t)
         x, y = shift.unbind(dim=-1)
         return Transformation(matrix=affine([[1, 0, -x], [0, 1, -y], [0, 0, 1]], x))
+
+    def inverse(self, parameters):
+        return -parameters
 
 
 class SE2(TransformationPath):
@@ -173,6 +183,12 @@ class SE2(TransformationPath):
     def at(self, parameters, t):
         return self.rotation.at(parameters[:, :1], t).then(self.translation.at(parameters[:, 1:], t))
 
+    def inverse(self, parameters):
+        angle, x, y = parameters.unbind(dim=-1)
+        cos = angle.cos()
+        sin = angle.sin()
+        return -torch.stack([angle, cos * x - sin * y, sin * x + cos * y], dim=-1)
+
 
 class Zoom(TransformationPath):
     """Magnification about the center, by its natural logarithm: 0 keeps the size."""
@@ -187,6 +203,9 @@ class Zoom(TransformationPath):
     def at(self, parameters, t):
         inverse = torch.exp(-parameters[:, 0] * t)
         return Transformation(matrix=affine([[inverse, 0, 0], [0, inverse, 0], [0, 0, 1]], inverse))
+
+    def inverse(self, parameters):
+        return -parameters
 
 
 class Perspective(TransformationPath):
