@@ -59,3 +59,12 @@ def test_pairs_in_both_orders_teach_as_much_as_twice_the_pairs():
     one_order = r2(kernel_regression(PairData(*pairs, targets, *new)), true)
     both_orders = r2(kernel_regression(PairData(*pairs, targets, *new, reverse_targets=-targets)), true)
     assert both_orders > 0.9 and 1 - both_orders < (1 - one_order) / 2
+
+
+def test_a_target_of_noise_does_not_change_what_is_found_of_another():
+    *pairs, targets = make_pairs(200, 0)
+    *new, _ = make_pairs(50, 1)
+    noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
+    alone = kernel_regression(PairData(*pairs, targets, *new))
+    beside = kernel_regression(PairData(*pairs, torch.cat([targets, noise], dim=1), *new))
+    assert torch.allclose(beside[:, :1], alone, atol=1e-5)
