@@ -12,7 +12,9 @@ from tests.tiny import TINY, load_script
 
 import eqcohvit.commands.evaluate
 import eqcohvit.commands.push_to_hub
+from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.output import COLUMNS, entry_of, fitted, fitted_command, viewer
+from eqcohvit.training.pretrain import next_steps
 
 
 def test_the_first_words_come_before_torch_is_imported():
@@ -61,6 +63,13 @@ def test_the_three_commands_at_the_end_are_complete(printed, monkeypatch):
     assert (settings.model, settings.train_dir) == (["runs/photos/model"], "my photos")
     assert publish[:3] == ["python", "-m", "eqcohvit.commands.push_to_hub"] and publish[-1] == "--dry_run"
     assert load_script("push_to_hub").cli(publish[3:]) == 0
+
+
+def test_few_images_are_evaluated_by_the_head_that_needs_fewest():
+    args = parse_arguments(["--train_dir", "photos", "--output_dir", "runs/photos"])
+    for few in (False, True):
+        text = next_steps(args, num_bad=0, has_few_images=few).replace("\\\n", " ")
+        assert ("--train_dir photos --head kernel --output" in " ".join(text.split())) == few
 
 
 def test_commands_are_the_installed_entries_where_there_are_any(tmp_path, monkeypatch):

@@ -64,7 +64,8 @@ def test_the_default_is_quick_and_says_what_full_adds(evaluate, folder, tmp_path
     printed = printed.replace("\n  ", " ")
     images = "at most 40 images to fit on and 20 to test on, each under 13 and 25 draws of the transformation"
     assert f"Measured: strict protocol, pooling cls_mean, 1 seed, {images}.\n" in printed
-    assert "\n40 images are few to fit a probe on: expect wide intervals below 500.\n" in printed
+    few = "40 images are few to fit a probe on: expect wide intervals below 500. --head kernel reads more from few."
+    assert f"\n{few}\n" in printed
     full = "paper and strict protocol, pooling cls_mean and grid, 3 seeds, at most 4,096 images to fit on and 2,048"
     assert f"--full takes longer: {full} to test on.\n" in printed
     results = json.loads((tmp_path / "r.json").read_text())

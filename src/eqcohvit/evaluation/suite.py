@@ -87,7 +87,10 @@ def with_size(settings: EvaluationSettings) -> EvaluationSettings:
 
 def describe_size(settings: Mapping[str, Any]) -> str:
     """Lines: how the figures of these settings were measured, whether few images were, and what `--full` does."""
-    lines = [f"Measured: {_in_words(settings)}.", *few_images(settings["max_samples"])]
+    lines = [f"Measured: {_in_words(settings)}."]
+    if few := few_images(settings["max_samples"]):
+        hint = "" if "kernel" in settings["head"] else " --head kernel reads more from few."
+        lines.append(few[0] + hint)
     if not settings["full"] and not settings["suite"]:
         lines.append(f"--full takes longer: {_in_words(asdict(FULL))}.")
     return "\n".join(lines)

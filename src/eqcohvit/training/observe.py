@@ -45,8 +45,7 @@ class Observer:
         self.images = images
         self.command = command
         self.accelerator = run.accelerator
-        few = images.probe is not None and images.probe.num_draws > 1
-        self.probe_interval = args.probe_interval(run.accelerator.num_processes, few)
+        self.probe_interval = args.probe_interval(run.accelerator.num_processes, self.has_few_images)
         self.shown_r2 = run.state.get("shown_r2", "")  # of a probe since the last progress line
         self.newest_r2: float | None = None  # of the equivariant part, on the main process
         self.shown: Batch | None = None  # the first batch of this process, which the pictures show
@@ -153,6 +152,11 @@ class Observer:
             minutes = max(1, round(seconds / 60))
             run.bar.say(f"about {minutes:,} min to go; fewer --max_steps or a smaller --image_size take less")
 
+    @property
+    def has_few_images(self) -> bool:
+        """Whether the probe shows each image under several draws."""
+        return self.images.probe is not None and self.images.probe.num_draws > 1
+
     def verdict(self) -> str:
         """Says if the newest R2 is hardly above guessing; empty if it is higher, or was not measured."""
         probe = self.images.probe
@@ -160,7 +164,7 @@ class Observer:
             return ""
         r2 = f"R2 of the equivariant part is {self.newest_r2:.3f} (strict), where guessing has 0"
         text = f"{r2}: it hardly tells the transformation."
-        if probe.num_draws > 1:
+        if self.has_few_images:
             text += f" {len(probe.labels)} images are few for this probe; an evaluation fits on more."
         if not self.args.init_from:
             text += " A trained model (--init_from) is the better start for few images or steps."

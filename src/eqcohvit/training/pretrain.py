@@ -108,7 +108,7 @@ def pretrain(args: PretrainArguments, stop: StopSignals, command: str = "") -> P
     run.bar.close()
     if accelerator.is_main_process:
         export(args, run, parts)
-        print(next_steps(args, stream.num_bad, observer.verdict()))
+        print(next_steps(args, stream.num_bad, observer.verdict(), observer.has_few_images))
     run.trackers.finish()
     return output_dir / MODEL_FOLDER
 
@@ -288,12 +288,13 @@ def export(args: PretrainArguments, run: Run, parts: Parts, may_fail: bool = Fal
         print(f"not pushed, the next checkpoint tries again: {error}", file=sys.stderr)
 
 
-def next_steps(args: PretrainArguments, num_bad: int, verdict: str = "") -> str:
+def next_steps(args: PretrainArguments, num_bad: int, verdict: str = "", has_few_images: bool = False) -> str:
     """Where everything is, and three commands for the next steps: look, evaluate on the same images, publish.
 
     Args:
         num_bad: unreadable images.
         verdict: more text, above the commands.
+        has_few_images: the evaluation then uses the head that reads most from few.
     """
     output_dir = Path(args.output_dir)
     model = str(output_dir / MODEL_FOLDER)
@@ -307,7 +308,8 @@ def next_steps(args: PretrainArguments, num_bad: int, verdict: str = "") -> str:
     for name in ("dataset_name", "dataset_config_name", "data_files", "train_dir", "image_column"):
         if getattr(args, name):
             data += [f"--{name}", str(getattr(args, name))]
-    evaluate = ["--model", model, *data, "--output", str(output_dir / RESULTS_FILE)]
+    head = ["--head", "kernel"] if has_few_images else []
+    evaluate = ["--model", model, *data, *head, "--output", str(output_dir / RESULTS_FILE)]
     push = ["--folder", model, "--run_dir", str(output_dir), "--repo_id", PLACEHOLDER, "--dry_run"]
     commands = [viewer(page), [*entry_of("evaluate"), *evaluate], [*entry_of("push_to_hub"), *push]]
     said = [fitted(verdict)] if verdict else []
