@@ -78,7 +78,8 @@ def test_two_processes_find_what_one_finds(encoder_folder, probe):
 def test_paths_that_move_nothing_have_one_protocol(encoder_folder):
     probe = RunProbe(SpritesSource(96, offset=TEST_SPRITES), 96, 32, make_path("color_jitter"))
     found = probe.measure(load_encoder(encoder_folder).model, *MEAN_STD)
-    assert set(found) == {f"probe/{kind}/{part}" for kind in ("r2", "knn") for part in PARTS}
+    kinds = ["r2", "knn", *(f"r2_of/{name}" for name in probe.path.parameter_names)]
+    assert set(found) == {f"probe/{kind}/{part}" for kind in kinds for part in PARTS}
 
 
 def write_shades(folder, count):
@@ -89,6 +90,15 @@ def write_shades(folder, count):
 
 def trained_on(rest):
     return [int(key) for batch in sequential(rest, 8, 64) for key in batch.keys]
+
+
+def test_each_of_several_parameters_has_its_own_r2(encoder_folder):
+    encoder = load_encoder(encoder_folder)
+    found = RunProbe(SpritesSource(96, offset=TEST_SPRITES), 96, 32, make_path("se2")).measure(encoder.model, *MEAN_STD)
+    for part in PARTS:
+        own = [found.pop(f"probe/r2_of/{name}/{part}") for name in ("angle", "shift_x", "shift_y")]
+        assert found[f"probe/r2/{part}"] == pytest.approx(sum(own) / 3) and len(set(own)) == 3
+    assert not any("r2_of" in name for name in found)
 
 
 def test_probe_images_are_not_trained_on(tmp_path):

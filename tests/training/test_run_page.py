@@ -71,6 +71,18 @@ def test_page_has_a_chart_of_every_metric(tmp_path):
     assert "<dt>init_from</dt>" not in text and "<dt>torch</dt><dd>2</dd>" in text and "step 2 of 4" in text
 
 
+def test_of_several_parameters_the_page_shows_the_one_that_is_read_best(tmp_path):
+    """Whatever another part reads, and whatever was read best before."""
+    scores = {"angle": (0.1, 0.7, 0.0), "shift_x": (0.4, 0.2, 0.9)}  # equivariant before and now, backbone
+    lines = [
+        line(step, **{f"probe/r2_of/{name}/equivariant": values[step] for name, values in scores.items()})
+        | {f"probe/r2_of/{name}/backbone": values[2] for name, values in scores.items()}
+        for step in (0, 1)
+    ]
+    shown = [title for title in titles(write(tmp_path, lines)) if "R2" in title or "probe" in title.lower()]
+    assert shown == ["What the parts know of angle: R2, strict"]
+
+
 def test_page_without_metrics_with_one_line_and_with_values_that_are_not_finite(tmp_path):
     assert "No metrics have been logged yet" in write(tmp_path, [])
     assert len(titles(write(tmp_path, [line(1)]))) == 9

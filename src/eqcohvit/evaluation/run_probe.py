@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from operator import length_hint
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..data import Source, SpritesSource, TooManyBadImages, hold_out
@@ -161,6 +162,7 @@ class RunProbe:
     ) -> dict[str, float]:
         """`probe/r2/PART` (strict), `probe/r2_paper/PART` and `probe/knn/PART` of the model as it is now.
 
+        R2 is the mean over the parameters. If there are several, `probe/r2_of/PARAMETER/PART` is the strict R2 of each.
         All processes have to call it; only the main one gets figures. It draws no random numbers and leaves the mode of
         the model unchanged.
 
@@ -176,7 +178,11 @@ class RunProbe:
         figures = {}
         for protocol, parts in vectors.items():
             for part, features in parts.items():
-                figures[f"{_NAMES[protocol]}/{part}"] = self._r2(features, protocol)
+                r2 = self._r2(features, protocol)
+                figures[f"{_NAMES[protocol]}/{part}"] = float(r2.mean())
+                if protocol == "strict" and len(r2) > 1:
+                    names = self.path.parameter_names
+                    figures |= {f"probe/r2_of/{name}/{part}": float(r2[i]) for i, name in enumerate(names)}
         if (self.labels >= 0).all() and len(self.labels.unique()) > 1:
             for part, features in vectors.get("paper", vectors["strict"]).items():  # whole images
                 labels, x = self.labels.to(features.device), features[:, 0]
@@ -184,8 +190,8 @@ class RunProbe:
                 figures[f"probe/knn/{part}"] = sum(found) / len(found)
         return figures
 
-    def _r2(self, features: torch.Tensor, protocol: str) -> float:
-        """R2 of the parameters from features (N, 1 + D, d), mean over the parameters."""
+    def _r2(self, features: torch.Tensor, protocol: str) -> np.ndarray:
+        """R2 of each of the P parameters from features (N, 1 + D, d)."""
         parameters = self.parameters.to(features.device)
         predicted = []
         true = []
@@ -195,7 +201,7 @@ class RunProbe:
             reverse = self.path.inverse(targets) if protocol == "strict" else None
             predicted.append(kernel_regression(PairData(o, g, targets, test_o, test_g, self.num_draws, reverse)))
             true.append(test_targets)
-        return float(r2_per_parameter(torch.cat(predicted).cpu().numpy(), torch.cat(true).cpu().numpy()).mean())
+        return r2_per_parameter(torch.cat(predicted).cpu().numpy(), torch.cat(true).cpu().numpy())
 
     def _encode(
         self, encoder: ModelEncoder, images: torch.Tensor, gather: Callable[[torch.Tensor], torch.Tensor]

@@ -47,7 +47,7 @@ class Observer:
         self.accelerator = run.accelerator
         self.probe_interval = args.probe_interval(run.accelerator.num_processes, self.has_few_images)
         self.shown_r2 = run.state.get("shown_r2", "")  # of a probe since the last progress line
-        self.newest_r2: float | None = None  # of the equivariant part, on the main process
+        self.newest_r2: float | None = None  # of the equivariant part: the best-read parameter; on the main process
         self.shown: Batch | None = None  # the first batch of this process, which the pictures show
         self.watch = self.new_watch()
         self.first_step_ended = 0.0  # time of this process
@@ -105,7 +105,8 @@ class Observer:
         how = (self.renderer.mean, self.renderer.std, self.accelerator.gather, self.accelerator.is_main_process)
         figures = with_weights(self.trained, lambda: probe.measure(self.trained.model.eqcohvit, *how))
         if figures:
-            self.newest_r2 = figures["probe/r2/equivariant"]
+            of_equivariant = [figures[name] for name in figures if name.endswith("/equivariant") and "/r2_of/" in name]
+            self.newest_r2 = max([figures["probe/r2/equivariant"], *of_equivariant])
             self.shown_r2 = f"R2 equi {figures['probe/r2/equivariant']:.3f} inv {figures['probe/r2/invariant']:.3f}"
         return figures
 

@@ -33,6 +33,7 @@ class _Chart:
     limits: tuple[float, float] | None = None
 
 
+_OF_PARAMETERS = "probe/r2_of"
 _KNOWN = (
     _Chart("probe/r2", "What the parts know: R2, strict", "R2", (0.0, 1.0)),
     _Chart("probe/r2_paper", "What the parts know: R2, with empty borders", "R2", (0.0, 1.0)),
@@ -105,7 +106,7 @@ def render_run_page(
 ) -> str:
     """The HTML of the page. `history`: the lines of metrics.jsonl; `picture`: a PNG file of samples."""
     max_step = int(settings.get("max_steps") or 0)
-    known = [chart for spec in _KNOWN for chart in _charts(spec, history, max_step)]
+    known = [chart for spec in [*_best_read(history), *_KNOWN] for chart in _charts(spec, history, max_step)]
     curves = [chart for spec in [*_CURVES, *_others(history)] for chart in _charts(spec, history, max_step)]
     body = [f"<h1>{html.escape(title)}</h1><p class='faint'>{html.escape(state)}</p>"]
     if warnings:
@@ -156,6 +157,16 @@ def _charts(spec: _Chart, history: Sequence[dict[str, float]], max_step: int) ->
         yield line_chart(title, spec.unit, lines, spec.limits, max_step)
 
 
+def _best_read(history: Sequence[dict[str, float]]) -> list[_Chart]:
+    """A chart of the parameter with the highest newest R2 from the equivariant part, if a probe has several."""
+    newest = {name: value for line in history for name, value in line.items() if _belongs(name, _OF_PARAMETERS)}
+    scores = {name.split("/")[2]: value for name, value in newest.items() if name.endswith("/equivariant")}
+    if not scores:
+        return []
+    best = max(scores, key=lambda name: _number(scores[name]))
+    return [_Chart(f"{_OF_PARAMETERS}/{best}", f"What the parts know of {best}: R2, strict", "R2", (0.0, 1.0))]
+
+
 def _names(history: Sequence[dict[str, float]]) -> list[str]:
     return list(dict.fromkeys(name for line in history for name in line))
 
@@ -170,7 +181,7 @@ def _number(value: Any) -> float:
 
 def _others(history: Sequence[dict[str, float]]) -> list[_Chart]:
     """Charts of the metrics that no other chart has, by the first word of their names."""
-    shown = [spec.prefix for spec in (*_KNOWN, *_CURVES)]
+    shown = [_OF_PARAMETERS, *(spec.prefix for spec in (*_KNOWN, *_CURVES))]
     left = [name for name in _names(history) if not any(_belongs(name, prefix) for prefix in shown)]
     prefixes = dict.fromkeys(name.split("/")[0] for name in left if name != "step")
     return [_Chart(prefix, prefix.replace("_", " ").capitalize(), "value") for prefix in prefixes]
