@@ -243,7 +243,7 @@ class EqCohViTPreTrainedModel(PreTrainedModel):
 
 
 def _is_of_run(name: str | os.PathLike) -> bool:
-    """Whether the weights in a folder are those of a checkpoint; the folder of a run has a link to them."""
+    """Whether the weights in a folder belong to a checkpoint. The folder of a run has a link to them."""
     weights = os.path.realpath(os.path.join(name, "model.safetensors"))
     return any(os.path.isfile(os.path.join(folder, _RUN_FILE)) for folder in (name, os.path.dirname(weights)))
 

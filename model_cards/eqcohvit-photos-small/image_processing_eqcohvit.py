@@ -13,7 +13,7 @@ from .image_reading_eqcohvit import read_image
 
 
 class EqCohViTImageProcessorKwargs(ImagesKwargs, total=False):
-    """`fit`: what is done with a picture whose shape is not that of `size`."""
+    """`fit`: what is done with a picture that is not square: its central square, or the whole picture stretched."""
 
     fit: Literal["square", "stretch"]
 
