@@ -127,7 +127,7 @@ def test_run_from_a_model_folder_begins_with_its_heads_and_teacher(pretrain, con
     flags = start(continued / "model", photos, tmp_path / "run")
     options = "num_prototypes=32,bottleneck_dim=8,teacher_momentum=1"  # and a rate of about 0: all stays as it begins
     flags += ["--learning_rate", "1e-30", "--min_learning_rate", "0", "--objective_options", options]
-    flags += ["--invariant_rank", "0", "--no-freeze_backbone"]  # the rank would change the head
+    flags += ["--invariant_rank", "0"]  # which would change the head
     assert run(pretrain, *flags, *RUN) == 0
     said = " ".join(capsys.readouterr().out.split())  # lines are broken at 100 columns
     assert "backbone, feature head and decoders, the objective's heads, teacher; all else is new" in said

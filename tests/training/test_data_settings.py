@@ -74,7 +74,8 @@ CONTINUED |= {"invariant_rank_start": 0.0, "per_device_train_batch_size": 2}
     [
         ({}, CONTINUED),
         ({"max_steps": 500}, {n: v for n, v in CONTINUED.items() if n not in ("max_steps", "warmup_steps")}),
-        ({"peft": "lora"}, {n: v for n, v in CONTINUED.items() if n != "freeze_backbone"}),
+        ({"peft": "lora"}, {"per_device_train_batch_size": 2}),
+        ({"learning_rate": 1e-5}, {"per_device_train_batch_size": 2}),
         ({"init_heads": False}, {"per_device_train_batch_size": 2}),
         (dict.fromkeys(CONTINUED, 2), {}),
     ],

@@ -36,6 +36,7 @@ _CONTINUED = {
     "warmup_steps": 6,
     "invariant_rank_start": 0.0,
 }
+_HOW = {"freeze_backbone", "peft", "learning_rate", "layer_decay", "head_warmup_steps"}  # if given, they decide how
 
 
 def has_gpu() -> bool:
@@ -82,7 +83,7 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
     found = {} if has_sizes else _sizes_of(batches, values, decided)
     number = length_hint(source)  # 0 for streams
     largest = values["per_device_train_batch_size"]
-    if 0 < number < FEW_IMAGES and _continues(values):
+    if 0 < number < FEW_IMAGES and not decided & _HOW and _continues(values):
         found |= _few_steps(number, values, decided)
         largest = min(largest, _FEW_BATCH)
     batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), largest)
@@ -105,13 +106,10 @@ def _continues(values: dict[str, Any]) -> bool:
 def _few_steps(number: int, values: dict[str, Any], decided: set[str]) -> dict[str, Any]:
     """How few images continue a model, without what is decided; prints it."""
     undecided = {name: value for name, value in _CONTINUED.items() if name not in decided}
-    if values["peft"]:
-        undecided.pop("freeze_backbone", None)
     if "max_steps" in decided:
         undecided.pop("warmup_steps", None)
-    if undecided:
-        shown = " ".join(f"--{name}" if value is True else f"--{name} {value:g}" for name, value in undecided.items())
-        say_once(f"{number} images continue {values['init_from']}, so {shown}; flags override this")
+    shown = " ".join(f"--{name}" if value is True else f"--{name} {value:g}" for name, value in undecided.items())
+    say_once(f"{number} images continue {values['init_from']}, so {shown}; flags override this")
     return undecided
 
 
