@@ -34,7 +34,7 @@ def find_model(named: str | None) -> str:
     """The model to show: the one named, or the released one.
 
     Raises:
-        ValueError: no model was named and there is no released one.
+        ValueError: no model was named, and none is released.
     """
     if named:
         return named

@@ -118,3 +118,16 @@ def test_both_orders_read_the_angle_from_few_strict_pairs_better(tmp_path):
 def test_both_orders_are_the_mlp_where_a_path_has_no_inverse(tmp_path):
     found = both_orders_of(tmp_path, transform=["gaussian_blur"], protocol=["strict"])
     assert found["strict", "both_orders"] == found["strict", "mlp"]
+
+
+def test_each_row_names_what_its_own_head_has_chosen(tmp_path):
+    samples = ProbeImages(SpritesSource(), SpritesSource(offset=1 << 40), 400, 100)
+    heads = ["mlp", "both_orders", "kernel"]
+    settings = {"seeds": 1, "head": heads, "transform": ["rotation"], "protocol": ["strict"]}
+    evaluation = make(tmp_path, [PixelEncoder(16)], samples, **settings)
+    evaluation.num_draws = lambda part: 1
+    rows = [row for row in r2_tasks.r2(evaluation) if row.part == "pixels" and row.metric.startswith("R2")]
+    chosen = {row.settings["head"]: row.settings["chosen"] for row in rows}
+    # Pixels in one order are read by chance, so that ridge regression wins, and in both orders by the MLP.
+    assert chosen["kernel"] == ["kernel ridge"] and chosen["both_orders"] == ["MLP 32-32 of [o, g]"]
+    assert chosen["mlp"] != chosen["both_orders"]

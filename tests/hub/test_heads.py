@@ -20,7 +20,7 @@ class Head:
     sizes: dict[str, Any]
     backbone: dict[str, Any] = dataclasses.field(default_factory=dict)  # of our configuration
     targets: dict[str, Any] = dataclasses.field(default_factory=dict)  # in training only
-    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # besides the images
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # in addition to the images
     output: str = "logits"
 
 

@@ -111,7 +111,7 @@ def run_probes(
     features: dict[str, Features],
     data_of: Callable[[ProbeJob], PairData],
 ) -> dict[ProbeJob, dict[str, np.ndarray]]:
-    """Predictions of each job, by head, and `"chosen"`.
+    """What `predict` returns for each job.
 
     A part with one vector, such as the pixels, is the same for every pooling and is fitted once.
     """
@@ -130,20 +130,25 @@ def run_probes(
 
 
 def predict(evaluation: Evaluation, data: PairData) -> dict[str, np.ndarray]:
-    """What the heads of the settings find: predictions (S, M, P) by head, and `"chosen"` (S,)."""
+    """What the heads of the settings find: predictions (S, M, P) by head, and `"chosen HEAD"` (S,)."""
     heads = evaluation.settings.head
     num_seeds = evaluation.settings.seeds
     folder = evaluation.settings.cache_dir
     one_order = replace(data, reverse_targets=None)
     found: dict[str, np.ndarray] = {}
+
+    def keep(own: dict[str, np.ndarray], head: str, source: str) -> None:
+        found.update({head: own[source], f"chosen {head}": own["chosen"]})
+
     if "kernel" in heads:
-        found |= cached(folder, kernel_regress, data, num_seeds=num_seeds)
+        keep(cached(folder, kernel_regress, data, num_seeds=num_seeds), "kernel", "kernel")
     if "both_orders" in heads:
-        pairs = one_order if data.reverse_targets is None else data.in_both_orders()
-        own = cached(folder, regress, pairs, num_seeds=num_seeds, heads=("mlp",))
-        found |= {"both_orders": own["mlp"], "chosen": own["chosen"]}
+        both = one_order if data.reverse_targets is None else data.in_both_orders()
+        keep(cached(folder, regress, both, num_seeds=num_seeds, heads=("mlp",)), "both_orders", "mlp")
     if fitted := tuple(head for head in heads if head in FITTED_HEADS):
-        found |= cached(folder, regress, one_order, num_seeds=num_seeds, heads=fitted)
+        own = cached(folder, regress, one_order, num_seeds=num_seeds, heads=fitted)
+        for head in fitted:
+            keep(own, head, head)
     return found
 
 
@@ -237,7 +242,7 @@ def r2_rows(
     values = np.stack([r2_per_parameter(*pair) for pair in zip(found[head], true, strict=True)])
     resampled = r2_resampled(found[head], true, num_draws)
     num_images = true.shape[1] // num_draws if num_draws > 1 else None
-    settings = {**settings, "head": head, "chosen": found["chosen"].tolist()}
+    settings = {**settings, "head": head, "chosen": found[f"chosen {head}"].tolist()}
     title = f"R2 {settings['transform']}"
     suffix = f", {settings['protocol']}"
     suffix += "" if is_first else f", {settings['pooling']}"

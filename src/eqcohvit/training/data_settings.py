@@ -71,7 +71,8 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
         return {}
     has_sizes = values["init_from"] or ("image_size" in decided and ("model_preset" in decided or not has_gpu()))
     has_batch = "per_device_train_batch_size" in decided or not values["train_dir"]
-    if has_sizes and has_batch and not (values["init_from"] and values["train_dir"]):
+    may_continue = values["init_from"] and values["train_dir"] and not decided & _HOW
+    if has_sizes and has_batch and not may_continue:
         return {}
     try:
         source = open_source(*(values[name] for name in places), leave_out=values["output_dir"])
@@ -83,7 +84,7 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
     found = {} if has_sizes else _sizes_of(batches, values, decided)
     number = length_hint(source)  # 0 for streams
     largest = values["per_device_train_batch_size"]
-    if 0 < number < FEW_IMAGES and not decided & _HOW and _continues(values):
+    if may_continue and 0 < number < FEW_IMAGES and _continues(values):
         found |= _few_steps(number, values, decided)
         largest = min(largest, _FEW_BATCH)
     batch = batch_for(number // int(os.environ.get("WORLD_SIZE", "1")), largest)
@@ -95,7 +96,7 @@ def settings_of_images(values: dict[str, Any], decided: set[str]) -> dict[str, A
 
 def _continues(values: dict[str, Any]) -> bool:
     """Whether `init_from` is one of our models, and its heads are used."""
-    if not values["init_from"] or not values["init_heads"]:
+    if not values["init_heads"]:
         return False
     try:
         return open_start(values["init_from"]).is_split

@@ -38,7 +38,7 @@ def entry_of(module: str) -> list[str]:
 
 
 def viewer(page: str) -> list[str]:
-    """A command that shows a page: in the browser, or served at http://127.0.0.1:8000 where there is no screen."""
+    """A command that shows a page: in the browser, or served at http://127.0.0.1:8000 without a screen."""
     if sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))):
         return ["python", "-m", "webbrowser", page]
     return ["python", "-m", "http.server", "--bind", "127.0.0.1", "--directory", os.path.dirname(page) or "."]

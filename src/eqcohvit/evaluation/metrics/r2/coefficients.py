@@ -9,7 +9,7 @@ def r2_per_parameter(predictions: ArrayLike, references: ArrayLike) -> np.ndarra
     not vary.
 
     Raises:
-        ValueError: the shapes differ, or there are no samples or no parameters.
+        ValueError: the shapes differ, or samples or parameters are missing.
     """
     predictions, references = np.asarray(predictions, dtype=np.float64), np.asarray(references, dtype=np.float64)
     if predictions.shape != references.shape or predictions.ndim != 2:
