@@ -89,6 +89,8 @@ def test_targets_are_values_of_the_first_picture_or_differences():
     assert values.train.tolist() == [[-2, -2], [2, 2]] and values.mean.tolist() == [2, 7] and values.names == ["0", "1"]
     changes = make_targets(latent, pairs, latent, pairs, CHANGE)
     assert changes.train.tolist() == [[1.5], [-1.5]] and changes.names == ["0"]  # the other one changes by 2 in both
+    # 1 and -2 in one order, with the mean -0.5; -1 and 2 in the other
+    assert changes.reverse.tolist() == [[-0.5], [2.5]] and values.reverse is None
 
 
 def test_large_numbers_keep_their_differences():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,18 @@ def test_pairs_in_both_orders_stand_next_to_each_other():
     assert torch.allclose(both.targets.squeeze(-1), torch.tensor([[0.1, -0.1, 0.2, -0.2], [0.3, -0.3, 0.4, -0.4]]))
     assert both.num_draws == 2 and both.reverse_targets is None
     assert torch.equal(both.test_original, o) and torch.equal(both.test_moved, g)
+
+
+def test_a_known_reverse_is_fitted_too():
+    """Of twenty pairs, the reverse ones show what the others hide: that the target is the difference."""
+    generator = torch.Generator().manual_seed(0)
+    o, g, test_o, test_g = torch.randn(4, 20, 12, generator=generator)
+    y = g[:, :1] - o[:, :1]
+    true = (test_g[:, :1] - test_o[:, :1]).numpy()
+    data = PairData(o, g, y, test_o, test_g, reverse_targets=-y)
+    both = regress_pair(data, heads=())["linear"][0].numpy()
+    one = regress_pair(replace(data, reverse_targets=None), heads=())["linear"][0].numpy()
+    assert r2_per_parameter(both, true)[0] > r2_per_parameter(one, true)[0] + 0.1
 
 
 def test_one_picture_or_unknown_reverse_targets_have_no_second_order():

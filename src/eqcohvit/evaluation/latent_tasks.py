@@ -108,6 +108,7 @@ def _rows_of(
     test_places, test_pairs = test.places(next(iter(features["test"].values())))
     targets = make_targets(latent, pairs, test.latents[column], test_pairs, kind)
     y = to_device(targets.train)
+    reverse = None if targets.reverse is None else to_device(targets.reverse)
 
     def data_of(job: ProbeJob) -> PairData:
         vectors = select(features["train"][job.encoder].vectors, job.part, job.layer, job.pooling)
@@ -118,7 +119,7 @@ def _rows_of(
             return PairData(second, None, y, test_second, None)
         if kind == ONE_PICTURE:
             return PairData(first, None, y, test_first, None)
-        return PairData(first, second, y, test_first, test_second)
+        return PairData(first, second, y, test_first, test_second, reverse_targets=reverse)
 
     alone = settings.alone if kind == CHANGE else "none"
     jobs = probe_jobs(features["train"], settings.pooling, alone)

@@ -301,12 +301,14 @@ class Targets:
         test: float32 (M, P) to test on, minus `mean`.
         names: of the P components.
         mean: (P,) over the samples to fit on.
+        reverse: float32 (N, P), minus `mean`: the changes from the second pictures to the first. None for one picture.
     """
 
     train: torch.Tensor
     test: torch.Tensor
     names: list[str]
     mean: np.ndarray
+    reverse: torch.Tensor | None
 
 
 def make_targets(latent: Latent, pairs: np.ndarray, test_latent: Latent, test_pairs: np.ndarray, kind: str) -> Targets:
@@ -328,8 +330,13 @@ def make_targets(latent: Latent, pairs: np.ndarray, test_latent: Latent, test_pa
         where = f"among the {len(pairs)} samples to fit on or the {len(test_pairs)} to test on"
         raise ValueError(f"column {latent.name} does not vary ({kind}) {where}")
     mean = fit.mean(axis=0)
-    train, test = (torch.from_numpy((values - mean)[:, kept].astype(np.float32)) for values in (fit, held_out))
-    return Targets(train, test, [latent.components[index] for index in kept], mean[kept])
+
+    def centered(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((values - mean)[:, kept].astype(np.float32))
+
+    reverse = None if kind == ONE_PICTURE else centered(_values(latent, pairs[:, ::-1], kind))
+    names = [latent.components[index] for index in kept]
+    return Targets(centered(fit), centered(held_out), names, mean[kept], reverse)
 
 
 def _values(latent: Latent, pairs: np.ndarray, kind: str) -> np.ndarray:

@@ -147,7 +147,7 @@ def _whiten(train: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP_HEADS) -> dict[str, Any]:
-    """Predict targets with S probes, one for each seed.
+    """Predict targets with S probes, one for each seed. Pairs whose reverse targets are known are in both orders.
 
     Held-out samples (`split_rows`, different ones for each seed) make all choices, in the same way for every encoder:
     the inputs and the penalty of a ridge regression; the best of `heads` on average over the seeds, each trained for a
@@ -165,6 +165,8 @@ def regress_pair(data: PairData, num_seeds: int = 1, heads: Sequence[Head] = MLP
     Raises:
         ValueError: there are fewer than 10 images to fit on.
     """
+    if data.reverse_targets is not None:
+        data = data.in_both_orders()
     task = _SeededTask(data, num_seeds)
     bases = BASES
     candidates = list(heads)

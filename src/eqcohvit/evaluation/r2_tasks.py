@@ -24,7 +24,7 @@ from .probe_cache import cached
 from .results import ALONE, Row
 
 FITTED_HEADS = ("mlp", "linear")
-R2_HEADS = ("mlp", "linear", "both_orders", "kernel")
+R2_HEADS = ("mlp", "linear", "kernel")
 
 
 # ------------------------------------------------------------------------------------------------------------- features
@@ -134,21 +134,14 @@ def predict(evaluation: Evaluation, data: PairData) -> dict[str, np.ndarray]:
     heads = evaluation.settings.head
     num_seeds = evaluation.settings.seeds
     folder = evaluation.settings.cache_dir
-    one_order = replace(data, reverse_targets=None)
     found: dict[str, np.ndarray] = {}
-
-    def keep(own: dict[str, np.ndarray], head: str, source: str) -> None:
-        found.update({head: own[source], f"chosen {head}": own["chosen"]})
-
     if "kernel" in heads:
-        keep(cached(folder, kernel_regress, data, num_seeds=num_seeds), "kernel", "kernel")
-    if "both_orders" in heads:
-        both = one_order if data.reverse_targets is None else data.in_both_orders()
-        keep(cached(folder, regress, both, num_seeds=num_seeds, heads=("mlp",)), "both_orders", "mlp")
+        own = cached(folder, kernel_regress, data, num_seeds=num_seeds)
+        found |= {"kernel": own["kernel"], "chosen kernel": own["chosen"]}
     if fitted := tuple(head for head in heads if head in FITTED_HEADS):
-        own = cached(folder, regress, one_order, num_seeds=num_seeds, heads=fitted)
+        own = cached(folder, regress, data, num_seeds=num_seeds, heads=fitted)
         for head in fitted:
-            keep(own, head, head)
+            found |= {head: own[head], f"chosen {head}": own["chosen"]}
     return found
 
 

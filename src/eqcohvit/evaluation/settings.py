@@ -88,8 +88,7 @@ class EvaluationSettings(AnnotationSettings, DataSettings):
     )
     head: list[str] = setting(
         ("mlp", "linear"),
-        "regressors of r2; both_orders: an MLP that also sees each strict pair in reverse order, for motions with an "
-        "inverse; pretraining uses kernel, which is slow above 1,000 images",
+        "regressors of r2; pretraining uses kernel, which is slow above 1,000 images",
         registered("evaluation", "R2_HEADS"),
     )
     pooling: list[str] = setting(

@@ -15,7 +15,7 @@ from .settings import EvaluationSettings
 # protocols, decoding, pooling, probes or counts. tests/evaluation/test_protocol_version.py holds the figures of a
 # version. How many draws each of few images is shown under is a count that results.json states: `train_draws` and
 # `test_draws`, without which it is 1.
-PROTOCOL_VERSION = "4"
+PROTOCOL_VERSION = "5"
 _WITHOUT_VERSION = "1"  # of results that do not name one
 
 
