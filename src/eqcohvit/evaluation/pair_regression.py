@@ -43,7 +43,8 @@ class Head:
     learning_rate: float = 5e-3
 
     def __str__(self) -> str:
-        return f"MLP {'-'.join(map(str, self.widths))} of {self.basis}"
+        name = f"MLP {'-'.join(map(str, self.widths))} of {self.basis}"
+        return name if self.learning_rate == Head.learning_rate else f"{name}, learning rate {self.learning_rate:g}"
 
     def of_one_image(self) -> Head:
         """The same head without g."""
@@ -51,7 +52,8 @@ class Head:
 
 
 # Chosen by a larger search, see scripts/guides/evaluate.md.
-MLP_HEADS = tuple(Head(basis, (128, 128, 128)) for basis in (*BASES, WHITENED))
+_MLPS = tuple(Head(basis, (128, 128, 128)) for basis in (*BASES, WHITENED))
+MLP_HEADS = (*_MLPS, replace(_MLPS[0], learning_rate=2.5e-3))
 
 
 @dataclass(frozen=True)
