@@ -32,7 +32,7 @@ from eqcohvit.files import message_of, write_text_whole
 from eqcohvit.training.arguments import parse_arguments
 from eqcohvit.training.output import safe_output
 from eqcohvit.training.signals import EXIT_STOPPED
-from reproduction.tables import DENSE, TABLES, Run, chosen_runs, render_tables
+from reproduction.tables import DENSE, PROTOCOLS, TABLES, Run, chosen_runs, render_tables
 
 SCRIPTS = Path(__file__).parent
 HUB = {
@@ -219,8 +219,8 @@ class Reproduction:
         if run.dense:
             dense = [self._dense_stage(run, task) for task in DENSE]
             return [stage for stage in (*([] if run.untrained else stages), *dense) if stage is not None]
-        probe = ["--model", home / "model", "--task", "r2", "knn", "linear", "--full"]
-        probe += ["--pooling", "cls_mean", "--head", "mlp"]
+        probe = ["--model", home / "model", "--task", "r2", "knn", "linear"]
+        probe += ["--protocol", *PROTOCOLS, "--seeds", 3, "--head", "mlp"]
         probe += [
             "--transform",
             *run.transforms,

@@ -125,7 +125,7 @@ def test_the_equivariant_part_reads_the_pose_as_the_guide_says():
     equivariant, invariant = pose["equivariant part"], pose["invariant part"]
     for column in (0, 2, 4):  # R2: "the invariant part does not know the angle"
         assert equivariant[column] > pose["backbone"][column] and invariant[column] < 0.05
-    assert abs(equivariant[0] - pose["raw pixels"][0]) < 0.005  # "as well as the equivariant part"
+    assert abs(equivariant[0] - pose["raw pixels"][0]) < 0.02  # "about as well as the equivariant part"
     assert equivariant[4] > pose["raw pixels"][4] + 0.1  # "they tell the shift worse"
     for column in (1, 3):  # median errors
         assert equivariant[column] < invariant[column] - 10
