@@ -124,7 +124,7 @@ def test_the_equivariant_part_reads_the_pose_as_the_guide_says():
     assert len(pose) == 5
     equivariant, invariant = pose["equivariant part"], pose["invariant part"]
     for column in (0, 2, 4):  # R2: "the invariant part does not know the angle"
-        assert equivariant[column] > pose["backbone"][column] and invariant[column] < 0.05
+        assert equivariant[column] > pose["backbone"][column] + 0.02 and invariant[column] < 0.05
         assert abs(equivariant[column] - pose["raw pixels"][column]) < 0.05  # "about as well as the equivariant part"
     for column in (1, 3):  # median errors
         assert equivariant[column] < invariant[column] - 10
@@ -137,10 +137,10 @@ def test_small_pictures_are_as_the_guide_says():
         invariant = rows["invariant part"][column]
         assert abs(rows["backbone"][column] - invariant) < 0.005
         assert invariant > max(others(rows, column, "invariant part", "backbone")) + 0.05
-    for column in (2, 3):  # R2: better than the backbone, pixels better still
+    for column, margin in ((2, 0.01), (3, 0.05)):  # R2: better than the backbone, pixels better still
         equivariant = rows["equivariant part"][column]
         assert equivariant > rows["invariant part"][column] + 0.2
-        assert rows["backbone"][column] + 0.01 < equivariant < rows["raw pixels"][column] - 0.01
+        assert rows["backbone"][column] + margin < equivariant < rows["raw pixels"][column] - margin
 
 
 @pytest.mark.parametrize(
