@@ -60,7 +60,8 @@ def test_states_are_on_the_way_of_the_pair(protocol):
     pair = render_pair(batch, path, protocol, 24)
     assert torch.equal(states.parameters, pair.parameters)
     assert torch.equal(states.on_path[:, 2], pair.transformed)
-    torch.testing.assert_close(states.on_path[:, 0], states.original, atol=1e-5, rtol=0)
+    if protocol != "recolored":
+        torch.testing.assert_close(states.on_path[:, 0], states.original, atol=1e-5, rtol=0)
     distance = (states.on_path - pair.transformed[:, None]).abs().mean(dim=(2, 3, 4))
     moved = pair.parameters[:, 0].abs() > 0.2
     assert (distance[moved, 1] < distance[moved, 0]).all()
@@ -76,12 +77,47 @@ def test_pair_shares_everything_but_the_transformation():
             assert torch.allclose(pair.transformed[i : i + 1], expected, atol=1e-6)
 
 
-def test_same_images_get_the_same_transformation_in_both_protocols():
+def test_same_images_get_the_same_transformation_in_all_protocols():
     assert torch.equal(pairs("paper").parameters, pairs("strict").parameters)
+    assert torch.equal(pairs("recolored").parameters, pairs("strict").parameters)
+
+
+def test_recolored_views_of_a_gray_picture_are_darker_or_brighter_each_by_its_own_factor():
+    """Of equal gray pixels only the brightness changes, by a factor of 0.2 to 1.8: 100 becomes 20 to 180."""
+    pair = pairs("recolored", value=100)
+    levels = torch.stack([pair.original, pair.transformed]) * 255
+    assert torch.allclose(levels, levels[..., :1, :1, :1].expand_as(levels), atol=1e-3)
+    levels = levels[..., 0, 0, 0]
+    assert levels.min() >= 20 and levels.max() <= 180 and levels.std(dim=1).min() > 20
+    assert (levels[0] - levels[1]).abs().min() > 1
+
+
+def test_recolored_views_are_those_of_strict_in_other_colors():
+    """What a color change keeps: where a strict view is black, and the order of two levels of gray."""
+    path = make_path("rotation")
+    batch = make_batch(canvas_size(24, path, "strict"))
+    edge = torch.zeros_like(batch.canvases)
+    edge[..., 30:] = 120
+    batch = Batch(edge, batch.sizes, batch.keys, batch.epochs, batch.labels, {})
+    strict, recolored = (render_pair(batch, path, protocol, 24) for protocol in ("strict", "recolored"))
+    for name in ("original", "transformed"):
+        gray, colored = (getattr(pair, name).mean(dim=1).flatten(1) for pair in (strict, recolored))
+        assert (gray - colored).abs().amax(dim=1).min() > 0.01
+        for own, other in zip(gray, colored, strict=True):
+            assert torch.corrcoef(torch.stack([own, other]))[0, 1] > 0.99
+
+
+def test_under_several_seeds_a_recolored_image_keeps_its_colors_and_its_versions_do_not():
+    path = make_path("rotation")
+    batch = make_batch(canvas_size(24, path, "recolored"), value=100)
+    first, second = render_states(batch, path, "recolored", 24, [0, 1], [0.5, 1.0])
+    assert torch.equal(first.original, second.original)
+    assert torch.allclose(first.on_path[:, 0], first.on_path[:, 1], atol=1e-5)
+    assert (first.on_path - second.on_path).abs().amax(dim=(1, 2, 3, 4)).min() > 0.01
 
 
 def test_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="unknown protocol 'lax'; known: paper, strict"):
+    with pytest.raises(ValueError, match="unknown protocol 'lax'; known: paper, strict, recolored"):
         render_pair(make_batch(24), make_path("rotation"), "lax", 24)
 
 

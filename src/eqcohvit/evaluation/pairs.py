@@ -1,8 +1,10 @@
-"""Images and their transformed versions for the R2 probe, rendered in two protocols.
+"""Images and their transformed versions for the R2 probe, rendered in three protocols.
 
 `paper`: the central square of the image, and that square after g with empty (black) pixels where it has left the frame.
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border
 gives g away.
+`recolored`: the views of `strict`, as if each had been taken in another light. Each gets its own random brightness,
+contrast, saturation and hue, which the probe is not asked for. Comparing pixels no longer suffices.
 
 A square lattice holds more detail along its diagonals than along its axes, and interpolation takes away more along the
 axes: both turn with g. So strict views are read from a picture without the frequencies that only the diagonals hold.
@@ -20,11 +22,15 @@ import torch
 
 from ..data import Batch
 from ..transforms import Transformation, TransformationPath, ops
+from ..transforms.paths import ColorJitter
 from ..transforms.random import uniforms
 from ..transforms.render import render, still_view
 
-PROTOCOLS = ("paper", "strict")
-_STREAM = 64  # random stream of the probe's transformations, apart from those of the training views
+PROTOCOLS = ("paper", "strict", "recolored")
+# Random streams, apart from those of the training views: of g, and of the colors of the image and of its transformed
+# version.
+_STREAM, _IMAGE_COLORS, _TRANSFORMED_COLORS = 64, 65, 66
+_LIGHT = ColorJitter(0.8, 0.2)  # of a recolored view: the ranges of SimCLR's views (arXiv:2002.05709, appendix A)
 _CANVAS_DENSITY = 2  # pixels of the canvas for each pixel of a strict view, along x and along y
 _READ_DENSITY = 4  # of the picture that views are read from, so dense that bilinear interpolation leaves no trace
 _PASSED = 0.9  # share of the circle's radius up to which frequencies pass
@@ -159,11 +165,14 @@ def render_states(
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     canvases, crop, border = batch.canvases.float() / 255, 1.0, "zeros"
-    if protocol == "strict" and moves(path):
+    if protocol != "paper" and moves(path):
         crop, border = strict_crop(path), "canvas"
         view_side = image_size / crop
         canvases = band_limited(canvases, batch.sizes[:, 0], view_side, math.ceil(_READ_DENSITY * view_side))
-    return [_read_states(canvases, batch.keys, path, crop, border, image_size, seed, fractions) for seed in seeds]
+    found = [_read_states(canvases, batch.keys, path, crop, border, image_size, seed, fractions) for seed in seeds]
+    if protocol == "recolored" and moves(path):
+        found = [_recolored(states, batch.keys, seed) for states, seed in zip(found, seeds, strict=True)]
+    return found
 
 
 def _read_states(
@@ -187,8 +196,28 @@ def _read_states(
     return States(original, render(picture, from_view, states, border, image_size, pivot), drawn.parameters)
 
 
+def _recolored(states: States, keys: torch.Tensor, seed: int) -> States:
+    """Colors of their own for the image, the same under every seed, and for its transformed versions."""
+    pivot = ops.luminance(states.original).mean(dim=(1, 2, 3))
+    number = states.on_path.shape[1]
+    original = ops.adjust_color(states.original, _light(keys, 0, _IMAGE_COLORS), pivot)
+    colors = _light(keys, seed, _TRANSFORMED_COLORS)
+    on_path = ops.adjust_color(
+        states.on_path.flatten(0, 1), colors.repeat_interleave(number, dim=0), pivot.repeat_interleave(number)
+    )
+    return States(original, on_path.unflatten(0, (-1, number)), states.parameters)
+
+
+def _light(keys: torch.Tensor, seed: int, stream: int) -> torch.Tensor:
+    """Random color changes (B, 4), as `Transformation.color`."""
+    draws = uniforms(seed, keys=keys, epochs=torch.zeros_like(keys), stream=stream, count=_LIGHT.num_parameters)
+    color = _LIGHT.sample(draws).at(1.0).color
+    assert color is not None
+    return color
+
+
 def canvas_size(image_size: int, path: TransformationPath, protocol: str) -> int:
     """Side of the canvas that views of side `image_size` are read from, in pixels."""
-    if protocol == "strict" and moves(path):
+    if protocol != "paper" and moves(path):
         return math.ceil(_CANVAS_DENSITY * image_size / strict_crop(path))
     return image_size

@@ -315,7 +315,7 @@ def _pair_rows(
         test_original, test_moved, _ = pairs(test[job.encoder], job, settings.seeds)
         if job.alone:
             return PairData(moved, None, parameters, test_moved, None, num_draws)
-        reverse = path.inverse(parameters.flatten(0, 1)) if protocol == "strict" else None
+        reverse = path.inverse(parameters.flatten(0, 1)) if protocol != "paper" else None
         reverse = None if reverse is None else reverse.view_as(parameters)
         return PairData(original, moved, parameters, test_original, test_moved, num_draws, reverse)
 

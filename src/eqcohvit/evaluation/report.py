@@ -37,6 +37,7 @@ _HOW_TO_READ = {
     "transformed version: 1 is perfect, 0 is guessing the mean, and negative values are worse than that (nothing is "
     "clipped). <i>paper</i>: the transformed image shows empty borders, which reveal most of the motion. "
     "<i>strict</i>: real pixels fill them, so that only the content reveals it; exceptions are named below the table. "
+    "<i>recolored</i>: the same, and each view has its own random colors, as in another light. "
     "<i>grid</i>: the same from all patches instead of pooled features, which is easy even for raw pixels and random "
     "weights.",
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",

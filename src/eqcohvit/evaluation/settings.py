@@ -83,7 +83,8 @@ class EvaluationSettings(AnnotationSettings, DataSettings):
     )
     protocol: list[str] = setting(
         _BY_SIZE,
-        "paper: empty borders after the transformation; strict: real pixels; default: strict, with --full both",
+        "paper: empty borders after the transformation; strict: real pixels; recolored: strict, with other colors in "
+        "each view; default: strict, with --full paper and strict",
         registered("evaluation", "PROTOCOLS"),
     )
     head: list[str] = setting(
