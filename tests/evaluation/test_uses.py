@@ -130,6 +130,18 @@ def test_the_equivariant_part_reads_the_pose_as_the_guide_says():
         assert equivariant[column] < invariant[column] - 10
 
 
+def test_another_light_and_a_single_photograph_are_as_the_guide_says():
+    rows = table("Read the pose in another light, or from a single photograph: the equivariant part")
+    single, another, error, recall = range(4)
+    equivariant, invariant = rows["equivariant part"], rows["invariant part"]
+    assert abs(equivariant[single] - rows["backbone"][single]) < 0.02
+    assert equivariant[single] > max(others(rows, single, "equivariant part", "backbone")) + 0.15
+    assert max(abs(invariant[single]), abs(invariant[another]), rows["raw pixels"][single]) < 0.05
+    assert equivariant[another] > max(others(rows, another, "equivariant part")) + 0.02
+    assert equivariant[error] < rows["raw pixels"][error] - 1
+    assert max(rows, key=lambda name: rows[name][recall]).startswith("without the task")
+
+
 def test_small_pictures_are_as_the_guide_says():
     rows = table("Small pictures")
     assert len(rows) == 5

@@ -43,8 +43,8 @@ _HOW_TO_READ = {
     "kNN": "<b>kNN</b>: accuracy of a vote of the nearest training images by cosine similarity.",
     "linear": "<b>linear</b>: accuracy of a linear classifier on frozen features. Held-out training images chose its "
     "learning rate.",
-    "alone": "<b>g alone</b>: the same probe on the transformed image without the original: what the protocol gives "
-    "away.",
+    "alone": "<b>g alone</b>: the same probe on the transformed image without the original. What it reads from raw "
+    "pixels, the protocol gives away.",
     "recall@1": "<b>recall@1</b>: how often the most similar of all test images is the original of a transformed one.",
     "change": "<b>change</b>: squared distance that features move under the transformation, relative to two different "
     "images.",
