@@ -72,7 +72,7 @@ class Size:
     alone: str
 
 
-_FEW = 500  # images to fit on; the released model reads R2 0.62 with 200 and 0.92 with 2,048 (scripts/guides/uses.md)
+_FEW = 500  # images to fit on; the released model reads R2 0.81 with 200 and 0.95 with 2,048 (scripts/guides/uses.md)
 # Without --full: about a minute for a model on a laptop.
 QUICK = Size(("strict",), ("cls_mean",), seeds=1, max_samples=1024, max_test_samples=512, alone="pixels")
 FULL = Size(("paper", "strict"), ("cls_mean", "grid"), seeds=3, max_samples=4096, max_test_samples=2048, alone="all")
