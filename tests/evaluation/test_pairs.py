@@ -93,7 +93,7 @@ def test_recolored_views_of_a_gray_picture_are_darker_or_brighter_each_by_its_ow
 
 
 def test_recolored_views_are_those_of_strict_in_other_colors():
-    """What a color change keeps: where a strict view is black, and the order of two levels of gray."""
+    """An edge between black and gray stays in its place, and gray stays brighter than black."""
     path = make_path("rotation")
     batch = make_batch(canvas_size(24, path, "strict"))
     edge = torch.zeros_like(batch.canvases)

@@ -4,7 +4,7 @@
 `strict`: the same field of view from the middle of the square, so that after g real pixels fill the frame: no border
 gives g away.
 `recolored`: the views of `strict`, as if each had been taken in another light. Each gets its own random brightness,
-contrast, saturation and hue, which the probe is not asked for. Comparing pixels no longer suffices.
+contrast, saturation and hue, which the probe is not asked for.
 
 A square lattice holds more detail along its diagonals than along its axes, and interpolation takes away more along the
 axes: both turn with g. So strict views are read from a picture without the frequencies that only the diagonals hold.
